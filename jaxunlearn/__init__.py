@@ -1,0 +1,109 @@
+"""Makes JAX models forget, and shows what they still know.
+
+Names are imported when they are first used, so that ``jaxunlearn --help`` does not
+wait for JAX, and so that no data set library is loaded before it is asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from jaxunlearn.attribution import features, lrp, rules, seeds, structure
+    from jaxunlearn.config import Config
+    from jaxunlearn.data.requests import (
+        forget_class,
+        forget_classes,
+        forget_indices,
+        forget_random,
+    )
+    from jaxunlearn.data.sets import make_sets, stack_sets, subset, whole
+    from jaxunlearn.data.sources import load_dataset
+    from jaxunlearn.ensemble import ensemble
+    from jaxunlearn.experiment import run
+    from jaxunlearn.fit import train, train_many
+    from jaxunlearn.metrics.evaluate import evaluate
+    from jaxunlearn.models import build, functionalize
+    from jaxunlearn.report import print_report
+    from jaxunlearn.runner import unlearn, unlearn_many
+    from jaxunlearn.sharding import make_sharding
+    from jaxunlearn.types import Batches, Info, Model, Needs, Sets, Unlearner
+    from jaxunlearn.unlearners.finetune import finetune
+    from jaxunlearn.unlearners.gradient_ascent import gradient_ascent
+    from jaxunlearn.unlearners.neuron_path import neuron_path
+    from jaxunlearn.unlearners.random_label import random_label
+    from jaxunlearn.unlearners.retrain import retrain
+
+_HOME = {
+    "attribution": ["features", "lrp", "rules", "seeds", "structure"],
+    "config": ["Config"],
+    "data.requests": ["forget_class", "forget_classes", "forget_indices", "forget_random"],
+    "data.sets": ["make_sets", "stack_sets", "subset", "whole"],
+    "data.sources": ["load_dataset"],
+    "ensemble": ["ensemble"],
+    "experiment": ["run"],
+    "fit": ["train", "train_many"],
+    "metrics.evaluate": ["evaluate"],
+    "models": ["build", "functionalize"],
+    "report": ["print_report"],
+    "runner": ["unlearn", "unlearn_many"],
+    "sharding": ["make_sharding"],
+    "types": ["Batches", "Info", "Model", "Needs", "Sets", "Unlearner"],
+    "unlearners.finetune": ["finetune"],
+    "unlearners.gradient_ascent": ["gradient_ascent"],
+    "unlearners.neuron_path": ["neuron_path"],
+    "unlearners.random_label": ["random_label"],
+    "unlearners.retrain": ["retrain"],
+}
+_WHERE = {name: home for home, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Batches",
+    "Config",
+    "Info",
+    "Model",
+    "Needs",
+    "Sets",
+    "Unlearner",
+    "build",
+    "ensemble",
+    "evaluate",
+    "features",
+    "finetune",
+    "forget_class",
+    "forget_classes",
+    "forget_indices",
+    "forget_random",
+    "functionalize",
+    "gradient_ascent",
+    "load_dataset",
+    "lrp",
+    "make_sets",
+    "make_sharding",
+    "neuron_path",
+    "print_report",
+    "random_label",
+    "retrain",
+    "rules",
+    "run",
+    "seeds",
+    "stack_sets",
+    "structure",
+    "subset",
+    "train",
+    "train_many",
+    "unlearn",
+    "unlearn_many",
+    "whole",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'jaxunlearn' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxunlearn.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,117 @@
+"""One experiment as frozen dataclasses: what is written beside every checkpoint.
+
+Pure Python: neither JAX nor NumPy is imported, so that a mistake on the command
+line is reported at once.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "Request",
+    "TrainConfig",
+    "to_dict",
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and how they are split."""
+
+    # "digits" (embedded), a TFDS name or folder ("mnist", "cifar10"), or a path to an .npz
+    name: str = "digits"
+    # TFDS data directory; None: TFDS's own default, downloading where needed
+    dir: str | None = None
+    # images taken from the official test split, never trained nor evaluated on
+    unseen: int = 400
+    # images are resized to this many pixels a side; None: kept, and must all agree
+    image_size: int | None = None
+    # folder for decoded arrays; None: the user's cache directory
+    cache: str | None = None
+    # seed of the test split's division into unseen and test
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    # a name of `jaxunlearn list`
+    name: str = "mlp"
+    # keyword arguments of the network's constructor
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the original and the retrained models are trained."""
+
+    epochs: float = 20.0
+    batch_size: int = 128
+    # "sgd" (Nesterov momentum), "adam" or "adamw"
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    # "constant" or "cosine" (to zero)
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    # "none" or "crop_flip" (zero-padded random crop and mirror image)
+    augment: str = "none"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be forgotten: exactly one of classes, indices and share.
+
+    Attributes:
+      classes: every training example of these classes.
+      indices: these positions of the training split.
+      share: this share of the training split, drawn at random with ``seed``.
+    """
+
+    classes: tuple[int, ...] = ()
+    indices: tuple[int, ...] = ()
+    share: float = 0.0
+    seed: int = 0
+
+
+DIGITS_METHODS: Mapping[str, Mapping[str, Any]] = {
+    "neuron_path": {"per_sample": 20, "neurons": 40},
+    "finetune": {"steps": 100},
+    "gradient_ascent": {"steps": 20},
+    "random_label": {"steps": 50},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole experiment; the defaults are the embedded one."""
+
+    # the run's folder below the runs directory
+    name: str = "digits"
+    # every random choice but the data split follows from it
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    request: Request = field(default_factory=lambda: Request(classes=(3,)))
+    # label -> options: "method" (default: the label), "steps", "batch_size", the optimizer's
+    # "optimizer", "learning_rate", "schedule", "weight_decay", "momentum", and the
+    # method's own keyword arguments
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: dict(DIGITS_METHODS))
+    # retrained models; two or more give the oracle-against-oracle noise floor
+    oracles: int = 3
+    # "single", "data" or "fsdp", over all devices
+    mesh: str = "single"
+    # (regex on the parameter path, mesh axes of the trailing dimensions); before the preset's own
+    rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as nested plain dictionaries, lists and scalars (JSON)."""
+    return dataclasses.asdict(config)

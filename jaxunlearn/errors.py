@@ -1,0 +1,34 @@
+"""Errors that a user can mend; the command line prints them without a traceback."""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DivergenceError",
+    "RequestError",
+    "UserError",
+]
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong; the message says what was expected."""
+
+
+class ConfigError(UserError):
+    """A configuration names an unknown key or holds a value of the wrong kind."""
+
+
+class DataError(UserError):
+    """A data set is missing, incomplete or not of the expected form."""
+
+
+class RequestError(UserError):
+    """A request to forget cannot be met: nothing, everything, or out of range."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or would be overwritten."""
+
+
+class DivergenceError(UserError):
+    """A loss or a parameter stopped being finite; the message gives the step."""

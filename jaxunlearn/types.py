@@ -1,0 +1,186 @@
+"""The words of the library as types.
+
+Shapes, here and everywhere: ``N`` examples of a split, ``M`` capacity of a
+subset, ``B`` examples of a batch, ``K`` classes, ``...`` the shape of one
+example (images are ``H, W, C``).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+__all__ = [
+    "Apply",
+    "Batch",
+    "Batches",
+    "Examples",
+    "Info",
+    "Key",
+    "Model",
+    "Needs",
+    "Sets",
+    "State",
+    "Subset",
+    "Unlearner",
+    "Variables",
+]
+
+Key = jax.Array
+"""A typed key, ``jax.random.key(seed)``."""
+
+Variables = Any
+"""What a model computes with: a mapping ``{"params": ..., <other collections>}``
+whose other collections (batch statistics, say) are not trained; or any pytree
+without a ``"params"`` entry, all of which is trained."""
+
+State = Any
+"""A pytree that an unlearner carries from step to step."""
+
+Apply = Callable[[Variables, jax.Array], jax.Array]
+"""``apply(variables, x [B, ...]) -> logits [B, K]``, in inference mode."""
+
+
+class Model(NamedTuple):
+    """A network as pure functions; :func:`jaxunlearn.functionalize` makes one.
+
+    Attributes:
+      init: ``key -> variables``, freshly drawn.
+      apply: ``variables, x -> logits``, in inference mode.
+      apply_train: ``variables, x, key -> (logits, variables)``, in training mode;
+        the variables returned differ in the collections that are not trained
+        (running batch statistics); the key feeds dropout.
+    """
+
+    init: Callable[[Key], Variables]
+    apply: Apply
+    apply_train: Callable[[Variables, jax.Array, Key], tuple[jax.Array, Variables]]
+
+
+class Examples(NamedTuple):
+    """Labelled examples as they lie on the device, shared by many subsets.
+
+    Attributes:
+      x: ``[N, ...]``, integers or floats, not yet normalised.
+      y: ``int32 [N]``, class labels.
+      mean: broadcasts against one example; subtracted by the reader.
+      std: broadcasts against one example; divides after the subtraction.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    mean: jax.Array
+    std: jax.Array
+
+
+class Subset(NamedTuple):
+    """Some of the examples: the first ``size`` of ``indices``.
+
+    ``size`` is an array, not a shape, so that subsets of different sizes and
+    one capacity run in one compiled program and map over a leading axis.
+
+    Attributes:
+      examples: what is shared.
+      indices: ``int32 [M]``, positions in ``examples``; those behind ``size``
+        are padding and repeat valid ones.
+      size: ``int32 []``, between 0 and ``M``.
+    """
+
+    examples: Examples
+    indices: jax.Array
+    size: jax.Array
+
+
+class Batch(NamedTuple):
+    """Examples drawn from a subset, normalised.
+
+    Attributes:
+      x: ``float32 [B, ...]``.
+      y: ``int32 [B]``; all ``-1`` for a method that declared not to need labels.
+      weight: ``float32 [B]``, 1 for an example that counts, 0 for padding.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    weight: jax.Array
+
+
+class Sets(NamedTuple):
+    """What a request to forget makes of the data; a field may be ``None``.
+
+    Attributes:
+      forget: training examples to be forgotten.
+      retain: all other training examples.
+      unseen: examples of what is to be forgotten that no training saw.
+      holdout: examples of everything else that no training saw.
+      test_forget: test examples of what is to be forgotten (evaluation only).
+      test_retain: all other test examples (evaluation only).
+    """
+
+    forget: Subset | None = None
+    retain: Subset | None = None
+    unseen: Subset | None = None
+    holdout: Subset | None = None
+    test_forget: Subset | None = None
+    test_retain: Subset | None = None
+
+
+class Batches(NamedTuple):
+    """One step's batch of each set that the unlearner declared."""
+
+    forget: Batch | None = None
+    retain: Batch | None = None
+    unseen: Batch | None = None
+    holdout: Batch | None = None
+
+
+class Needs(NamedTuple):
+    """What an unlearner may see; the runner passes nothing else.
+
+    Attributes:
+      forget, retain, unseen, holdout: whether the set is passed.
+      labels: whether labels are passed with the examples.
+      once: a single pass: every step brings examples not seen before, the last
+        batch is padded with weight 0, and the number of steps follows from the
+        size of the sets. Otherwise the sets are shuffled and repeated for as
+        many steps as the caller asks.
+      samples: with ``once``, at most so many examples of each set, drawn at
+        random; ``None`` for all.
+    """
+
+    forget: bool = False
+    retain: bool = False
+    unseen: bool = False
+    holdout: bool = False
+    labels: bool = True
+    once: bool = False
+    samples: int | None = None
+
+
+class Info(NamedTuple):
+    """Diagnostics of one step: read by a person or a stop rule, never carried.
+
+    Attributes:
+      metrics: named scalars (``loss``, ``accuracy``, ...).
+      finite: ``bool []``, whether loss and update were finite.
+    """
+
+    metrics: dict[str, jax.Array]
+    finite: jax.Array
+
+
+class Unlearner(NamedTuple):
+    """A method that makes a model forget, as pure functions.
+
+    Attributes:
+      init: ``variables, sets, key -> state``; all that is computed before the loop.
+      step: ``state, batches -> (state, info)``; compiled once.
+      result: ``state -> variables`` of the same structure, shapes and dtypes as
+        those given to ``init``.
+      needs: which sets ``init`` and ``step`` may see.
+    """
+
+    init: Callable[[Variables, Sets, Key], State]
+    step: Callable[[State, Batches], tuple[State, Info]]
+    result: Callable[[State], Variables]
+    needs: Needs

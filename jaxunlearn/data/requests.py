@@ -1,0 +1,110 @@
+"""Requests to forget: what is named, and which training examples that means."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from jaxunlearn.config import Request
+from jaxunlearn.errors import RequestError
+
+__all__ = [
+    "describe",
+    "forget_class",
+    "forget_classes",
+    "forget_indices",
+    "forget_mask",
+    "forget_random",
+    "same_kind_mask",
+]
+
+
+def forget_class(label: int) -> Request:
+    """Forget every training example of one class."""
+    return forget_classes([label])
+
+
+def forget_classes(labels: Iterable[int]) -> Request:
+    """Forget every training example of several classes."""
+    return Request(classes=tuple(int(label) for label in labels))
+
+
+def forget_indices(indices: Iterable[int]) -> Request:
+    """Forget the training examples at these positions."""
+    return Request(indices=tuple(int(index) for index in indices))
+
+
+def forget_random(share: float, seed: int = 0) -> Request:
+    """Forget a random share, between 0 and 1, of the training examples."""
+    return Request(share=float(share), seed=seed)
+
+
+def describe(request: Request) -> str:
+    """The request in a few words, for titles and messages."""
+    if request.classes:
+        noun = "class" if len(request.classes) == 1 else "classes"
+        return f"forget {noun} " + ", ".join(str(label) for label in request.classes)
+    if request.indices:
+        return f"forget {len(request.indices)} given examples"
+    return f"forget a random {request.share:.3g} of the examples (seed {request.seed})"
+
+
+def forget_mask(request: Request, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Which training examples are to be forgotten.
+
+    Args:
+      request: names exactly one of classes, indices and share.
+      labels: ``int [N]``, the training labels.
+      num_classes: ``K``.
+
+    Returns:
+      ``bool [N]``, neither all false nor all true.
+
+    Raises:
+      RequestError: nothing, everything, several kinds at once, or out of range.
+    """
+    kinds = [bool(request.classes), bool(request.indices), request.share != 0]
+    if sum(kinds) != 1:
+        raise RequestError(
+            "request: expected exactly one of classes, indices and share, got "
+            f"classes={request.classes}, indices={request.indices}, share={request.share}"
+        )
+    total = len(labels)
+    if request.classes:
+        _check_range("request.classes", request.classes, num_classes)
+        mask = np.isin(labels, request.classes)
+    elif request.indices:
+        _check_range("request.indices", request.indices, total)
+        mask = np.zeros(total, bool)
+        mask[list(request.indices)] = True
+    else:
+        if not 0 < request.share < 1:
+            raise RequestError(
+                f"request.share: expected a share between 0 and 1, got {request.share}"
+            )
+        order = np.random.default_rng(request.seed).permutation(total)
+        mask = np.zeros(total, bool)
+        mask[order[: round(request.share * total)]] = True
+    if not mask.any():
+        raise RequestError(f"request: {describe(request)} names none of the {total} examples")
+    if mask.all():
+        raise RequestError(
+            f"request: {describe(request)} names all {total} examples; nothing would be retained"
+        )
+    return mask
+
+
+def same_kind_mask(request: Request, labels: np.ndarray) -> np.ndarray:
+    """Which examples of another split are of the kind to be forgotten.
+
+    For classes: those with such a label. Named or random examples have no kind:
+    none.
+    """
+    return np.isin(labels, request.classes)
+
+
+def _check_range(name: str, values: tuple[int, ...], limit: int) -> None:
+    bad = [value for value in values if not 0 <= value < limit]
+    if bad:
+        raise RequestError(f"{name}: expected numbers from 0 to {limit - 1}, got {bad}")
+    if len(set(values)) != len(values):
+        raise RequestError(f"{name}: expected each number once, got {list(values)}")

@@ -1,0 +1,181 @@
+"""From arrays and a request to the sets that methods and metrics read."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxunlearn.config import Request
+from jaxunlearn.data.requests import forget_mask, same_kind_mask
+from jaxunlearn.errors import DataError
+from jaxunlearn.types import Examples, Sets, Subset
+
+__all__ = [
+    "as_examples",
+    "make_sets",
+    "num_examples",
+    "stack_sets",
+    "stratified_mask",
+    "subset",
+    "whole",
+]
+
+
+def as_examples(
+    x: ArrayLike,
+    y: ArrayLike,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
+    *,
+    name: str = "x, y",
+) -> Examples:
+    """Checks labelled arrays and puts them on the device.
+
+    Args:
+      x: ``[N, ...]``, integers (kept as they are) or floats (kept as float32).
+      y: integers ``[N]``.
+      mean, std: broadcast against one example, in the units of ``x``. By default
+        0 and 255 for ``uint8``, 0 and 1 otherwise.
+      name: what errors call the arrays.
+
+    Raises:
+      DataError: lengths differ, or the labels are not integers.
+    """
+    # device arrays pass through untouched, so that sets of many requests share them
+    x, y = (a if isinstance(a, jax.Array) else np.asarray(a) for a in (x, y))
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"{name}: expected integer labels [N], got {y.dtype} {list(y.shape)}")
+    if x.ndim < 2 or len(x) != len(y):
+        raise DataError(
+            f"{name}: expected {len(y)} examples for {len(y)} labels, got an array {list(x.shape)}"
+        )
+    kept = x.dtype if np.issubdtype(x.dtype, np.integer) else np.dtype(np.float32)
+    scale = 255.0 if x.dtype == np.uint8 else 1.0
+    shape = (1,) * (x.ndim - 1)
+    center = jnp.zeros(shape) if mean is None else _statistic(mean, x.ndim - 1)
+    spread = jnp.full(shape, scale) if std is None else _statistic(std, x.ndim - 1)
+    return Examples(jnp.asarray(x, kept), jnp.asarray(y, jnp.int32), center, spread)
+
+
+def _statistic(value: ArrayLike, rank: int) -> jax.Array:
+    array = jnp.asarray(value, jnp.float32)
+    return array.reshape((1,) * (rank - array.ndim) + array.shape)
+
+
+def subset(examples: Examples, indices: ArrayLike, capacity: int | None = None) -> Subset:
+    """The examples at ``indices``, padded to ``capacity`` places (default: none spare)."""
+    chosen = np.asarray(indices, np.int32)
+    places = max(len(chosen), 1) if capacity is None else capacity
+    if len(chosen) > places:
+        raise ValueError(f"capacity: expected at least {len(chosen)}, got {capacity}")
+    padded = np.resize(chosen, places) if len(chosen) else np.zeros(places, np.int32)
+    return Subset(examples, jnp.asarray(padded), jnp.asarray(len(chosen), jnp.int32))
+
+
+def whole(examples: Examples) -> Subset:
+    """All examples as one subset."""
+    return subset(examples, np.arange(len(examples.y)))
+
+
+def num_examples(part: Subset | None) -> int:
+    """How many examples a subset holds, on the host; of stacked subsets the smallest."""
+    return 0 if part is None else int(np.min(np.asarray(part.size)))
+
+
+def make_sets(
+    x: ArrayLike,
+    y: ArrayLike,
+    request: Request,
+    *,
+    unseen: tuple[ArrayLike, ArrayLike] | None = None,
+    test: tuple[ArrayLike, ArrayLike] | None = None,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
+    num_classes: int | None = None,
+) -> Sets:
+    """Divides training, unseen and test examples by a request.
+
+    Args:
+      x, y: the training split, ``[N, ...]`` and integer labels ``[N]``.
+      request: what to forget.
+      unseen: examples and labels that no training sees; become ``unseen`` (the
+        kind to be forgotten) and ``holdout`` (everything else).
+      test: examples and labels for evaluation; become ``test_forget`` and
+        ``test_retain``.
+      mean, std: normalisation, see :func:`as_examples`.
+      num_classes: ``K``; by default the largest training label plus one.
+
+    Returns:
+      The sets; a part without examples is ``None``.
+
+    Raises:
+      DataError, RequestError: see :func:`as_examples`, ``forget_mask``.
+    """
+    train = as_examples(x, y, mean, std, name="x, y")
+    labels = np.asarray(train.y)
+    forget = forget_mask(request, labels, num_classes or int(labels.max()) + 1)
+    sets = Sets(forget=_where(train, forget), retain=_where(train, ~forget))
+    if unseen is not None:
+        kept = as_examples(*unseen, mean, std, name="unseen")
+        alike = same_kind_mask(request, np.asarray(kept.y))
+        sets = sets._replace(unseen=_where(kept, alike), holdout=_where(kept, ~alike))
+    if test is not None:
+        kept = as_examples(*test, mean, std, name="test")
+        alike = same_kind_mask(request, np.asarray(kept.y))
+        sets = sets._replace(test_forget=_where(kept, alike), test_retain=_where(kept, ~alike))
+    return sets
+
+
+def _where(examples: Examples, mask: np.ndarray) -> Subset | None:
+    return subset(examples, np.flatnonzero(mask)) if mask.any() else None
+
+
+def stratified_mask(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Marks ``count`` examples at random, each class by its share (rounded down or up).
+
+    Raises:
+      DataError: not between 0 and the number of examples.
+    """
+    if not 0 <= count < len(labels):
+        raise DataError(
+            f"data.unseen: expected fewer than the {len(labels)} test images, got {count}"
+        )
+    order = np.random.default_rng(seed).permutation(len(labels))
+    # sorted by class, then every (N / count)-th: shares differ by less than one example
+    order = order[np.argsort(labels[order], kind="stable")]
+    mask = np.zeros(len(labels), bool)
+    mask[order[(np.arange(count) * len(labels)) // max(count, 1)]] = True
+    return mask
+
+
+def stack_sets(many: Sequence[Sets]) -> Sets:
+    """Sets of several requests on the same arrays, stacked for one mapped program.
+
+    ``indices`` become ``[R, M]`` and ``size`` ``[R]``, padded to the largest; the
+    examples stay shared, one copy.
+
+    Raises:
+      ValueError: the sets do not share their arrays, or a part is missing in one.
+    """
+    stacked = {}
+    for name in Sets._fields:
+        parts = [getattr(sets, name) for sets in many]
+        if all(part is None for part in parts):
+            continue
+        if any(part is None for part in parts):
+            raise ValueError(f"sets: expected {name} in all or in none, got it in some")
+        if any(part.examples.x is not parts[0].examples.x for part in parts):
+            raise ValueError(
+                f"sets: expected {name} to share one device array in all requests, got copies; "
+                "pass jax arrays to make_sets"
+            )
+        places = max(part.indices.shape[0] for part in parts)
+        padded = [subset(p.examples, np.asarray(p.indices)[: int(p.size)], places) for p in parts]
+        stacked[name] = Subset(
+            parts[0].examples,
+            jnp.stack([part.indices for part in padded]),
+            jnp.stack([part.size for part in padded]),
+        )
+    return Sets(**stacked)

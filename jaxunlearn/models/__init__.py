@@ -1,0 +1,22 @@
+"""Built-in networks, and the way from any network to pure functions."""
+
+from jaxunlearn.models.check import check_model
+from jaxunlearn.models.cnn import PaperCNN
+from jaxunlearn.models.conv import conv, max_pool
+from jaxunlearn.models.functionalize import functionalize, variables_of
+from jaxunlearn.models.mlp import MLP
+from jaxunlearn.models.registry import MODELS, build
+from jaxunlearn.models.resnet import ResNet
+
+__all__ = [
+    "MLP",
+    "MODELS",
+    "PaperCNN",
+    "ResNet",
+    "build",
+    "check_model",
+    "conv",
+    "functionalize",
+    "max_pool",
+    "variables_of",
+]

@@ -1,0 +1,267 @@
+"""Convolution and pooling whose gradients are fast on CPUs.
+
+XLA:CPU computes the weight gradient of a convolution, and the gradient of
+max-pooling, an order of magnitude slower than the forward pass, and inside
+``lax.scan`` the former becomes ruinous (jax issue 12868). Both operations here
+keep the plain primitive in their forward pass, which is what relevance
+propagation reads, and replace the backward pass alone. ``benchmarks/
+conv_gradient.py`` measures what that saves.
+
+Shapes: ``B`` images, ``H, W`` pixels, ``C`` channels in, ``O`` channels out,
+``h, w`` the kernel.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+__all__ = ["conv", "max_pool"]
+
+_NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+class _Geometry(NamedTuple):
+    """The static arguments of a two-dimensional convolution, hashable."""
+
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]
+    precision: Any
+
+
+def conv(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = _NUMBERS,
+    feature_group_count: int = 1,
+    precision: Any = None,
+    **kwargs: Any,
+) -> jax.Array:
+    """``lax.conv_general_dilated`` with a backward pass that is fast on CPUs.
+
+    ``y[b, p, q, o] = sum_ijc x[b, p s + i d, q s + j d, c] k[i, j, c, o]`` with
+    stride ``s`` and kernel dilation ``d``, of the padded ``x``. The gradient of
+    the input is a convolution with the flipped, transposed kernel. The gradient
+    of the kernel is, on CPUs, one matrix product for each kernel row, of the
+    shifted and strided inputs with the gradient of the output; elsewhere it is
+    XLA's own. Gradients of gradients, ``vmap`` and ``scan`` work; forward mode
+    (``jax.jvp``) does not, unless it differentiates a gradient.
+
+    It takes the arguments of ``lax.conv_general_dilated``, so that it serves as
+    ``nnx.Conv(..., conv_general_dilated=conv)``. What is not a two-dimensional
+    NHWC convolution with one feature group and undilated input is passed to the
+    plain operation with its plain gradient.
+
+    Args:
+      inputs: ``[B, H, W, C]``.
+      kernel: ``[h, w, C, O]``, of the same dtype.
+      window_strides: ``s``, one for each spatial dimension.
+      padding: ``"SAME"``, ``"VALID"`` or (low, high) pairs.
+      lhs_dilation: dilation of the input.
+      rhs_dilation: ``d``, dilation of the kernel.
+      dimension_numbers: as ``lax.conv_general_dilated`` takes them.
+      feature_group_count: number of feature groups.
+      precision: ``lax.Precision`` or ``None``.
+      **kwargs: further arguments of the plain operation.
+
+    Returns:
+      ``[B, H', W', O]``.
+
+    Source: own.
+    """
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    if (
+        given
+        or feature_group_count != 1
+        or any(d != 1 for d in lhs_dilation or ())
+        or not _is_nhwc(inputs, kernel, dimension_numbers)
+    ):
+        return lax.conv_general_dilated(
+            inputs,
+            kernel,
+            window_strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
+            feature_group_count=feature_group_count,
+            precision=precision,
+            **given,
+        )
+    (down, across), (step_i, step_j) = window_strides, rhs_dilation or (1, 1)
+    if isinstance(padding, str):
+        reach = ((kernel.shape[0] - 1) * step_i + 1, (kernel.shape[1] - 1) * step_j + 1)
+        padding = lax.padtype_to_pads(inputs.shape[1:3], reach, (down, across), padding)
+    (top, bottom), (left, right) = padding
+    pads = ((int(top), int(bottom)), (int(left), int(right)))
+    return _conv(inputs, kernel, _Geometry((down, across), pads, (step_i, step_j), precision))
+
+
+def _is_nhwc(inputs: jax.Array, kernel: jax.Array, dimension_numbers: Any) -> bool:
+    if inputs.ndim != 4:
+        return False
+    numbers = lax.conv_dimension_numbers(inputs.shape, kernel.shape, dimension_numbers)
+    return numbers == lax.conv_dimension_numbers(inputs.shape, kernel.shape, _NUMBERS)
+
+
+def _plain(inputs: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
+    return lax.conv_general_dilated(
+        inputs,
+        kernel,
+        geometry.strides,
+        geometry.padding,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=_NUMBERS,
+        precision=geometry.precision,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(inputs: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
+    return _plain(inputs, kernel, geometry)
+
+
+def _conv_forward(
+    inputs: jax.Array, kernel: jax.Array, geometry: _Geometry
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _plain(inputs, kernel, geometry), (inputs, kernel)
+
+
+def _conv_backward(
+    geometry: _Geometry, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    inputs, kernel = residuals
+    by_matmul = functools.partial(_kernel_gradient, shape=kernel.shape, geometry=geometry)
+
+    def by_xla(inputs: jax.Array, grad: jax.Array) -> jax.Array:
+        transpose = jax.linear_transpose(lambda k: _plain(inputs, k, geometry), kernel)
+        return transpose(grad)[0]
+
+    kernel_grad = lax.platform_dependent(inputs, grad, cpu=by_matmul, default=by_xla)
+    return _input_gradient(grad, kernel, inputs.shape, geometry), kernel_grad
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _input_gradient(
+    grad: jax.Array, kernel: jax.Array, shape: tuple[int, ...], geometry: _Geometry
+) -> jax.Array:
+    """``[B, H, W, C]``: the flipped, transposed kernel over the dilated gradient."""
+    pads = []
+    for axis in range(2):
+        reach = (kernel.shape[axis] - 1) * geometry.dilation[axis] + 1
+        dilated = (grad.shape[axis + 1] - 1) * geometry.strides[axis] + 1
+        low = reach - 1 - geometry.padding[axis][0]
+        # whatever makes the result as large as the input; negative where the
+        # convolution never read the input's last rows
+        pads.append((low, shape[axis + 1] + reach - 1 - dilated - low))
+    return lax.conv_general_dilated(
+        grad,
+        jnp.flip(kernel, (0, 1)).swapaxes(2, 3),
+        (1, 1),
+        pads,
+        lhs_dilation=geometry.strides,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=_NUMBERS,
+        precision=geometry.precision,
+    )
+
+
+def _kernel_gradient(
+    inputs: jax.Array, grad: jax.Array, shape: tuple[int, ...], geometry: _Geometry
+) -> jax.Array:
+    """``[h, w, C, O]``: a matrix product for each kernel row.
+
+    The columns of a row are concatenated: with few channels (one, in the first
+    layer) a product for each kernel entry would be too thin to be fast, and all
+    rows at once would copy the input ``h w`` times instead of ``w`` times.
+    """
+    (high, wide, channels, outputs), (rows, columns) = shape, grad.shape[1:3]
+    (down, across), (step_i, step_j) = geometry.strides, geometry.dilation
+    zero = jnp.zeros((), inputs.dtype)
+    edges = ((0, 0, 0), *((low, up, 0) for low, up in geometry.padding), (0, 0, 0))
+    padded = lax.pad(inputs, zero, edges)
+
+    def strided(array: jax.Array, start: int, size: int, stride: int, axis: int) -> jax.Array:
+        return lax.slice_in_dim(array, start, start + (size - 1) * stride + 1, stride, axis)
+
+    shifted = jnp.concatenate(
+        [strided(padded, j * step_j, columns, across, 2) for j in range(wide)], axis=-1
+    )
+    flat_grad = grad.reshape(-1, outputs)
+    # summed over B H' W' terms, which half precision cannot hold
+    half = jnp.finfo(grad.dtype).bits < 32
+    products = [
+        lax.dot_general(
+            strided(shifted, i * step_i, rows, down, 1).reshape(-1, wide * channels),
+            flat_grad,
+            (((0,), (0,)), ((), ())),
+            precision=geometry.precision,
+            preferred_element_type=jnp.float32 if half else None,
+        )
+        for i in range(high)
+    ]
+    return jnp.stack(products).reshape(shape).astype(grad.dtype)
+
+
+def max_pool(inputs: jax.Array, window: int = 2) -> jax.Array:
+    """The largest of every ``window x window`` block; the remainder is dropped.
+
+    The gradient goes to the first of the largest entries of a block, in row-major
+    order, as XLA's does, by comparisons in place of XLA's ``select_and_scatter``.
+
+    Args:
+      inputs: ``[B, H, W, C]``.
+      window: side of a block, and the stride.
+
+    Returns:
+      ``[B, H // window, W // window, C]``.
+
+    Source: own.
+    """
+    return _pool(inputs, window)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _pool(inputs: jax.Array, window: int) -> jax.Array:
+    size = (1, window, window, 1)
+    return lax.reduce_window(inputs, -jnp.inf, lax.max, size, size, "VALID")
+
+
+def _pool_forward(inputs: jax.Array, window: int) -> tuple[jax.Array, Any]:
+    pooled = _pool(inputs, window)
+    return pooled, (inputs, pooled)
+
+
+def _pool_backward(window: int, residuals: Any, grad: jax.Array) -> tuple[jax.Array]:
+    inputs, pooled = residuals
+    batch, height, width, channels = inputs.shape
+    rows, columns = pooled.shape[1:3]
+    blocks = inputs[:, : rows * window, : columns * window, :].reshape(
+        batch, rows, window, columns, window, channels
+    )
+    free = jnp.ones(pooled.shape, bool)
+    gradients = []
+    for i in range(window):
+        for j in range(window):
+            largest = (blocks[:, :, i, :, j, :] == pooled) & free
+            free = free & ~largest
+            gradients.append(jnp.where(largest, grad, jnp.zeros_like(grad)))
+    stacked = jnp.stack(
+        [jnp.stack(gradients[i * window : (i + 1) * window], axis=3) for i in range(window)], axis=2
+    )
+    whole = stacked.reshape(batch, rows * window, columns * window, channels)
+    remainder = ((0, 0), (0, height - rows * window), (0, width - columns * window), (0, 0))
+    return (jnp.pad(whole, remainder),)
+
+
+_pool.defvjp(_pool_forward, _pool_backward)

@@ -1,0 +1,131 @@
+"""The convolution and the pooling against XLA's own gradients."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from jaxunlearn.models import conv, max_pool
+
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def plain(x, kernel, strides, padding, **kwargs):
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=NUMBERS, **kwargs
+    )
+
+
+def draw(*shapes, dtype=jnp.float32):
+    random = np.random.default_rng(0)
+    return [jnp.asarray(random.normal(size=shape), dtype) for shape in shapes]
+
+
+def gradients(function, x, kernel, *args, **kwargs):
+    def objective(x, kernel):
+        return jnp.sin(function(x, kernel, *args, **kwargs)).sum()
+
+    return jax.jit(jax.grad(objective, (0, 1)))(x, kernel)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "strides", "padding", "dilation"),
+    [
+        ((6, 6), (3, 3), (1, 1), "SAME", (1, 1)),
+        ((6, 6), (3, 3), (1, 1), "VALID", (1, 1)),
+        ((7, 5), (3, 3), (2, 2), "SAME", (1, 1)),
+        ((8, 8), (3, 3), (2, 2), "SAME", (1, 1)),
+        ((8, 7), (3, 2), (2, 3), "VALID", (1, 1)),
+        ((5, 6), (1, 1), (2, 2), "VALID", (1, 1)),
+        ((9, 9), (3, 3), (1, 2), "SAME_LOWER", (2, 2)),
+        ((6, 7), (2, 3), (1, 1), ((3, 0), (-1, 2)), (1, 1)),
+    ],
+)
+def test_gradients_equal_xla(size, kernel_size, strides, padding, dilation):
+    x, kernel = draw((3, *size, 2), (*kernel_size, 2, 4))
+    args, kwargs = (strides, padding), {"rhs_dilation": dilation}
+    chex.assert_trees_all_equal(conv(x, kernel, *args, **kwargs), plain(x, kernel, *args, **kwargs))
+    chex.assert_trees_all_close(
+        gradients(conv, x, kernel, *args, **kwargs),
+        gradients(plain, x, kernel, *args, **kwargs),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("special", [{"feature_group_count": 2}, {"lhs_dilation": (2, 1)}])
+def test_anything_else_is_the_plain_operation(special):
+    x, kernel = draw((2, 5, 5, 4), (3, 3, 4 // special.get("feature_group_count", 1), 4))
+    args = ((1, 1), ((1, 1), (1, 1)))
+    chex.assert_trees_all_close(
+        gradients(conv, x, kernel, *args, **special),
+        gradients(plain, x, kernel, *args, **special),
+    )
+
+
+def test_one_dimension_is_the_plain_operation():
+    layer = nnx.Conv(2, 3, (3,), conv_general_dilated=conv, rngs=nnx.Rngs(0))
+    (x,) = draw((2, 5, 2))
+    expected = nnx.Conv(2, 3, (3,), rngs=nnx.Rngs(0))(x)
+    chex.assert_trees_all_equal(layer(x), expected)
+
+
+def test_half_precision():
+    x, kernel = draw((3, 6, 6, 2), (3, 3, 2, 4), dtype=jnp.bfloat16)
+    ours = gradients(conv, x, kernel, (1, 1), "SAME")
+    assert {leaf.dtype for leaf in ours} == {jnp.dtype(jnp.bfloat16)}
+    chex.assert_trees_all_close(ours, gradients(plain, x, kernel, (1, 1), "SAME"), rtol=0.1)
+
+
+def test_maps_and_loops():
+    xs, kernels = draw((2, 3, 5, 5, 2), (2, 3, 3, 2, 4))
+    expected = [gradients(plain, x, k, (1, 1), "SAME") for x, k in zip(xs, kernels, strict=True)]
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected)
+
+    def one(pair):
+        return gradients(conv, *pair, (1, 1), "SAME")
+
+    chex.assert_trees_all_close(jax.vmap(one)((xs, kernels)), expected, atol=1e-5)
+    chex.assert_trees_all_close(lax.map(one, (xs, kernels)), expected, atol=1e-5)
+
+
+def test_second_derivatives():
+    x, kernel = draw((2, 5, 5, 2), (3, 3, 2, 2))
+
+    def hessian_product(function, over):
+        def gradient(k):
+            return jax.grad(lambda k: jnp.sin(function(x, k, (1, 1), "SAME")).sum())(k)
+
+        if over == "forward":
+            return jax.jvp(gradient, (kernel,), (jnp.ones_like(kernel),))[1]
+        return jax.grad(lambda k: gradient(k).sum())(kernel)
+
+    for over in ("forward", "reverse"):
+        chex.assert_trees_all_close(
+            hessian_product(conv, over), hessian_product(plain, over), atol=1e-4
+        )
+
+
+def test_forward_pass_keeps_the_primitives():
+    # relevance propagation reads them
+    x, kernel = draw((2, 4, 4, 2), (3, 3, 2, 2))
+    text = str(jax.make_jaxpr(lambda x, k: max_pool(conv(x, k, (1, 1), "SAME")))(x, kernel))
+    assert "conv_general_dilated" in text
+    assert "reduce_window_max" in text
+
+
+@pytest.mark.parametrize(("size", "window"), [((6, 4), 2), ((7, 5), 2), ((7, 9), 3)])
+def test_pooling_equals_xla(size, window):
+    (x,) = draw((2, *size, 3))
+    x = jnp.maximum(jnp.round(x), 0.0)  # many ties
+    sides = (window, window)
+
+    def gradient(pool):
+        return jax.jit(jax.grad(lambda x: jnp.sin(pool(x) + jnp.cos(pool(x))).sum()))(x)
+
+    chex.assert_trees_all_equal(max_pool(x, window), nnx.max_pool(x, sides, sides))
+    chex.assert_trees_all_close(
+        gradient(lambda x: max_pool(x, window)), gradient(lambda x: nnx.max_pool(x, sides, sides))
+    )

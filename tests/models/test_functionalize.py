@@ -1,0 +1,219 @@
+"""One door for networks of every make."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen, nnx
+
+from jaxunlearn.errors import ConfigError
+from jaxunlearn.models import check_model, functionalize, variables_of
+from jaxunlearn.types import Model
+
+X = jax.random.normal(jax.random.key(5), (6, 4))
+KEY = jax.random.key(0)
+
+
+class Nnx(nnx.Module):
+    def __init__(self, classes: int = 3, *, rngs: nnx.Rngs):
+        self.fc1 = nnx.Linear(4, 5, rngs=rngs)
+        self.bn1 = nnx.BatchNorm(5, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(5, classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.dropout(nnx.relu(self.bn1(self.fc1(x)))))
+
+
+class Linen(linen.Module):
+    @linen.compact
+    def __call__(self, x, train: bool):
+        x = linen.Dense(5, name="fc1")(x)
+        x = linen.BatchNorm(use_running_average=not train, name="bn1")(x)
+        x = linen.Dropout(0.5, deterministic=not train)(linen.relu(x))
+        return linen.Dense(3, name="head")(x)
+
+
+def function(variables, x):
+    p, s = variables["params"], variables["batch_stats"]["bn1"]
+    x = x @ p["fc1"]["kernel"] + p["fc1"]["bias"][None]
+    x = (x - s["mean"][None]) / jnp.sqrt(s["var"] + 1e-5)[None]
+    x = jax.nn.relu(x * p["bn1"]["scale"][None] + p["bn1"]["bias"][None])
+    return x @ p["head"]["kernel"] + p["head"]["bias"][None]
+
+
+def moved(model, variables):
+    """Variables whose running statistics are not those of a fresh network."""
+    return model.apply_train(variables, X, KEY)[1]
+
+
+def test_the_same_weights_give_the_same_logits():
+    model = functionalize(Nnx)
+    variables = moved(model, model.init(KEY))
+    expected = function(variables, X)
+    others = functionalize(Linen(), X), functionalize(function, init=model.init)
+    for other in (model, *others):
+        chex.assert_trees_all_close(jax.jit(other.apply)(variables, X), expected, atol=1e-5)
+        chex.assert_trees_all_equal_structs(other.init(KEY), variables)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Nnx,
+        functools.partial(Nnx, 3),
+        lambda rngs: Nnx(rngs=rngs),
+        lambda streams: Nnx(rngs=streams),
+        Linen(),
+    ],
+    ids=["class", "partial", "rngs", "one argument", "linen"],
+)
+def test_training_mode(network):
+    model = functionalize(network, jax.ShapeDtypeStruct((1, 4), jnp.float32))
+    variables = model.init(KEY)
+    train = jax.jit(model.apply_train)
+    logits, after = train(variables, X, KEY)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, variables)
+    chex.assert_trees_all_equal(after["params"], variables["params"])
+    assert (after["batch_stats"]["bn1"]["mean"] != 0).all()
+    # the key, and it alone, decides what is dropped
+    chex.assert_trees_all_equal(train(variables, X, KEY)[0], logits)
+    assert (train(variables, X, jax.random.key(1))[0] != logits).any()
+    chex.assert_trees_all_equal(model.apply(variables, X), model.apply(variables, X))
+
+
+def test_a_module_is_not_changed_and_cannot_be_drawn_again():
+    module = Nnx(rngs=nnx.Rngs(KEY))
+    model, variables = functionalize(module), variables_of(module)
+    chex.assert_trees_all_equal(variables, functionalize(Nnx).init(KEY))
+    chex.assert_trees_all_close(
+        functionalize(Nnx).apply(variables, X), model.apply(variables, X), atol=1e-6
+    )
+    jax.jit(model.apply_train)(variables, X, KEY)
+    assert not module.bn1.use_running_average
+    assert not module.bn1.mean[...].any()
+    with pytest.raises(ConfigError, match="variables_of"):
+        model.init(KEY)
+    chex.assert_trees_all_equal(
+        functionalize(module, init=lambda key: variables).init(KEY), variables
+    )
+
+
+def test_drawing_maps_over_keys():
+    model = functionalize(Nnx)
+    keys = jax.random.split(KEY, 2)
+    loop = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(model.init, keys))
+    chex.assert_trees_all_close(jax.jit(jax.vmap(model.init))(keys), loop, rtol=1e-6)
+
+
+def test_training_inside_scan_and_vmap():
+    model = functionalize(Nnx)
+    keys = jax.random.split(KEY, 2)
+    many = jax.vmap(model.init)(keys)
+
+    def train(variables, key):
+        return jax.lax.scan(
+            lambda v, k: model.apply_train(v, X, k)[::-1], variables, jax.random.split(key, 3)
+        )
+
+    mapped = jax.jit(jax.vmap(train))(many, keys)
+    first = jax.jit(train)(jax.tree.map(lambda leaf: leaf[0], many), keys[0])
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], mapped), first, atol=1e-5)
+
+
+def test_lists_and_bare_arrays():
+    class Listed(nnx.Module):
+        def __init__(self, rngs):
+            self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(11)])
+            self.offset = jnp.ones((1, 4))
+
+        def __call__(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x + self.offset
+
+    model = functionalize(Listed)
+    variables = jax.jit(model.init)(KEY)
+    assert set(variables["params"]["layers"]) == {str(number) for number in range(11)}
+    chex.assert_trees_all_equal(variables["other"], {"offset": jnp.ones((1, 4))})
+    module = Listed(nnx.Rngs(KEY))
+    chex.assert_trees_all_close(model.apply(variables, X), module(X), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [
+        lambda variables, x, train: x + float(train),
+        lambda variables, x, deterministic=None: x + float(not deterministic),
+        lambda variables, x, *, use_running_average: x + float(not use_running_average),
+    ],
+)
+def test_arguments_of_the_call_are_set(apply):
+    model = functionalize(apply)
+    variables, x = {"params": {}}, jnp.zeros((1, 2))
+    assert model.apply_train(variables, x, KEY)[0][0, 0] == 1
+    assert model.apply(variables, x)[0, 0] == 0
+
+
+def test_randomness_by_argument():
+    class Noisy(nnx.Module):
+        def __init__(self, rngs):
+            self.head = nnx.Linear(4, 3, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5)
+
+        def __call__(self, x, rngs=None):
+            return self.head(self.dropout(x, rngs=rngs))
+
+    model = functionalize(Noisy)
+    variables = model.init(KEY)
+    one, other = (model.apply_train(variables, X, jax.random.key(n))[0] for n in (0, 1))
+    assert (one != other).any()
+    model.apply(variables, X)
+
+
+def test_a_model_is_returned():
+    model = functionalize(Nnx)
+    assert functionalize(model) is model
+    assert isinstance(functionalize(function), Model)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: functionalize(3), "got int"),
+        (lambda: functionalize(Linen()), "sample_input"),
+        (lambda: functionalize(lambda rngs: 3), "returns int"),
+        (lambda: functionalize(function).init(KEY), "init="),
+    ],
+)
+def test_mistakes_are_told(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("apply", "message"),
+    [
+        (lambda variables, x: x.sum(-1), r"got \[2\] in inference"),
+        (lambda variables, x: x[:1], r"got \[1, 4\]"),
+        (lambda variables, x: x, r"\[2, 3\].*got \[2, 4\]"),
+        (lambda variables, x: (x, x), "got tuple"),
+        (lambda variables, x: x @ jnp.ones((5, 3)), "inputs of shape"),
+        (lambda variables, x: variables["kernel"] * x, "KeyError"),
+    ],
+)
+def test_wrong_outputs_are_told(apply, message):
+    model = functionalize(apply, init=lambda key: {"params": {}})
+    with pytest.raises(ConfigError, match=message):
+        check_model(model, (4,), 3)
+
+
+def test_training_must_keep_the_structure():
+    model = functionalize(lambda variables, x: x, init=lambda key: {"params": {}})
+    model = model._replace(apply_train=lambda variables, x, key: (x, {}))
+    with pytest.raises(ConfigError, match="structure"):
+        check_model(model, (4,))
+    variables = {"params": {}}
+    assert check_model(functionalize(lambda variables, x: x), (4,), None, variables) == 4

@@ -1,0 +1,119 @@
+"""The built-in networks: shapes, names, initialisation, and how mistakes are told."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn.errors import ConfigError
+from jaxunlearn.models import MODELS, build, check_model
+
+SMALL = {
+    "mlp": ((8, 8, 1), {"features": (6, 5)}),
+    "cnn": ((9, 8, 1), {"channels": (2, 3), "features": 5}),
+    "resnet8": ((8, 8, 3), {"width": 2, "stages": (1,)}),
+    "resnet18": ((8, 8, 3), {"width": 2, "stages": (1, 1)}),
+}
+
+
+def small(name, **options):
+    shape, own = SMALL[name]
+    return build(name, shape, 4, {**own, **options}), shape
+
+
+def test_every_model_has_a_small_form_here():
+    assert set(SMALL) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_contract(name):
+    model, shape = small(name)
+    variables = jax.jit(model.init)(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (3, *shape))
+    before = jax.tree.map(jnp.copy, variables)
+    logits = jax.jit(model.apply)(variables, x)
+    assert logits.shape == (3, 4)
+    assert logits.dtype == jnp.float32
+    assert variables["params"]["head"]["kernel"].shape[1] == 4
+    chex.assert_tree_all_finite(logits)
+    trained, after = jax.jit(model.apply_train)(variables, x, jax.random.key(2))
+    assert trained.shape == logits.shape
+    chex.assert_trees_all_equal(variables, before)
+    chex.assert_trees_all_equal(after["params"], before["params"])
+    assert ("batch_stats" in variables) == name.startswith("resnet")
+    if "batch_stats" in variables:
+        moved = jax.tree.map(lambda a, b: (a != b).any(), after, before)["batch_stats"]
+        assert all(jax.tree.leaves(moved))
+    assert check_model(model, shape, 4) == 4
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_half_precision_computes_but_keeps_parameters(name):
+    model, shape = small(name, dtype="bfloat16")
+    variables = model.init(jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    x = jax.random.normal(jax.random.key(1), (3, *shape))
+    logits, after = jax.jit(model.apply_train)(variables, x, jax.random.key(2))
+    assert logits.dtype == jnp.float32
+    chex.assert_trees_all_equal_dtypes(variables, after)
+    full, _ = small(name)[0].apply_train(variables, x, jax.random.key(2))
+    chex.assert_trees_all_close(logits, full, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet8"])
+def test_initialisation_maps_over_keys(name):
+    model, _ = small(name)
+    keys = jax.random.split(jax.random.key(0), 2)
+    mapped = jax.jit(jax.vmap(model.init))(keys)
+    loop = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(jax.jit(model.init), keys))
+    chex.assert_trees_all_close(mapped, loop, rtol=1e-6)
+    assert (loop["params"]["conv1"]["kernel"][0] != loop["params"]["conv1"]["kernel"][1]).all()
+
+
+def test_initial_distribution_is_lecun_normal():
+    params = build("mlp", (400,), 10, {"features": (300,)}).init(jax.random.key(0))["params"]
+    kernel = np.asarray(params["fc1"]["kernel"])
+    # 120,000 draws: the deviation's own standard error is 0.2 %
+    assert kernel.std() * np.sqrt(400) == pytest.approx(1.0, abs=0.01)
+    assert abs(kernel).max() * np.sqrt(400) <= 2 / 0.8796
+    assert not params["fc1"]["bias"].any()
+
+
+def test_the_papers_network():
+    shapes = jax.eval_shape(build("cnn", (28, 28, 1), 10).init, jax.random.key(0))["params"]
+    assert {name: layer["kernel"].shape for name, layer in shapes.items()} == {
+        "conv1": (3, 3, 1, 32),
+        "conv2": (3, 3, 32, 64),
+        "fc1": (12544, 512),
+        "head": (512, 10),
+    }
+
+
+def test_resnet_layers():
+    shapes = jax.eval_shape(build("resnet18", (32, 32, 3), 10).init, jax.random.key(0))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 11_173_962
+    assert shapes["stage4_block1"]["proj"]["kernel"].shape == (1, 1, 256, 512)
+    assert set(shapes["stage1_block1"]) == {"conv1", "bn1", "conv2", "bn2"}
+    assert set(shapes["stage1_block1"]["conv1"]) == {"kernel"}
+    assert shapes["head"]["kernel"].shape == (512, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "message"),
+    [
+        ("vgg", (8, 8, 1), {}, "expected one of cnn, mlp, resnet18, resnet8 as model, got 'vgg'"),
+        ("mlp", (8,), {"widths": 3}, "expected one of features, dtype as option of mlp"),
+        ("mlp", (8,), {"features": (0,)}, "positive integers"),
+        ("mlp", (8,), {"features": 3}, "features"),
+        ("mlp", (8,), {"dtype": "float99"}, "float99"),
+        ("cnn", (8,), {}, "images"),
+        ("cnn", (8, 8, 1), {"channels": (3,)}, "two channels"),
+        ("cnn", (8, 8, 1), {"features": "many"}, "many"),
+        ("resnet8", (8,), {}, "images"),
+        ("resnet8", (8, 8, 3), {"stages": ()}, "stages"),
+    ],
+)
+def test_mistakes_are_told(name, shape, options, message):
+    with pytest.raises(ConfigError, match=message):
+        build(name, shape, 3, options)

@@ -1,0 +1,153 @@
+"""Where one axis of an operand lies in the result of an operation.
+
+Two axes are followed through a network: that of the examples, to sum
+relevance per example whatever the layout; and that of a linear unit's
+features, to know which unit's outputs are another unit's inputs.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn.attribution.trace import Op, Program
+
+__all__ = ["Axis", "Contraction", "carry", "contraction", "per_index"]
+
+
+class Axis(NamedTuple):
+    """An index that runs through (part of) one dimension of an array.
+
+    Along dimension ``dim`` the index of position ``p`` is
+    ``p // inner % size``: a reshape that merges dimensions leaves an axis whole.
+    """
+
+    dim: int
+    inner: int
+    size: int
+
+    def exact(self, shape: tuple[int, ...]) -> bool:
+        """Whether the axis is the dimension, not a part of it."""
+        return shape[self.dim] == self.size
+
+
+class Contraction(NamedTuple):
+    """A ``dot_general`` of data with constants, seen from the two operands.
+
+    Attributes:
+      data, kernel: positions of the operands.
+      contracted: pairs (dimension of the data, dimension of the kernel).
+      kept: dimension of the data -> dimension of the result.
+      made: dimension of the result -> dimension of the kernel.
+    """
+
+    data: int
+    kernel: int
+    contracted: tuple[tuple[int, int], ...]
+    kept: dict[int, int]
+    made: dict[int, int]
+
+
+def contraction(op: Op, program: Program, data: int) -> Contraction:
+    """The dimensions of a linear operation whose operand ``data`` is the data."""
+    kernel = 1 - data
+    if op.name == "conv_general_dilated":
+        spec = op.params["dimension_numbers"]
+        return Contraction(
+            data=data,
+            kernel=kernel,
+            contracted=((spec.lhs_spec[1], spec.rhs_spec[1]),),
+            kept={spec.lhs_spec[0]: spec.out_spec[0]},
+            made={spec.out_spec[1]: spec.rhs_spec[0]},
+        )
+    contract, batch = op.params["dimension_numbers"]
+    # The result has the batch dimensions, the free ones of the left, those of the right.
+    position: list[dict[int, int]] = [{}, {}]
+    count = len(batch[0])
+    for side in (0, 1):
+        position[side].update({d: i for i, d in enumerate(batch[side])})
+        for d in range(len(program.shape(op.ins[side]))):
+            if d not in batch[side] and d not in contract[side]:
+                position[side][d] = count
+                count += 1
+    return Contraction(
+        data=data,
+        kernel=kernel,
+        contracted=tuple(zip(contract[data], contract[kernel], strict=True)),
+        kept=position[data],
+        made={out: d for d, out in position[kernel].items()},
+    )
+
+
+def _reshape(axis: Axis, old: tuple[int, ...], new: tuple[int, ...]) -> Axis | None:
+    stride = axis.inner * math.prod(old[axis.dim + 1 :])
+    for dim in range(len(new)):
+        below = math.prod(new[dim + 1 :])
+        if stride % below:
+            continue
+        inner = stride // below
+        if new[dim] == 1 == axis.size and inner == 1:
+            return Axis(dim, 1, 1)
+        if axis.size > 1 and inner < new[dim] and new[dim] % (inner * axis.size) == 0:
+            return Axis(dim, inner, axis.size)
+    return None
+
+
+def _moved_to(op: Op, dim: int) -> int | None:
+    """The dimension of the result that is dimension ``dim`` of the operand, whole."""
+    p, name = op.params, op.name
+    if name == "transpose":
+        return int(p["permutation"].index(dim))
+    if name == "broadcast_in_dim":
+        return int(p["broadcast_dimensions"][dim])
+    if name.startswith("reduce_window"):
+        keeps = (
+            p["window_dimensions"][dim] == 1
+            and p["window_strides"][dim] == 1
+            and tuple(p["padding"][dim]) == (0, 0)
+            and p["base_dilation"][dim] == 1
+        )
+        return dim if keeps else None
+    if name in ("reduce_sum", "reduce_max"):
+        return None if dim in p["axes"] else dim - sum(a < dim for a in p["axes"])
+    if name == "concatenate":
+        return None if dim == p["dimension"] else dim
+    if name == "pad":
+        return dim if tuple(p["padding_config"][dim]) == (0, 0, 0) else None
+    if name == "rev":
+        return None if dim in p["dimensions"] else dim
+    if name == "split":
+        return None if dim == p["axis"] else dim
+    if name == "slice":
+        # Cut or strided, the result is shorter, which the caller sees.
+        return dim
+    return None
+
+
+def carry(op: Op, program: Program, position: int, axis: Axis | None, same: bool) -> Axis | None:
+    """The axis of operand ``position`` in the result, or ``None`` if it is lost.
+
+    Args:
+      op: the operation; not a linear one.
+      program: where it stands.
+      position: which operand has the axis.
+      axis: the axis.
+      same: whether the operation works element by element.
+    """
+    if axis is None:
+        return None
+    old, new = program.shape(op.ins[position]), program.shape(op.outs[0])
+    if op.name in ("reshape", "squeeze"):
+        return _reshape(axis, old, new)
+    dim = axis.dim if same and len(old) == len(new) else _moved_to(op, axis.dim)
+    if dim is None or new[dim] != old[axis.dim]:
+        return None
+    return axis._replace(dim=dim)
+
+
+def per_index(values: jax.Array, axis: Axis) -> jax.Array:
+    """``[size]``: the sum over everything but an axis."""
+    shape = values.shape
+    inner = axis.inner * math.prod(shape[axis.dim + 1 :])
+    return jnp.sum(values.reshape(-1, axis.size, inner), axis=(0, 2))

@@ -1,0 +1,64 @@
+"""What a function is made of, read off its trace: its linear units in order, and
+the features that the last of them reads.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxunlearn.attribution.trace import evaluate, trace
+from jaxunlearn.attribution.units import Unit, plan
+
+__all__ = ["features", "structure"]
+
+
+def structure(
+    fn: Callable[[Any, jax.Array], jax.Array], variables: Any, x: Any
+) -> tuple[Unit, ...]:
+    """The linear units of ``fn(variables, x)``, in execution order.
+
+    Works on any function that JAX can trace, also one with operations that
+    relevance propagation does not cover: no unit is then the producer of
+    another across such an operation. Units inside loops are not seen.
+
+    Args:
+      fn: ``(variables, x [B, ...]) -> logits [B, K]``.
+      variables: a pytree of arrays, or of their shapes and dtypes.
+      x: the data, or its shape and dtype.
+
+    Raises:
+      TypeError: if ``x`` or the output is not one array.
+      ValueError: if the output does not depend on ``x``.
+
+    Source: own.
+    """
+    return plan(trace(fn, variables, x)).units
+
+
+def features(fn: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, jax.Array], jax.Array]:
+    """The function that computes what the last linear unit of ``fn`` reads.
+
+    With a linear head these are the penultimate features, ``[B, n]``: what a
+    linear probe is fitted to.
+
+    Args:
+      fn: ``(variables, x [B, ...]) -> logits [B, K]``.
+
+    Returns:
+      A pure function ``(variables, x) -> features``, shaped as the unit's
+      operation sees them. It raises ``ValueError`` if ``fn`` has no linear unit.
+
+    Source: own.
+    """
+
+    def penultimate(variables: Any, x: jax.Array) -> jax.Array:
+        program = trace(fn, variables, x)
+        last = next((s for s in reversed(plan(program).steps) if s.kind == "linear"), None)
+        if last is None:
+            raise ValueError("fn: expected at least one linear operation with a constant kernel")
+        value = last.ins[0]
+        feature: jax.Array = evaluate(program, variables, x, until=value)[value]
+        return feature
+
+    return penultimate

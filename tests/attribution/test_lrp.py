@@ -1,0 +1,398 @@
+"""Relevance propagation as a transform: what it composes with, covers and refuses."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import nets
+import numpy as np
+import pytest
+from flax import linen, nnx
+from jax import lax
+
+from jaxunlearn.attribution import lrp, rules, seeds
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+def draw(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def dense_of(seed, n_in, n_out):
+    return {"kernel": draw(seed, n_in, n_out) / n_in**0.5, "bias": draw(seed + 1, n_out) * 0.1}
+
+
+@pytest.fixture
+def mlp():
+    sizes = (("fc1", 6, 8), ("fc2", 8, 7), ("fc3", 7, 3))
+    return {"params": {name: dense_of(i, a, b) for i, (name, a, b) in enumerate(sizes)}}
+
+
+# --- one set of weights, three ways to write the network
+
+
+class LinenNet(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.relu(linen.Conv(4, (3, 3), name="conv1")(x))
+        x = linen.avg_pool(x, (2, 2), (2, 2))
+        return linen.Dense(3, name="head")(x.reshape(x.shape[0], -1))
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.conv1 = nnx.Conv(2, 4, (3, 3), rngs=rngs)
+        self.head = nnx.Linear(36, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.avg_pool(nnx.relu(self.conv1(x)), (2, 2), (2, 2))
+        return self.head(x.reshape(x.shape[0], -1))
+
+
+def plain_net(variables, x):
+    p = variables["params"]
+    x = nets.avg_pool(jax.nn.relu(nets.conv(p["conv1"], x, pad=1)), 2, 2, 0)
+    return nets.dense(p["head"], x.reshape(x.shape[0], -1))
+
+
+def nnx_apply(model):
+    graph, state = nnx.split(model)
+
+    def apply(variables, x):
+        return nnx.merge(graph, variables["params"])(x)
+
+    return apply, {"params": nnx.to_pure_dict(state)}
+
+
+@pytest.mark.parametrize("rule", [rules.epsilon(0.1), rules.zplus()], ids=lambda r: r.name)
+def test_nnx_linen_and_plain_functions_agree(rule):
+    x = draw(0, 2, 6, 6, 2)
+    apply, variables = nnx_apply(NnxNet(nnx.Rngs(0)))
+    variables["params"]["conv1"]["bias"] = draw(1, 4)
+    expected = jax.jit(lrp(plain_net, rule))(variables, x)
+    assert set(expected.neurons) == {"params/conv1/kernel", "params/head/kernel"}
+    with jax.numpy_dtype_promotion("standard"):  # Flax's own avg_pool divides by an integer
+        for other in (apply, LinenNet().apply):
+            found = jax.jit(lrp(other, rule))(variables, x)
+            chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+# --- conservation
+
+
+class Block(nnx.Module):
+    def __init__(self, n_in, n_out, stride, rngs):
+        settings = {"use_bias": False, "rngs": rngs}
+        self.conv1 = nnx.Conv(n_in, n_out, (3, 3), strides=stride, **settings)
+        self.bn1 = nnx.BatchNorm(n_out, use_running_average=True, rngs=rngs)
+        self.conv2 = nnx.Conv(n_out, n_out, (3, 3), **settings)
+        self.bn2 = nnx.BatchNorm(n_out, use_running_average=True, rngs=rngs)
+        self.projects = n_in != n_out
+        if self.projects:
+            self.proj = nnx.Conv(n_in, n_out, (1, 1), strides=stride, **settings)
+
+    def __call__(self, x):
+        y = self.bn2(self.conv2(nnx.relu(self.bn1(self.conv1(x)))))
+        return nnx.relu(y + (self.proj(x) if self.projects else x))
+
+
+class Residual(nnx.Module):
+    def __init__(self, rngs):
+        self.conv1 = nnx.Conv(2, 4, (3, 3), use_bias=False, rngs=rngs)
+        self.block1 = Block(4, 4, 1, rngs)
+        self.block2 = Block(4, 6, 2, rngs)
+        self.head = nnx.Linear(6, 3, use_bias=False, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.block2(self.block1(nnx.relu(self.conv1(x))))
+        return self.head(x.mean((1, 2)))
+
+
+def residual(shifted=False):
+    """Batch norms with scales of both signs, and shifts only where asked."""
+    apply, variables = nnx_apply(Residual(nnx.Rngs(1)))
+
+    def change(path, value):
+        name = path[-1].key
+        noise = draw(sum(map(ord, jax.tree_util.keystr(path))), *value.shape)
+        if name == "scale":
+            return 1 + noise * 0.8
+        if name == "var":
+            return jnp.exp(noise * 0.3)
+        return noise * 0.1 if shifted and name in ("mean", "bias") else value
+
+    return apply, jax.tree_util.tree_map_with_path(change, variables)
+
+
+@pytest.mark.parametrize("rule", [rules.epsilon(1e-12), rules.zero()], ids=lambda r: r.name)
+def test_relevance_is_conserved_without_biases_across_skips_and_batch_norm(rule):
+    apply, variables = residual()
+    with jax.enable_x64(True):
+        variables, x = jax.tree.map(
+            lambda v: v.astype(jnp.float64), (variables, draw(3, 3, 8, 8, 2))
+        )
+        r = jax.jit(lrp(apply, rule))(variables, x)
+        seed = np.ones(3)
+        assert len(r.gap) == 7
+        for gap in r.gap.values():
+            np.testing.assert_allclose(gap, 0, atol=1e-7)
+        np.testing.assert_allclose(r.input.sum((1, 2, 3)), seed, atol=1e-3)
+        np.testing.assert_allclose(r.total, seed - r.input.sum((1, 2, 3)), atol=1e-12)
+
+
+def test_the_gap_is_what_biases_absorb():
+    apply, variables = residual(shifted=True)
+    r = jax.jit(lrp(apply, rules.epsilon(0.1)))(variables, draw(3, 3, 8, 8, 2))
+    for key, neurons in r.neurons.items():
+        expected = neurons.reshape(3, -1).sum(1) - r.inputs[key].reshape(3, -1).sum(1)
+        np.testing.assert_allclose(r.gap[key], expected, atol=1e-5)
+        assert np.max(np.abs(expected)) > 1e-6
+
+
+def test_batch_norm_is_folded_exactly_for_rules_that_need_the_kernel():
+    p = {"kernel": draw(0, 3, 3, 2, 4)}
+    norm = {"weight": draw(1, 4), "bias": draw(2, 4), "running_mean": draw(3, 4)}
+    norm["running_var"] = jnp.exp(draw(4, 4))
+    scale = norm["weight"] / jnp.sqrt(norm["running_var"] + 1e-5)
+    shift = norm["bias"] - norm["running_mean"] * scale
+    folded = {"kernel": p["kernel"] * scale[None, None, None], "bias": shift}
+
+    def flat(y):
+        return y.reshape(y.shape[0], -1)
+
+    x = draw(5, 2, 5, 5, 2)
+    for rule in (rules.zplus(), rules.epsilon(0.1)):
+        one = lrp(lambda v, x: flat(nets.batch_norm(v["bn"], nets.conv(v["c"], x))), rule)
+        two = lrp(lambda v, x: flat(nets.conv(v["c"], x)), rule)
+        a, b = one({"c": p, "bn": norm}, x), two({"c": folded}, x)
+        np.testing.assert_allclose(a.input, b.input, rtol=1e-4, atol=1e-6)
+
+
+# --- composition
+
+
+def test_jit_changes_nothing_and_traces_once(mlp):
+    x = draw(0, 4, 6)
+    counted = chex.assert_max_traces(nets.mlp_relu, n=1)
+    jitted = jax.jit(lrp(counted))
+    for y in (jnp.array([0, 1, 2, 0]), jnp.array([2, 2, 1, 1])):
+        r = jitted(mlp, x, seed=seeds.label(y))
+        expected = lrp(nets.mlp_relu)(mlp, x, seed=seeds.label(y))
+        chex.assert_trees_all_close(r, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_vmap_is_a_loop_over_models_and_examples(mlp):
+    relevance = jax.jit(lrp(nets.mlp_relu, rules.zplus()))
+    models = jax.tree.map(lambda v: jnp.stack([v, -v, 2 * v]), mlp)
+    x = draw(0, 4, 6)
+    loop = [relevance(jax.tree.map(lambda v, i=i: v[i], models), x) for i in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)
+    mapped = jax.vmap(relevance, in_axes=(0, None))(models, x)
+    chex.assert_trees_all_close(mapped, stacked, rtol=1e-5, atol=1e-6)
+    one = jax.vmap(lambda one: relevance(mlp, one[None]).input[0])(x)
+    chex.assert_trees_all_close(one, relevance(mlp, x).input, rtol=1e-5, atol=1e-6)
+
+
+def test_it_steps_inside_remat_jit_and_custom_gradients(mlp):
+    @jax.custom_vjp
+    def times(x, w):
+        return lax.dot_general(x, w, (((1,), (0,)), ((), ())))
+
+    times.defvjp(lambda x, w: (times(x, w), None), lambda _, g: (g, g))
+
+    def wrapped(variables, x):
+        p = variables["params"]
+        layer = jax.checkpoint(lambda q, h: jax.jit(times)(h, q["kernel"]) + q["bias"][None])
+        h = jax.nn.relu(layer(p["fc1"], x))
+        return nets.dense(p["fc3"], jax.nn.relu(layer(p["fc2"], h)))
+
+    x = draw(0, 4, 6)
+    expected = lrp(nets.mlp_relu)(mlp, x)
+    chex.assert_trees_all_close(lrp(wrapped)(mlp, x), expected, rtol=1e-5, atol=1e-6)
+
+
+# --- single steps, against numbers worked out by hand
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        jax.nn.relu,
+        jax.nn.gelu,
+        jax.nn.silu,
+        jax.nn.elu,
+        jax.nn.softplus,
+        jnp.tanh,
+        jax.nn.relu6,
+        jax.nn.hard_swish,
+        lambda z: jnp.where(z > 0, z, 0.1 * z),
+        lambda z: jnp.maximum(z, 0.0),
+        lambda z: z * z,
+    ],
+    ids=lambda act: getattr(act, "__name__", "act"),
+)
+def test_activations_pass_relevance_unchanged(mlp, act):
+    def net(variables, x):
+        p = variables["params"]
+        return nets.dense(p["fc2"], act(nets.dense(p["fc1"], x)))
+
+    r = lrp(net)(mlp, draw(0, 4, 6))
+    chex.assert_trees_all_equal(r.neurons["params/fc1/kernel"], r.inputs["params/fc2/kernel"])
+
+
+def test_a_sum_is_split_by_value_and_does_not_double():
+    variables = {"kernel": jnp.eye(2)}
+    r = lrp(lambda v, x: jnp.tanh(x @ v["kernel"]) + x)(variables, jnp.array([[1.0, 2.0]]))
+    share = np.tanh(2.0) / (np.tanh(2.0) + 2)
+    np.testing.assert_allclose(r.neurons["kernel"], [[0, share]], rtol=1e-5)
+    np.testing.assert_allclose(r.input.sum(), 1, rtol=1e-5)
+
+
+def test_max_pool_ties_go_to_the_first_in_window_order():
+    x = jnp.array([[[[2.0], [2.0], [1.0]], [[2.0], [0.0], [1.0]], [[1.0], [1.0], [1.0]]]])
+
+    def pooled(_, x):
+        y = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 1, 1, 1), "VALID")
+        return y.reshape(1, -1)
+
+    r = lrp(pooled)({}, x, seed=jnp.ones((1, 4)))
+    expected = [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    np.testing.assert_array_equal(r.input[0, :, :, 0], expected)
+
+
+def test_global_max_goes_to_the_first_winner():
+    x = jnp.array([[[[1.0, 5.0], [3.0, 5.0]], [[3.0, 0.0], [2.0, 1.0]]]])
+    r = lrp(lambda _, x: jnp.max(x, axis=(1, 2)))({}, x, seed=jnp.ones((1, 2)))
+    expected = np.zeros(x.shape)
+    expected[0, 0, 1, 0] = expected[0, 0, 0, 1] = 1
+    np.testing.assert_array_equal(r.input, expected)
+
+
+def test_layouts_move_relevance_back(mlp):
+    def net(variables, x):
+        left, right = jnp.split(x, 2, axis=1)
+        turned = jnp.concatenate([right[:, ::-1], left], axis=1)
+        padded = jnp.pad(turned, ((0, 0), (1, 1)))[:, 1:-1]
+        return nets.mlp_relu(variables, padded.T.T.reshape(-1, 2, 3).reshape(-1, 6))
+
+    x = draw(0, 4, 6)
+    inner = lrp(nets.mlp_relu)(mlp, x[:, jnp.array([5, 4, 3, 0, 1, 2])])
+    r = lrp(net)(mlp, x)
+    np.testing.assert_allclose(r.input[:, jnp.array([5, 4, 3, 0, 1, 2])], inner.input, rtol=1e-5)
+
+
+def test_integer_images_are_normalised_inside_the_function(mlp):
+    images = jnp.arange(24, dtype=jnp.uint8).reshape(4, 2, 3)
+
+    def net(variables, x):
+        x = (x.reshape(4, 6).astype(jnp.float32) - 12.0) / 7.0
+        return nets.mlp_relu(variables, x)
+
+    r = lrp(net)(mlp, images)
+    inner = lrp(nets.mlp_relu)(mlp, (images.reshape(4, 6).astype(jnp.float32) - 12.0) / 7.0)
+    np.testing.assert_allclose(r.input.reshape(4, 6), inner.input, rtol=1e-5)
+
+
+def test_neurons_come_last_whatever_the_order_of_the_operation():
+    variables = {"kernel": draw(0, 5, 3)}  # out, in
+
+    def net(variables, x):
+        return lax.dot_general(variables["kernel"], x, (((1,), (1,)), ((), ()))).T
+
+    x = draw(1, 4, 3)
+    r = lrp(net)(variables, x)
+    assert r.neurons["kernel"].shape == (4, 5)
+    straight = lrp(lambda v, x: x @ v["kernel"].T)(variables, x)
+    chex.assert_trees_all_close(r, straight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_kernel_used_twice_has_two_entries():
+    variables = {"kernel": draw(0, 4, 4)}
+    r = lrp(lambda v, x: jnp.tanh(x @ v["kernel"]) @ v["kernel"])(variables, draw(1, 2, 4))
+    assert list(r.neurons) == ["kernel", "kernel#1"]
+    chex.assert_trees_all_equal(r.neurons["kernel"], r.inputs["kernel#1"])
+
+
+@pytest.mark.parametrize(
+    "rule", [rules.epsilon(), rules.zero(), rules.zplus()], ids=lambda r: r.name
+)
+def test_zero_input_is_not_nan(mlp, rule):
+    for variables in (mlp, jax.tree.map(jnp.zeros_like, mlp)):
+        r = lrp(nets.mlp_relu, rule)(variables, jnp.zeros((2, 6)))
+        chex.assert_tree_all_finite(r)
+        np.testing.assert_array_equal(r.input, 0)
+
+
+# --- rules and seeds
+
+
+def test_the_first_matching_rule_wins(mlp):
+    x = draw(0, 4, 6)
+    mixed = lrp(nets.mlp_relu, [("fc3", rules.epsilon(0.5)), ("dot_general", rules.zplus())])(
+        mlp, x
+    )
+    head = lrp(nets.mlp_relu, rules.epsilon(0.5))(mlp, x)
+    key = "params/fc3/kernel"
+    chex.assert_trees_all_close(mixed.inputs[key], head.inputs[key])
+    assert not np.allclose(mixed.input, head.input)
+    with pytest.raises(ValueError, match="params/fc1/kernel"):
+        lrp(nets.mlp_relu, [("fc[23]", rules.epsilon())])(mlp, x)
+
+
+def test_seeds(mlp):
+    logits = jnp.array([[1.0, 3.0, 2.0], [5.0, 4.0, 5.0]])
+    np.testing.assert_array_equal(seeds.argmax()(logits), [[0, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(seeds.argmax(times_logit=True)(logits), [[0, 3, 0], [5, 0, 0]])
+    np.testing.assert_array_equal(seeds.label(2)(logits), [[0, 0, 1], [0, 0, 1]])
+    y = jnp.array([0, 1])
+    np.testing.assert_array_equal(seeds.label(y, times_logit=True)(logits), [[1, 0, 0], [0, 4, 0]])
+    with pytest.raises(ValueError, match="labels"):
+        seeds.label(jnp.array([0, 1, 2]))(logits)
+
+
+def test_bad_arguments_are_named(mlp):
+    x = draw(0, 4, 6)
+    with pytest.raises(ValueError, match="eps"):
+        rules.epsilon(0.0)
+    with pytest.raises(TypeError, match="rules"):
+        lrp(nets.mlp_relu, [("fc1", "epsilon")])
+    with pytest.raises(ValueError, match="regular expression"):
+        lrp(nets.mlp_relu, [("(", rules.epsilon())])
+    with pytest.raises(ValueError, match="seed"):
+        lrp(nets.mlp_relu)(mlp, x, seed=jnp.ones(3))
+    with pytest.raises(ValueError, match="logits"):
+        lrp(lambda v, x: x)(mlp, jnp.ones((2, 3, 4)))
+    with pytest.raises(ValueError, match="depends on x"):
+        lrp(lambda v, x: jnp.ones((2, 3)))(mlp, x)
+    with pytest.raises(TypeError, match="one array"):
+        lrp(lambda v, x: (x, x))(mlp, x)
+
+
+# --- what is not covered says so
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("sort", lambda z: jnp.sort(z, axis=-1)),
+        ("cumsum", lambda z: jnp.cumsum(z, axis=-1)),
+        ("mul", lambda z: z * z[:, ::-1]),
+        ("dot_general", lambda z: z @ z.T @ z),
+        ("sub", jax.nn.softmax),
+        ("sub", jax.nn.log_softmax),
+        ("sub", lambda z: z - jnp.mean(z, axis=-1, keepdims=True)),
+        ("scan", lambda z: lax.scan(lambda c, _: (c * 2, None), z, None, length=2)[0]),
+    ],
+)
+def test_an_unknown_operation_is_named_with_its_line(mlp, name, step):
+    def net(variables, x):
+        return nets.dense(
+            variables["params"]["fc2"], step(nets.dense(variables["params"]["fc1"], x))
+        )
+
+    with pytest.raises(NotImplementedError, match=rf"'{name}'.*test_lrp\.py:\d+"):
+        lrp(net)(mlp, draw(0, 4, 6))

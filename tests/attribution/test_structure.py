@@ -1,0 +1,155 @@
+"""The chain of linear units, who feeds whom, and the features before the head."""
+
+import jax
+import jax.numpy as jnp
+import nets
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxunlearn.attribution import features, structure
+
+
+def zeros(*shape):
+    return jnp.zeros(shape, jnp.float32)
+
+
+def layer(*shape):
+    return {"kernel": zeros(*shape), "bias": zeros(shape[-1])}
+
+
+def norm(n):
+    return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), zeros(n))
+
+
+def producers(fn, variables, x):
+    return {unit.kernel.split("/")[-2]: unit.producer for unit in structure(fn, variables, x)}
+
+
+@pytest.fixture
+def mlp():
+    return {"params": {"fc1": layer(6, 8), "fc2": layer(8, 7), "fc3": layer(7, 3)}}
+
+
+def test_mlp_is_a_chain(mlp):
+    first, second, third = structure(nets.mlp_relu, mlp, zeros(2, 6))
+    assert first.producer is None
+    assert second == (
+        "params/fc2/kernel",
+        "dot_general",
+        7,
+        8,
+        "params/fc2/bias",
+        "params/fc1/kernel",
+        "params/fc2/kernel",
+    )
+    assert third.producer == "params/fc2/kernel"
+
+
+def test_shapes_are_enough(mlp):
+    like = jax.eval_shape(lambda: (mlp, zeros(2, 6)))
+    assert structure(nets.mlp_relu, *like) == structure(nets.mlp_relu, mlp, zeros(2, 6))
+
+
+def test_batch_norm_and_pools_keep_channels_apart_but_flattening_does_not():
+    p = {"conv1": layer(5, 5, 3, 6), "conv2": layer(3, 3, 6, 12), "bn1": norm(6), "bn2": norm(12)}
+    variables = {"params": p | {"fc1": layer(108, 32), "fc2": layer(32, 10)}}
+    assert producers(nets.lenet_bn_maxpool, variables, zeros(2, 16, 16, 3)) == {
+        "conv1": None,
+        "conv2": "params/conv1/kernel",
+        "fc1": None,
+        "fc2": "params/fc1/kernel",
+    }
+
+
+def test_flattening_one_pixel_and_the_global_average_keep_channels_apart():
+    variables = {"params": {"conv": layer(4, 4, 3, 6), "fc": layer(6, 2)}}
+
+    def flattened(v, x):
+        x = jax.nn.relu(nets.conv(v["params"]["conv"], x))
+        return nets.dense(v["params"]["fc"], x.reshape(x.shape[0], -1))
+
+    def averaged(v, x):
+        x = jax.nn.relu(nets.conv(v["params"]["conv"], x, pad=2))
+        return nets.dense(v["params"]["fc"], x.mean((1, 2)))
+
+    for fn in (flattened, averaged):
+        assert producers(fn, variables, zeros(2, 4, 4, 3))["fc"] == "params/conv/kernel"
+
+
+def test_a_sum_of_branches_has_no_producer():
+    p = {name: layer(4, 4) for name in ("stem", "a", "b", "head")}
+
+    def net(v, x):
+        p = v["params"]
+        h = jax.nn.relu(nets.dense(p["stem"], x))
+        h = jax.nn.relu(h + nets.dense(p["b"], jax.nn.relu(nets.dense(p["a"], h))))
+        return nets.dense(p["head"], h)
+
+    assert producers(net, {"params": p}, zeros(2, 4)) == {
+        "stem": None,
+        "a": "params/stem/kernel",
+        "b": "params/a/kernel",
+        "head": None,
+    }
+
+
+def test_operations_that_mix_or_reorder_features_end_the_chain(mlp):
+    mixing = {
+        "sort": lambda h: jnp.sort(h, axis=-1),
+        "reverse": lambda h: h[:, ::-1],
+        "softmax": jax.nn.softmax,
+        "roll": lambda h: jnp.concatenate([h[:, 1:], h[:, :1]], axis=1),
+    }
+    for name, mix in mixing.items():
+
+        def net(v, x, mix=mix):
+            h = mix(nets.dense(v["params"]["fc1"], x))
+            return nets.dense(v["params"]["fc2"], h)
+
+        assert producers(net, mlp, zeros(2, 6))["fc2"] is None, name
+
+
+def test_the_producer_column_is_the_input_feature():
+    """The promise itself: zero column n, and feature n alone falls silent."""
+    rng = np.random.default_rng(0)
+    golden = nets.load("lenet_bn_maxpool")
+    variables = nets.variables_of(golden, jnp.float32)
+    x = jnp.asarray(nets.channels_last(golden["x"]))
+    assert structure(nets.lenet_bn_maxpool, variables, x)[-1].producer == "params/fc1/kernel"
+    before = features(nets.lenet_bn_maxpool)(variables, x)
+    n = int(rng.integers(32))
+    kernel = variables["params"]["fc1"]["kernel"]
+    variables["params"]["fc1"]["kernel"] = kernel.at[:, n].set(0)
+    after = features(nets.lenet_bn_maxpool)(variables, x)
+    silent = jnp.maximum(variables["params"]["fc1"]["bias"][n], 0)
+    np.testing.assert_allclose(after, before.at[:, n].set(silent), atol=1e-6)
+
+
+def test_features_are_what_the_last_unit_reads(mlp):
+    rng = np.random.default_rng(0)
+    mlp = jax.tree.map(lambda v: jnp.asarray(rng.normal(size=v.shape), jnp.float32), mlp)
+    x = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
+    h = jax.jit(features(nets.mlp_relu))(mlp, x)
+    assert h.shape == (4, 7)
+    np.testing.assert_allclose(
+        nets.dense(mlp["params"]["fc3"], h), nets.mlp_relu(mlp, x), rtol=1e-5, atol=1e-6
+    )
+    with pytest.raises(ValueError, match="linear operation"):
+        features(lambda v, x: jnp.tanh(x))(mlp, x)
+
+
+def test_grouped_convolutions_count_their_inputs():
+    def net(v, x):
+        y = lax.conv_general_dilated(
+            x,
+            v["kernel"],
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=4,
+        )
+        return y.mean((1, 2))
+
+    (unit,) = structure(net, {"kernel": zeros(3, 3, 1, 8)}, zeros(1, 5, 5, 4))
+    assert (unit.in_features, unit.out_features) == (4, 8)

@@ -1,0 +1,59 @@
+"""Many models in one program."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+__all__ = ["ensemble"]
+
+
+def ensemble(
+    fn: Callable[..., Any],
+    in_axes: Sequence[Any],
+    *,
+    vectorise: bool | None = None,
+    batch_size: int | None = None,
+) -> Callable[..., Any]:
+    """Maps ``fn`` over a leading axis, in the way that pays on this back end.
+
+    On CPU one member after the other (``lax.map``): vectorised members would become
+    grouped convolutions there, 2 to 3 times slower than a loop. On accelerators all
+    members at once (``vmap``), or ``batch_size`` at a time where memory is short.
+
+    Args:
+      fn: a function of positional pytrees.
+      in_axes: one entry an argument, each a prefix of that argument with leaves
+        ``0`` (mapped) or ``None`` (shared by all members).
+      vectorise: all members at once, or one after the other; default: by back end.
+      batch_size: vectorised members at a time; ``None`` for all.
+
+    Returns:
+      A function of the same arguments; every leaf of its result has a leading axis.
+    """
+
+    def mapped(*args: Any) -> Any:
+        at_once = jax.default_backend() != "cpu" if vectorise is None else vectorise
+        if at_once and batch_size is None:
+            return jax.vmap(fn, tuple(in_axes))(*args)
+        leaves, treedef = jax.tree.flatten(args)
+        mapped_leaves = jax.tree.leaves(
+            jax.tree.map(
+                lambda axis, part: jax.tree.map(lambda _: axis is not None, part),
+                tuple(in_axes),
+                args,
+                is_leaf=lambda node: node is None,
+            )
+        )
+        varying = [leaf for leaf, own in zip(leaves, mapped_leaves, strict=True) if own]
+
+        def member(theirs: list[Any]) -> Any:
+            rest = iter(theirs)
+            merged = [
+                next(rest) if own else leaf for leaf, own in zip(leaves, mapped_leaves, strict=True)
+            ]
+            return fn(*jax.tree.unflatten(treedef, merged))
+
+        return jax.lax.map(member, varying, batch_size=batch_size if at_once else None)
+
+    return mapped

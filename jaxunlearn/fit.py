@@ -1,0 +1,70 @@
+"""Training in one call: the original, and many retrained models in one program."""
+
+import functools
+
+from jaxunlearn.config import TrainConfig
+from jaxunlearn.data.sets import num_examples
+from jaxunlearn.models import functionalize
+from jaxunlearn.runner import OnChunk, Outcome, ResumeFrom, unlearn, unlearn_many
+from jaxunlearn.sharding import Sharding
+from jaxunlearn.training.optimizers import make_optimizer
+from jaxunlearn.types import Apply, Key, Model, Sets, Subset, Unlearner
+from jaxunlearn.unlearners.retrain import retrain
+
+__all__ = ["train", "train_many"]
+
+DEFAULT = TrainConfig()
+
+
+def train(
+    model: Model | Apply,
+    part: Subset,
+    key: Key,
+    *,
+    config: TrainConfig = DEFAULT,
+    sharding: Sharding | None = None,
+    on_chunk: OnChunk | None = None,
+    resume: ResumeFrom | None = None,
+) -> Outcome:
+    """Trains a fresh model on a subset.
+
+    Args:
+      model: with an ``init``; see :func:`jaxunlearn.functionalize`.
+      part: the training examples, ``whole(examples)`` or ``sets.retain``.
+      key: fixes the parameters' start and the order of the examples.
+      config: epochs, batch size, optimizer, augmentation.
+      sharding, on_chunk, resume: as in :func:`jaxunlearn.unlearn`.
+
+    Returns:
+      The outcome; ``outcome.variables`` is the model.
+    """
+    method, steps = _method(functionalize(model), config, num_examples(part))
+    return unlearn(
+        method, None, Sets(retain=part), key, steps=steps, batch_size=config.batch_size,
+        sharding=sharding, on_chunk=on_chunk, resume=resume,
+    )  # fmt: skip
+
+
+def train_many(
+    model: Model | Apply,
+    part: Subset,
+    keys: Key,
+    *,
+    config: TrainConfig = DEFAULT,
+    on_chunk: OnChunk | None = None,
+    resume: ResumeFrom | None = None,
+) -> Outcome:
+    """:func:`train` for many keys ``[R]`` in one program; variables get a leading axis ``R``."""
+    method, steps = _method(functionalize(model), config, num_examples(part))
+    return unlearn_many(
+        method, None, Sets(retain=part), keys, steps=steps, batch_size=config.batch_size,
+        on_chunk=on_chunk, resume=resume,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=32)
+def _method(model: Model, config: TrainConfig, examples: int) -> tuple[Unlearner, int]:
+    # one object for equal settings, so that a second call finds the compiled program
+    steps = max(1, round(config.epochs * examples / config.batch_size))
+    optimizer = make_optimizer(config, steps)
+    return retrain(model, optimizer=optimizer, augment=config.augment), steps

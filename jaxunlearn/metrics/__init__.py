@@ -1,0 +1,1 @@
+"""What forgetting is judged by."""

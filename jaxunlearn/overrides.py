@@ -1,0 +1,147 @@
+"""Configuration files and ``key=value`` overrides, checked before any work starts."""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn.config import Config
+from jaxunlearn.errors import ConfigError
+
+__all__ = ["apply_overrides", "find_config", "list_configs", "load_config"]
+
+
+def list_configs() -> dict[str, Path]:
+    """The configuration files that come with the library, by name."""
+    package = Path(__file__).parent
+    # a wheel carries the folder inside the package, a checkout beside it
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.py"))}
+    return {}
+
+
+def find_config(name: str) -> Path:
+    """The file of a path or of a name that comes with the library."""
+    known = list_configs()
+    if Path(name).is_file():
+        return Path(name)
+    # "configs/mnist_neuron_path.py" works outside a checkout, too
+    stem = Path(name).stem
+    if stem in known and name in (stem, f"configs/{stem}.py"):
+        return known[stem]
+    raise ConfigError(
+        f"config: expected a file or one of {', '.join(known)}, got {name!r}{_hint(stem, known)}"
+    )
+
+
+def load_config(name: str | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that a file's ``get_config()`` returns, with overrides.
+
+    Args:
+      name: a path, the name of a file that comes with the library, or ``None`` for
+        the embedded experiment.
+      overrides: ``"dotted.key=value"``.
+    """
+    config = Config() if name is None else _get_config(find_config(name))
+    return apply_overrides(config, overrides)
+
+
+def _get_config(path: Path) -> Config:
+    spec = importlib.util.spec_from_file_location(f"_jaxunlearn_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"config: expected a Python file, got {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path}: expected a function get_config(), found none")
+    config = module.get_config()
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: expected get_config() to return a Config, got {type(config)}")
+    return config
+
+
+def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """The configuration with ``dotted.key=value`` changes.
+
+    A value is read as a Python literal, else as text. Tuples may be written without
+    brackets (``request.classes=3,5``). ``methods=a,b`` selects these methods, keeping
+    the options of those already there; ``methods.a.steps=10`` sets one option.
+
+    Raises:
+      ConfigError: unknown key (with the valid ones) or a value of the wrong kind.
+    """
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"override: expected key=value, got {text!r}")
+        config = _set(config, key.split("."), value, key)
+    return config
+
+
+def _set(node: Any, path: list[str], text: str, key: str) -> Any:
+    name, rest = path[0], path[1:]
+    if isinstance(node, Mapping):
+        inner = _set(node.get(name, {}), rest, text, key) if rest else _literal(text)
+        return {**node, name: inner}
+    if not dataclasses.is_dataclass(node) or isinstance(node, type):
+        raise ConfigError(f"{key}: expected a value here, got the further key {name!r}")
+    hints = typing.get_type_hints(type(node))
+    if name not in hints:
+        raise ConfigError(
+            f"{key}: expected one of {', '.join(hints)}, got {name!r}{_hint(name, hints)}"
+        )
+    current = getattr(node, name)
+    if rest:
+        value = _set(current, rest, text, key)
+    elif dataclasses.is_dataclass(current):
+        raise ConfigError(
+            f"{key}: expected a key below it, one of "
+            f"{', '.join(f'{key}.{field.name}' for field in dataclasses.fields(current))}"
+        )
+    elif name == "methods":
+        names = [part.strip() for part in text.split(",") if part.strip()]
+        value = {part: current.get(part, {}) for part in names}
+    else:
+        value = _convert(text, hints[name], key)
+    return dataclasses.replace(node, **{name: value})
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _convert(text: str, kind: Any, key: str) -> Any:
+    value = _literal(text)
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(None) in options and value in (None, "None", "none", ""):
+        return None
+    wanted = next(option for option in options if option is not type(None))
+    if wanted is str:
+        return text
+    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if wanted is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if typing.get_origin(wanted) is tuple:
+        items = value if isinstance(value, tuple | list) else (value,) if text else ()
+        if typing.get_args(wanted)[0] is not int or all(type(item) is int for item in items):
+            return tuple(items)
+    shown = getattr(wanted, "__name__", str(wanted))
+    shown = "whole numbers such as 3,5" if typing.get_origin(wanted) is tuple else shown
+    raise ConfigError(f"{key}: expected {shown}, got {text!r}")
+
+
+def _hint(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

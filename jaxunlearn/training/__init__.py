@@ -1,0 +1,1 @@
+"""Training: optimizers, augmentation, and what gradient methods share."""

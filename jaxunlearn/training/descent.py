@@ -1,0 +1,111 @@
+"""What all gradient methods share: a state, a step, a result.
+
+A method differs in its objective, in the sets it reads and in where it starts.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxunlearn.types import Batch, Batches, Info, Key, Model, Needs, Sets, Unlearner, Variables
+
+__all__ = [
+    "DescentState",
+    "Objective",
+    "accuracy",
+    "cross_entropy",
+    "descent",
+    "trained",
+    "with_trained",
+]
+
+
+class DescentState(NamedTuple):
+    """The model so far, the optimizer's state, and the key for the next step."""
+
+    variables: Variables
+    opt_state: optax.OptState
+    key: Key
+
+
+Objective = Callable[
+    [Variables, Batches, Key], tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]
+]
+"""``variables, batches, key -> (loss [], (variables, metrics))``; only the collections
+that are not trained are taken from the variables returned."""
+
+
+def trained(variables: Variables) -> Any:
+    """The part that is trained: the ``"params"`` collection, or all where there is none."""
+    if isinstance(variables, Mapping) and "params" in variables:
+        return variables["params"]
+    return variables
+
+
+def with_trained(variables: Variables, params: Any) -> Variables:
+    """The same variables with another trained part."""
+    if isinstance(variables, Mapping) and "params" in variables:
+        return {**variables, "params": params}
+    return params
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> jax.Array:
+    """``sum_i w_i (logsumexp_k z_ik - z_iy) / sum_i w_i``, in float32.
+
+    Args:
+      logits: ``[B, K]``; labels: ``int [B]``; weight: ``[B]``.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1)
+
+
+def accuracy(logits: jax.Array, batch: Batch) -> jax.Array:
+    """The weighted share of examples whose largest logit is the label's."""
+    right = (jnp.argmax(logits, axis=-1) == batch.y).astype(jnp.float32)
+    return jnp.sum(right * batch.weight) / jnp.maximum(jnp.sum(batch.weight), 1)
+
+
+def descent(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    needs: Needs,
+    *,
+    fresh: Model | None = None,
+) -> Unlearner:
+    """A method that follows the gradient of an objective.
+
+    Args:
+      objective: what is minimised.
+      optimizer: any optax transformation.
+      needs: the sets that the objective reads.
+      fresh: start from this model's ``init`` instead of the given variables.
+    """
+
+    def init(variables: Variables, sets: Sets, key: Key) -> DescentState:
+        del sets
+        start, onward = jax.random.split(key)
+        if fresh is not None:
+            variables = fresh.init(start)
+        return DescentState(variables, optimizer.init(trained(variables)), onward)
+
+    def step(state: DescentState, batches: Batches) -> tuple[DescentState, Info]:
+        onward, key = jax.random.split(state.key)
+
+        def loss_of(params: Any) -> Any:
+            return objective(with_trained(state.variables, params), batches, key)
+
+        params = trained(state.variables)
+        (loss, (moved, metrics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
+        info = Info({"loss": loss, **metrics}, finite)
+        return DescentState(with_trained(moved, params), opt_state, onward), info
+
+    def result(state: DescentState) -> Variables:
+        return state.variables
+
+    return Unlearner(init, step, result, needs)

@@ -1,0 +1,57 @@
+"""The methods: one file each, and one row here."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxunlearn.errors import ConfigError
+from jaxunlearn.types import Unlearner
+
+__all__ = ["METHODS", "Method", "load_method", "method_options"]
+
+
+class Method(NamedTuple):
+    """A row of the registry.
+
+    Attributes:
+      target: ``"module:factory"``; the factory takes a model and keyword arguments.
+      summary: one line for ``jaxunlearn list``.
+    """
+
+    target: str
+    summary: str
+
+
+METHODS: dict[str, Method] = {
+    "retrain": Method(
+        "jaxunlearn.unlearners.retrain:retrain", "train from scratch on the retain set"
+    ),
+    "finetune": Method("jaxunlearn.unlearners.finetune:finetune", "fine-tune on the retain set"),
+    "gradient_ascent": Method(
+        "jaxunlearn.unlearners.gradient_ascent:gradient_ascent",
+        "climb the loss of the forget set",
+    ),
+    "random_label": Method(
+        "jaxunlearn.unlearners.random_label:random_label",
+        "fine-tune with wrong labels on the forget set",
+    ),
+    "neuron_path": Method(
+        "jaxunlearn.unlearners.neuron_path:neuron_path",
+        "zero the neurons most relevant to a class, found on unseen images (paper 1)",
+    ),
+}
+
+
+def load_method(name: str) -> Callable[..., Unlearner]:
+    """The factory of a registered method; :class:`ConfigError` for an unknown name."""
+    if name not in METHODS:
+        raise ConfigError(f"methods: expected one of {sorted(METHODS)}, got {name!r}")
+    module, _, factory = METHODS[name].target.partition(":")
+    return getattr(importlib.import_module(module), factory)
+
+
+def method_options(name: str) -> dict[str, inspect.Parameter]:
+    """The keyword arguments that a method's factory takes, by name."""
+    parameters = inspect.signature(load_method(name)).parameters
+    return {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}

@@ -1,0 +1,188 @@
+"""Reports: every number is shown, in every form."""
+
+import copy
+import io
+import json
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from jaxunlearn import report
+from jaxunlearn.errors import UserError
+
+METHODS = ["neuron_path", "gradient_ascent", "scrub", "selective_dampening", "tuning", "labels"]
+
+
+def _row(metric, group, spec, original, unlearned, retrained, **rest):
+    return {"metric": metric, "group": group, "format": spec, "ideal": "as retrained"} | {
+        "values": {
+            "original": original,
+            **dict(zip(METHODS, unlearned, strict=True)),
+            "retrained": retrained,
+        },
+        "spread": None,
+        "floor": None,
+        "best": None,
+        **rest,
+    }
+
+
+def _report(methods=6):
+    rows = [
+        _row(
+            "test accuracy, forgotten [3]",
+            "forgetting",
+            ".3f",
+            0.978,
+            [0.251, 0.052, 0.173, 0.364, 0.415, 0.126],
+            0.013,
+            spread=0.004,
+            floor=0.003,
+            best="gradient_ascent",
+        ),
+        _row(
+            "membership attack, AUC",
+            "privacy",
+            ".3f",
+            0.782,
+            [0.511, 0.522, 0.533, 0.544, 0.555, math.nan],
+            0.507,
+            ideal="0.5",
+            spread=0.012,
+            best="neuron_path",
+        ),
+        _row("time", "cost", "s", None, [1.24, 0.0351, 130.0, 2e-4, 9000.0, 0.5], 12.3, spread=0.4),
+        _row("speed-up", "cost", "x", None, [9.92, 350.4, 0.095, 61500.0, 0.5, 24.6], 1.0),
+        _row("examples seen", "cost", "d", None, [1, 22, 333, 4444, 55555, 666666], 7777777),
+    ]
+    kept = ["original", *METHODS[:methods], "retrained"]
+    for row in rows:
+        row["values"] = {name: row["values"][name] for name in kept}
+        row["best"] = row["best"] if row["best"] in kept else None
+    return {
+        "title": "digits: forget class 3",
+        "columns": kept,
+        "rows": rows,
+        "notes": ["400 unseen images."],
+        "environment": {"jax": "0.10.2", "devices": 1},
+    }
+
+
+# What the rows above must read as.
+ACCURACIES = [0.978, 0.251, 0.052, 0.173, 0.364, 0.415, 0.126]
+ATTACKS = [0.782, 0.511, 0.522, 0.533, 0.544, 0.555]
+TIMES = ["1.2 s", "35 ms", "2.2 min", "200 µs", "2.5 h", "500 ms"]
+RATIOS = ["9.9x", "350x", "0.095x", "61,500x", "0.5x", "25x", "1.0x"]
+COUNTS = ["1", "22", "333", "4,444", "55,555", "666,666", "7,777,777"]
+CELLS = [*map(str, ACCURACIES + ATTACKS), "nan", *TIMES, *RATIOS, *COUNTS, "0.003"]
+SPREADS = ["0.013 ±.004", "0.507 ±.012", "12 ±.4 s"]
+
+
+def _print(made, width, **options):
+    file = io.StringIO()
+    report.print_report(made, Console(file=file, width=width, **options))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_table_shows_everything_whole_at_any_width(width):
+    text = _print(_report(), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for cell in [*CELLS, *SPREADS]:
+        assert f" {cell}" in text, cell
+    for part in ("digits: forget class 3", "400 unseen images.", "jax 0.10.2", "ideal", "floor"):
+        assert part in text
+    words = text.replace("\n", " ").split()
+    for name in METHODS:
+        assert all(part in words for part in name.replace("_", "_ ").split()) or name in words
+    for row in _report()["rows"]:
+        assert set(row["metric"].split()) <= set(words)
+
+
+def test_a_wide_console_takes_one_table_and_a_narrow_one_repeats_the_reference():
+    assert _print(_report(), 200).count(" retrained") == _print(_report(), 200).count("retrained")
+    heads = [line for line in _print(_report(), 80).splitlines() if line.startswith("metric")]
+    assert len(heads) > 1
+    assert all("retrained" in head for head in heads)
+    assert sum("original" in head for head in heads) == 1
+
+
+@pytest.mark.parametrize("methods", [0, 1])
+def test_few_models_take_one_table_of_80_columns(methods):
+    text = _print(_report(methods), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert sum(line.startswith("metric") for line in text.splitlines()) == 1
+
+
+def test_the_best_is_marked_with_and_without_colour():
+    plain = _print(_report(), 200)
+    assert "0.052*" in plain
+    assert "0.511*" in plain
+    assert plain.count("*") == 3  # and the legend's
+    coloured = _print(_report(), 200, color_system="standard", force_terminal=True)
+    assert re.search(r"\x1b\[1;32m *0\.052\*", coloured)
+
+
+def test_what_is_missing_is_a_dash():
+    made = _report(1)
+    made["rows"] = [
+        {"metric": "m", "format": ".2f", "values": {"neuron_path": 0.25, "retrained": None}}
+    ]
+    del made["notes"], made["environment"]
+    made["columns"].remove("original")
+    line = next(line for line in _print(made, 80).splitlines() if line.startswith("m "))
+    assert line.split() == ["m", "0.25", "-", "-", "-"]
+    assert "| m | 0.25 | - | - | - |" in report.to_markdown(made)
+
+
+def test_markdown_shows_everything():
+    made = _report()
+    made["rows"][0]["metric"] = "a|b"
+    made["columns"][1] = "[path]"
+    assert "[path]" in _print(made, 200)
+    made["columns"][1] = METHODS[0]
+    text = report.to_markdown(made)
+    for cell in [*CELLS, *SPREADS]:
+        assert f"| {cell} |" in text or f"| **{cell}** |" in text, cell
+    assert "| **0.052** |" in text
+    assert "a\\|b" in text
+    table = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert len(table) == 2 + 3 + 5  # head, groups, rows
+    assert "400 unseen images." in text
+    assert "jax 0.10.2" in text
+
+
+def test_saved_and_loaded(tmp_path):
+    made = _report()
+    before = copy.deepcopy(made)
+    report.save(made, tmp_path / "run")
+    assert json.dumps(made) == json.dumps(before) == json.dumps(report.load(tmp_path / "run"))
+    assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8") == report.to_markdown(made)
+    picture = (tmp_path / "run" / "report.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 20_000
+
+
+@pytest.mark.parametrize("methods", [0, 1])
+def test_pictures_of_few_models_and_odd_values(tmp_path, methods):
+    made = _report(methods)
+    made["title"] = "100 $ of $x"
+    made["rows"][0]["values"] = dict.fromkeys(made["columns"], 0.0)
+    made["rows"][1]["values"] = {}
+    made["rows"][2]["values"]["retrained"] = 0.0
+    report.save_png(made, tmp_path / "a.png")
+    made["rows"] = []
+    report.save_png(made, tmp_path / "b.png")
+    assert (tmp_path / "a.png").stat().st_size > (tmp_path / "b.png").stat().st_size > 1000
+
+
+def test_no_report_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match=r"expected a report, got .*report\.json"):
+        report.load(tmp_path)
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(UserError, match="expected a report"):
+        report.load(tmp_path)

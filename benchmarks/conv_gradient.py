@@ -1,7 +1,7 @@
 """What the library's convolution saves against XLA's own gradients.
 
-    python benchmarks/conv_gradient.py             # about 5 minutes on 2 cores
-    python benchmarks/conv_gradient.py --small     # half a minute
+    python benchmarks/conv_gradient.py             # about 6 minutes on 2 cores
+    python benchmarks/conv_gradient.py --small     # about a minute
     python benchmarks/conv_gradient.py --json      # machine-readable
 
 One training step (gradient and Adam) of the paper's MNIST network and of a small
@@ -10,8 +10,9 @@ ResNet, once as a compiled step called from Python, once inside ``lax.scan``; wi
 timed in turn; medians of milliseconds a step; compilation apart. ``error`` is the
 largest difference of the two gradients, relative to the largest entry.
 
-Measured on 2 cores (jax 0.10.2): see ``docs`` of the release you use; inside a scan
-the plain operations take 20 to 40 times as long, outside about 1.5 to 2 times.
+Measured on 2 cores with jax 0.10.2, milliseconds a step at batch 128: the paper's
+network 390 (plain 520) from Python and 310 (plain above 10,000) in a scan; resnet8
+450 (plain 380) and 330 (plain about 10,000).
 """
 
 import argparse
@@ -34,6 +35,9 @@ from jaxunlearn.models import PaperCNN, ResNet, functionalize
 from jaxunlearn.types import Model
 
 Carry = Any
+
+# runs of more seconds are not repeated
+SLOW = 10.0
 
 
 class PlainCNN(PaperCNN):
@@ -142,7 +146,8 @@ def measure(
         times: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(repeats):
             for name, run in runs.items():
-                times[name].append(seconds(run, carry))
+                if not times[name] or times[name][-1] < SLOW:
+                    times[name].append(seconds(run, carry))
         middle = {name: statistics.median(values) for name, values in times.items()}
         rows.append(
             {

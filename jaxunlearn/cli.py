@@ -34,12 +34,13 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         help="train, unlearn, retrain, compare",
         description="Runs an experiment; without CONFIG the embedded one, on scanned digits.",
-        epilog="example: jaxunlearn run configs/mnist_neuron_path.py data.dir=DIR request.classes=3",
+        epilog="example: jaxunlearn run mnist_neuron_path data.dir=DIR request.classes=3",
     )
     # intermixed positionals: a first word with "=" is an override, not a file
     run.add_argument("words", nargs="*", metavar="[CONFIG] [KEY=VALUE ...]")
-    run.add_argument("--force", action="store_true",
-                     help="overwrite models in the run's folder made with other settings")  # fmt: skip
+    run.add_argument(
+        "--force", action="store_true", help="overwrite models of this run made with other settings"
+    )
     run.set_defaults(command=_run)
     show = commands.add_parser("show", help="print the table of a finished run")
     show.add_argument("run", help="a run's folder, or its name")

@@ -3,68 +3,42 @@
 config -> data -> request -> sets -> original -> unlearned -> retrained -> metrics -> report
 """
 
-import dataclasses
-import inspect
 import json
-import math
 import statistics
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxunlearn import checkpoint, report
 from jaxunlearn.config import Config, to_dict
 from jaxunlearn.data.requests import describe
-from jaxunlearn.data.sets import make_sets, num_examples, stratified_mask, whole
-from jaxunlearn.data.sources import load_dataset
-from jaxunlearn.errors import ConfigError, DivergenceError
-from jaxunlearn.metrics.evaluate import make_report, measure
-from jaxunlearn.models import build, check_model
+from jaxunlearn.data.sets import num_examples, whole
+from jaxunlearn.errors import DivergenceError
+from jaxunlearn.execute import Outcome, Progress
 from jaxunlearn.fit import train, train_many
-from jaxunlearn.runner import Outcome, Progress, unlearn
-from jaxunlearn.sharding import Sharding, abstract, make_sharding
+from jaxunlearn.metrics.evaluate import make_report, measure
+from jaxunlearn.plan import Plan, prepare, stages_of, write_plan
+from jaxunlearn.runner import unlearn
+from jaxunlearn.sharding import abstract
 from jaxunlearn.stages import Keeper, Stage, check_stage, finish_stage, load_stage
-from jaxunlearn.training.optimizers import make_optimizer
-from jaxunlearn.types import Key, Model, Sets, Subset, Unlearner, Variables
-from jaxunlearn.unlearners import load_method, method_options
+from jaxunlearn.types import Key, Subset, Variables
 
-__all__ = ["Plan", "prepare", "run"]
+__all__ = ["run"]
 
 # purposes of the keys that follow from config.seed
 ORIGINAL, ORACLE, METHOD, MEASURE = range(4)
-RUNNER_OPTIONS = ("method", "steps", "batch_size")
-OPTIMIZER_OPTIONS = ("optimizer", "learning_rate", "schedule", "weight_decay", "momentum")
 REPEATS = 5
-"""A method that takes less than a second is timed so often; the median counts."""
+"""A run that takes less than a second is timed so often; the median counts."""
 
 Record = dict[str, Any]
 Hooks = dict[str, Any]
 Listener = Callable[[str, Progress | None], None]
 """Told the stage's name, and how far it is (``None``: it was there already)."""
-
-
-class Plan(NamedTuple):
-    """All that is known before any training.
-
-    Attributes:
-      methods: label -> (unlearner, options of the runner).
-      identity: JSON; what data, model and training depend on.
-    """
-
-    config: Config
-    folder: Path
-    model: Model
-    sets: Sets
-    sharding: Sharding | None
-    methods: Mapping[str, tuple[Unlearner, dict[str, Any]]]
-    identity: Mapping[str, Any]
-    key: Key
 
 
 def run(
@@ -89,9 +63,9 @@ def run(
       UserError: something the user gave is wrong; see the message.
     """
     plan = prepare(config, Path(runs))
-    for stage in _stages(plan).values():
+    for stage in stages_of(plan).values():
         check_stage(stage, force)
-    _write_plan(plan)
+    write_plan(plan)
     work = _Work(plan, force, listener or (lambda name, progress: None))
     original, first = work.original()
     rows = {"original": first["metrics"]}
@@ -104,7 +78,7 @@ def run(
             metrics = work.method(label, original, known)["metrics"]
         except DivergenceError as error:
             # a method that fails is shown failing; the others' work is not lost
-            notes.append(f"{label} diverged: {error}")
+            notes.append(f"diverged: {error}")
             rows[label] = {}
             continue
         rows[label] = {**metrics, **_speedups(cost, metrics)}
@@ -116,98 +90,10 @@ def run(
         environment=checkpoint.versions(),
     )
     report.save(made, plan.folder)
+    lines = [json.dumps({"model": label, **metrics}) for label, metrics in rows.items()]
+    lines += [json.dumps({"model": one["stage"], **one["metrics"]}) for one in references]
+    (plan.folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     return made
-
-
-def prepare(config: Config, runs: Path) -> Plan:
-    """Loads the data and builds the network and the methods; reports what is wrong."""
-    if config.oracles < 1:
-        raise ConfigError(f"oracles: expected at least 1 retrained model, got {config.oracles}")
-    if not config.name or Path(config.name).name != config.name:
-        raise ConfigError(f"name: expected the name of one folder, got {config.name!r}")
-    sharding = make_sharding(config.mesh, config.rules)
-    data = load_dataset(config.data)
-    held = stratified_mask(data.test_y, config.data.unseen, config.data.seed)
-    sets = make_sets(
-        data.train_x,
-        data.train_y,
-        config.request,
-        unseen=(data.test_x[held], data.test_y[held]),
-        test=(data.test_x[~held], data.test_y[~held]),
-        mean=data.mean,
-        std=data.std,
-        num_classes=len(data.class_names),
-    )
-    shape = data.train_x.shape[1:]
-    model = build(config.model.name, shape, len(data.class_names), config.model.options)
-    check_model(model, shape, len(data.class_names))
-    whole_config = to_dict(config)
-    identity = {name: whole_config[name] for name in ("seed", "data", "model", "train")}
-    for place in ("dir", "cache"):  # where the same bytes lie does not matter
-        identity["data"].pop(place)
-    identity["fingerprint"] = data.fingerprint
-    identity["jaxunlearn"] = checkpoint.versions()["jaxunlearn"]
-    methods = {
-        label: _build_method(label, options, model, config, sets)
-        for label, options in config.methods.items()
-    }
-    return Plan(
-        config,
-        runs / config.name,
-        model,
-        sets,
-        sharding if sharding.mesh.size > 1 else None,
-        methods,
-        identity,
-        jax.random.key(config.seed),
-    )
-
-
-def _build_method(
-    label: str, options: Mapping[str, Any], model: Model, config: Config, sets: Sets
-) -> tuple[Unlearner, dict[str, Any]]:
-    """A method from its options; those of the runner and of the optimizer are taken out."""
-    name = options.get("method", label)
-    own = method_options(name)
-    allowed = {*RUNNER_OPTIONS, *own, *(OPTIMIZER_OPTIONS if "optimizer" in own else ())}
-    unknown = sorted(set(options) - allowed)
-    if unknown:
-        raise ConfigError(
-            f"methods.{label}: expected options among {', '.join(sorted(allowed))}, got {unknown}"
-        )
-    batch_size = options.get("batch_size", config.train.batch_size)
-    arguments = {key: options[key] for key in options if key in own and key != "optimizer"}
-    try:
-        steps = options.get("steps")
-        if "optimizer" in own:
-            steps = steps or math.ceil(num_examples(sets.retain) / batch_size)
-            chosen = {key: options[key] for key in OPTIMIZER_OPTIONS if key in options}
-            if chosen or own["optimizer"].default is inspect.Parameter.empty:
-                train = dataclasses.replace(config.train, **{"schedule": "constant", **chosen})
-                arguments["optimizer"] = make_optimizer(train, steps)
-        method = load_method(name)(model, **arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"methods.{label}: {error}") from error
-    if method.needs.once and steps is not None:
-        raise ConfigError(f"methods.{label}.steps: expected none for a single pass, got {steps}")
-    runner = {"batch_size": batch_size}
-    return method, runner if method.needs.once else {**runner, "steps": steps}
-
-
-def _stages(plan: Plan) -> dict[str, Stage]:
-    """Every stage of the run by name, with what it depends on."""
-    config = to_dict(plan.config)
-    request = {"request": config["request"]}
-    original = {**plan.identity}
-    stages = {"original": Stage(plan.folder / "original", original)}
-    for number in range(plan.config.oracles):
-        inputs = {**original, **request, "oracle": number}
-        stages[f"retrained/{number}"] = Stage(plan.folder / "retrained" / str(number), inputs)
-    for label, (_, runner) in plan.methods.items():
-        options = {"method": label, **config["methods"][label], **runner}
-        inputs = {**original, **request, "options": options}
-        stages[f"unlearned/{label}"] = Stage(plan.folder / "unlearned" / label, inputs)
-    return stages
 
 
 class _Work:
@@ -215,7 +101,7 @@ class _Work:
 
     def __init__(self, plan: Plan, force: bool, listener: Listener) -> None:
         self.plan = plan
-        self.stages = _stages(plan)
+        self.stages = stages_of(plan)
         self.force = force
         self.listener = listener
         like = jax.eval_shape(plan.model.init, plan.key)
@@ -240,7 +126,7 @@ class _Work:
         made: dict[str, Outcome] = {}
         if missing and self.plan.sharding is None:
             path = self.plan.folder / "retrained" / "others"
-            together = Stage(path, {**self.stages[names[0]].inputs, "oracle": missing})
+            together = Stage(path, {**self.plan.identity, "own": {"oracles": missing}})
             hooks = self._hooks(together, "retrained/others")
             stacked = jnp.stack([keys[n] for n in missing])
             many = train_many(
@@ -264,20 +150,14 @@ class _Work:
         purpose = jax.random.fold_in(self.plan.key, METHOD)
         key = jax.random.fold_in(purpose, zlib.crc32(label.encode()))
 
-        def make(hooks: Hooks) -> Outcome:
-            once = partial(unlearn, method, original, self.plan.sets, key, **options)
-            once = partial(once, sharding=self.plan.sharding)
-            outcome = once(**hooks)
-            seconds = [outcome.seconds]
-            while outcome.seconds < 1 and len(seconds) < REPEATS:
-                seconds.append(once().seconds)
-            return outcome._replace(seconds=statistics.median(seconds))
-
-        return self._stage(f"unlearned/{label}", make, known)[1]
+        once = partial(unlearn, method, original, self.plan.sets, key, **options)
+        once = partial(once, sharding=self.plan.sharding)
+        return self._stage(f"unlearned/{label}", lambda hooks: _timed(once, hooks), known)[1]
 
     def _train(self, part: Subset, key: Key, hooks: Hooks) -> Outcome:
         config, sharding = self.plan.config.train, self.plan.sharding
-        return train(self.plan.model, part, key, config=config, sharding=sharding, **hooks)
+        once = partial(train, self.plan.model, part, key, config=config, sharding=sharding)
+        return _timed(once, hooks)
 
     def _there(self, name: str) -> bool:
         return check_stage(self.stages[name], self.force)
@@ -298,7 +178,10 @@ class _Work:
         if self._there(name):
             self.listener(name, None)
             return load_stage(stage, self.like)
-        outcome = make(self._hooks(stage, name))
+        try:
+            outcome = make(self._hooks(stage, name))
+        except DivergenceError as error:
+            raise DivergenceError(f"{name}: {error}") from error
         plan = self.plan
         key = jax.random.fold_in(plan.key, MEASURE)
         metrics: dict[str, float] = measure(
@@ -316,6 +199,15 @@ class _Work:
             "versions": checkpoint.versions(),
         }
         return outcome.variables, finish_stage(stage, outcome.variables, record)
+
+
+def _timed(once: Callable[..., Outcome], hooks: Hooks) -> Outcome:
+    """What takes less than a second is done again: the median time counts."""
+    outcome = once(**hooks)
+    seconds = [outcome.seconds]
+    while outcome.seconds < 1 and len(seconds) < REPEATS:
+        seconds.append(once().seconds)
+    return outcome._replace(seconds=statistics.median(seconds))
 
 
 def _member(many: Outcome, place: int) -> Outcome:
@@ -337,24 +229,16 @@ def _speedups(retrained: Mapping[str, float], own: Mapping[str, float]) -> dict[
     }
 
 
-def _write_plan(plan: Plan) -> None:
-    """The resolved configuration, and the request as positions in each split."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(to_dict(plan.config), indent=2, sort_keys=True)
-    (plan.folder / "config.json").write_text(text + "\n")
-    positions = {
-        name: np.asarray(part.indices)[: num_examples(part)]
-        for name, part in plan.sets._asdict().items()
-        if part is not None
-    }
-    np.savez_compressed(plan.folder / "sets.npz", allow_pickle=False, **positions)
-
-
 def _notes(plan: Plan) -> list[str]:
     sizes = {
         name: num_examples(part) for name, part in plan.sets._asdict().items() if part is not None
     }
+    config, leaves = plan.config, jax.tree.leaves(jax.eval_shape(plan.model.init, plan.key))
+    shape = list(plan.sets.forget.examples.x.shape[1:]) if plan.sets.forget else []
     return [
+        f"{config.model.name}, {sum(leaf.size for leaf in leaves):,} parameters "
+        f"({leaves[0].dtype}), inputs {shape}, batches of {config.train.batch_size}, "
+        f"{config.train.epochs:g} epochs",
         "examples: " + ", ".join(f"{name} {size}" for name, size in sizes.items()),
         f"retrained: mean of {plan.config.oracles}; time of the first, trained alone; "
         "floor: mean difference between two of them",

@@ -4,8 +4,9 @@ import functools
 
 from jaxunlearn.config import TrainConfig
 from jaxunlearn.data.sets import num_examples
+from jaxunlearn.execute import OnChunk, Outcome, ResumeFrom
 from jaxunlearn.models import functionalize
-from jaxunlearn.runner import OnChunk, Outcome, ResumeFrom, unlearn, unlearn_many
+from jaxunlearn.runner import unlearn, unlearn_many
 from jaxunlearn.sharding import Sharding
 from jaxunlearn.training.optimizers import make_optimizer
 from jaxunlearn.types import Apply, Key, Model, Sets, Subset, Unlearner

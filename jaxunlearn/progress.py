@@ -13,7 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from jaxunlearn.runner import Progress as Step
+from jaxunlearn.execute import Progress as Step
 
 __all__ = ["Bars"]
 

@@ -114,17 +114,14 @@ def spec_of(path: str, shape: tuple[int, ...], sharding: Sharding) -> PartitionS
     Names that do not divide their dimension, or lie before the first dimension, are
     dropped: a bias of 10 on 8 devices is replicated.
     """
-    for pattern, axes in sharding.rules:
-        if re.search(pattern, path):
-            break
-    else:
-        return PartitionSpec()
-    entries: list[str | None] = [None] * len(shape)
-    for back, axis in enumerate(reversed(axes), start=1):
-        if back <= len(shape) and axis is not None:
-            if shape[-back] % sharding.mesh.shape[axis] == 0:
-                entries[-back] = axis
-    return PartitionSpec(*entries)
+    matching = (axes for pattern, axes in sharding.rules if re.search(pattern, path))
+    axes = next(matching, ())[-len(shape) :] if shape else ()
+    sizes = shape[len(shape) - len(axes) :]
+    fitting = [
+        axis if axis is not None and size % sharding.mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, sizes, strict=True)
+    ]
+    return PartitionSpec(*[None] * (len(shape) - len(axes)), *fitting)
 
 
 def _shardings(tree: Any, sharding: Sharding) -> Any:

@@ -6,16 +6,15 @@ While it is being made its state is saved beside it, so that a killed run contin
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxunlearn import checkpoint
 from jaxunlearn.errors import CheckpointError
-from jaxunlearn.runner import Progress, Resume
+from jaxunlearn.execute import Progress, Resume
 from jaxunlearn.types import State, Variables
 
 __all__ = ["Keeper", "Stage", "check_stage", "finish_stage", "load_stage"]
@@ -44,15 +43,23 @@ def check_stage(stage: Stage, force: bool) -> bool:
     """
     if not stage.path.exists():
         return False
+    if force:
+        return _sound(stage)
     there = checkpoint.read_record(stage.path).get("inputs")
     if there == _plain(stage.inputs):
         return True
-    if force:
-        return False
     raise CheckpointError(
         f"{stage.path}: was made with other settings ({_difference(there, stage.inputs)}); "
         "give the run another name (name=...), or overwrite with --force"
     )
+
+
+def _sound(stage: Stage) -> bool:
+    try:
+        checkpoint.verify(stage.path)
+        return checkpoint.read_record(stage.path).get("inputs") == _plain(stage.inputs)
+    except CheckpointError:
+        return False
 
 
 def load_stage(stage: Stage, like: Variables) -> tuple[Variables, dict[str, Any]]:

@@ -107,8 +107,8 @@ def make_report(
 
     For each metric ``m``: ``retrained`` is the mean over the oracles, ``spread`` their
     standard deviation (n - 1), ``floor`` the mean of ``|m_i - m_j|`` over pairs of
-    oracles: a difference to retraining below the floor is noise. ``best`` names the
-    unlearned model closest to the ideal.
+    oracles: a difference to retraining below the floor is noise. A cost is that of the
+    first oracle. ``best`` names the unlearned model closest to the ideal.
 
     Args:
       models: ``{"original": values, <unlearned>: values, ...}``.
@@ -122,9 +122,12 @@ def make_report(
         if not values and not oracle:
             continue
         spread = floor = None
-        if oracle:
+        if oracle and metric.group == "cost":
+            # the others may have shared a program and its time
+            values["retrained"] = oracle[0]
+        elif oracle:
             values["retrained"] = float(np.mean(oracle))
-        if len(oracle) > 1:
+        if len(oracle) > 1 and metric.group != "cost":
             spread = float(np.std(oracle, ddof=1))
             floor = float(np.mean([abs(a - b) for a, b in itertools.combinations(oracle, 2)]))
         row: dict[str, Any] = {"name": name, "metric": metric.label, "group": metric.group}

@@ -85,7 +85,6 @@ def relearn_steps(
       The number of steps after which a batch first reached ``target``; ``limit`` if
       none did. 0: it was never forgotten. Ideal: as retrained.
     """
-
     outcome = unlearn(
         _relearner(model.apply, learning_rate),
         variables,

@@ -219,9 +219,10 @@ def _from_nnx(construct: Callable[[nnx.Rngs], nnx.Module]) -> Model:
 
     def describe(key: Key) -> Variables:
         module = _construct(construct, key)
-        module.eval()
+        # of the base class: a network may have a `train` of its own
+        nnx.Module.eval(module)
         graphs[False] = nnx.split(module)[0]
-        module.train()
+        nnx.Module.train(module)
         graphs[True], state = nnx.split(module)
         slots.extend(_slot(path, leaf) for path, leaf in nnx.to_flat_state(state))
         calls.append(type(module).__call__)

@@ -41,7 +41,8 @@ def random_label(
 
     def objective(variables: Variables, batches: Batches, key: Key):  # type: ignore[no-untyped-def]
         forget, retain = batches.forget, batches.retain
-        assert forget is not None and retain is not None
+        assert forget is not None
+        assert retain is not None
         label_key, dropout_key = jax.random.split(key)
         both = jnp.concatenate([forget.x, retain.x])
         logits, moved = model.apply_train(variables, both, dropout_key)

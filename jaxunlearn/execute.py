@@ -1,0 +1,220 @@
+"""The Python side of a run: check, compile, loop over chunks, read diagnostics."""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.data.sets import num_examples
+from jaxunlearn.errors import DivergenceError, RequestError
+from jaxunlearn.loop import Plan, advance, init, result
+from jaxunlearn.scannable import has_weight_gradient_convolution
+from jaxunlearn.sharding import place, replicate
+from jaxunlearn.types import Batches, Info, Key, Needs, Sets, State, Subset, Variables
+
+__all__ = [
+    "OnChunk",
+    "Options",
+    "Outcome",
+    "Progress",
+    "Resume",
+    "ResumeFrom",
+    "execute",
+    "loops_badly",
+    "visible_sets",
+]
+
+CHUNK = 32
+"""Steps between two looks at the diagnostics, where the loop is compiled."""
+
+
+class Outcome(NamedTuple):
+    """What a run gives back.
+
+    Attributes:
+      variables: the new model; shares no memory with the one given.
+      history: each diagnostic as ``[steps]``, or ``[steps, members]``.
+      steps: steps done.
+      examples: examples seen, counted with repetition, by one member.
+      seconds: wall time without compilation, data transfer of ``sets`` included.
+      compile_seconds: time to trace, lower and compile.
+    """
+
+    variables: Variables
+    history: dict[str, np.ndarray]
+    steps: int
+    examples: int
+    seconds: float
+    compile_seconds: float
+
+
+class Resume(NamedTuple):
+    """Where a killed run stood: the state after ``step`` steps and the time spent."""
+
+    state: State
+    step: int
+    seconds: float
+    history: dict[str, np.ndarray]
+
+
+class Progress(NamedTuple):
+    """What a callback sees after each chunk; ``state`` is donated by the next one.
+
+    Copy or save ``state`` before returning.
+    """
+
+    state: State
+    step: int
+    steps: int
+    seconds: float
+    history: dict[str, np.ndarray]
+
+
+OnChunk = Callable[[Progress], None]
+ResumeFrom = Callable[[State], Resume | None]
+
+
+class Options(NamedTuple):
+    """How to go through the steps; see :func:`jaxunlearn.unlearn`."""
+
+    steps: int | None
+    chunk: int | None
+    stop: Callable[[dict[str, np.ndarray]], bool] | None
+    on_chunk: OnChunk | None
+    resume: ResumeFrom | None
+
+
+class _Clock:
+    """Compilation apart from everything else."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.compiling = 0.0
+
+    def charge(self, make: Callable[..., Any], *args: Any) -> Any:
+        begin = time.perf_counter()
+        made = make(*args)
+        self.compiling += time.perf_counter() - begin
+        return made
+
+    def compile(self, jitted: Any, *args: Any, **options: Any) -> None:
+        # jit keeps the program, so that the call that follows finds it
+        self.charge(lambda: jitted.lower(*args, **options).compile())
+
+    def running(self) -> float:
+        return time.perf_counter() - self.start - self.compiling
+
+
+def execute(plan: Plan, variables: Variables, sets: Sets, key: Key, options: Options) -> Outcome:
+    """Runs a plan; see :func:`jaxunlearn.unlearn`."""
+    sets = visible_sets(plan.unlearner.needs, sets)
+    steps = _count_steps(plan, sets, options.steps)
+    clock = _Clock()
+    if plan.sharding is not None:
+        variables = place(variables, plan.sharding)
+        sets, key = replicate((sets, key), plan.sharding)
+    clock.compile(init, variables, sets, key, plan=plan)
+    state = jax.block_until_ready(init(variables, sets, key, plan=plan))
+    done, history = 0, {}
+    found = options.resume(state) if options.resume else None
+    if found is not None:
+        state, done, history = found.state, found.step, dict(found.history)
+        clock.start -= found.seconds
+
+    chunk = options.chunk or clock.charge(_chunk_length, plan, variables, sets, key)
+    zero = np.int32(0)
+    clock.compile(advance, state, sets, key, zero, zero, plan=plan, length=chunk)
+    while done < steps:
+        count = min(chunk, steps - done)
+        state, infos = advance(
+            state, sets, key, np.int32(done), np.int32(count), plan=plan, length=chunk
+        )
+        latest = _read(infos, count, done, plan.mapped)
+        done += count
+        history = {
+            name: np.concatenate([history[name], new]) if name in history else new
+            for name, new in latest.items()
+        }
+        if options.on_chunk is not None:
+            options.on_chunk(Progress(state, done, steps, clock.running(), history))
+        if options.stop is not None and options.stop(latest):
+            break
+    clock.compile(result, state, plan=plan)
+    made = jax.block_until_ready(result(state, plan=plan))
+    seen = _examples_seen(plan, sets, done)
+    return Outcome(made, history, done, seen, clock.running(), clock.compiling)
+
+
+def visible_sets(needs: Needs, sets: Sets) -> Sets:
+    """Only what a method declared; :class:`RequestError` if some of it is missing."""
+    names = [name for name in Batches._fields if getattr(needs, name)]
+    for name in names:
+        if num_examples(getattr(sets, name)) == 0:
+            raise RequestError(
+                f"sets: the method needs {name} examples, got none; "
+                f"present: {[n for n in Batches._fields if num_examples(getattr(sets, n))]}"
+            )
+    shown = {name: getattr(sets, name) for name in names}
+    if not needs.labels:
+        shown = {name: _without_labels(part) for name, part in shown.items()}
+    return Sets(**shown)
+
+
+def _without_labels(part: Subset) -> Subset:
+    return part._replace(examples=part.examples._replace(y=jnp.full_like(part.examples.y, -1)))
+
+
+def _count_steps(plan: Plan, sets: Sets, steps: int | None) -> int:
+    needs = plan.unlearner.needs
+    if not needs.once:
+        if steps is None or steps < 1:
+            raise ValueError(f"steps: expected a positive number for this method, got {steps}")
+        return steps
+    if steps is not None:
+        raise ValueError(f"steps: expected None for a method of a single pass, got {steps}")
+    largest = max(int(np.max(np.asarray(part.size))) for part in sets if part is not None)
+    return math.ceil(min(largest, needs.samples or largest) / plan.batch_size)
+
+
+def _chunk_length(plan: Plan, variables: Variables, sets: Sets, key: Key) -> int:
+    return 1 if loops_badly(plan, variables, sets, key) else CHUNK
+
+
+def loops_badly(plan: Plan, variables: Variables, sets: Sets, key: Key) -> bool:
+    """Whether this is a CPU and the step holds what must not run in a compiled loop there."""
+    if jax.default_backend() != "cpu":
+        return False
+    zero = np.int32(0)
+    state = jax.eval_shape(partial(init, plan=plan), variables, sets, key)
+    traced = advance.trace(state, sets, key, zero, zero, plan=plan, length=CHUNK)
+    return has_weight_gradient_convolution(traced.jaxpr)
+
+
+def _read(infos: Info, count: int, start: int, mapped: bool) -> dict[str, np.ndarray]:
+    """A chunk's diagnostics on the host, ``[count]`` or ``[count, R]``; raises on NaN."""
+    host = jax.device_get(infos)
+    if mapped:
+        host = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1), host)
+    host = jax.tree.map(lambda leaf: leaf[:count], host)
+    bad = np.flatnonzero(~host.finite.reshape(count, -1).all(axis=1))
+    if len(bad):
+        values = {name: leaf[bad[0]].tolist() for name, leaf in host.metrics.items()}
+        raise DivergenceError(
+            f"step {start + int(bad[0])}: expected finite loss and parameters, got {values}; "
+            "a smaller learning rate may help"
+        )
+    return dict(host.metrics)
+
+
+def _examples_seen(plan: Plan, sets: Sets, steps: int) -> int:
+    needs = plan.unlearner.needs
+    parts = [part for part in sets if part is not None]
+    if not needs.once:
+        return steps * plan.batch_size * len(parts)
+    sizes = [int(np.max(np.asarray(part.size))) for part in parts]
+    return sum(min(size, needs.samples or size) for size in sizes)

@@ -1,0 +1,106 @@
+"""The three compiled functions of a run: init, a chunk of steps, result.
+
+They are compiled once for each plan; ``jax.jit`` keeps the programs.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn.data.sampling import draw_batches
+from jaxunlearn.ensemble import ensemble
+from jaxunlearn.sharding import Sharding, constrain, constrain_batches
+from jaxunlearn.types import Batches, Info, Key, Sets, State, Subset, Unlearner, Variables
+
+__all__ = ["Plan", "advance", "init", "result"]
+
+
+class Plan(NamedTuple):
+    """All that is static in the compiled functions.
+
+    Attributes:
+      unlearner: the method.
+      batch_size: ``B``, of each set.
+      sharding: mesh and rules, or ``None``.
+      mapped: whether state, keys and diagnostics have a leading axis of members.
+      mapped_variables, mapped_sets: whether these have it, too.
+      vectorise: members at once, or one after the other.
+    """
+
+    unlearner: Unlearner
+    batch_size: int
+    sharding: Sharding | None = None
+    mapped: bool = False
+    mapped_variables: bool = False
+    mapped_sets: bool = False
+    vectorise: bool = False
+
+
+def _over(plan: Plan, fn: Callable[..., Any], in_axes: tuple[Any, ...]) -> Callable[..., Any]:
+    return ensemble(fn, in_axes, vectorise=plan.vectorise) if plan.mapped else fn
+
+
+def _sets_axes(plan: Plan) -> Any:
+    if not plan.mapped_sets:
+        return None
+    present = [name for name in Batches._fields if getattr(plan.unlearner.needs, name)]
+    return Sets(**{name: Subset(None, 0, 0) for name in present})  # type: ignore[arg-type]
+
+
+@partial(jax.jit, static_argnames="plan")
+def init(variables: Variables, sets: Sets, key: Key, *, plan: Plan) -> State:
+    """The state before the first step; shares no memory with what was given."""
+
+    def one(variables: Variables, sets: Sets, key: Key) -> State:
+        own, _ = jax.random.split(key)
+        state = constrain(plan.unlearner.init(variables, sets, own), plan.sharding)
+        # jit hands an unchanged input back as the same array; a donated copy of it
+        # would take the user's model along
+        return jax.tree.map(jnp.copy, state)
+
+    axes = (0 if plan.mapped_variables else None, _sets_axes(plan), 0)
+    return _over(plan, one, axes)(variables, sets, key)
+
+
+@partial(jax.jit, static_argnames=("plan", "length"), donate_argnames="state")
+def advance(
+    state: State, sets: Sets, key: Key, start: jax.Array, count: jax.Array, *, plan: Plan,
+    length: int,
+) -> tuple[State, Info]:  # fmt: skip
+    """``count`` steps, at most ``length``; diagnostics fill ``[length]`` places."""
+
+    def step(state: State, sets: Sets, order: Key, number: jax.Array) -> tuple[State, Info]:
+        batches = draw_batches(sets, order, number, plan.batch_size, plan.unlearner.needs)
+        state, info = plan.unlearner.step(state, constrain_batches(batches, plan.sharding))
+        return constrain(state, plan.sharding), info
+
+    def one(state: State, sets: Sets, key: Key) -> tuple[State, Info]:
+        _, order = jax.random.split(key)
+        if length == 1:
+            state, info = step(state, sets, order, start)
+            return state, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], info)
+        blank = jax.eval_shape(step, state, sets, order, start)[1]
+        infos = jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), blank)
+
+        def body(turn: jax.Array, carry: tuple[State, Info]) -> tuple[State, Info]:
+            state, info = step(carry[0], sets, order, start + turn)
+            write = jax.tree.map(lambda all_, leaf: all_.at[turn].set(leaf), carry[1], info)
+            return state, write
+
+        # a count that is an array: the last, shorter chunk runs in the same program
+        return jax.lax.fori_loop(0, count, body, (state, infos))
+
+    return _over(plan, one, (0, _sets_axes(plan), 0))(state, sets, key)
+
+
+@partial(jax.jit, static_argnames="plan")
+def result(state: State, *, plan: Plan) -> Variables:
+    """The new model."""
+
+    def one(state: State) -> Variables:
+        return constrain(plan.unlearner.result(state), plan.sharding)
+
+    return _over(plan, one, (0,))(state)

@@ -1,0 +1,155 @@
+"""All of a run that is known before any training: data, sets, network, methods, stages."""
+
+import dataclasses
+import inspect
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxunlearn import checkpoint
+from jaxunlearn.config import Config, to_dict
+from jaxunlearn.data.sets import make_sets, num_examples, stratified_mask
+from jaxunlearn.data.sources import load_dataset
+from jaxunlearn.errors import ConfigError
+from jaxunlearn.execute import visible_sets
+from jaxunlearn.models import build, check_model
+from jaxunlearn.sharding import Sharding, make_sharding
+from jaxunlearn.stages import Stage
+from jaxunlearn.training.optimizers import make_optimizer
+from jaxunlearn.types import Key, Model, Sets, Unlearner
+from jaxunlearn.unlearners import load_method, method_options
+
+__all__ = ["Plan", "prepare", "stages_of", "write_plan"]
+
+RUNNER_OPTIONS = ("method", "steps", "batch_size")
+OPTIMIZER_OPTIONS = ("optimizer", "learning_rate", "schedule", "weight_decay", "momentum")
+
+
+class Plan(NamedTuple):
+    """All that is known before any training.
+
+    Attributes:
+      methods: label -> (unlearner, options of the runner).
+      identity: JSON; what every stage depends on, its metrics included.
+    """
+
+    config: Config
+    folder: Path
+    model: Model
+    sets: Sets
+    sharding: Sharding | None
+    methods: Mapping[str, tuple[Unlearner, dict[str, Any]]]
+    identity: Mapping[str, Any]
+    key: Key
+
+
+def prepare(config: Config, runs: Path) -> Plan:
+    """Loads the data and builds the network and the methods; reports what is wrong."""
+    if config.oracles < 1:
+        raise ConfigError(f"oracles: expected at least 1 retrained model, got {config.oracles}")
+    if not config.name or Path(config.name).name != config.name:
+        raise ConfigError(f"name: expected the name of one folder, got {config.name!r}")
+    sharding = make_sharding(config.mesh, config.rules)
+    data = load_dataset(config.data)
+    held = stratified_mask(data.test_y, config.data.unseen, config.data.seed)
+    sets = make_sets(
+        data.train_x,
+        data.train_y,
+        config.request,
+        unseen=(data.test_x[held], data.test_y[held]),
+        test=(data.test_x[~held], data.test_y[~held]),
+        mean=data.mean,
+        std=data.std,
+        num_classes=len(data.class_names),
+    )
+    shape = data.train_x.shape[1:]
+    model = build(config.model.name, shape, len(data.class_names), config.model.options)
+    check_model(model, shape, len(data.class_names))
+    whole_config = to_dict(config)
+    identity = {name: whole_config[name] for name in ("seed", "data", "model", "train", "request")}
+    for place in ("dir", "cache"):  # where the same bytes lie does not matter
+        identity["data"].pop(place)
+    identity["fingerprint"] = data.fingerprint
+    identity["jaxunlearn"] = checkpoint.versions()["jaxunlearn"]
+    methods = {
+        label: _build_method(label, options, model, config, sets)
+        for label, options in config.methods.items()
+    }
+    return Plan(
+        config,
+        runs / config.name,
+        model,
+        sets,
+        sharding if sharding.mesh.size > 1 else None,
+        methods,
+        identity,
+        jax.random.key(config.seed),
+    )
+
+
+def _build_method(
+    label: str, options: Mapping[str, Any], model: Model, config: Config, sets: Sets
+) -> tuple[Unlearner, dict[str, Any]]:
+    """A method from its options; those of the runner and of the optimizer are taken out."""
+    name = options.get("method", label)
+    own = method_options(name)
+    allowed = {*RUNNER_OPTIONS, *own, *(OPTIMIZER_OPTIONS if "optimizer" in own else ())}
+    unknown = sorted(set(options) - allowed)
+    if unknown:
+        raise ConfigError(
+            f"methods.{label}: expected options among {', '.join(sorted(allowed))}, got {unknown}"
+        )
+    batch_size = options.get("batch_size", config.train.batch_size)
+    steps = options.get("steps", math.ceil(num_examples(sets.retain) / batch_size))
+    for key, value in (("steps", steps), ("batch_size", batch_size)):
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"methods.{label}.{key}: expected a positive number, got {value!r}")
+    arguments = {key: options[key] for key in options if key in own and key != "optimizer"}
+    try:
+        if "optimizer" in own:
+            chosen = {key: options[key] for key in OPTIMIZER_OPTIONS if key in options}
+            if chosen or own["optimizer"].default is inspect.Parameter.empty:
+                train = dataclasses.replace(config.train, **{"schedule": "constant", **chosen})
+                arguments["optimizer"] = make_optimizer(train, steps)
+        method = load_method(name)(model, **arguments)
+        # what a method refuses when it sees model and data, found out before any training
+        like = jax.eval_shape(model.init, jax.random.key(0))
+        jax.eval_shape(method.init, like, visible_sets(method.needs, sets), jax.random.key(0))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"methods.{label}: {error}") from error
+    if not method.needs.once:
+        return method, {"batch_size": batch_size, "steps": steps}
+    if "steps" in options:
+        raise ConfigError(f"methods.{label}.steps: expected none for a single pass, got {steps}")
+    return method, {"batch_size": batch_size}
+
+
+def stages_of(plan: Plan) -> dict[str, Stage]:
+    """Every stage of the run by name, with what it depends on."""
+    own: dict[str, Mapping[str, Any]] = {"original": {}}
+    for number in range(plan.config.oracles):
+        own[f"retrained/{number}"] = {"oracle": number}
+    for label, (_, runner) in plan.methods.items():
+        own[f"unlearned/{label}"] = {"method": label, **plan.config.methods[label], **runner}
+    return {
+        name: Stage(plan.folder / name, {**plan.identity, "own": inputs})
+        for name, inputs in own.items()
+    }
+
+
+def write_plan(plan: Plan) -> None:
+    """The resolved configuration, and the request as positions in each split."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(to_dict(plan.config), indent=2, sort_keys=True)
+    (plan.folder / "config.json").write_text(text + "\n")
+    positions = {
+        name: np.asarray(part.indices)[: num_examples(part)]
+        for name, part in plan.sets._asdict().items()
+        if part is not None
+    }
+    np.savez_compressed(plan.folder / "sets.npz", allow_pickle=False, **positions)

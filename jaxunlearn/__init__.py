@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jaxunlearn.attribution import features, lrp, rules, seeds, structure
-    from jaxunlearn.config import Config
+    from jaxunlearn.config import Config, Request, TrainConfig
     from jaxunlearn.data.requests import (
         forget_class,
         forget_classes,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "attribution": ["features", "lrp", "rules", "seeds", "structure"],
-    "config": ["Config"],
+    "config": ["Config", "Request", "TrainConfig"],
     "data.requests": ["forget_class", "forget_classes", "forget_indices", "forget_random"],
     "data.sets": ["make_sets", "stack_sets", "subset", "whole"],
     "data.sources": ["load_dataset"],
@@ -64,7 +64,9 @@ __all__ = [
     "Info",
     "Model",
     "Needs",
+    "Request",
     "Sets",
+    "TrainConfig",
     "Unlearner",
     "build",
     "ensemble",

@@ -53,11 +53,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from jaxunlearn.errors import ConfigError
     from jaxunlearn.overrides import load_config
 
-    words = list(options.words)
-    name = words.pop(0) if words and "=" not in words[0] else None
-    config = load_config(name, words)
+    names = [word for word in options.words if "=" not in word]
+    if len(names) > 1:
+        raise ConfigError(f"run: expected one configuration and key=value words, got {names}")
+    config = load_config(names[0] if names else None, [w for w in options.words if "=" in w])
 
     from rich.console import Console
 

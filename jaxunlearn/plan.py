@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxunlearn import checkpoint
-from jaxunlearn.config import Config, to_dict
+from jaxunlearn.config import Config, TrainConfig, to_dict
 from jaxunlearn.data.sets import make_sets, num_examples, stratified_mask
 from jaxunlearn.data.sources import load_dataset
 from jaxunlearn.errors import ConfigError
@@ -20,6 +20,7 @@ from jaxunlearn.execute import visible_sets
 from jaxunlearn.models import build, check_model
 from jaxunlearn.sharding import Sharding, make_sharding
 from jaxunlearn.stages import Stage
+from jaxunlearn.training.augment import make_augment
 from jaxunlearn.training.optimizers import make_optimizer
 from jaxunlearn.types import Key, Model, Sets, Unlearner
 from jaxunlearn.unlearners import load_method, method_options
@@ -54,6 +55,10 @@ def prepare(config: Config, runs: Path) -> Plan:
         raise ConfigError(f"oracles: expected at least 1 retrained model, got {config.oracles}")
     if not config.name or Path(config.name).name != config.name:
         raise ConfigError(f"name: expected the name of one folder, got {config.name!r}")
+    for label in config.methods:
+        if not label or Path(label).name != label:
+            raise ConfigError(f"methods: expected labels fit for a folder, got {label!r}")
+    _check_training(config.train)
     sharding = make_sharding(config.mesh, config.rules)
     data = load_dataset(config.data)
     held = stratified_mask(data.test_y, config.data.unseen, config.data.seed)
@@ -90,6 +95,14 @@ def prepare(config: Config, runs: Path) -> Plan:
         identity,
         jax.random.key(config.seed),
     )
+
+
+def _check_training(train: TrainConfig) -> None:
+    for name, value in (("epochs", train.epochs), ("batch_size", train.batch_size)):
+        if value <= 0:
+            raise ConfigError(f"train.{name}: expected a positive number, got {value:g}")
+    make_optimizer(train, 1)
+    make_augment(train.augment)
 
 
 def _build_method(

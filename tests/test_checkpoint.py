@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxunlearn import checkpoint
+from jaxunlearn import checkpoint, manifest
 from jaxunlearn.errors import CheckpointError
 
 
@@ -224,7 +224,7 @@ def test_a_killed_save_leaves_no_checkpoint_and_does_not_stand_in_the_way(tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_publish", killed)
+        patch.setattr(manifest, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(path, {"w": jnp.ones(3)}, {})
     assert os.listdir(tmp_path) == [".model.tmp"]
@@ -256,11 +256,16 @@ def test_a_failed_save_cleans_up_and_keeps_the_former(small, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoint, "_write_manifest", full)
+    monkeypatch.setattr(manifest, "write", full)
     with pytest.raises(CheckpointError, match="no space left"):
         checkpoint.save(small, {"w": jnp.ones(2)}, {}, overwrite=True)
     assert os.listdir(small.parent) == [small.name]
     assert checkpoint.read_record(small) == {"n": 1}
+
+
+def test_a_folder_that_cannot_be_made_is_reported(small):
+    with pytest.raises(CheckpointError, match="cannot write checkpoint"):
+        checkpoint.save(small / "record.json" / "below", {}, {})
 
 
 def test_removing(small):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxunlearn.data.sources import ARRAYS, Dataset, fingerprint
+from jaxunlearn.data.dataset import ARRAYS, Dataset, fingerprint
 
 __all__ = ["cache_root", "read_entry", "write_entry"]
 

@@ -423,7 +423,7 @@ def test_preparing_without_tensorflow_says_what_to_do(config, tmp_path, monkeypa
 
 
 def test_failed_download_says_what_to_do(monkeypatch):
-    from jaxunlearn.data import tfds_source
+    from jaxunlearn.data import tfds_library
 
     class Builder:
         data_path = "somewhere/mnist"
@@ -431,9 +431,9 @@ def test_failed_download_says_what_to_do(monkeypatch):
         def download_and_prepare(self, **_):
             raise ConnectionError("no route")
 
-    monkeypatch.setattr(tfds_source, "_installed", lambda module: True)
+    monkeypatch.setattr(tfds_library, "_installed", lambda module: True)
     with pytest.raises(DataError, match=r"no route.*network.*data\.dir"):
-        tfds_source._download(Builder(), "mnist")
+        tfds_library._download(Builder(), "mnist")
 
 
 def test_import_is_light():

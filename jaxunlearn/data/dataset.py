@@ -1,0 +1,129 @@
+"""What every source gives: a data set with statistics and a fingerprint.
+
+Nothing here imports JAX; Pillow is imported only to resize.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxunlearn.errors import DataError
+
+__all__ = [
+    "ARRAYS",
+    "Dataset",
+    "check_labels",
+    "fingerprint",
+    "make_dataset",
+    "resize",
+    "resize_all",
+]
+
+ARRAYS = ("train_x", "train_y", "test_x", "test_y")
+
+# numbers in a block of the statistics, 32 MiB in float64
+_BLOCK = 2**22
+
+
+class Dataset(NamedTuple):
+    """A training and a test split of labelled examples.
+
+    Attributes:
+      train_x: ``uint8 [N, H, W, C]``; from an ``.npz`` also ``float32``, and
+        vectors ``[N, D]``.
+      train_y: ``int32 [N]``, class labels ``0 .. K - 1``.
+      test_x: like ``train_x``, of the same dtype and example shape.
+      test_y: like ``train_y``.
+      class_names: one for each of the ``K`` classes.
+      mean: ``float32 [1, 1, C]`` or ``[D]``, the mean of ``train_x`` over all
+        axes but the last, in the units of ``train_x``.
+      std: the standard deviation likewise; 1 where ``train_x`` is constant.
+      fingerprint: SHA-256 of the arrays and class names: equal contents have
+        equal fingerprints, wherever they were read from.
+    """
+
+    train_x: np.ndarray
+    train_y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
+    class_names: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    fingerprint: str
+
+
+def make_dataset(arrays: dict[str, np.ndarray], class_names: Sequence[str]) -> Dataset:
+    """Adds statistics and the fingerprint to the four ``ARRAYS``."""
+    mean, std = _statistics(arrays["train_x"])
+    names = tuple(class_names)
+    return Dataset(
+        **arrays, class_names=names, mean=mean, std=std, fingerprint=fingerprint(arrays, names)
+    )
+
+
+def fingerprint(arrays: dict[str, np.ndarray], class_names: Sequence[str]) -> str:
+    """SHA-256 over dtype, shape and bytes of the four ``ARRAYS``, and the class names."""
+    digest = hashlib.sha256()
+    for key in ARRAYS:
+        array = np.ascontiguousarray(arrays[key])
+        digest.update(json.dumps([key, array.dtype.str, array.shape]).encode())
+        digest.update(array.data)
+    digest.update(json.dumps(list(class_names)).encode())
+    return digest.hexdigest()
+
+
+def resize(image: np.ndarray, size: int | None) -> np.ndarray:
+    """Resizes one image ``[H, W, C]`` to ``[size, size, C]``; ``None`` keeps it.
+
+    Bilinear, averaging over the pixels that an output pixel covers.
+    """
+    if size is None or image.shape[:2] == (size, size):
+        return image
+    from PIL import Image
+
+    # Pillow knows single channels of uint8 and float32, but of colours only uint8 RGB
+    whole = image.dtype == np.uint8 and image.shape[-1] == 3
+    planes = [image] if whole else [image[..., c] for c in range(image.shape[-1])]
+    shape, how = (size, size), Image.Resampling.BILINEAR
+    return np.dstack([np.asarray(Image.fromarray(p).resize(shape, how)) for p in planes])
+
+
+def resize_all(x: np.ndarray, size: int | None) -> np.ndarray:
+    """Resizes images ``[N, H, W, C]``; vectors pass, since ``size`` is ``None`` for them."""
+    if size is None or x.shape[1:3] == (size, size):
+        return x
+    return np.stack([resize(image, size) for image in x])
+
+
+def check_labels(where: str, y: np.ndarray, classes: int) -> None:
+    """Raises a DataError unless all labels lie in ``0 .. classes - 1``."""
+    wrong = np.flatnonzero((y < 0) | (y >= classes))
+    if wrong.size:
+        at = int(wrong[0])
+        raise DataError(
+            f"{where}: expected labels from 0 to {classes - 1}, "
+            f"got {y[at]} at position {at} ({wrong.size} such labels)"
+        )
+
+
+def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over all axes but the last, of one example's rank."""
+    axes = tuple(range(x.ndim - 1))
+    count = x.size // x.shape[-1]
+    mean = sum(block.sum(axis=axes) for block in _blocks(x)) / count
+    square = sum(np.square(block - mean).sum(axis=axes) for block in _blocks(x)) / count
+    std = np.sqrt(square).astype(np.float32)
+    # a constant channel, whose deviation is nothing but rounding, is divided by 1
+    constant = (std <= 1e-7 * np.abs(mean)) | (std < np.finfo(np.float32).tiny)
+    std = np.where(constant, np.float32(1), std)
+    shape = (1,) * (x.ndim - 2) + (-1,)
+    return np.asarray(mean, np.float32).reshape(shape), std.reshape(shape)
+
+
+def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
+    """``x`` in float64, a few examples at a time, to bound the memory."""
+    step = max(1, _BLOCK // x[0].size)
+    return (x[i : i + step].astype(np.float64) for i in range(0, len(x), step))

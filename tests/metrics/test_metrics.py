@@ -1,0 +1,166 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxunlearn as ju
+from jaxunlearn.data.sets import as_examples, subset
+from jaxunlearn.metrics.attacks import loss_attack
+from jaxunlearn.metrics.evaluate import METRICS, make_report, measure
+from jaxunlearn.metrics.predict import predict
+from jaxunlearn.metrics.residue import linear_probe, relearn_steps
+from tests import toy
+
+KEY = jax.random.key(0)
+
+
+def linear(variables, x):
+    return x @ variables["w"]
+
+
+class TestPredict:
+    x = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+    w = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+    y = np.arange(11) % 4
+
+    @pytest.mark.parametrize("batch_size", [1, 4, 11, 100])
+    def test_logits_labels_losses_and_accuracy(self, batch_size):
+        chosen = [7, 2, 9, 4, 10]
+        part = subset(as_examples(self.x, self.y), chosen, capacity=8)
+        found = predict(linear, {"w": jnp.asarray(self.w)}, part, batch_size)
+        logits = self.x[chosen] @ self.w
+        np.testing.assert_allclose(found.logits, logits, atol=1e-6)
+        np.testing.assert_array_equal(found.labels, self.y[chosen])
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        wanted = -np.log(p[np.arange(5), self.y[chosen]])
+        np.testing.assert_allclose(found.losses, wanted, rtol=1e-5)
+        assert found.accuracy == np.mean(logits.argmax(axis=1) == self.y[chosen])
+
+    def test_large_logits_do_not_overflow(self):
+        part = subset(as_examples(np.ones((1, 1)), [1]), [0])
+        found = predict(linear, {"w": jnp.array([[1e4, 0.0]])}, part)
+        assert found.losses[0] == pytest.approx(1e4)
+
+
+class TestLossAttack:
+    rng = np.random.default_rng(0)
+
+    def test_alike_losses_tell_nothing(self):
+        scores = [loss_attack(*self.rng.exponential(size=(2, 400)), seed=s) for s in range(5)]
+        assert np.mean(scores) == pytest.approx(0.5, abs=0.03)
+
+    def test_separate_losses_tell_all(self):
+        members, others = self.rng.uniform(0, 1, 300), self.rng.uniform(2, 3, 100)
+        assert loss_attack(members, others) == 1
+        assert loss_attack(others, members) == 1, "either direction gives it away"
+
+    def test_half_overlap_has_the_known_accuracy(self):
+        """U(0, 2) against U(1, 3): the best threshold on [1, 2] is right in 3 of 4 cases."""
+        score = loss_attack(self.rng.uniform(0, 2, 4000), self.rng.uniform(1, 3, 4000))
+        assert score == pytest.approx(0.75, abs=0.02)
+
+    def test_too_few(self):
+        with pytest.raises(ValueError, match="at least 4 examples a side, got 3"):
+            loss_attack(np.ones(3), np.ones(10))
+
+
+class TestResidue:
+    def test_a_probe_finds_what_the_head_no_longer_says(self):
+        """Class 1 is erased from the head alone; its features are as they were."""
+        given, sets = toy.trained().variables["params"], toy.sets()
+        silent = given["head"]["bias"].at[1].set(-1e3)
+        edited = {"params": {**given, "head": {**given["head"], "bias": silent}}}
+        assert predict(toy.mlp().apply, edited, sets.test_forget).accuracy == 0
+        features = ju.features(toy.mlp().apply)
+        train = (sets.forget, sets.retain)
+        assert linear_probe(features, edited, train, sets.test_forget) > 0.95
+
+    def test_a_probe_on_nothing_finds_nothing(self):
+        sets = toy.sets()
+
+        def constant(variables, x):
+            return jnp.ones((len(x), 3))
+
+        score = linear_probe(constant, {}, (sets.forget, sets.retain), sets.test_forget)
+        assert score in (0.0, 1.0), "one answer for all"
+        assert score == 0, "class 1 is not the largest"
+
+    def test_relearning_counts_steps(self):
+        given, sets = toy.trained().variables, toy.sets()
+        assert relearn_steps(toy.mlp(), given, sets.forget, 0.9, KEY) == 0
+        method = ju.random_label(toy.mlp())
+        forgot = ju.unlearn(method, given, sets, KEY, steps=100, batch_size=32).variables
+        some = relearn_steps(toy.mlp(), forgot, sets.forget, 0.9, KEY, learning_rate=0.02)
+        assert 0 < some < 100
+        fewer = relearn_steps(toy.mlp(), forgot, sets.forget, 0.9, KEY, learning_rate=0.1)
+        assert fewer < some
+        assert relearn_steps(toy.mlp(), forgot, sets.forget, 0.9, KEY, limit=1) == 1
+
+
+ORIGINAL = {"accuracy_forget": 1.0, "accuracy_retain": 0.9, "loss_attack": 0.6}
+GOOD = {"accuracy_forget": 0.1, "accuracy_retain": 0.9, "seconds": 2.0, "speedup": 5.0}
+BAD = {"accuracy_forget": 0.5, "accuracy_retain": float("nan"), "seconds": 1.0, "speedup": 9.0}
+ORACLES = (
+    {"accuracy_forget": 0.0, "seconds": 10.0},
+    {"accuracy_forget": 0.1, "seconds": 3.0},
+    {"accuracy_forget": 0.5, "seconds": 3.0},
+)
+
+
+class TestReport:
+    def rows(self):
+        models = {"original": ORIGINAL, "good": GOOD, "bad": BAD}
+        report = make_report("t", models, ORACLES)
+        assert report["columns"] == ["original", "good", "bad", "retrained"]
+        return {row["name"]: row for row in report["rows"]}
+
+    def test_mean_spread_and_floor_of_the_oracles(self):
+        row = self.rows()["accuracy_forget"]
+        assert row["values"]["retrained"] == pytest.approx(0.2)
+        assert row["spread"] == pytest.approx(np.std([0, 0.1, 0.5], ddof=1))
+        assert row["floor"] == pytest.approx((0.1 + 0.5 + 0.4) / 3)
+
+    def test_a_cost_is_that_of_the_oracle_trained_alone(self):
+        row = self.rows()["seconds"]
+        assert row["values"]["retrained"] == 10
+        assert row["spread"] is row["floor"] is None
+
+    def test_the_best_is_closest_to_the_ideal(self):
+        rows = self.rows()
+        assert rows["accuracy_forget"]["best"] == "good"
+        assert rows["accuracy_retain"]["best"] is None, "no oracle told what is ideal"
+        assert rows["seconds"]["best"] == rows["speedup"]["best"] == "bad"
+
+    def test_one_oracle_has_no_floor(self):
+        report = make_report("t", {"original": ORIGINAL}, ORACLES[:1])
+        row = report["rows"][0]
+        assert row["spread"] is row["floor"] is None
+
+
+def test_evaluate_sets_all_models_side_by_side():
+    sets = toy.sets()
+    edited = ju.unlearn(toy.method("neuron_path"), toy.trained().variables, sets, KEY).variables
+    config = ju.TrainConfig(epochs=4, batch_size=32, learning_rate=5e-3)
+    keys = jax.random.split(KEY, 2)
+    oracles = ju.train_many(toy.mlp(), sets.retain, keys, config=config).variables
+    models = {"original": toy.trained().variables, "edited": edited}
+    report = ju.evaluate(toy.mlp(), models, oracles, sets)
+    rows = {row["name"]: row["values"] for row in report["rows"]}
+    assert rows["accuracy_forget"]["original"] > 0.9
+    assert rows["accuracy_forget"]["retrained"] == 0
+    assert set(rows) <= set(METRICS)
+    assert set(rows["linear_probe"]) == {"original", "edited", "retrained"}
+    ju.print_report(report)
+
+
+def test_evaluate_wants_the_original():
+    with pytest.raises(ValueError, match=r"expected an entry 'original', got \['mine'\]"):
+        ju.evaluate(toy.mlp(), {"mine": {}}, [], toy.sets())
+
+
+def test_items_are_compared_with_the_test_set():
+    sets = toy.sets(ju.forget_random(0.2))
+    values = measure(toy.mlp(), toy.trained().variables, sets, KEY)
+    assert 0.2 < values["loss_attack"] < 0.8
+    assert "accuracy_test_forget" not in values
+    assert "linear_probe" not in values

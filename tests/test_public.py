@@ -1,0 +1,66 @@
+"""The public surface, and what importing it must not do."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+import jaxunlearn
+
+
+def python(code, **env):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}
+    )
+
+
+@pytest.mark.parametrize("name", jaxunlearn.__all__)
+def test_every_public_name_is_there_and_says_what_it_is(name):
+    found = getattr(jaxunlearn, name)
+    assert found.__doc__
+
+
+def test_the_lazy_table_and_all_agree():
+    assert set(jaxunlearn._WHERE) == set(jaxunlearn.__all__)
+
+
+def test_an_unknown_name():
+    with pytest.raises(AttributeError, match="no attribute 'forget_everything'"):
+        jaxunlearn.forget_everything  # noqa: B018
+
+
+def test_import_loads_neither_jax_nor_tfds():
+    out = python("import sys, jaxunlearn; print(sorted({'jax', 'flax'} & set(sys.modules)))")
+    assert out.stdout.strip() == "[]", out.stderr
+
+
+def test_using_the_library_touches_neither_tfds_nor_the_network():
+    """Sockets are forbidden, and TFDS cannot be imported."""
+    code = """
+import socket, sys
+def forbidden(*args, **kwargs):
+    raise AssertionError("the network was touched")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = forbidden
+sys.modules["tensorflow_datasets"] = None
+import jaxunlearn
+for name in jaxunlearn.__all__:
+    getattr(jaxunlearn, name)
+from jaxunlearn.config import DataConfig
+print(len(jaxunlearn.load_dataset(DataConfig()).train_y))
+"""
+    out = python(code)
+    assert out.stdout.strip() == "997", out.stderr
+
+
+def test_help_is_quick():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        out = subprocess.run(
+            [sys.executable, "-m", "jaxunlearn.cli", "--help"], capture_output=True, text=True
+        )
+        times.append(time.perf_counter() - start)
+    assert "train, unlearn, retrain, compare" in out.stdout
+    assert min(times) < 0.5

@@ -1,0 +1,92 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxunlearn.config import TrainConfig
+from jaxunlearn.errors import ConfigError
+from jaxunlearn.training.augment import crop_flip, make_augment
+from jaxunlearn.training.descent import cross_entropy, trained, with_trained
+from jaxunlearn.training.optimizers import make_optimizer
+
+
+def steps(config, gradients, total=10):
+    optimizer, params = make_optimizer(config, total), jnp.ones(2)
+    state, path = optimizer.init(params), []
+    for gradient in gradients:
+        updates, state = optimizer.update(jnp.full(2, gradient), state, params)
+        params = optax.apply_updates(params, updates)
+        path.append(float(params[0]))
+    return path
+
+
+def test_sgd_has_nesterov_momentum():
+    config = TrainConfig(optimizer="sgd", learning_rate=0.1, momentum=0.5, schedule="constant")
+    # v = g + .5 v;  step = -.1 (g + .5 v)
+    np.testing.assert_allclose(steps(config, [1.0, 1.0]), [1 - 0.15, 1 - 0.15 - 0.175], rtol=1e-6)
+
+
+def test_weight_decay_joins_the_gradient_or_stands_apart():
+    sgd = TrainConfig(optimizer="sgd", learning_rate=0.1, momentum=0.0, schedule="constant")
+    decayed = TrainConfig(**{**sgd.__dict__, "weight_decay": 0.5})
+    np.testing.assert_allclose(steps(decayed, [0.0]), [1 - 0.1 * 0.5], rtol=1e-6)
+    adamw = TrainConfig(**{**decayed.__dict__, "optimizer": "adamw"})
+    np.testing.assert_allclose(steps(adamw, [0.0]), [1 - 0.1 * 0.5], rtol=1e-5)
+    adam = TrainConfig(**{**decayed.__dict__, "optimizer": "adam"})
+    np.testing.assert_allclose(steps(adam, [0.0]), [1 - 0.1], rtol=1e-4)
+
+
+def test_cosine_ends_at_zero():
+    config = TrainConfig(optimizer="sgd", learning_rate=0.1, momentum=0.0, schedule="cosine")
+    path = steps(config, [1.0] * 5, total=4)
+    assert path[0] == pytest.approx(0.9)
+    assert path[4] == pytest.approx(path[3], abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "lion"}, "got 'lion'"),
+        ({"schedule": "step"}, "train.schedule: expected one of"),
+        ({"learning_rate": 0.0}, "train.learning_rate: expected a positive number, got 0"),
+    ],
+)
+def test_wrong_settings_are_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        make_optimizer(TrainConfig(**change), 10)
+
+
+def test_cross_entropy_is_the_weighted_mean():
+    logits = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]]))
+    labels, weight = jnp.array([0, 1, 1]), jnp.array([1.0, 1.0, 0.0])
+    wanted = -(np.log(0.5) + np.log(0.1)) / 2
+    np.testing.assert_allclose(cross_entropy(logits, labels, weight), wanted, rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy(logits + 1e3, labels, weight), wanted, rtol=1e-4)
+
+
+def test_collections_that_are_not_trained_stay_apart():
+    variables = {"params": {"w": 1}, "batch_stats": {"m": 2}}
+    assert trained(variables) == {"w": 1}
+    assert with_trained(variables, {"w": 3}) == {"params": {"w": 3}, "batch_stats": {"m": 2}}
+    assert trained([1, 2]) == [1, 2]
+    assert with_trained([1, 2], [3, 4]) == [3, 4]
+
+
+def test_crop_flip_moves_and_mirrors_whole_images():
+    image = np.arange(1, 17, dtype=np.float32).reshape(1, 4, 4, 1)
+    many = np.asarray(crop_flip(jnp.tile(image, (200, 1, 1, 1)), jax.random.key(0), pad=1))
+    padded = np.pad(image[0], ((1, 1), (1, 1), (0, 0)))
+    windows = [
+        view[i : i + 4, j : j + 4]
+        for view in (padded, padded[:, ::-1])
+        for i in range(3)
+        for j in range(3)
+    ]
+    found = {next(n for n, w in enumerate(windows) if (w == one).all()) for one in many}
+    assert found == set(range(18)), "every shift and both mirror images, nothing else"
+
+
+def test_unknown_augmentation():
+    with pytest.raises(ConfigError, match="expected one of"):
+        make_augment("blur")

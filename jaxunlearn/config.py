@@ -81,9 +81,15 @@ class Request:
 
 
 DIGITS_METHODS: Mapping[str, Mapping[str, Any]] = {
-    "neuron_path": {"per_sample": 20, "neurons": 40},
+    "neuron_path": {"per_sample": 20, "neurons": 20},
+    "path_head_only": {
+        "method": "neuron_path",
+        "per_sample": 20,
+        "neurons": 20,
+        "weights": ("class",),
+    },
     "finetune": {"steps": 100},
-    "gradient_ascent": {"steps": 20},
+    "gradient_ascent": {"steps": 30, "optimizer": "adam", "learning_rate": 1e-4},
     "random_label": {"steps": 50},
 }
 

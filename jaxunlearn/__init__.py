@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jaxunlearn.attribution import features, lrp, rules, seeds, structure
-    from jaxunlearn.config import Config, Request, TrainConfig
+    from jaxunlearn.config import Config, DataConfig, Request, TrainConfig
     from jaxunlearn.data.requests import (
         forget_class,
         forget_classes,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "attribution": ["features", "lrp", "rules", "seeds", "structure"],
-    "config": ["Config", "Request", "TrainConfig"],
+    "config": ["Config", "DataConfig", "Request", "TrainConfig"],
     "data.requests": ["forget_class", "forget_classes", "forget_indices", "forget_random"],
     "data.sets": ["make_sets", "stack_sets", "subset", "whole"],
     "data.sources": ["load_dataset"],
@@ -61,6 +61,7 @@ _WHERE = {name: home for home, names in _HOME.items() for name in names}
 __all__ = [
     "Batches",
     "Config",
+    "DataConfig",
     "Info",
     "Model",
     "Needs",

@@ -39,7 +39,7 @@ METRICS: dict[str, Metric] = {
     "accuracy_test_retain": Metric("accuracy, retain (test)", "utility", "as retrained", ".3f"),
     "loss_attack": Metric("membership attack on loss", "privacy", "0.5", ".3f"),
     "linear_probe": Metric("linear probe, forget (test)", "truth", "as retrained", ".3f"),
-    "relearn_steps": Metric("steps to relearn", "truth", "as retrained", "d"),
+    "relearn_steps": Metric("steps to relearn (of 100)", "truth", "as retrained", "d"),
     "seconds": Metric("time, compile apart", "cost", "small", "s"),
     "compile_seconds": Metric("time to compile", "cost", "small", "s"),
     "steps": Metric("steps", "cost", "small", "d"),

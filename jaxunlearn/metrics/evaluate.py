@@ -132,7 +132,7 @@ def make_report(
             floor = float(np.mean([abs(a - b) for a, b in itertools.combinations(oracle, 2)]))
         row: dict[str, Any] = {"name": name, "metric": metric.label, "group": metric.group}
         row |= {"format": metric.format, "ideal": metric.ideal, "values": values}
-        rows.append(row | {"spread": spread, "floor": floor, "best": _best(metric, values)})
+        rows.append(row | {"spread": spread, "floor": floor, "best": _best(metric, values, floor)})
     return {
         "title": title,
         "columns": columns,
@@ -142,7 +142,7 @@ def make_report(
     }
 
 
-def _best(metric: Metric, values: Mapping[str, float]) -> str | None:
+def _best(metric: Metric, values: Mapping[str, float], floor: float | None) -> list[str]:
     references = ("original", "retrained")
     rivals = {k: v for k, v in values.items() if k not in references and math.isfinite(v)}
     if metric.ideal == "as retrained" and "retrained" in values:
@@ -154,8 +154,11 @@ def _best(metric: Metric, values: Mapping[str, float]) -> str | None:
     elif metric.ideal == "0.5":
         gaps = {k: abs(v - 0.5) for k, v in rivals.items()}
     else:
-        return None
-    return min(gaps, key=lambda label: gaps[label]) if gaps else None
+        gaps = {}
+    closest = min(gaps.values(), default=0.0)
+    # what differs by less than two retrainings do is equally good
+    limit = closest if floor is None else max(closest, floor)
+    return [label for label, gap in gaps.items() if gap <= limit]
 
 
 def evaluate(

@@ -1,0 +1,28 @@
+"""Every benchmark script runs at its smallest size and prints its table or JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+SMALL = {
+    "conv_gradient.py": ["--small", "--batch", "4", "--steps", "2", "--repeats", "1"],
+    "many_models.py": ["--members", "2", "--steps", "2", "--batch", "8", "--repeats", "1"],
+}
+
+
+def test_every_script_is_here():
+    assert {path.name for path in FOLDER.glob("*.py")} == set(SMALL)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_it_runs(name):
+    words = [sys.executable, str(FOLDER / name), *SMALL[name], "--json"]
+    out = subprocess.run(words, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    found = json.loads(out.stdout)
+    assert found["about"]["jax"]
+    assert found.get("rows") or found.get("ways")

@@ -6,6 +6,7 @@ A method differs in its objective, in the sets it reads and in where it starts.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -58,6 +59,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> ja
     Args:
       logits: ``[B, K]``; labels: ``int [B]``; weight: ``[B]``.
     """
+    chex.assert_rank([logits, labels, weight], [2, 1, 1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
     return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1)
 

@@ -6,8 +6,10 @@ Command:   jaxunlearn run cifar10_neuron_path data.dir=DIR
              model.name=resnet8 train.epochs=2 oracles=2 methods.finetune.steps=100 \
              methods.neuron_path.per_sample=6 methods.neuron_path.neurons=12 \
              methods.path_class_only.per_sample=6 methods.path_class_only.neurons=12
-Time:      of ResNet-18 not measured; meant for a GPU. Smaller: about 25 minutes
-Expected:  TBD
+Time:      smaller: 18 minutes. ResNet-18 is meant for a GPU and was not run yet
+Expected:  smaller: original .66 on test; neuron_path 0 on the class, .64 -> .61 on the others,
+           path_class_only .64 -> .66; a linear probe finds the class with .79 in both, with
+           .63 in retrained models: the class is hidden, not gone
 Published: At .053, Ag .976, 27x, with a ResNet-50 at 224 pixels (arXiv 2410.23693);
            a ResNet-18 at 32 pixels is another model, so the numbers differ
 """
@@ -35,7 +37,7 @@ def get_config() -> Config:
             "neuron_path": path,
             "path_class_only": {**path, "weights": ("class",)},
             "finetune": {"steps": 390},
-            "gradient_ascent": {"steps": 20},
+            "gradient_ascent": {"steps": 20, "optimizer": "adam", "learning_rate": 1e-5},
             "random_label": {"steps": 100},
         },
         oracles=3,

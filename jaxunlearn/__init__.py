@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jaxunlearn.attribution import features, lrp, rules, seeds, structure
-    from jaxunlearn.config import Config, DataConfig, Request, TrainConfig
+    from jaxunlearn.config import Config, DataConfig, ModelConfig, Request, TrainConfig
     from jaxunlearn.data.requests import (
         forget_class,
         forget_classes,
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     )
     from jaxunlearn.data.sets import make_sets, stack_sets, subset, whole
     from jaxunlearn.data.sources import load_dataset
-    from jaxunlearn.ensemble import ensemble
     from jaxunlearn.experiment import run
     from jaxunlearn.fit import train, train_many
+    from jaxunlearn.members import ensemble
     from jaxunlearn.metrics.evaluate import evaluate
-    from jaxunlearn.models import build, functionalize
+    from jaxunlearn.models import build, functionalize, variables_of
     from jaxunlearn.report import print_report
     from jaxunlearn.runner import unlearn, unlearn_many
     from jaxunlearn.sharding import make_sharding
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
 _HOME = {
     "attribution": ["features", "lrp", "rules", "seeds", "structure"],
-    "config": ["Config", "DataConfig", "Request", "TrainConfig"],
+    "config": ["Config", "DataConfig", "ModelConfig", "Request", "TrainConfig"],
     "data.requests": ["forget_class", "forget_classes", "forget_indices", "forget_random"],
     "data.sets": ["make_sets", "stack_sets", "subset", "whole"],
     "data.sources": ["load_dataset"],
-    "ensemble": ["ensemble"],
+    "members": ["ensemble"],
     "experiment": ["run"],
     "fit": ["train", "train_many"],
     "metrics.evaluate": ["evaluate"],
-    "models": ["build", "functionalize"],
+    "models": ["build", "functionalize", "variables_of"],
     "report": ["print_report"],
     "runner": ["unlearn", "unlearn_many"],
     "sharding": ["make_sharding"],
@@ -64,6 +64,7 @@ __all__ = [
     "DataConfig",
     "Info",
     "Model",
+    "ModelConfig",
     "Needs",
     "Request",
     "Sets",
@@ -98,6 +99,7 @@ __all__ = [
     "train_many",
     "unlearn",
     "unlearn_many",
+    "variables_of",
     "whole",
 ]
 

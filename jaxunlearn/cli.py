@@ -14,7 +14,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status (1: something the user can mend)."""
     from jaxunlearn.errors import UserError
 
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse leaves words behind an option over
+    if rest and (options.command is not _run or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.words = [*getattr(options, "words", []), *rest]
     try:
         return options.command(options)
     except UserError as error:
@@ -36,7 +41,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs an experiment; without CONFIG the embedded one, on scanned digits.",
         epilog="example: jaxunlearn run mnist_neuron_path data.dir=DIR request.classes=3",
     )
-    # intermixed positionals: a first word with "=" is an override, not a file
     run.add_argument("words", nargs="*", metavar="[CONFIG] [KEY=VALUE ...]")
     run.add_argument(
         "--force", action="store_true", help="overwrite models of this run made with other settings"

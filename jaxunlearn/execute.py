@@ -1,8 +1,9 @@
 """The Python side of a run: check, compile, loop over chunks, read diagnostics."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.errors import DivergenceError, RequestError
-from jaxunlearn.loop import Plan, advance, init, result
+from jaxunlearn.loop import Job, advance, init, result
 from jaxunlearn.scannable import has_weight_gradient_convolution
 from jaxunlearn.sharding import place, replicate
 from jaxunlearn.types import Batches, Info, Key, Needs, Sets, State, Subset, Variables
@@ -41,7 +42,7 @@ class Outcome(NamedTuple):
       history: each diagnostic as ``[steps]``, or ``[steps, members]``.
       steps: steps done.
       examples: examples seen, counted with repetition, by one member.
-      seconds: wall time without compilation, data transfer of ``sets`` included.
+      seconds: wall time without compilation and callbacks; laying out the arrays included.
       compile_seconds: time to trace, lower and compile.
     """
 
@@ -90,63 +91,69 @@ class Options(NamedTuple):
 
 
 class _Clock:
-    """Compilation apart from everything else."""
+    """Compilation, and what callbacks do, apart from the run itself."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.compiling = 0.0
+        self.outside = 0.0
 
-    def charge(self, make: Callable[..., Any], *args: Any) -> Any:
+    @contextlib.contextmanager
+    def account(self, name: str) -> Iterator[None]:
         begin = time.perf_counter()
-        made = make(*args)
-        self.compiling += time.perf_counter() - begin
-        return made
+        yield
+        setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
 
     def compile(self, jitted: Any, *args: Any, **options: Any) -> None:
         # jit keeps the program, so that the call that follows finds it
-        self.charge(lambda: jitted.lower(*args, **options).compile())
+        with self.account("compiling"):
+            jitted.lower(*args, **options).compile()
 
     def running(self) -> float:
-        return time.perf_counter() - self.start - self.compiling
+        return time.perf_counter() - self.start - self.compiling - self.outside
 
 
-def execute(plan: Plan, variables: Variables, sets: Sets, key: Key, options: Options) -> Outcome:
-    """Runs a plan; see :func:`jaxunlearn.unlearn`."""
-    sets = visible_sets(plan.unlearner.needs, sets)
-    steps = _count_steps(plan, sets, options.steps)
+def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Options) -> Outcome:
+    """Runs a job; see :func:`jaxunlearn.unlearn`."""
+    sets = visible_sets(job.unlearner.needs, sets)
+    steps = _count_steps(job, sets, options.steps)
     clock = _Clock()
-    if plan.sharding is not None:
-        variables = place(variables, plan.sharding)
-        sets, key = replicate((sets, key), plan.sharding)
-    clock.compile(init, variables, sets, key, plan=plan)
-    state = jax.block_until_ready(init(variables, sets, key, plan=plan))
+    if job.sharding is not None:
+        variables = place(variables, job.sharding)
+        sets, key = replicate((sets, key), job.sharding)
+    clock.compile(init, variables, sets, key, job=job)
+    state = jax.block_until_ready(init(variables, sets, key, job=job))
     done, history = 0, {}
-    found = options.resume(state) if options.resume else None
+    with clock.account("outside"):
+        found = options.resume(state) if options.resume else None
     if found is not None:
         state, done, history = found.state, found.step, dict(found.history)
         clock.start -= found.seconds
 
-    chunk = options.chunk or clock.charge(_chunk_length, plan, variables, sets, key)
+    with clock.account("compiling"):
+        chunk = min(options.chunk or CHUNK, _chunk_length(job, variables, sets, key))
     zero = np.int32(0)
-    clock.compile(advance, state, sets, key, zero, zero, plan=plan, length=chunk)
+    clock.compile(advance, state, sets, key, zero, zero, job=job, length=chunk)
     while done < steps:
         count = min(chunk, steps - done)
         state, infos = advance(
-            state, sets, key, np.int32(done), np.int32(count), plan=plan, length=chunk
+            state, sets, key, np.int32(done), np.int32(count), job=job, length=chunk
         )
-        latest = _read(infos, count, done, plan.mapped)
+        latest = _read(infos, count, done, job.mapped)
         done += count
         history = {
             name: np.concatenate([history[name], new]) if name in history else new
             for name, new in latest.items()
         }
         if options.on_chunk is not None:
-            options.on_chunk(Progress(state, done, steps, clock.running(), history))
+            progress = Progress(state, done, steps, clock.running(), history)
+            with clock.account("outside"):
+                options.on_chunk(progress)
         if options.stop is not None and options.stop(latest):
             break
-    clock.compile(result, state, plan=plan)
-    made = jax.block_until_ready(result(state, plan=plan))
-    seen = _examples_seen(plan, sets, done)
+    clock.compile(result, state, job=job)
+    made = jax.block_until_ready(result(state, job=job))
+    seen = _examples_seen(job, sets, done)
     return Outcome(made, history, done, seen, clock.running(), clock.compiling)
 
 
@@ -169,8 +176,8 @@ def _without_labels(part: Subset) -> Subset:
     return part._replace(examples=part.examples._replace(y=jnp.full_like(part.examples.y, -1)))
 
 
-def _count_steps(plan: Plan, sets: Sets, steps: int | None) -> int:
-    needs = plan.unlearner.needs
+def _count_steps(job: Job, sets: Sets, steps: int | None) -> int:
+    needs = job.unlearner.needs
     if not needs.once:
         if steps is None or steps < 1:
             raise ValueError(f"steps: expected a positive number for this method, got {steps}")
@@ -178,20 +185,20 @@ def _count_steps(plan: Plan, sets: Sets, steps: int | None) -> int:
     if steps is not None:
         raise ValueError(f"steps: expected None for a method of a single pass, got {steps}")
     largest = max(int(np.max(np.asarray(part.size))) for part in sets if part is not None)
-    return math.ceil(min(largest, needs.samples or largest) / plan.batch_size)
+    return math.ceil(min(largest, needs.samples or largest) / job.batch_size)
 
 
-def _chunk_length(plan: Plan, variables: Variables, sets: Sets, key: Key) -> int:
-    return 1 if loops_badly(plan, variables, sets, key) else CHUNK
+def _chunk_length(job: Job, variables: Variables, sets: Sets, key: Key) -> int:
+    return 1 if loops_badly(job, variables, sets, key) else CHUNK
 
 
-def loops_badly(plan: Plan, variables: Variables, sets: Sets, key: Key) -> bool:
+def loops_badly(job: Job, variables: Variables, sets: Sets, key: Key) -> bool:
     """Whether this is a CPU and the step holds what must not run in a compiled loop there."""
     if jax.default_backend() != "cpu":
         return False
     zero = np.int32(0)
-    state = jax.eval_shape(partial(init, plan=plan), variables, sets, key)
-    traced = advance.trace(state, sets, key, zero, zero, plan=plan, length=CHUNK)
+    state = jax.eval_shape(partial(init, job=job), variables, sets, key)
+    traced = advance.trace(state, sets, key, zero, zero, job=job, length=CHUNK)
     return has_weight_gradient_convolution(traced.jaxpr)
 
 
@@ -211,10 +218,10 @@ def _read(infos: Info, count: int, start: int, mapped: bool) -> dict[str, np.nda
     return dict(host.metrics)
 
 
-def _examples_seen(plan: Plan, sets: Sets, steps: int) -> int:
-    needs = plan.unlearner.needs
+def _examples_seen(job: Job, sets: Sets, steps: int) -> int:
+    needs = job.unlearner.needs
     parts = [part for part in sets if part is not None]
     if not needs.once:
-        return steps * plan.batch_size * len(parts)
+        return steps * job.batch_size * len(parts)
     sizes = [int(np.max(np.asarray(part.size))) for part in parts]
     return sum(min(size, needs.samples or size) for size in sizes)

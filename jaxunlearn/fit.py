@@ -52,14 +52,18 @@ def train_many(
     keys: Key,
     *,
     config: TrainConfig = DEFAULT,
+    at_a_time: int | None = None,
     on_chunk: OnChunk | None = None,
     resume: ResumeFrom | None = None,
 ) -> Outcome:
-    """:func:`train` for many keys ``[R]`` in one program; variables get a leading axis ``R``."""
+    """:func:`train` for many keys ``[R]`` in one program; variables get a leading axis ``R``.
+
+    ``at_a_time``: where memory is short, so many models at a time on accelerators.
+    """
     method, steps = _method(functionalize(model), config, num_examples(part))
     return unlearn_many(
         method, None, Sets(retain=part), keys, steps=steps, batch_size=config.batch_size,
-        on_chunk=on_chunk, resume=resume,
+        at_a_time=at_a_time, on_chunk=on_chunk, resume=resume,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The three compiled functions of a run: init, a chunk of steps, result.
 
-They are compiled once for each plan; ``jax.jit`` keeps the programs.
+They are compiled once for each job; ``jax.jit`` keeps the programs.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.data.sampling import draw_batches
-from jaxunlearn.ensemble import ensemble
+from jaxunlearn.members import ensemble
 from jaxunlearn.sharding import Sharding, constrain, constrain_batches
 from jaxunlearn.types import Batches, Info, Key, Sets, State, Subset, Unlearner, Variables
 
-__all__ = ["Plan", "advance", "init", "result"]
+__all__ = ["Job", "advance", "init", "result"]
 
 
-class Plan(NamedTuple):
+class Job(NamedTuple):
     """All that is static in the compiled functions.
 
     Attributes:
@@ -28,6 +28,7 @@ class Plan(NamedTuple):
       mapped: whether state, keys and diagnostics have a leading axis of members.
       mapped_variables, mapped_sets: whether these have it, too.
       vectorise: members at once, or one after the other.
+      at_a_time: vectorised members at a time; ``None`` for all.
     """
 
     unlearner: Unlearner
@@ -37,45 +38,57 @@ class Plan(NamedTuple):
     mapped_variables: bool = False
     mapped_sets: bool = False
     vectorise: bool = False
+    at_a_time: int | None = None
 
 
-def _over(plan: Plan, fn: Callable[..., Any], in_axes: tuple[Any, ...]) -> Callable[..., Any]:
-    return ensemble(fn, in_axes, vectorise=plan.vectorise) if plan.mapped else fn
+def _over(job: Job, fn: Callable[..., Any], in_axes: tuple[Any, ...]) -> Callable[..., Any]:
+    if not job.mapped:
+        return fn
+    return ensemble(fn, in_axes, vectorise=job.vectorise, batch_size=job.at_a_time)
 
 
-def _sets_axes(plan: Plan) -> Any:
-    if not plan.mapped_sets:
+def _sets_axes(job: Job) -> Any:
+    if not job.mapped_sets:
         return None
-    present = [name for name in Batches._fields if getattr(plan.unlearner.needs, name)]
+    present = [name for name in Batches._fields if getattr(job.unlearner.needs, name)]
     return Sets(**{name: Subset(None, 0, 0) for name in present})  # type: ignore[arg-type]
 
 
-@partial(jax.jit, static_argnames="plan")
-def init(variables: Variables, sets: Sets, key: Key, *, plan: Plan) -> State:
+def _alone(part: Subset) -> Subset:
+    """A subset without the examples of others; free where the method reads none of them."""
+    examples = part.examples._replace(
+        x=part.examples.x[part.indices], y=part.examples.y[part.indices]
+    )
+    return Subset(examples, jnp.arange(len(part.indices), dtype=jnp.int32), part.size)
+
+
+@partial(jax.jit, static_argnames="job")
+def init(variables: Variables, sets: Sets, key: Key, *, job: Job) -> State:
     """The state before the first step; shares no memory with what was given."""
 
     def one(variables: Variables, sets: Sets, key: Key) -> State:
         own, _ = jax.random.split(key)
-        state = constrain(plan.unlearner.init(variables, sets, own), plan.sharding)
+        shown = Sets(*(part if part is None else _alone(part) for part in sets))
+        state = constrain(job.unlearner.init(variables, shown, own), job.sharding)
         # jit hands an unchanged input back as the same array; a donated copy of it
         # would take the user's model along
         return jax.tree.map(jnp.copy, state)
 
-    axes = (0 if plan.mapped_variables else None, _sets_axes(plan), 0)
-    return _over(plan, one, axes)(variables, sets, key)
+    axes = (0 if job.mapped_variables else None, _sets_axes(job), 0)
+    return _over(job, one, axes)(variables, sets, key)
 
 
-@partial(jax.jit, static_argnames=("plan", "length"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("job", "length"), donate_argnames="state")
 def advance(
-    state: State, sets: Sets, key: Key, start: jax.Array, count: jax.Array, *, plan: Plan,
+    state: State, sets: Sets, key: Key, start: jax.Array, count: jax.Array, *, job: Job,
     length: int,
 ) -> tuple[State, Info]:  # fmt: skip
     """``count`` steps, at most ``length``; diagnostics fill ``[length]`` places."""
 
     def step(state: State, sets: Sets, order: Key, number: jax.Array) -> tuple[State, Info]:
-        batches = draw_batches(sets, order, number, plan.batch_size, plan.unlearner.needs)
-        state, info = plan.unlearner.step(state, constrain_batches(batches, plan.sharding))
-        return constrain(state, plan.sharding), info
+        batches = draw_batches(sets, order, number, job.batch_size, job.unlearner.needs)
+        state, info = job.unlearner.step(state, constrain_batches(batches, job.sharding))
+        return constrain(state, job.sharding), info
 
     def one(state: State, sets: Sets, key: Key) -> tuple[State, Info]:
         _, order = jax.random.split(key)
@@ -93,14 +106,14 @@ def advance(
         # a count that is an array: the last, shorter chunk runs in the same program
         return jax.lax.fori_loop(0, count, body, (state, infos))
 
-    return _over(plan, one, (0, _sets_axes(plan), 0))(state, sets, key)
+    return _over(job, one, (0, _sets_axes(job), 0))(state, sets, key)
 
 
-@partial(jax.jit, static_argnames="plan")
-def result(state: State, *, plan: Plan) -> Variables:
+@partial(jax.jit, static_argnames="job")
+def result(state: State, *, job: Job) -> Variables:
     """The new model."""
 
     def one(state: State) -> Variables:
-        return constrain(plan.unlearner.result(state), plan.sharding)
+        return constrain(job.unlearner.result(state), job.sharding)
 
-    return _over(plan, one, (0,))(state)
+    return _over(job, one, (0,))(state)

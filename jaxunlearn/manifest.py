@@ -56,7 +56,7 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
     if not path.exists():
         return
     if not overwrite:
-        raise CheckpointError(f"{path} exists; --force replaces it")
+        raise CheckpointError(f"{path} exists; overwrite=True (--force) replaces it")
     if not (path / _MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(
             f"expected a checkpoint to replace or remove, got {path}: left as it is"

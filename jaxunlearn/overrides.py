@@ -14,7 +14,7 @@ from typing import Any
 from jaxunlearn.config import Config
 from jaxunlearn.errors import ConfigError
 
-__all__ = ["apply_overrides", "find_config", "list_configs", "load_config"]
+__all__ = ["apply_overrides", "check_types", "find_config", "list_configs", "load_config"]
 
 
 def list_configs() -> dict[str, Path]:
@@ -112,6 +112,49 @@ def _set(node: Any, path: list[str], text: str, key: str) -> Any:
     else:
         value = _convert(text, hints[name], key)
     return dataclasses.replace(node, **{name: value})
+
+
+def check_types(node: Any, prefix: str = "") -> None:
+    """Checks every field of a configuration dataclass against its annotation.
+
+    Raises:
+      ConfigError: "train.epochs: expected float, got 'many'".
+    """
+    for name, kind in typing.get_type_hints(type(node)).items():
+        value, key = getattr(node, name), f"{prefix}{name}"
+        if dataclasses.is_dataclass(value):
+            check_types(value, f"{key}.")
+        elif not _fits(value, kind):
+            raise ConfigError(f"{key}: expected {_shown(kind)}, got {value!r}")
+        elif name == "seed" and value < 0:
+            raise ConfigError(f"{key}: expected a number >= 0, got {value}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(kind))
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        kinds = (
+            inner[:1] * len(value) if inner[1:] == (...,) and isinstance(value, tuple) else inner
+        )
+        return (
+            isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+        )
+    if origin is not None:  # a mapping of names
+        return isinstance(value, Mapping) and all(
+            isinstance(name, str) and _fits(item, inner[1]) for name, item in value.items()
+        )
+    if kind is Any:
+        return True
+    if kind is float:
+        kind = int | float
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _shown(kind: Any) -> str:
+    text = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+    return text.replace("collections.abc.", "").replace("typing.", "")
 
 
 def _literal(text: str) -> Any:

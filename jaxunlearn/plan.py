@@ -12,12 +12,13 @@ import jax
 import numpy as np
 
 from jaxunlearn import checkpoint
-from jaxunlearn.config import Config, TrainConfig, to_dict
+from jaxunlearn.config import Config, to_dict
 from jaxunlearn.data.sets import make_sets, num_examples, stratified_mask
 from jaxunlearn.data.sources import load_dataset
 from jaxunlearn.errors import ConfigError
 from jaxunlearn.execute import visible_sets
 from jaxunlearn.models import build, check_model
+from jaxunlearn.overrides import check_types
 from jaxunlearn.sharding import Sharding, make_sharding
 from jaxunlearn.stages import Stage
 from jaxunlearn.training.augment import make_augment
@@ -35,6 +36,7 @@ class Plan(NamedTuple):
     """All that is known before any training.
 
     Attributes:
+      positions: where in the official splits the examples of each set lie.
       methods: label -> (unlearner, options of the runner).
       identity: JSON; what every stage depends on, its metrics included.
     """
@@ -43,6 +45,7 @@ class Plan(NamedTuple):
     folder: Path
     model: Model
     sets: Sets
+    positions: Mapping[str, np.ndarray]
     sharding: Sharding | None
     methods: Mapping[str, tuple[Unlearner, dict[str, Any]]]
     identity: Mapping[str, Any]
@@ -51,14 +54,8 @@ class Plan(NamedTuple):
 
 def prepare(config: Config, runs: Path) -> Plan:
     """Loads the data and builds the network and the methods; reports what is wrong."""
-    if config.oracles < 1:
-        raise ConfigError(f"oracles: expected at least 1 retrained model, got {config.oracles}")
-    if not config.name or Path(config.name).name != config.name:
-        raise ConfigError(f"name: expected the name of one folder, got {config.name!r}")
-    for label in config.methods:
-        if not label or Path(label).name != label:
-            raise ConfigError(f"methods: expected labels fit for a folder, got {label!r}")
-    _check_training(config.train)
+    check_types(config)
+    _check_values(config)
     sharding = make_sharding(config.mesh, config.rules)
     data = load_dataset(config.data)
     held = stratified_mask(data.test_y, config.data.unseen, config.data.seed)
@@ -90,6 +87,7 @@ def prepare(config: Config, runs: Path) -> Plan:
         runs / config.name,
         model,
         sets,
+        _positions(sets, held),
         sharding if sharding.mesh.size > 1 else None,
         methods,
         identity,
@@ -97,12 +95,27 @@ def prepare(config: Config, runs: Path) -> Plan:
     )
 
 
-def _check_training(train: TrainConfig) -> None:
-    for name, value in (("epochs", train.epochs), ("batch_size", train.batch_size)):
+def _check_values(config: Config) -> None:
+    """What types cannot say."""
+    if config.oracles < 1:
+        raise ConfigError(f"oracles: expected at least 1 retrained model, got {config.oracles}")
+    if not _is_folder_name(config.name):
+        raise ConfigError(f"name: expected the name of one folder, got {config.name!r}")
+    for label in config.methods:
+        if not _is_folder_name(label) or label in ("original", "retrained"):
+            raise ConfigError(
+                "methods: expected labels fit for a folder, other than original and retrained, "
+                f"got {label!r}"
+            )
+    for name, value in (("epochs", config.train.epochs), ("batch_size", config.train.batch_size)):
         if value <= 0:
             raise ConfigError(f"train.{name}: expected a positive number, got {value:g}")
-    make_optimizer(train, 1)
-    make_augment(train.augment)
+    make_optimizer(config.train, 1)
+    make_augment(config.train.augment)
+
+
+def _is_folder_name(text: str) -> bool:
+    return text not in ("", ".", "..") and Path(text).name == text
 
 
 def _build_method(
@@ -128,6 +141,7 @@ def _build_method(
             chosen = {key: options[key] for key in OPTIMIZER_OPTIONS if key in options}
             if chosen or own["optimizer"].default is inspect.Parameter.empty:
                 train = dataclasses.replace(config.train, **{"schedule": "constant", **chosen})
+                check_types(train)
                 arguments["optimizer"] = make_optimizer(train, steps)
         method = load_method(name)(model, **arguments)
         # what a method refuses when it sees model and data, found out before any training
@@ -156,13 +170,19 @@ def stages_of(plan: Plan) -> dict[str, Stage]:
 
 
 def write_plan(plan: Plan) -> None:
-    """The resolved configuration, and the request as positions in each split."""
+    """The resolved configuration, and the request as positions in the official splits."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_dict(plan.config), indent=2, sort_keys=True)
     (plan.folder / "config.json").write_text(text + "\n")
-    positions = {
-        name: np.asarray(part.indices)[: num_examples(part)]
-        for name, part in plan.sets._asdict().items()
-        if part is not None
-    }
-    np.savez_compressed(plan.folder / "sets.npz", allow_pickle=False, **positions)
+    np.savez_compressed(plan.folder / "sets.npz", allow_pickle=False, **plan.positions)
+
+
+def _positions(sets: Sets, held: np.ndarray) -> dict[str, np.ndarray]:
+    unseen, test = np.flatnonzero(held), np.flatnonzero(~held)
+    carved = {"unseen": unseen, "holdout": unseen, "test_forget": test, "test_retain": test}
+    found = {}
+    for name, part in sets._asdict().items():
+        if part is not None:
+            own = np.asarray(part.indices)[: num_examples(part)]
+            found[name] = carved[name][own] if name in carved else own
+    return found

@@ -59,7 +59,7 @@ def to_markdown(report: dict[str, Any]) -> str:
     for group, rows in groupby(report["rows"], lambda row: row.get("group", "")):
         lines.append(_line([f"*{group}*", *[""] * len(columns)]))
         for row in rows:
-            cells = ((_cell(row, column), column in row.get("best", ())) for column in columns)
+            cells = ((_cell(row, column), column in (row.get("best") or ())) for column in columns)
             lines.append(_line([row["metric"], *(f"**{t}**" if best else t for t, best in cells)]))
     lines += ["", f"Bold: {_LEGEND}{_FLOOR}."]
     lines += ["", *(f"- {note}" for note in report.get("notes", []))]
@@ -204,7 +204,7 @@ class ReportTable:
 
     @staticmethod
     def _marked(row: dict[str, Any], column: str) -> Text:
-        if column in row.get("best", ()):
+        if column in (row.get("best") or ()):
             return Text(_cell(row, column) + "*", style="bold green")
         # The place of the asterisk is kept free, so that the digits stay aligned.
         models = column not in ("floor", "ideal", _RETRAINED)
@@ -251,7 +251,7 @@ def _panel(ax: Any, row: dict[str, Any], models: list[str], names: bool) -> None
     _scale(ax, row, list(shown.values()))
     _band(ax, row, shown.get(_RETRAINED))
     for place, name in enumerate(models):
-        colour, best = _colour(name, models), name in row.get("best", ())
+        colour, best = _colour(name, models), name in (row.get("best") or ())
         ax.axhline(place, color="0.92", linewidth=0.8, zorder=0)
         if name in shown:
             marker, area = ("*", 130) if best else ("o", 36)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.execute import OnChunk, Options, Outcome, ResumeFrom, execute, loops_badly
-from jaxunlearn.loop import Plan
+from jaxunlearn.loop import Job
 from jaxunlearn.sharding import Sharding
 from jaxunlearn.types import Key, Sets, Unlearner, Variables
 
@@ -44,8 +44,8 @@ def unlearn(
       steps: how many; not for a method with ``needs.once``, whose number follows
         from the size of its sets.
       batch_size: ``B``, of each set.
-      chunk: steps compiled into one loop. Default: 32, but 1 on CPU if the step
-        holds XLA's weight gradient of a convolution, which is ruinous in a loop there.
+      chunk: steps compiled into one loop, at most. Default: 32; always 1 on CPU if the
+        step holds XLA's weight gradient of a convolution, ruinous in a loop there.
       sharding: mesh and rules; ``None`` leaves the arrays where they are.
       stop: called after each chunk with that chunk's diagnostics, each ``[steps]``;
         true ends the run.
@@ -58,10 +58,12 @@ def unlearn(
     Raises:
       RequestError: a set that the method needs is missing or empty.
       DivergenceError: a step reported a loss or update that is not finite.
-      ValueError: ``steps`` given or missing contrary to ``needs``.
+      ValueError: ``steps`` given or missing contrary to ``needs``, or stacked sets.
     """
-    plan = Plan(unlearner, _fitting(unlearner, batch_size), sharding)
-    return execute(plan, variables, sets, key, Options(steps, chunk, stop, on_chunk, resume))
+    if any(part is not None and part.size.ndim for part in sets):
+        raise ValueError("sets: expected those of one request, got stacked ones: use unlearn_many")
+    job = Job(unlearner, _fitting(unlearner, batch_size), sharding)
+    return execute(job, variables, sets, key, Options(steps, chunk, stop, on_chunk, resume))
 
 
 def unlearn_many(
@@ -75,6 +77,7 @@ def unlearn_many(
     batch_size: int = 128,
     chunk: int | None = None,
     vectorise: bool | None = None,
+    at_a_time: int | None = None,
     on_chunk: OnChunk | None = None,
     resume: ResumeFrom | None = None,
 ) -> Outcome:
@@ -85,33 +88,50 @@ def unlearn_many(
       sets: shared, or stacked by ``stack_sets`` with one request for each member.
       stacked_variables: whether ``variables`` have a leading axis ``R``.
       vectorise: all members at once, or one after the other (default on CPU).
+      at_a_time: where memory is short, so many vectorised members at a time.
 
-    The other arguments, and what is raised: as in :func:`unlearn`.
+    The other arguments, and what is raised: as in :func:`unlearn`; and ``ValueError``
+    where the leading axes of keys, sets and variables differ.
 
     Returns:
       An outcome whose variables have a leading axis ``R``; every member equals its
       own single run up to rounding.
     """
-    mapped_sets = any(part is not None and part.size.ndim == 1 for part in sets)
+    mapped_sets = _check_members(variables if stacked_variables else None, sets, keys)
     at_once = jax.default_backend() != "cpu" if vectorise is None else vectorise
     options = Options(steps, chunk, None, on_chunk, resume)
-    alone = Plan(unlearner, _fitting(unlearner, batch_size))
-    plan = Plan(
-        unlearner,
-        _fitting(unlearner, batch_size),
+    alone = Job(unlearner, _fitting(unlearner, batch_size))
+    job = alone._replace(
         mapped=True,
         mapped_variables=stacked_variables,
         mapped_sets=mapped_sets,
         vectorise=at_once,
+        at_a_time=at_a_time,
     )
-    members = [
-        (_member(variables, n) if stacked_variables else variables, _request(sets, n), key)
-        for n, key in enumerate(keys)
-    ]
-    if at_once or chunk is not None or not loops_badly(alone, *members[0]):
-        return execute(plan, variables, sets, keys, options)
+
+    def member(n: int) -> tuple[Variables, Sets, Key]:
+        own = _member(variables, n) if stacked_variables else variables
+        return own, _request(sets, n), keys[n]
+
+    if at_once or not loops_badly(alone, *member(0)):
+        return execute(job, variables, sets, keys, options)
     # one program for all would hold a loop over members, ruinous for such convolutions
-    return _stack([execute(alone, *member, options._replace(resume=None)) for member in members])
+    options = options._replace(resume=None)
+    return _stack([execute(alone, *member(n), options) for n in range(len(keys))])
+
+
+def _check_members(stacked: Variables, sets: Sets, keys: Key) -> bool:
+    """Whether the sets are stacked; :class:`ValueError` if leading axes differ."""
+    if keys.ndim != 1:
+        raise ValueError(f"keys: expected one key a member, [R], got {list(keys.shape)}")
+    present = {name: part for name, part in sets._asdict().items() if part is not None}
+    sizes = {name: part.size.shape for name, part in present.items()}
+    mapped = any(sizes.values())
+    if mapped and any(size != keys.shape for size in sizes.values()):
+        raise ValueError(f"sets: expected all stacked for {len(keys)} members, got sizes {sizes}")
+    if any(leaf.shape[:1] != keys.shape for leaf in jax.tree.leaves(stacked)):
+        raise ValueError(f"variables: expected a leading axis of {len(keys)} members in all leaves")
+    return mapped
 
 
 def _fitting(unlearner: Unlearner, batch_size: int) -> int:

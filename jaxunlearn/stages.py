@@ -15,6 +15,7 @@ import numpy as np
 from jaxunlearn import checkpoint
 from jaxunlearn.errors import CheckpointError
 from jaxunlearn.execute import Progress, Resume
+from jaxunlearn.manifest import check_replaceable
 from jaxunlearn.types import State, Variables
 
 __all__ = ["Keeper", "Stage", "check_stage", "finish_stage", "load_stage"]
@@ -44,6 +45,8 @@ def check_stage(stage: Stage, force: bool) -> bool:
     if not stage.path.exists():
         return False
     if force:
+        # a folder of the user's in this place is found out before any training
+        check_replaceable(stage.path, overwrite=True)
         return _sound(stage)
     there = checkpoint.read_record(stage.path).get("inputs")
     if there == _plain(stage.inputs):

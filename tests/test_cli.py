@@ -15,6 +15,7 @@ import jaxunlearn as ju
 from jaxunlearn import checkpoint
 from jaxunlearn.cli import main
 from jaxunlearn.plan import prepare
+from jaxunlearn.report import load
 from jaxunlearn.unlearners import METHODS, Method
 
 SMALL = [
@@ -110,17 +111,20 @@ class TestRun:
         for kind in ("unseen", "holdout", "test_forget", "test_retain"):
             assert len(sets[kind])
         parts = [sets[k] for k in ("unseen", "holdout", "test_forget", "test_retain")]
-        assert sum(map(len, parts)) == 800
+        assert sorted(np.concatenate(parts)) == list(range(800)), "positions in the official split"
+        labels = ju.load_dataset(ju.DataConfig()).test_y
+        assert set(labels[sets["unseen"]]) == set(labels[sets["test_forget"]]) == {3}
+        assert 3 not in labels[np.concatenate([sets["holdout"], sets["test_retain"]])]
 
 
 class TestAgain:
     def test_a_second_run_reuses_every_stage(self, finished, capsys):
         before = {p: p.stat().st_mtime_ns for p in finished.rglob("record.json")}
-        report = (finished / "digits" / "report.json").read_text()
+        report = load(finished / "digits")
         assert run(finished) == 0
         assert capsys.readouterr().out.count("there already") == 5
         assert {p: p.stat().st_mtime_ns for p in finished.rglob("record.json")} == before
-        assert (finished / "digits" / "report.json").read_text() == report
+        assert load(finished / "digits") == report
 
     def test_other_settings_are_refused_and_named(self, finished, capsys):
         before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
@@ -176,6 +180,36 @@ class TestDamage:
         assert run(folder, "train.epochs=2", "--force") == 0
         record = checkpoint.read_record(folder / "digits" / "original")
         assert record["config"]["train"]["epochs"] == 2
+
+
+def test_a_users_folder_in_the_way_is_found_at_once(tmp_path, capsys):
+    mine = tmp_path / "digits" / "unlearned" / "finetune"
+    mine.mkdir(parents=True)
+    (mine / "thesis.txt").write_text("precious")
+    assert run(tmp_path, "--force") == 1
+    assert "left as it is" in error(capsys)
+    assert not (tmp_path / "digits" / "original").exists(), "before any training"
+    assert (mine / "thesis.txt").read_text() == "precious"
+
+
+def test_words_may_follow_options(tmp_path, capsys):
+    words = ["run", "--runs", str(tmp_path), "nothing", "--force", "seed=1"]
+    assert main(words) == 1
+    assert "got 'nothing'" in error(capsys)
+    with pytest.raises(SystemExit):
+        main([*words, "--forse"])
+
+
+def test_compilation_is_timed_cold_and_variants_see_the_same(tmp_path):
+    """Two labels of one method: alike in time to compile, equal in what they do."""
+    options = ("method=neuron_path", "per_sample=6", "neurons=6", "samples=15")
+    twin = [f"methods.{label}.{option}" for label in ("a", "b") for option in options]
+    assert run(tmp_path, "methods=a,b", *twin, "oracles=1") == 0
+    home = tmp_path / "digits" / "unlearned"
+    (one, first), (other, second) = (checkpoint.load(home / label) for label in ("a", "b"))
+    times = [record["metrics"]["compile_seconds"] for record in (first, second)]
+    assert min(times) > 0.5 * max(times)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_a_killed_run_continues(tmp_path):
@@ -263,6 +297,12 @@ def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
         (["methods.neuron_path.neurons=99"], "at most the 16 inputs of params/head/kernel"),
         (["methods.neuron_path.neurons=many"], "methods.neuron_path"),
         (["request.classes=", "request.share=0.1"], "needs unseen examples, got none"),
+        (["data.seed=-1"], "data.seed: expected a number >= 0, got -1"),
+        (["rules=5"], "rules: expected tuple"),
+        (["methods.finetune=5"], "methods: expected Mapping"),
+        (["methods.finetune.learning_rate=abc"], "learning_rate: expected float, got 'abc'"),
+        (["name=.."], "name: expected the name of one folder, got '..'"),
+        (["methods.original.method=finetune"], "other than original and retrained"),
         (["oracles=0"], "oracles: expected at least 1"),
         (["mesh=ring"], "mesh: expected one of single, data, fsdp"),
         (["name=a/b"], "name: expected the name of one folder, got 'a/b'"),
@@ -302,9 +342,13 @@ def test_items_and_random_shares_run_too(tmp_path):
     assert "accuracy_test_forget" not in names
 
 
-@pytest.mark.parametrize("mesh", ["data", "fsdp"])
-def test_a_sharded_run_tells_the_same(tmp_path, finished, mesh):
-    assert run(tmp_path, f"mesh={mesh}") == 0
+@pytest.mark.parametrize(
+    "words",
+    [["mesh=data"], ["mesh=data=2,model=4", "rules=(('fc1/kernel',('model',)),)"]],
+    ids=["data", "rules"],
+)
+def test_a_sharded_run_tells_the_same(tmp_path, finished, words):
+    assert run(tmp_path, *words) == 0
     values = []
     for folder in (finished, tmp_path):
         report = json.loads((folder / "digits" / "report.json").read_text())

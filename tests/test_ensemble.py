@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.ensemble import ensemble
+from jaxunlearn.members import ensemble
 
 
 @pytest.mark.parametrize(("vectorise", "batch_size"), [(False, None), (True, None), (True, 2)])

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxunlearn"
 LAYERS = [
     ["errors"],
     ["types", "config", "manifest"],
-    ["data", "ensemble", "scannable", "sharding", "models", "attribution", "leaves"],
+    ["data", "members", "scannable", "sharding", "models", "attribution", "leaves"],
     ["training", "loop", "checkpoint", "overrides"],
     ["execute", "unlearners"],
     ["runner", "report"],

@@ -26,6 +26,22 @@ def test_the_lazy_table_and_all_agree():
     assert set(jaxunlearn._WHERE) == set(jaxunlearn.__all__)
 
 
+def test_names_are_what_their_modules_define():
+    """In a process that has imported everything: no submodule may hide a name."""
+    code = """
+import importlib, pkgutil, jaxunlearn
+for module in pkgutil.walk_packages(jaxunlearn.__path__, "jaxunlearn."):
+    if not module.name.startswith("jaxunlearn.configs"):
+        importlib.import_module(module.name)
+for name, home in jaxunlearn._WHERE.items():
+    module = importlib.import_module(f"jaxunlearn.{home}")
+    assert getattr(jaxunlearn, name) is getattr(module, name), name
+print("same")
+"""
+    out = python(code)
+    assert out.stdout.strip() == "same", out.stderr
+
+
 def test_an_unknown_name():
     with pytest.raises(AttributeError, match="no attribute 'forget_everything'"):
         jaxunlearn.forget_everything  # noqa: B018
@@ -36,9 +52,9 @@ def test_import_loads_neither_jax_nor_tfds():
     assert out.stdout.strip() == "[]", out.stderr
 
 
-def test_using_the_library_touches_neither_tfds_nor_the_network():
+def test_the_embedded_run_touches_neither_tfds_nor_the_network(tmp_path):
     """Sockets are forbidden, and TFDS cannot be imported."""
-    code = """
+    code = f"""
 import socket, sys
 def forbidden(*args, **kwargs):
     raise AssertionError("the network was touched")
@@ -47,11 +63,13 @@ sys.modules["tensorflow_datasets"] = None
 import jaxunlearn
 for name in jaxunlearn.__all__:
     getattr(jaxunlearn, name)
-from jaxunlearn.config import DataConfig
-print(len(jaxunlearn.load_dataset(DataConfig()).train_y))
+from jaxunlearn.cli import main
+words = "run train.epochs=1 oracles=1 methods=finetune methods.finetune.steps=2 --runs".split()
+sys.exit(main([*words, {str(tmp_path)!r}]))
 """
     out = python(code)
-    assert out.stdout.strip() == "997", out.stderr
+    assert out.returncode == 0, out.stderr
+    assert "retrained" in out.stdout
 
 
 def test_help_is_quick():

@@ -1,3 +1,5 @@
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,10 +128,19 @@ def test_divergence_names_the_step():
 
 
 def test_time_to_compile_is_apart():
-    out = ju.unlearn(counter(), VARIABLES, toy.sets(), KEY, steps=3, batch_size=11)
-    again = ju.unlearn(counter(), VARIABLES, toy.sets(), KEY, steps=3, batch_size=11)
-    assert out.compile_seconds > 0
-    assert again.seconds > 0
+    method = ju.finetune(toy.mlp())
+    arguments = (method, toy.trained().variables, toy.sets(), KEY)
+    first, again = (ju.unlearn(*arguments, steps=3, batch_size=11) for _ in range(2))
+    assert first.compile_seconds > 10 * again.compile_seconds
+    assert first.seconds < first.compile_seconds
+
+
+def test_what_callbacks_do_is_no_run_time():
+    out = ju.unlearn(
+        toy.method("finetune"), toy.trained().variables, toy.sets(), KEY, steps=2, chunk=1,
+        on_chunk=lambda progress: time.sleep(0.5), resume=lambda fresh: time.sleep(0.5),
+    )  # fmt: skip
+    assert out.seconds < 0.5
 
 
 def plain_convolution(variables, x):
@@ -157,6 +168,15 @@ def test_a_users_plain_convolution_is_not_looped_over_on_cpu():
     one = ju.unlearn(method, PLAIN, toy.sets(), keys[1], steps=3, batch_size=4)
     same(jax.tree.map(lambda leaf: leaf[1], many.variables), one.variables)
     assert out.steps == 3
+
+
+def test_no_chunk_length_defeats_that():
+    chunks = []
+    ju.unlearn(
+        ju.finetune(plain_convolution), PLAIN, toy.sets(), KEY, steps=2, batch_size=4, chunk=8,
+        on_chunk=lambda progress: chunks.append(progress.step),
+    )  # fmt: skip
+    assert chunks == [1, 2]
 
 
 def test_built_in_convolutions_are_looped_over():
@@ -202,6 +222,35 @@ def test_oracles_train_in_one_program():
     one = ju.train(toy.mlp(), part, keys[2], config=config)
     for a, b in zip(jax.tree.leaves(many.variables), jax.tree.leaves(one.variables), strict=True):
         np.testing.assert_allclose(a[2], b, atol=1e-5)
+
+
+def test_members_may_go_a_few_at_a_time():
+    keys = jax.random.split(KEY, 3)
+    options = {"steps": 2, "batch_size": 8, "vectorise": True}
+    arguments = (toy.method("finetune"), toy.trained().variables, toy.sets(), keys)
+    few, all_ = (ju.unlearn_many(*arguments, **options, at_a_time=n) for n in (2, None))
+    for a, b in zip(jax.tree.leaves(few.variables), jax.tree.leaves(all_.variables), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_leading_axes_must_agree():
+    stacked = ju.stack_sets([toy.sets(ju.forget_class(c)) for c in range(3)])
+    mixed = stacked._replace(forget=toy.sets().forget)
+    keys = jax.random.split(KEY, 2)
+    many = lambda **changes: ju.unlearn_many(  # noqa: E731
+        **{"unlearner": counter(), "variables": VARIABLES, "sets": stacked, "keys": keys,
+           "steps": 1, **changes}
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="sets: expected all stacked for 2 members"):
+        many()
+    with pytest.raises(ValueError, match="sets: expected all stacked for 3 members"):
+        many(sets=mixed, keys=jax.random.split(KEY, 3))
+    with pytest.raises(ValueError, match="keys: expected one key a member"):
+        many(keys=KEY)
+    with pytest.raises(ValueError, match="variables: expected a leading axis of 2 members"):
+        many(sets=toy.sets(), stacked_variables=True)
+    with pytest.raises(ValueError, match="use unlearn_many"):
+        ju.unlearn(counter(), VARIABLES, stacked, KEY, steps=1)
 
 
 def test_an_empty_set_is_refused():

@@ -2,7 +2,8 @@
 
 Two axes are followed through a network: that of the examples, to sum
 relevance per example whatever the layout; and that of a linear unit's
-features, to know which unit's outputs are another unit's inputs.
+features, to know which unit's outputs are another unit's inputs. The axes of a
+kernel are followed from the variables to the operation that reads it.
 """
 
 import math
@@ -11,9 +12,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.trace import Op, Program
+from jaxunlearn.attribution.trace import Op, Program, names
 
-__all__ = ["Axis", "Contraction", "carry", "contraction", "per_index"]
+__all__ = ["Axis", "Contraction", "carry", "contraction", "leaf_axes", "per_index"]
+
+# What may lie between a kernel in the variables and the operation that reads it. Of the
+# element by element ones, zero must stay zero.
+_MOVES = names("broadcast_in_dim expand_dims reshape rev squeeze transpose")
+_SAME = names(
+    "convert_element_type copy copy_p div mul name neg reduce_precision sharding_constraint "
+    "stop_gradient"
+)
 
 
 class Axis(NamedTuple):
@@ -138,12 +147,54 @@ def carry(op: Op, program: Program, position: int, axis: Axis | None, same: bool
     if axis is None:
         return None
     old, new = program.shape(op.ins[position]), program.shape(op.outs[0])
+    order = op.params.get("dimensions") if op.name == "reshape" else None
+    if order is not None:  # transposed before it is reshaped
+        axis, old = axis._replace(dim=order.index(axis.dim)), tuple(old[d] for d in order)
     if op.name in ("reshape", "squeeze"):
         return _reshape(axis, old, new)
     dim = axis.dim if same and len(old) == len(new) else _moved_to(op, axis.dim)
     if dim is None or new[dim] != old[axis.dim]:
         return None
     return axis._replace(dim=dim)
+
+
+def leaf_axes(program: Program, value: int) -> dict[int, int]:
+    """Which dimension of a kernel, as an operation reads it, is which of its leaf.
+
+    Args:
+      program: where the value stands.
+      value: made from one leaf of the variables by moving whole dimensions,
+        changing the type and scaling by constants; else nothing is known.
+
+    Returns:
+      dimension of the value -> dimension of the leaf, where either is the other, whole.
+    """
+    made_by = {out: op for op in program.ops for out in op.outs}
+    path: list[tuple[Op, int]] = []
+    here = value
+    while here not in program.leaves:
+        op = made_by.get(here)
+        position = None if op is None else _derived_from(op, program)
+        if op is None or position is None:
+            return {}
+        path.append((op, position))
+        here = op.ins[position]
+    found: dict[int, int] = {}
+    for dim, size in enumerate(program.shape(here)):
+        axis: Axis | None = Axis(dim, 1, size)
+        for op, position in reversed(path):
+            axis = carry(op, program, position, axis, op.name in _SAME)
+        if axis is not None and axis.exact(program.shape(value)):
+            found.setdefault(axis.dim, dim)
+    return found
+
+
+def _derived_from(op: Op, program: Program) -> int | None:
+    """The operand that an operation moves or scales, if it does nothing else with variables."""
+    positions = [i for i, v in enumerate(op.ins) if program.origins.get(v)]
+    inverted = op.name == "div" and positions == [1]
+    known = op.name in _MOVES | _SAME and not inverted
+    return positions[0] if known and len(positions) == 1 else None
 
 
 def per_index(values: jax.Array, axis: Axis) -> jax.Array:

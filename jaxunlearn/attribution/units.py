@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxunlearn.attribution.axes import Axis, Contraction, carry, contraction
+from jaxunlearn.attribution.axes import Axis, Contraction, carry, contraction, leaf_axes
 from jaxunlearn.attribution.trace import Op, Program, names
 
 __all__ = ["Plan", "Step", "Unit", "plan"]
@@ -47,12 +47,20 @@ class Unit(NamedTuple):
       bias: key path of the bias added straight to its output, if any.
       producer: kernel of the unit whose neuron ``n`` is input feature ``n`` of
         this one: nothing lies between but operations that keep features apart
-        (relu, batch norm in inference, pools, layout), so that zeroing column
-        ``n`` of the producer takes its contribution out of exactly that input
-        feature. ``None`` where it is not so: at the first unit, behind a sum of
+        (relu, batch norm in inference, pools, layout), so that zeroing index
+        ``n`` of the producer's ``out_axis`` takes its contribution out of
+        exactly that input feature. ``None`` where it is not so: at the first unit, behind a sum of
         two branches, behind a flattening that multiplies the features.
       key: what the relevance of the unit is stored under: ``kernel``, with
         ``#1``, ``#2``, ... appended where the same kernel is applied again.
+      in_axis: the axis of the kernel, as it is stored in ``variables``, that the
+        input features run along: 0 of a dense kernel ``[in, out]``, 1 of one
+        that is applied as ``x @ W.T``, 2 of a convolution's ``[h, w, in, out]``.
+        ``None`` where no one axis of one leaf is it: the kernel is no part of
+        ``variables`` or computed from it by more than moving axes, changing the
+        type or scaling by constants; several axes are contracted; a
+        convolution has groups.
+      out_axis: the same for the neurons. Groups of features leave it whole.
     """
 
     kernel: str
@@ -62,6 +70,8 @@ class Unit(NamedTuple):
     bias: str | None
     producer: str | None
     key: str
+    in_axis: int | None
+    out_axis: int | None
 
 
 class Step(NamedTuple):
@@ -194,6 +204,7 @@ class _Planner:
         dims = contraction(op, program, data)
         shape = program.shape(op.ins[dims.kernel])
         contracted = [d for _, d in dims.contracted]
+        in_axis, out_axis = self.kernel_axes(op, dims)
         kernel = self.path(op.ins[dims.kernel]) or f"constant:{op.name}"
         again = sum(unit.kernel == kernel for unit in self.units)
         self.units.append(
@@ -206,6 +217,8 @@ class _Planner:
                 bias=self.bias(chain),
                 producer=self.producer(op.ins[data], dims),
                 key=f"{kernel}#{again}" if again else kernel,
+                in_axis=in_axis,
+                out_axis=out_axis,
             )
         )
         return Step(
@@ -216,6 +229,19 @@ class _Planner:
             unit=len(self.units) - 1,
             dims=dims,
             nonnegative=op.ins[data] in self.nonnegative,
+        )
+
+    def kernel_axes(self, op: Op, dims: Contraction) -> tuple[int | None, int | None]:
+        """The axes of the stored kernel that inputs and neurons run along."""
+        if op.params.get("batch_group_count", 1) != 1:
+            return None, None
+        stored = leaf_axes(self.program, op.ins[dims.kernel])
+        grouped = op.params.get("feature_group_count", 1) != 1
+        contracted = [] if grouped else [d for _, d in dims.contracted]
+        made = list(dims.made.values())
+        return (
+            stored.get(contracted[0]) if len(contracted) == 1 else None,
+            stored.get(made[0]) if len(made) == 1 else None,
         )
 
     def path(self, value: int) -> str | None:

@@ -1,6 +1,7 @@
 """From arrays and a request to the sets that methods and metrics read."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,10 @@ def as_examples(
         raise DataError(
             f"{name}: expected {len(y)} examples for {len(y)} labels, got an array {list(x.shape)}"
         )
-    kept = x.dtype if np.issubdtype(x.dtype, np.integer) else np.dtype(np.float32)
+    kept: np.dtype[Any] = np.dtype(np.float32)
+    if np.issubdtype(x.dtype, np.integer):
+        # jax has no 64-bit integers by default
+        kept = x.dtype if x.dtype.itemsize < 8 else np.dtype(np.int32)
     scale = 255.0 if x.dtype == np.uint8 else 1.0
     shape = (1,) * (x.ndim - 1)
     center = jnp.zeros(shape) if mean is None else _statistic(mean, x.ndim - 1)
@@ -115,17 +119,31 @@ def make_sets(
     """
     train = as_examples(x, y, mean, std, name="x, y")
     labels = np.asarray(train.y)
-    forget = forget_mask(request, labels, num_classes or int(labels.max()) + 1)
+    if num_classes is None:
+        num_classes = int(labels.max()) + 1
+    _check_labels("x, y", labels, num_classes)
+    forget = forget_mask(request, labels, num_classes)
     sets = Sets(forget=_where(train, forget), retain=_where(train, ~forget))
     if unseen is not None:
         kept = as_examples(*unseen, mean, std, name="unseen")
+        _check_labels("unseen", kept.y, num_classes)
         alike = same_kind_mask(request, np.asarray(kept.y))
         sets = sets._replace(unseen=_where(kept, alike), holdout=_where(kept, ~alike))
     if test is not None:
         kept = as_examples(*test, mean, std, name="test")
+        _check_labels("test", kept.y, num_classes)
         alike = same_kind_mask(request, np.asarray(kept.y))
         sets = sets._replace(test_forget=_where(kept, alike), test_retain=_where(kept, ~alike))
     return sets
+
+
+def _check_labels(name: str, labels: ArrayLike, num_classes: int) -> None:
+    found = np.asarray(labels)
+    if found.size and not 0 <= found.min() <= found.max() < num_classes:
+        raise DataError(
+            f"{name}: expected labels from 0 to {num_classes - 1}, "
+            f"got {found.min()} to {found.max()}"
+        )
 
 
 def _where(examples: Examples, mask: np.ndarray) -> Subset | None:

@@ -37,6 +37,7 @@ METRICS: dict[str, Metric] = {
     "accuracy_test_forget": Metric("accuracy, forget (test)", "forgetting", "as retrained", ".3f"),
     "accuracy_retain": Metric("accuracy, retain (train)", "utility", "as retrained", ".3f"),
     "accuracy_test_retain": Metric("accuracy, retain (test)", "utility", "as retrained", ".3f"),
+    "accuracy_test": Metric("accuracy, test", "utility", "as retrained", ".3f"),
     "loss_attack": Metric("membership attack on loss", "privacy", "0.5", ".3f"),
     "linear_probe": Metric("linear probe, forget (test)", "truth", "as retrained", ".3f"),
     "relearn_steps": Metric("steps to relearn (of 100)", "truth", "as retrained", "d"),
@@ -76,6 +77,10 @@ def measure(
     parts = {name: getattr(sets, name) for name in names if num_examples(getattr(sets, name))}
     found = {name: predict(model.apply, variables, p, batch_size) for name, p in parts.items()}
     values = {f"accuracy_{name}": one.accuracy for name, one in found.items()}
+    tested = [found[name] for name in ("test_forget", "test_retain") if name in found]
+    if tested:
+        right = [one.accuracy * len(one.labels) for one in tested]
+        values["accuracy_test"] = sum(right) / sum(len(one.labels) for one in tested)
     others = found.get("test_forget") or found.get("test_retain")
     if others is not None and min(len(others.labels), len(found["forget"].labels)) >= 4:
         values["loss_attack"] = loss_attack(found["forget"].losses, others.losses)
@@ -108,7 +113,8 @@ def make_report(
     For each metric ``m``: ``retrained`` is the mean over the oracles, ``spread`` their
     standard deviation (n - 1), ``floor`` the mean of ``|m_i - m_j|`` over pairs of
     oracles: a difference to retraining below the floor is noise. A cost is that of the
-    first oracle. ``best`` names the unlearned model closest to the ideal.
+    first oracle. ``best`` names the unlearned
+    model closest to the ideal and those within the floor of it.
 
     Args:
       models: ``{"original": values, <unlearned>: values, ...}``.
@@ -155,9 +161,8 @@ def _best(metric: Metric, values: Mapping[str, float], floor: float | None) -> l
         gaps = {k: abs(v - 0.5) for k, v in rivals.items()}
     else:
         gaps = {}
-    closest = min(gaps.values(), default=0.0)
     # what differs by less than two retrainings do is equally good
-    limit = closest if floor is None else max(closest, floor)
+    limit = min(gaps.values(), default=0.0) + (floor or 0.0)
     return [label for label, gap in gaps.items() if gap <= limit]
 
 

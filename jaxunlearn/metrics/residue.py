@@ -29,7 +29,7 @@ def linear_probe(
     Args:
       features: ``variables, x -> [B, n]``, the inputs of the last layer.
       train: the forget and the retain set; the probe is fitted on ``examples`` of
-        both together, each class's share kept.
+        both together, each set's share kept.
       test: test examples of the kind to be forgotten.
 
     Returns:
@@ -92,7 +92,6 @@ def relearn_steps(
         key,
         steps=limit,
         batch_size=batch_size,
-        chunk=8,
         stop=lambda latest: bool((latest["accuracy"] >= target).any()),
     )
     reached = np.flatnonzero(outcome.history["accuracy"] >= target)

@@ -3,8 +3,9 @@
 from jaxunlearn.models.check import check_model
 from jaxunlearn.models.cnn import PaperCNN
 from jaxunlearn.models.conv import conv, max_pool
-from jaxunlearn.models.functionalize import functionalize, variables_of
+from jaxunlearn.models.functionalize import functionalize
 from jaxunlearn.models.mlp import MLP
+from jaxunlearn.models.nnx_modules import variables_of
 from jaxunlearn.models.registry import MODELS, build
 from jaxunlearn.models.resnet import ResNet
 

@@ -6,28 +6,19 @@ collection without entries is left out.
 """
 
 import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxunlearn.errors import ConfigError
+from jaxunlearn.models.calls import constructor, is_apply, signature, switches
+from jaxunlearn.models.nnx_modules import from_nnx
 from jaxunlearn.types import Key, Model, Variables
 
-__all__ = ["functionalize", "variables_of"]
-
-# arguments of a network's call that switch it between training and inference:
-# their value in training
-_SWITCHES = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "use_running_average": False,
-}
+__all__ = ["functionalize"]
 
 
 def functionalize(
@@ -37,13 +28,13 @@ def functionalize(
 
     ``network`` is one of
 
-    * a constructor of an ``nnx.Module``: a class or function with an argument
-      named ``rngs``, or a function of one argument, called with ``nnx.Rngs``;
-    * an ``nnx.Module``: it is not changed, and fresh variables cannot be drawn;
-      its own are ``variables_of(module)``;
-    * a Linen module, with ``sample_input`` to draw its variables;
     * a function ``apply(variables, x) -> logits``, in training as in inference,
       with ``init`` where fresh variables are needed;
+    * a Linen module, with ``sample_input`` where fresh variables are needed;
+    * a constructor of an ``nnx.Module``: a class or function that can be called with
+      ``rngs=nnx.Rngs(...)`` alone, or with ``nnx.Rngs`` as its one argument;
+    * an ``nnx.Module``: it is not changed, and fresh variables cannot be drawn;
+      its own are ``variables_of(module)``;
     * a :class:`~jaxunlearn.types.Model`, returned as it is.
 
     Modules are put into training or inference mode, and arguments of their call
@@ -55,64 +46,79 @@ def functionalize(
     Args:
       network: see above.
       sample_input: a batch, an array or ``jax.ShapeDtypeStruct``; only its shape
-        and dtype are read. Needed for Linen modules.
+        and dtype are read, and only for Linen modules.
       init: ``key -> variables``, in place of the network's own.
 
     Returns:
-      The model.
+      The model; for an equal network the same functions, so that nothing is compiled
+      twice (``nnx.Module`` and what has no hash apart). The 64 networks used last are
+      kept alive for this. As under ``jax.jit``, what a function reads from outside is
+      read once.
 
     Raises:
-      ConfigError: for anything else, a Linen module without ``sample_input``, or
-        a constructor that does not return an ``nnx.Module``. ``init`` of the
-        result raises it where fresh variables cannot be drawn.
+      ConfigError: for anything else, or a constructor that does not return an
+        ``nnx.Module``. ``init`` of the result raises it where fresh variables cannot
+        be drawn.
     """
     if isinstance(network, Model):
-        return network if init is None else network._replace(init=init)
-    if isinstance(network, nnx.Module):
-        graph, state = nnx.split(network)
-        # a copy, since changing the mode would change the user's module
-        model = _from_nnx(lambda rngs: nnx.merge(graph, state, copy=True))
-        model = model._replace(
-            init=_cannot_draw(
-                "expected a constructor `rngs -> nnx.Module` to draw fresh variables, got a "
-                "module, whose own variables are `variables_of(module)`"
-            )
-        )
-    elif _is_linen(network):
-        model = _from_linen(network, sample_input, init)
-    elif not callable(network):
+        model = network
+    elif isinstance(network, nnx.Module):  # which may change: not remembered
+        model = _from_instance(network)
+    else:
+        like = None
+        if sample_input is not None and _is_linen(network):
+            dtype = jax.dtypes.canonicalize_dtype(sample_input.dtype)
+            like = jax.ShapeDtypeStruct(sample_input.shape, dtype)
+        try:
+            hash(network)
+        except TypeError:
+            model = _make(network, like)
+        else:
+            model = _make_once(network, like)
+    return model if init is None else model._replace(init=init)
+
+
+def _make(network: Any, like: jax.ShapeDtypeStruct | None) -> Model:
+    if _is_linen(network):
+        return _from_linen(network, like)
+    if not callable(network):
         raise ConfigError(
             "expected an nnx.Module or its constructor, a Linen module, a function "
             f"apply(variables, x) or a Model as network, got {type(network).__name__}"
         )
-    elif (construct := _constructor(network)) is not None:
-        model = _from_nnx(construct)
-    else:
-        model = _from_function(network)
-    return model if init is None else model._replace(init=init)
+    kind = network.func if isinstance(network, functools.partial) else network
+    if isinstance(kind, type):
+        if not issubclass(kind, nnx.Module):
+            raise ConfigError(f"expected an instance of {kind.__name__} as network, got the class")
+    elif is_apply(network):
+        return _from_function(network)
+    construct = constructor(network)
+    if construct is None:
+        raise ConfigError(
+            "expected a function apply(variables, x), or a constructor that needs rngs alone, "
+            f"as network, got the arguments {signature(network)}"
+        )
+    return from_nnx(construct)
 
 
-def variables_of(module: nnx.Module) -> Variables:
-    """The variables of an ``nnx.Module`` as plain nested dictionaries.
-
-    Args:
-      module: any NNX module; its arrays are shared, not copied.
-
-    Returns:
-      ``{"params": ..., "batch_stats": ..., "other": ...}``, empty ones left out.
-    """
-    return _collect(nnx.split(module)[1])
+# typed, since objects of different types may be equal (named tuples are)
+_make_once = functools.lru_cache(maxsize=64, typed=True)(_make)
 
 
-def _cannot_draw(message: str) -> Callable[[Key], Variables]:
-    def init(key: Key) -> Variables:
-        raise ConfigError(message)
-
-    return init
+def _from_instance(module: nnx.Module) -> Model:
+    graph, state = nnx.split(module)
+    # a copy, since changing the mode would change the user's module
+    model = from_nnx(lambda rngs: nnx.merge(graph, state, copy=True))
+    return model._replace(
+        init=_cannot_draw(
+            "expected a constructor `rngs -> nnx.Module` to draw fresh variables, got a "
+            "module, whose own variables are `variables_of(module)`"
+        )
+    )
 
 
 def _from_function(function: Callable[..., jax.Array]) -> Model:
-    inference, training = _switches(function, train=False), _switches(function, train=True)
+    inference, training = switches(function, train=False), switches(function, train=True)
     return Model(
         init=_cannot_draw(
             "expected `init=` in functionalize(apply, init=...) to draw fresh variables, "
@@ -123,154 +129,11 @@ def _from_function(function: Callable[..., jax.Array]) -> Model:
     )
 
 
-def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
-    kind = function
-    while isinstance(kind, functools.partial):
-        kind = kind.func
-    try:
-        if isinstance(kind, type):  # the metaclass of NNX hides the constructor's arguments
-            _, *own = inspect.signature(kind.__init__).parameters.items()  # type: ignore[misc]
-            return dict(own)
-        return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some callables have no signature
-        return {}
+def _cannot_draw(message: str) -> Callable[[Key], Variables]:
+    def init(key: Key) -> Variables:
+        raise ConfigError(message)
 
-
-def _switches(call: Any, train: bool) -> dict[str, bool]:
-    """The arguments of ``call`` that select the mode, set for ``train``."""
-    parameters = _parameters(call)
-    return {name: value is train for name, value in _SWITCHES.items() if name in parameters}
-
-
-# --- Flax NNX ---------------------------------------------------------------
-
-
-class _Slot(NamedTuple):
-    """One array of an NNX module: where it lies, and in which collection it goes."""
-
-    path: tuple[Any, ...]
-    collection: str
-    shape: tuple[int, ...]
-
-
-def _slot(path: tuple[Any, ...], leaf: Any) -> _Slot:
-    kinds = {
-        nnx.Param: "params",
-        nnx.BatchStat: "batch_stats",
-        nnx.RngKey: "rng key",
-        nnx.RngState: "rng count",
-    }
-    names = [name for kind, name in kinds.items() if isinstance(leaf, kind)]
-    return _Slot(path, names[0] if names else "other", leaf.shape)
-
-
-def _collect(state: Any) -> Variables:
-    """The module's state as our variables; random state is left out."""
-    variables: dict[str, Any] = {}
-    for path, leaf in nnx.to_flat_state(state):
-        slot = _slot(path, leaf)
-        if slot.collection.startswith("rng"):
-            continue
-        # keys of lists become strings: checkpoints know no others
-        *parents, name = (slot.collection, *map(str, path))
-        node = variables
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-    return variables
-
-
-def _distribute(variables: Variables, slots: Sequence[_Slot], key: Key | None) -> Any:
-    """The inverse of :func:`_collect`, with random state drawn from ``key``."""
-    state = []
-    for number, slot in enumerate(slots):
-        if slot.collection == "rng key":
-            # inference consumes no randomness, but the module's state has room for it
-            value = _stream(jax.random.key(0) if key is None else key, number, slot.shape)
-        elif slot.collection == "rng count":
-            value = jnp.zeros(slot.shape, jnp.uint32)
-        else:
-            value = variables[slot.collection]
-            for name in slot.path:
-                value = value[str(name)]
-        state.append((slot.path, value))
-    return nnx.from_flat_state(state)
-
-
-def _stream(key: Key, number: int, shape: tuple[int, ...]) -> Key:
-    key = jax.random.fold_in(key, number)
-    return jax.random.split(key, shape) if shape else key
-
-
-def _constructor(network: Any) -> Callable[[nnx.Rngs], nnx.Module] | None:
-    """``rngs -> module`` if ``network`` looks like a constructor, else ``None``."""
-    parameters = _parameters(network)
-    if "rngs" in parameters:
-        return lambda rngs: network(rngs=rngs)
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    required = [p for p in parameters.values() if p.default is p.empty and p.kind in positional]
-    return network if len(required) == 1 else None
-
-
-def _from_nnx(construct: Callable[[nnx.Rngs], nnx.Module]) -> Model:
-    graphs: dict[bool, Any] = {}
-    slots: list[_Slot] = []
-    calls: list[Any] = []
-
-    def describe(key: Key) -> Variables:
-        module = _construct(construct, key)
-        # of the base class: a network may have a `train` of its own
-        nnx.Module.eval(module)
-        graphs[False] = nnx.split(module)[0]
-        nnx.Module.train(module)
-        graphs[True], state = nnx.split(module)
-        slots.extend(_slot(path, leaf) for path, leaf in nnx.to_flat_state(state))
-        calls.append(type(module).__call__)
-        return _collect(state)
-
-    # Read off an abstract construction: nothing is drawn, and no module of the
-    # user's is put into another mode.
-    jax.eval_shape(describe, jax.random.key(0))
-    (call,) = calls
-    rngs = _parameters(call).get("rngs")
-
-    def run(variables: Variables, x: jax.Array, key: Key | None) -> tuple[jax.Array, nnx.Module]:
-        train = key is not None
-        module = nnx.merge(graphs[train], _distribute(variables, slots, key))
-        arguments: dict[str, Any] = dict(_switches(call, train))
-        if rngs is not None and (train or rngs.default is rngs.empty):
-            stream = _stream(jax.random.key(0) if key is None else key, len(slots), ())
-            arguments["rngs"] = nnx.Rngs(stream)
-        return module(x, **arguments), module
-
-    def apply_train(variables: Variables, x: jax.Array, key: Key) -> tuple[jax.Array, Variables]:
-        logits, module = run(variables, x, key)
-        return logits, _collect(nnx.split(module)[1])
-
-    return Model(
-        init=lambda key: variables_of(_construct(construct, key)),
-        apply=lambda variables, x: run(variables, x, None)[0],
-        apply_train=apply_train,
-    )
-
-
-def _construct(construct: Callable[[nnx.Rngs], nnx.Module], key: Key) -> nnx.Module:
-    module = construct(nnx.Rngs(key))
-    if not isinstance(module, nnx.Module):
-        raise ConfigError(
-            "expected a constructor that returns an nnx.Module, got one that returns "
-            f"{type(module).__name__}"
-        )
-    # Flax takes a bare array made under a transformation for a static attribute,
-    # where it would outlive the transformation.
-    for _, part in nnx.iter_modules(module):
-        for name, value in list(vars(part).items()):
-            if isinstance(value, jax.core.Tracer):
-                setattr(part, name, nnx.data(value))
-    return module
-
-
-# --- Flax Linen -------------------------------------------------------------
+    return init
 
 
 def _is_linen(network: Any) -> bool:
@@ -281,13 +144,13 @@ def _is_linen(network: Any) -> bool:
     )
 
 
-def _from_linen(network: Any, sample_input: Any, init: Callable[[Key], Variables] | None) -> Model:
+def _from_linen(network: Any, like: jax.ShapeDtypeStruct | None) -> Model:
     call = type(network).__call__
-    inference, training = _switches(call, train=False), _switches(call, train=True)
+    inference, training = switches(call, train=False), switches(call, train=True)
 
-    def own_init(key: Key) -> Variables:
-        x = jnp.zeros(sample_input.shape, sample_input.dtype)
-        return dict(network.init(key, x, **inference))
+    def init(key: Key) -> Variables:
+        assert like is not None
+        return dict(network.init(key, jnp.zeros(like.shape, like.dtype), **inference))
 
     def apply_train(variables: Variables, x: jax.Array, key: Key) -> tuple[jax.Array, Variables]:
         mutable = [name for name in variables if name != "params"]
@@ -295,13 +158,12 @@ def _from_linen(network: Any, sample_input: Any, init: Callable[[Key], Variables
         logits, updated = network.apply(variables, x, **training, mutable=mutable, rngs=rngs)
         return logits, {**variables, **updated}
 
-    if init is None and sample_input is None:
-        raise ConfigError(
-            "expected `sample_input` (a batch, or its jax.ShapeDtypeStruct) for a Linen module, "
-            "got None"
-        )
+    message = (
+        "expected `sample_input` (a batch, or its jax.ShapeDtypeStruct) in "
+        "functionalize(module, sample_input) to draw fresh variables, got a Linen module alone"
+    )
     return Model(
-        init=own_init,
+        init=_cannot_draw(message) if like is None else init,
         apply=lambda variables, x: network.apply(variables, x, **inference),
         apply_train=apply_train,
     )

@@ -6,11 +6,11 @@ A method differs in its objective, in the sets it reads and in where it starts.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxunlearn.errors import ConfigError
 from jaxunlearn.types import Batch, Batches, Info, Key, Model, Needs, Sets, Unlearner, Variables
 
 __all__ = [
@@ -58,8 +58,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> ja
 
     Args:
       logits: ``[B, K]``; labels: ``int [B]``; weight: ``[B]``.
+
+    Raises:
+      ConfigError: while tracing, if the model's output is not ``[B, K]``.
     """
-    chex.assert_rank([logits, labels, weight], [2, 1, 1])
+    shape = getattr(logits, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != len(labels):
+        got = type(logits).__name__ if shape is None else list(shape)
+        raise ConfigError(f"model: expected logits [B, K] = [{len(labels)}, K], got {got}")
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
     return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1)
 

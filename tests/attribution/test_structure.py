@@ -42,6 +42,8 @@ def test_mlp_is_a_chain(mlp):
         "params/fc2/bias",
         "params/fc1/kernel",
         "params/fc2/kernel",
+        0,
+        1,
     )
     assert third.producer == "params/fc2/kernel"
 
@@ -153,3 +155,114 @@ def test_grouped_convolutions_count_their_inputs():
 
     (unit,) = structure(net, {"kernel": zeros(3, 3, 1, 8)}, zeros(1, 5, 5, 4))
     assert (unit.in_features, unit.out_features) == (4, 8)
+
+
+# --- the axes of a kernel as it is stored
+
+
+def axes_of(fn, variables, x):
+    return [(unit.in_axis, unit.out_axis) for unit in structure(fn, variables, x)]
+
+
+DENSE = {
+    "as it is": ((4, 3), lambda w: w, (0, 1)),
+    "transposed": ((3, 4), lambda w: w.T, (1, 0)),
+    "transposed twice": ((4, 3), lambda w: w.T.T, (0, 1)),
+    "inside jit": ((3, 4), lambda w: jax.jit(jnp.transpose)(w), (1, 0)),
+    "cast": ((3, 4), lambda w: w.T.astype(jnp.bfloat16).astype(jnp.float32), (1, 0)),
+    "scaled by constants": ((3, 4), lambda w: -(w * 2 / jnp.arange(1.0, 5.0)[None]).T, (1, 0)),
+    "frozen": ((3, 4), lambda w: jax.lax.stop_gradient(w).T, (1, 0)),
+    "squeezed": ((3, 1, 4, 1), lambda w: jnp.squeeze(w).T, (2, 0)),
+    "expanded": ((4, 3), lambda w: w[None, :, None].reshape(4, 3), (0, 1)),
+    "merged": ((2, 2, 3), lambda w: w.reshape(4, 3), (None, 2)),
+    "split, which is not followed": ((4, 3), lambda w: w.reshape(2, 2, 3).reshape(4, 3), (None, 1)),
+    "flat": ((12,), lambda w: w.reshape(4, 3), (None, None)),
+    "reshaped across axes": ((3, 4), lambda w: w.reshape(4, 3), (None, None)),
+    "column first": ((3, 4), lambda w: lax.reshape(w, (4, 3), (1, 0)), (1, 0)),
+    "one row for all": ((3,), lambda w: jnp.broadcast_to(w[None], (4, 3)), (None, 0)),
+    "reversed": ((4, 3), lambda w: w[::-1], (None, 1)),
+    "standardised": ((4, 3), lambda w: w - jnp.mean(w, 0, keepdims=True), (None, None)),
+    "part of it": ((5, 3), lambda w: w[1:], (None, None)),
+    "shifted": ((4, 3), lambda w: w + 1, (None, None)),
+    "inverted": ((4, 3), lambda w: 1 / w, (None, None)),
+}
+
+
+@pytest.mark.parametrize("case", DENSE)
+def test_the_axes_of_a_dense_kernel_are_those_of_its_leaf(case):
+    shape, change, expected = DENSE[case]
+    variables = {"w": zeros(*shape)}
+    (unit,) = structure(lambda v, x: x @ change(v["w"]), variables, zeros(2, 4))
+    assert unit.kernel == "w"
+    assert (unit.in_features, unit.out_features) == (4, 3)
+    assert (unit.in_axis, unit.out_axis) == expected
+
+
+def test_the_kernel_may_stand_on_either_side():
+    for fn in (lambda v, x: (v["w"] @ x.T).T, jax.vmap(lambda v, x: v["w"] @ x, (None, 0))):
+        assert axes_of(fn, {"w": zeros(3, 4)}, zeros(2, 4)) == [(1, 0)]
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [lambda v: jnp.ones((4, 3)), lambda v: v["a"] @ v["b"], lambda v: v["w"] + v["a"] @ v["b"]],
+    ids=["constant", "product", "sum"],
+)
+def test_a_kernel_that_is_no_leaf_has_no_axes(kernel):
+    variables = {"a": zeros(4, 2), "b": zeros(2, 3), "w": zeros(4, 3)}
+    assert axes_of(lambda v, x: x @ kernel(v), variables, zeros(2, 4)) == [(None, None)]
+
+
+def test_axes_that_are_several_are_none():
+    contracted = lambda v, x: jnp.einsum("bhd,hdo->bo", x, v["w"])  # noqa: E731
+    made = lambda v, x: jnp.einsum("bi,ihd->bhd", x, v["w"])  # noqa: E731
+    assert axes_of(contracted, {"w": zeros(2, 3, 5)}, zeros(4, 2, 3)) == [(None, 2)]
+    assert axes_of(made, {"w": zeros(5, 2, 3)}, zeros(4, 5)) == [(0, None)]
+
+
+LAYOUTS = {"HWIO": (2, 3), "OIHW": (1, 0), "IOHW": (0, 1), "OHWI": (3, 0)}
+
+
+def conv_of(layout, **options):
+    def net(v, x):
+        numbers = ("NHWC", layout, "NHWC")
+        y = lax.conv_general_dilated(
+            x, v["w"], (1, 1), "SAME", dimension_numbers=numbers, **options
+        )
+        return y.mean((1, 2))
+
+    return net
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_axes_of_a_convolution_are_those_of_its_layout(layout):
+    sizes = {"H": 3, "W": 3, "I": 4, "O": 6}
+    variables = {"w": zeros(*(sizes[c] for c in layout))}
+    assert axes_of(conv_of(layout), variables, zeros(2, 5, 5, 4)) == [LAYOUTS[layout]]
+    moved = lambda v, x: conv_of("HWIO")(  # noqa: E731
+        {"w": v["w"].transpose([layout.index(c) for c in "HWIO"])[::-1, ::-1]}, x
+    )
+    assert axes_of(moved, variables, zeros(2, 5, 5, 4)) == [LAYOUTS[layout]]
+
+
+def test_groups_keep_the_neurons_apart_but_not_the_inputs():
+    grouped = conv_of("HWIO", feature_group_count=2)
+    assert axes_of(grouped, {"w": zeros(3, 3, 2, 6)}, zeros(2, 5, 5, 4)) == [(None, 3)]
+    batches = conv_of("HWIO", batch_group_count=2)
+    assert axes_of(batches, {"w": zeros(3, 3, 4, 6)}, zeros(2, 5, 5, 4)) == [(None, None)]
+
+
+def test_the_axes_hold_what_they_promise():
+    """Zero one index of ``out_axis``: a neuron falls silent; of ``in_axis``: an input is unread."""
+    rng = np.random.default_rng(0)
+    w, x = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4, 4, 3, 3), (2, 5, 5, 4)))
+    net = conv_of("OIHW")
+    (unit,) = structure(net, {"w": w}, x)
+
+    def without(axis, n):
+        return {"w": jnp.moveaxis(jnp.moveaxis(w, axis, 0).at[n].set(0), 0, axis)}
+
+    silent = net({"w": w}, x).at[:, 1].set(0)
+    np.testing.assert_allclose(net(without(unit.out_axis, 1), x), silent, rtol=1e-5, atol=1e-5)
+    unread = net({"w": w}, x.at[..., 2].set(0))
+    np.testing.assert_allclose(net(without(unit.in_axis, 2), x), unread, rtol=1e-5, atol=1e-5)

@@ -75,6 +75,18 @@ def test_wrong_arrays_are_named(x, y, message):
         as_examples(x, y, name="mine")
 
 
+def test_labels_must_be_of_the_classes():
+    x = np.zeros((3, 2), np.uint8)
+    with pytest.raises(DataError, match="x, y: expected labels from 0 to 1, got -1 to 1"):
+        ju.make_sets(x, np.array([-1, 0, 1]), ju.forget_class(0))
+    with pytest.raises(DataError, match="test: expected labels from 0 to 1, got 2 to 2"):
+        ju.make_sets(x, np.array([1, 0, 1]), ju.forget_class(0), test=(x, np.array([2, 2, 2])))
+
+
+def test_wide_integers_are_narrowed():
+    assert as_examples(np.zeros((2, 3), np.int64), [0, 1]).x.dtype == jnp.int32
+
+
 def test_a_capacity_must_hold_the_indices():
     with pytest.raises(ValueError, match="at least 3, got 2"):
         subset(whole(as_examples(np.zeros((4, 2)), np.zeros(4, int))).examples, [0, 1, 2], 2)

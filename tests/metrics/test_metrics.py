@@ -127,7 +127,7 @@ class TestReport:
 
     def test_the_best_is_closest_to_the_ideal(self):
         rows = self.rows()
-        assert rows["accuracy_forget"]["best"] == ["good", "bad"], "both within the floor"
+        assert rows["accuracy_forget"]["best"] == ["good", "bad"], "alike within the floor"
         assert rows["accuracy_retain"]["best"] == [], "no oracle told what is ideal"
         assert rows["seconds"]["best"] == rows["speedup"]["best"] == ["bad"]
 

@@ -173,6 +173,81 @@ def test_randomness_by_argument():
     model.apply(variables, X)
 
 
+class Dense(linen.Module):
+    features: int | list = 3
+
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(3, name="head")(x)
+
+
+class Head(nnx.Module):
+    def __init__(self, width=4, *, rngs):
+        self.head = nnx.Linear(width, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(x)
+
+
+def make_head(width, classes=3, *, rngs):
+    return Head(width, rngs=rngs)
+
+
+class Callable:
+    def __call__(self, params, inputs):
+        return inputs @ params["params"]["head"]["kernel"]
+
+    def method(self, variables, x):
+        return self(variables, x)
+
+
+def with_options(variables, x, temperature=1.0, *, rngs=None):
+    return Callable()(variables, x) / temperature
+
+
+KINDS = {
+    "nnx class": (Head, True),
+    "nnx factory": (lambda rngs: Head(rngs=rngs), True),
+    "nnx factory of one argument": (lambda streams: Head(rngs=streams), True),
+    "nnx factory with options": (lambda width=4, depth=1, rngs=None: Head(width, rngs=rngs), True),
+    "nnx factory, options behind": (lambda rngs, width=4: Head(width, rngs=rngs), True),
+    "nnx factory of anything": (lambda **options: Head(**options), True),
+    "partial of class": (functools.partial(Head, 4), True),
+    "partial of factory": (functools.partial(make_head, 4), True),
+    "linen apply": (Dense().apply, False),
+    "variables, x": (lambda variables, x: Callable()(variables, x), False),
+    "params, inputs": (lambda params, inputs: Callable()(params, inputs), False),
+    "options": (with_options, False),
+    "jitted": (jax.jit(with_options), False),
+    "partial of function": (functools.partial(with_options, temperature=1.0), False),
+    "anything": (lambda *args: Callable()(*args), False),
+    "callable object": (Callable(), False),
+    "method": (Callable().method, False),
+}
+
+
+@pytest.mark.parametrize(("network", "draws"), KINDS.values(), ids=KINDS)
+def test_functions_and_constructors_are_told_apart(network, draws):
+    variables = functionalize(Head).init(KEY)
+    model = functionalize(network)
+    expected = X @ variables["params"]["head"]["kernel"]
+    chex.assert_trees_all_close(model.apply(variables, X), expected, atol=1e-6)
+    chex.assert_trees_all_close(model.apply_train(variables, X, KEY)[0], expected, atol=1e-6)
+    if draws:
+        chex.assert_trees_all_equal(model.init(KEY), variables)
+    else:
+        with pytest.raises(ConfigError, match="init="):
+            model.init(KEY)
+
+
+def test_linen_without_a_sample_needs_variables_only():
+    variables = functionalize(Linen(), X).init(KEY)
+    logits = functionalize(Linen()).apply(variables, X)
+    chex.assert_trees_all_close(logits, function(variables, X), atol=1e-5)
+    drawn = functionalize(Linen(), init=lambda key: variables).init(KEY)
+    chex.assert_trees_all_equal(drawn, variables)
+
+
 def test_a_model_is_returned():
     model = functionalize(Nnx)
     assert functionalize(model) is model
@@ -180,10 +255,41 @@ def test_a_model_is_returned():
 
 
 @pytest.mark.parametrize(
+    "network", [function, Nnx, lambda rngs: Nnx(rngs=rngs), Dense().apply, Callable()]
+)
+def test_the_same_network_gives_the_same_functions(network):
+    assert functionalize(network) is functionalize(network)
+
+    def init(key):
+        return {}
+
+    assert functionalize(network, init=init) == functionalize(network, init=init)
+    assert functionalize(network, init=init).apply is functionalize(network).apply
+
+
+def test_equal_linen_modules_give_the_same_functions():
+    x = jax.ShapeDtypeStruct(X.shape, X.dtype)
+    assert functionalize(Dense(3), X) is functionalize(Dense(3), x)
+    assert functionalize(Dense(3), X) != functionalize(Dense(4), X)
+    assert functionalize(Dense(3), X) != functionalize(Dense(3))
+    functionalize(Dense([3]))  # has no hash
+
+
+def test_a_changed_module_is_read_anew():
+    module = Nnx(rngs=nnx.Rngs(KEY))
+    first = functionalize(module).apply(variables_of(module), X)
+    module.bn1.epsilon = 9.0
+    assert (functionalize(module).apply(variables_of(module), X) != first).any()
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: functionalize(3), "got int"),
-        (lambda: functionalize(Linen()), "sample_input"),
+        (lambda: functionalize(Linen()).init(KEY), "sample_input"),
+        (lambda: functionalize(Linen), "instance of Linen"),
+        (lambda: functionalize(lambda width, rngs: Nnx(width, rngs=rngs)), r"\(width, rngs\)"),
+        (lambda: functionalize(lambda params, state, x: x), r"\(params, state, x\)"),
         (lambda: functionalize(lambda rngs: 3), "returns int"),
         (lambda: functionalize(function).init(KEY), "init="),
     ],

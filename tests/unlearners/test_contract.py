@@ -118,6 +118,24 @@ class TestEveryMethod:
         bare = Sets(**{field: getattr(toy.sets(), field) for field in declared})
         close(run(name, sets=bare).variables, everything, tolerance=0)
 
+    def test_init_sees_no_example_of_other_sets(self, name):
+        """The shared arrays hold the other classes, too: their rows are not passed on."""
+        method, seen = toy.method(name), []
+
+        def init(variables, sets, key):
+            for field in Batches._fields:
+                part = getattr(sets, field)
+                if part is not None:
+                    jax.debug.callback(lambda y, f=field: seen.append((f, set(y.tolist()))),
+                                       part.examples.y)  # fmt: skip
+            return method.init(variables, sets, key)
+
+        run(name, method=method._replace(init=init))
+        jax.effects_barrier()
+        assert seen
+        for field, labels in seen:
+            assert (labels == {1}) if field in ("forget", "unseen") else (1 not in labels)
+
     def test_a_missing_set_is_named(self, name):
         first = next(f for f in Batches._fields if getattr(toy.method(name).needs, f))
         with pytest.raises(RequestError, match=f"needs {first} examples, got none"):

@@ -187,6 +187,8 @@ def test_noise_has_the_asked_scale():
         ({"seed": "loss"}, "seed: expected 'argmax' or 'label'"),
         ({"epsilon": -1.0}, "epsilon: expected a number >= 0"),
         ({"weights": ("all",)}, "weights: expected some of"),
+        ({"scale": -1}, "scale: expected a positive number, got -1"),
+        ({"scale": 0.0}, "scale: expected a positive number, got 0.0"),
         ({"neurons": 5}, "expected at most the 4 inputs of params/out/w, got 5"),
     ],
 )
@@ -206,6 +208,123 @@ def test_a_residual_network_has_no_single_producer():
     edited = ju.unlearn(ju.neuron_path(model, **options), variables, toy.sets(), KEY).variables
     head = np.asarray(edited["params"]["head"]["kernel"])
     assert (head == 0).all(axis=1).sum() == 3, "as published: all outgoing weights of S"
+
+
+# ---- neuron_path: however the kernels are stored
+
+
+def drawn(*shape):
+    return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), jnp.float32)
+
+
+def dense_net(variables, x):
+    return jax.nn.relu(x @ variables["fc"]) @ variables["head"]
+
+
+def conv_net(variables, x):
+    y = jax.lax.conv_general_dilated(
+        x, variables["fc"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jax.nn.relu(y).mean((1, 2)) @ variables["head"]
+
+
+def torch_net(variables, x):
+    """The same two, stored as PyTorch stores them."""
+    if x.ndim == 2:
+        return jax.nn.relu(x @ variables["fc"].T) @ variables["head"].T
+    y = jax.lax.conv_general_dilated(
+        x, variables["fc"], (1, 1), "SAME", dimension_numbers=("NHWC", "OIHW", "NHWC")
+    )
+    return jax.nn.relu(y).mean((1, 2)) @ variables["head"].T
+
+
+STORED = {
+    # network, its kernels, examples, how PyTorch orders the axes of the first kernel
+    "dense": (dense_net, {"fc": (6, 5), "head": (5, 4)}, (8, 6), (1, 0)),
+    "square": (dense_net, {"fc": (4, 4), "head": (4, 4)}, (8, 4), (1, 0)),
+    "conv": (conv_net, {"fc": (3, 3, 2, 5), "head": (5, 4)}, (8, 6, 6, 2), (3, 2, 0, 1)),
+    "square conv": (conv_net, {"fc": (4, 4, 4, 4), "head": (4, 4)}, (8, 5, 5, 4), (3, 2, 0, 1)),
+}
+
+
+def edited(apply, variables, x, **options):
+    y = np.array([1, 1, 1, 1, 2, 2, 0, 0])
+    sets = ju.make_sets(np.asarray(x), y, ju.forget_class(1), unseen=(np.asarray(x), y))
+    options = {"per_sample": 2, "neurons": 2, "samples": 4} | options
+    return ju.unlearn(ju.neuron_path(apply, **options), variables, sets, KEY).variables
+
+
+@pytest.mark.parametrize("weights", [None, ("incoming",), ("outgoing",), ("class",)])
+@pytest.mark.parametrize("case", STORED)
+def test_the_same_weights_are_edited_however_they_are_stored(case, weights):
+    apply, shapes, examples, order = STORED[case]
+    variables, x = {name: drawn(*shape) for name, shape in shapes.items()}, drawn(*examples)
+    stored = {"fc": variables["fc"].transpose(order), "head": variables["head"].T}
+    plain = edited(apply, variables, x, weights=weights)
+    torch = edited(torch_net, stored, x, weights=weights)
+    np.testing.assert_array_equal(torch["fc"], plain["fc"].transpose(order))
+    np.testing.assert_array_equal(torch["head"], plain["head"].T)
+
+    axes = tuple(range(1, stored["fc"].ndim))
+    neurons = (np.asarray(torch["fc"]) == 0).all(axis=axes)
+    assert neurons.sum() == (2 if weights in (None, ("incoming",)) else 0)
+    gone = np.asarray(torch["head"]) == 0  # [classes, neurons]
+    assert gone[1].sum() == (0 if weights == ("incoming",) else 2)
+    assert gone[0].sum() == (2 if weights == ("outgoing",) else 0)
+    if weights is None:
+        np.testing.assert_array_equal(gone[1], neurons)
+
+
+def test_noise_falls_on_the_axis_of_the_neurons():
+    variables = {"fc": drawn(4, 4), "head": drawn(4, 4).T}
+    noisy = edited(torch_net, variables, drawn(8, 4), edit="gaussian", weights=("outgoing",))
+    moved = np.asarray(noisy["head"] != variables["head"])
+    assert moved.all(axis=0).sum() == 2
+    assert moved.sum() == 8
+
+
+def test_a_kernel_that_is_producer_and_head_is_edited_as_both():
+    tied = lambda v, x: jax.nn.relu(x @ v["w"]) @ v["w"].T  # noqa: E731
+    w = drawn(4, 4)
+    found = edited(tied, {"w": w}, drawn(8, 4), weights=("outgoing",))["w"]
+    assert (np.asarray(found) == 0).all(axis=0).sum() == 2, "columns of w are rows of w.T"
+    with pytest.raises(ValueError, match="the units of w do not lie along one axis"):
+        edited(tied, {"w": w}, drawn(8, 4), weights=("incoming",))
+
+    twice = lambda v, x: jax.nn.relu(x @ v["w"]) @ v["w"]  # noqa: E731
+    found = np.asarray(edited(twice, {"w": w}, drawn(8, 4), weights=("incoming", "outgoing"))["w"])
+    gone = (found == 0).all(axis=0)
+    assert gone.sum() == 2
+    np.testing.assert_array_equal((found == 0).all(axis=1), gone)
+
+
+CONSTANT = np.ones((4, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (lambda v, h: h @ CONSTANT, r"got constant:dot_general with axes None and None"),
+        (lambda v, h: h @ (v["head"] + 1), r"got head with axes None and None"),
+        (lambda v, h: h @ v["flat"].reshape(4, 3), r"got flat with axes None and None"),
+        (lambda v, h: (v["head"].T @ h.T).T, r"expected head to read \[1, 4\].*got \[4, 1\]"),
+    ],
+    ids=["constant", "shifted", "flat", "data turned"],
+)
+def test_a_head_that_cannot_be_edited_is_refused(head, message):
+    variables = {"fc": drawn(4, 4), "head": drawn(4, 3), "flat": drawn(12)}
+    with pytest.raises(ValueError, match=message):
+        edited(lambda v, x: head(v, jax.nn.relu(x @ v["fc"])), variables, drawn(8, 4))
+
+
+def test_a_producer_without_an_axis_is_refused_or_left_alone():
+    apply = lambda v, x: jax.nn.relu(x @ v["fc"].reshape(4, 4)) @ v["head"]  # noqa: E731
+    variables = {"fc": drawn(16), "head": drawn(4, 3)}
+    with pytest.raises(ValueError, match="'outgoing' or 'class', as the units of fc do not lie"):
+        edited(apply, variables, drawn(8, 4), weights=("incoming",))
+    found = edited(apply, variables, drawn(8, 4))
+    np.testing.assert_array_equal(found["fc"], variables["fc"])
+    assert (np.asarray(found["head"]) == 0).all(axis=1).sum() == 2, "all outgoing weights"
 
 
 def test_random_label_refuses_a_negative_weight():

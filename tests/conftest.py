@@ -1,4 +1,4 @@
-"""Eight virtual devices, no implicit rank promotion: set before JAX is imported."""
+"""Eight virtual devices, no implicit promotion: set before JAX is imported."""
 
 import os
 from pathlib import Path
@@ -17,6 +17,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture(scope="session", autouse=True)

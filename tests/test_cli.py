@@ -100,7 +100,7 @@ class TestRun:
         fresh = ju.train(
             plan.model, plan.sets.retain, jax.random.fold_in(base, 0), config=config.train
         ).variables
-        x = plan.sets.test_retain.examples.x[:50] / 255.0
+        x = np.asarray(plan.sets.test_retain.examples.x[:50], np.float32) / 255
         outputs = [np.asarray(jax.jit(plan.model.apply)(v, x)) for v in (loaded, fresh)]
         np.testing.assert_array_equal(*outputs)
 

@@ -35,7 +35,7 @@ def counter(needs=None):
         return {**state, "steps": state["steps"] + 1, "seen": seen}, info
 
     def result(state):
-        return {"w": state["w"] + state["steps"]}
+        return {"w": state["w"] + state["steps"].astype(jnp.float32)}
 
     return Unlearner(init, step, result, needs or Needs(retain=True))
 

@@ -7,6 +7,7 @@ subset may be an array (subsets of different sizes share one program), and each
 epoch still visits every example exactly once.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -38,6 +39,8 @@ def shuffled(seed: jax.Array, epoch: jax.Array, position: jax.Array, size: jax.A
     Returns:
       ``int32 [B]``; for a fixed seed and epoch a permutation of ``0 .. size - 1``.
     """
+    chex.assert_shape(seed, (2,))
+    chex.assert_equal_shape([epoch, position])
     count = size.astype(jnp.uint32)
     x = position.astype(jnp.uint32)
     salt = _mix(epoch.astype(jnp.uint32) ^ seed[0]) ^ seed[1]

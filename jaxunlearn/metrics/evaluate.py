@@ -14,7 +14,7 @@ from jaxunlearn.data.sets import num_examples
 from jaxunlearn.metrics.attacks import loss_attack
 from jaxunlearn.metrics.predict import predict
 from jaxunlearn.metrics.residue import linear_probe, relearn_steps
-from jaxunlearn.models import functionalize
+from jaxunlearn.models import check_model, functionalize
 from jaxunlearn.types import Apply, Key, Model, Sets, Variables
 
 __all__ = ["METRICS", "Metric", "evaluate", "make_report", "measure"]
@@ -74,6 +74,9 @@ def measure(
     """
     model = functionalize(model)
     names = ("forget", "retain", "test_forget", "test_retain")
+    if sets.forget is None or sets.retain is None:
+        raise ValueError("sets: expected forget and retain, got a request without one of them")
+    check_model(model, sets.forget.examples.x.shape[1:], variables=variables)
     parts = {name: getattr(sets, name) for name in names if num_examples(getattr(sets, name))}
     found = {name: predict(model.apply, variables, p, batch_size) for name, p in parts.items()}
     values = {f"accuracy_{name}": one.accuracy for name, one in found.items()}

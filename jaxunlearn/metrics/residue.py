@@ -9,7 +9,7 @@ import optax
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.metrics.predict import predict
 from jaxunlearn.runner import unlearn
-from jaxunlearn.training.descent import accuracy, cross_entropy, descent
+from jaxunlearn.training.descent import LossAndMore, accuracy, cross_entropy, descent
 from jaxunlearn.types import Apply, Batches, Key, Model, Needs, Sets, Subset, Unlearner, Variables
 
 __all__ = ["linear_probe", "relearn_steps"]
@@ -101,7 +101,7 @@ def relearn_steps(
 @functools.lru_cache(maxsize=16)
 def _relearner(apply: Apply, learning_rate: float) -> Unlearner:
     # one object for one network, so that all models of a table share one program
-    def objective(variables: Variables, batches: Batches, key: Key):  # type: ignore[no-untyped-def]
+    def objective(variables: Variables, batches: Batches, key: Key) -> LossAndMore:
         del key
         batch = batches.forget
         assert batch is not None

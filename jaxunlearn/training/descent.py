@@ -15,6 +15,7 @@ from jaxunlearn.types import Batch, Batches, Info, Key, Model, Needs, Sets, Unle
 
 __all__ = [
     "DescentState",
+    "LossAndMore",
     "Objective",
     "accuracy",
     "cross_entropy",
@@ -32,9 +33,8 @@ class DescentState(NamedTuple):
     key: Key
 
 
-Objective = Callable[
-    [Variables, Batches, Key], tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]
-]
+LossAndMore = tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]
+Objective = Callable[[Variables, Batches, Key], LossAndMore]
 """``variables, batches, key -> (loss [], (variables, metrics))``; only the collections
 that are not trained are taken from the variables returned."""
 
@@ -97,7 +97,9 @@ def descent(
         start, onward = jax.random.split(key)
         if fresh is not None:
             variables = fresh.init(start)
-        return DescentState(variables, optimizer.init(trained(variables)), onward)
+        with jax.numpy_dtype_promotion("standard"):
+            opt_state = optimizer.init(trained(variables))
+        return DescentState(variables, opt_state, onward)
 
     def step(state: DescentState, batches: Batches) -> tuple[DescentState, Info]:
         onward, key = jax.random.split(state.key)
@@ -107,8 +109,10 @@ def descent(
 
         params = trained(state.variables)
         (loss, (moved, metrics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
-        params = optax.apply_updates(params, updates)
+        # optax counts steps in integers: it does not run under strict promotion
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+            params = optax.apply_updates(params, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
         info = Info({"loss": loss, **metrics}, finite)
         return DescentState(with_trained(moved, params), opt_state, onward), info

@@ -4,7 +4,7 @@ import jax
 import optax
 
 from jaxunlearn.models import functionalize
-from jaxunlearn.training.descent import accuracy, cross_entropy, descent
+from jaxunlearn.training.descent import LossAndMore, accuracy, cross_entropy, descent
 from jaxunlearn.types import Apply, Batches, Key, Model, Needs, Unlearner, Variables
 
 __all__ = ["gradient_ascent"]
@@ -25,7 +25,7 @@ def gradient_ascent(
     model = functionalize(model)
     optimizer = optimizer or optax.sgd(1e-3)
 
-    def objective(variables: Variables, batches: Batches, key: Key):  # type: ignore[no-untyped-def]
+    def objective(variables: Variables, batches: Batches, key: Key) -> LossAndMore:
         del key
         batch = batches.forget
         assert batch is not None

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.models import functionalize
-from jaxunlearn.training.descent import accuracy, cross_entropy, descent
+from jaxunlearn.training.descent import LossAndMore, accuracy, cross_entropy, descent
 from jaxunlearn.types import Apply, Batches, Key, Model, Needs, Unlearner, Variables
 
 __all__ = ["random_label", "wrong_labels"]
@@ -39,7 +39,7 @@ def random_label(
     model = functionalize(model)
     optimizer = optimizer or optax.sgd(0.01, momentum=0.9, nesterov=True)
 
-    def objective(variables: Variables, batches: Batches, key: Key):  # type: ignore[no-untyped-def]
+    def objective(variables: Variables, batches: Batches, key: Key) -> LossAndMore:
         forget, retain = batches.forget, batches.retain
         assert forget is not None
         assert retain is not None

@@ -3,18 +3,19 @@
 import jax
 import optax
 
+from jaxunlearn.models import functionalize
 from jaxunlearn.training.augment import make_augment
-from jaxunlearn.training.descent import accuracy, cross_entropy, descent
-from jaxunlearn.types import Batches, Key, Model, Needs, Unlearner, Variables
+from jaxunlearn.training.descent import LossAndMore, Objective, accuracy, cross_entropy, descent
+from jaxunlearn.types import Apply, Batches, Key, Model, Needs, Unlearner, Variables
 
 __all__ = ["learn_retained", "retrain"]
 
 
-def learn_retained(model: Model, augment: str = "none"):  # type: ignore[no-untyped-def]
+def learn_retained(model: Model, augment: str = "none") -> Objective:
     """The objective ``mean_r l(f(x_r), y_r)`` on retain batches, in training mode."""
     change = make_augment(augment)
 
-    def objective(variables: Variables, batches: Batches, key: Key):  # type: ignore[no-untyped-def]
+    def objective(variables: Variables, batches: Batches, key: Key) -> LossAndMore:
         batch = batches.retain
         assert batch is not None
         augment_key, dropout_key = jax.random.split(key)
@@ -26,7 +27,7 @@ def learn_retained(model: Model, augment: str = "none"):  # type: ignore[no-unty
 
 
 def retrain(
-    model: Model, *, optimizer: optax.GradientTransformation, augment: str = "none"
+    model: Model | Apply, *, optimizer: optax.GradientTransformation, augment: str = "none"
 ) -> Unlearner:
     """Forgets exactly: a fresh model trained on the retain set alone.
 
@@ -38,4 +39,5 @@ def retrain(
       optimizer: any optax transformation.
       augment: a name in ``AUGMENTATIONS``.
     """
+    model = functionalize(model)
     return descent(learn_retained(model, augment), optimizer, Needs(retain=True), fresh=model)

@@ -15,7 +15,8 @@ def steps(config, gradients, total=10):
     optimizer, params = make_optimizer(config, total), jnp.ones(2)
     state, path = optimizer.init(params), []
     for gradient in gradients:
-        updates, state = optimizer.update(jnp.full(2, gradient), state, params)
+        with jax.numpy_dtype_promotion("standard"):  # as descent does: optax needs it
+            updates, state = optimizer.update(jnp.full(2, gradient), state, params)
         params = optax.apply_updates(params, updates)
         path.append(float(params[0]))
     return path

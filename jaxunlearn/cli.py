@@ -25,9 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+        print("interrupted; run the same command again to continue", file=sys.stderr, flush=True)
+        # a compilation still under way would crash an orderly exit
+        os._exit(130)
 
 
 def _parser() -> argparse.ArgumentParser:

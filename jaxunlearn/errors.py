@@ -7,6 +7,7 @@ __all__ = [
     "DivergenceError",
     "RequestError",
     "UserError",
+    "expect",
 ]
 
 
@@ -32,3 +33,9 @@ class CheckpointError(UserError):
 
 class DivergenceError(UserError):
     """A loss or a parameter stopped being finite; the message gives the step."""
+
+
+def expect(name: str, value: object, kind: type, hint: str = "") -> None:
+    """Raises a ``TypeError`` "name: expected X, got Y" for a value of another type."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}{hint}")

@@ -212,8 +212,8 @@ def _read(infos: Info, count: int, start: int, mapped: bool) -> dict[str, np.nda
     if len(bad):
         values = {name: leaf[bad[0]].tolist() for name, leaf in host.metrics.items()}
         raise DivergenceError(
-            f"step {start + int(bad[0])}: expected finite loss and parameters, got {values}; "
-            "a smaller learning rate may help"
+            f"step {start + int(bad[0])}: expected a finite loss and update, got one that is not, "
+            f"with {values}; a smaller learning rate may help"
         )
     return dict(host.metrics)
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 import statistics
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from jaxunlearn.data.sets import num_examples, whole
 from jaxunlearn.errors import DivergenceError
 from jaxunlearn.execute import Outcome, Progress
 from jaxunlearn.fit import train, train_many
-from jaxunlearn.metrics.evaluate import make_report, measure
+from jaxunlearn.metrics.evaluate import costs, member_of
+from jaxunlearn.metrics.measure import measure
+from jaxunlearn.metrics.table import make_report, speedups
 from jaxunlearn.plan import Plan, prepare, stages_of, write_plan
 from jaxunlearn.runner import unlearn
 from jaxunlearn.sharding import abstract
@@ -85,7 +87,7 @@ def run(
             rows[label] = {}
             continue
         records.append(record)
-        rows[label] = {**record["metrics"], **_speedups(cost, record["metrics"])}
+        rows[label] = {**record["metrics"], **speedups(cost, record["metrics"])}
     if any(one["versions"] != first["versions"] for one in [*records, *references]):
         notes.append("not all models were made with the same versions: see their records")
     made = make_report(
@@ -138,7 +140,7 @@ class _Work:
             many = train_many(
                 self.plan.model, part, stacked, config=self.plan.config.train, **hooks
             )
-            made = {names[n]: _member(many, place) for place, n in enumerate(missing)}
+            made = {names[n]: member_of(many, place) for place, n in enumerate(missing)}
         records = [first[1]]
         for n, name in enumerate(names[1:], start=1):
 
@@ -194,8 +196,7 @@ class _Work:
         metrics: dict[str, float] = measure(
             plan.model, outcome.variables, plan.sets, key, original_accuracy=known
         )
-        for field in ("seconds", "compile_seconds", "steps", "examples"):
-            metrics[field] = getattr(outcome, field)
+        metrics |= costs(outcome)
         record = {
             "stage": name,
             "config": to_dict(plan.config),
@@ -229,25 +230,6 @@ def _timed(once: Callable[..., Outcome], hooks: Hooks) -> Outcome:
     while outcome.seconds < 1 and len(seconds) < REPEATS:
         seconds.append(once().seconds)
     return outcome._replace(seconds=statistics.median(seconds))
-
-
-def _member(many: Outcome, place: int) -> Outcome:
-    """One model out of an ensemble; its share of the time."""
-    count = jax.tree.leaves(many.variables)[0].shape[0]
-    return many._replace(
-        variables=jax.tree.map(lambda leaf: leaf[place], many.variables),
-        history={name: value[:, place] for name, value in many.history.items()},
-        seconds=many.seconds / count,
-        compile_seconds=many.compile_seconds / count,
-    )
-
-
-def _speedups(retrained: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
-    whole_time = [m["seconds"] + m["compile_seconds"] for m in (retrained, own)]
-    return {
-        "speedup": retrained["seconds"] / own["seconds"],
-        "speedup_with_compile": whole_time[0] / whole_time[1],
-    }
 
 
 def _notes(plan: Plan) -> list[str]:

@@ -1,11 +1,13 @@
 """Training in one call: the original, and many retrained models in one program."""
 
 import functools
+import math
 
 from jaxunlearn.config import TrainConfig
 from jaxunlearn.data.sets import num_examples
+from jaxunlearn.errors import ConfigError, expect
 from jaxunlearn.execute import OnChunk, Outcome, ResumeFrom
-from jaxunlearn.models import functionalize
+from jaxunlearn.models import check_model, functionalize
 from jaxunlearn.runner import unlearn, unlearn_many
 from jaxunlearn.sharding import Sharding
 from jaxunlearn.training.optimizers import make_optimizer
@@ -39,7 +41,7 @@ def train(
     Returns:
       The outcome; ``outcome.variables`` is the model.
     """
-    method, steps = _method(functionalize(model), config, num_examples(part))
+    method, steps = _prepare(model, part, config)
     return unlearn(
         method, None, Sets(retain=part), key, steps=steps, batch_size=config.batch_size,
         sharding=sharding, on_chunk=on_chunk, resume=resume,
@@ -60,11 +62,24 @@ def train_many(
 
     ``at_a_time``: where memory is short, so many models at a time on accelerators.
     """
-    method, steps = _method(functionalize(model), config, num_examples(part))
+    method, steps = _prepare(model, part, config)
     return unlearn_many(
         method, None, Sets(retain=part), keys, steps=steps, batch_size=config.batch_size,
         at_a_time=at_a_time, on_chunk=on_chunk, resume=resume,
     )  # fmt: skip
+
+
+def _prepare(model: Model | Apply, part: Subset, config: TrainConfig) -> tuple[Unlearner, int]:
+    expect("part", part, Subset, "; whole(examples) makes one")
+    expect("config", config, TrainConfig)
+    model = functionalize(model)
+    if not 0 < config.epochs < math.inf or config.batch_size < 1:
+        raise ConfigError(
+            f"config: expected positive epochs and batch_size, got {config.epochs} and "
+            f"{config.batch_size}"
+        )
+    check_model(model, part.examples.x.shape[1:], labels=part.examples.y)
+    return _method(model, config, num_examples(part))
 
 
 @functools.lru_cache(maxsize=32)

@@ -14,7 +14,14 @@ from typing import Any
 from jaxunlearn.config import Config
 from jaxunlearn.errors import ConfigError
 
-__all__ = ["apply_overrides", "check_types", "find_config", "list_configs", "load_config"]
+__all__ = [
+    "apply_overrides",
+    "check_types",
+    "check_value",
+    "find_config",
+    "list_configs",
+    "load_config",
+]
 
 
 def list_configs() -> dict[str, Path]:
@@ -59,7 +66,10 @@ def _get_config(path: Path) -> Config:
         raise ConfigError(f"config: expected a Python file, got {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, AttributeError, NameError, TypeError) as error:
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path}: expected a function get_config(), found none")
     config = module.get_config()
@@ -124,10 +134,16 @@ def check_types(node: Any, prefix: str = "") -> None:
         value, key = getattr(node, name), f"{prefix}{name}"
         if dataclasses.is_dataclass(value):
             check_types(value, f"{key}.")
-        elif not _fits(value, kind):
-            raise ConfigError(f"{key}: expected {_shown(kind)}, got {value!r}")
-        elif name == "seed" and value < 0:
+            continue
+        check_value(key, value, kind)
+        if name == "seed" and value < 0:
             raise ConfigError(f"{key}: expected a number >= 0, got {value}")
+
+
+def check_value(key: str, value: Any, kind: Any) -> None:
+    """Checks one value against an annotation; :class:`ConfigError` names the key."""
+    if not _fits(value, kind):
+        raise ConfigError(f"{key}: expected {_shown(kind)}, got {value!r}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

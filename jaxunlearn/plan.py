@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import math
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from jaxunlearn.data.sources import load_dataset
 from jaxunlearn.errors import ConfigError
 from jaxunlearn.execute import visible_sets
 from jaxunlearn.models import build, check_model
-from jaxunlearn.overrides import check_types
+from jaxunlearn.overrides import check_types, check_value
 from jaxunlearn.sharding import Sharding, make_sharding
 from jaxunlearn.stages import Stage
 from jaxunlearn.training.augment import make_augment
@@ -108,8 +109,10 @@ def _check_values(config: Config) -> None:
                 f"got {label!r}"
             )
     for name, value in (("epochs", config.train.epochs), ("batch_size", config.train.batch_size)):
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise ConfigError(f"train.{name}: expected a positive number, got {value:g}")
+    if not config.methods:
+        raise ConfigError("methods: expected at least one, got none")
     make_optimizer(config.train, 1)
     make_augment(config.train.augment)
 
@@ -124,6 +127,7 @@ def _build_method(
     """A method from its options; those of the runner and of the optimizer are taken out."""
     name = options.get("method", label)
     own = method_options(name)
+    kinds = typing.get_type_hints(load_method(name))
     allowed = {*RUNNER_OPTIONS, *own, *(OPTIMIZER_OPTIONS if "optimizer" in own else ())}
     unknown = sorted(set(options) - allowed)
     if unknown:
@@ -131,11 +135,13 @@ def _build_method(
             f"methods.{label}: expected options among {', '.join(sorted(allowed))}, got {unknown}"
         )
     batch_size = options.get("batch_size", config.train.batch_size)
-    steps = options.get("steps", math.ceil(num_examples(sets.retain) / batch_size))
-    for key, value in (("steps", steps), ("batch_size", batch_size)):
+    for key, value in (("steps", options.get("steps", 1)), ("batch_size", batch_size)):
         if type(value) is not int or value < 1:
             raise ConfigError(f"methods.{label}.{key}: expected a positive number, got {value!r}")
+    steps = options.get("steps", math.ceil(num_examples(sets.retain) / batch_size))
     arguments = {key: options[key] for key in options if key in own and key != "optimizer"}
+    for key, value in arguments.items():
+        check_value(f"methods.{label}.{key}", value, kinds.get(key, Any))
     try:
         if "optimizer" in own:
             chosen = {key: options[key] for key in OPTIMIZER_OPTIONS if key in options}

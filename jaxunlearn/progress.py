@@ -9,7 +9,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -27,11 +26,10 @@ class Bars:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.progress = Progress(
-            TextColumn("{task.description:<28}"),
-            BarColumn(),
+            TextColumn("{task.description:<24}"),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[latest]}"),
             console=console,
             disable=not console.is_terminal,
@@ -56,11 +54,15 @@ class Bars:
             return
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=step.steps, latest="")
-        shown = "  ".join(f"{key} {value[-1].mean():.3f}" for key, value in step.history.items())
-        self.progress.update(self.tasks[name], completed=step.step, latest=shown)
+        values = {key: value[-1].mean() for key, value in step.history.items()}
+        # one number fits beside the bar, the accuracy where there is one
+        first = next(iter(values.items()), ("", 0.0))
+        brief = f"{first[0]} {first[1]:.3f}"
+        self.progress.update(self.tasks[name], completed=step.step, latest=brief)
+        shown = "  ".join(f"{key} {value:.3f}" for key, value in values.items())
         if step.step == step.steps:
             self._line(name, f"{step.steps} steps, {step.seconds:.1f} s  {shown}")
 
     def _line(self, name: str, text: str) -> None:
         if self.progress.disable:
-            self.console.print(f"{name:<28} {text}")
+            self.console.print(f"{name:<24} {text}")

@@ -84,9 +84,12 @@ def load(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = Path(folder) / "report.json"
     try:
-        return json.loads(file.read_text())
+        report = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"expected a report, got {file}: {error}") from error
+    if not isinstance(report, dict) or not {"title", "columns", "rows"} <= set(report):
+        raise UserError(f"expected a report with title, columns and rows, got {file}")
+    return report
 
 
 # ---------------------------------------------------------------- text

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.errors import expect
 from jaxunlearn.execute import OnChunk, Options, Outcome, ResumeFrom, execute, loops_badly
 from jaxunlearn.loop import Job
 from jaxunlearn.sharding import Sharding
@@ -60,6 +61,7 @@ def unlearn(
       DivergenceError: a step reported a loss or update that is not finite.
       ValueError: ``steps`` given or missing contrary to ``needs``, or stacked sets.
     """
+    _check_kinds(unlearner, sets, sharding)
     if any(part is not None and part.size.ndim for part in sets):
         raise ValueError("sets: expected those of one request, got stacked ones: use unlearn_many")
     job = Job(unlearner, _fitting(unlearner, batch_size), sharding)
@@ -97,6 +99,7 @@ def unlearn_many(
       An outcome whose variables have a leading axis ``R``; every member equals its
       own single run up to rounding.
     """
+    _check_kinds(unlearner, sets, None)
     mapped_sets = _check_members(variables if stacked_variables else None, sets, keys)
     at_once = jax.default_backend() != "cpu" if vectorise is None else vectorise
     options = Options(steps, chunk, None, on_chunk, resume)
@@ -118,6 +121,13 @@ def unlearn_many(
     # one program for all would hold a loop over members, ruinous for such convolutions
     options = options._replace(resume=None)
     return _stack([execute(alone, *member(n), options) for n in range(len(keys))])
+
+
+def _check_kinds(unlearner: Unlearner, sets: Sets, sharding: Sharding | None) -> None:
+    expect("unlearner", unlearner, Unlearner)
+    expect("sets", sets, Sets, "; make_sets or stack_sets makes them")
+    if sharding is not None:
+        expect("sharding", sharding, Sharding, "; make_sharding makes one")
 
 
 def _check_members(stacked: Variables, sets: Sets, keys: Key) -> bool:

@@ -67,7 +67,10 @@ def _sound(stage: Stage) -> bool:
 
 def load_stage(stage: Stage, like: Variables) -> tuple[Variables, dict[str, Any]]:
     """The model and its record; verified against its manifest."""
-    return checkpoint.load(stage.path, like)
+    try:
+        return checkpoint.load(stage.path, like)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; --force makes this model again") from error
 
 
 def finish_stage(stage: Stage, variables: Variables, record: Mapping[str, Any]) -> dict[str, Any]:

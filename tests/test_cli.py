@@ -170,7 +170,9 @@ class TestDamage:
         folder, file = damaged
         capsys.readouterr()
         assert run(folder) == 1
-        assert file.name in error(capsys)
+        message = error(capsys)
+        assert file.name in message
+        assert "--force makes this model again" in message
         assert run(folder, "--force") == 0
         out = capsys.readouterr().out
         assert out.count("there already") == 4, "only the damaged stage was made again"
@@ -295,7 +297,7 @@ def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
         (["methods.finetune.steps=0"], "methods.finetune.steps: expected a positive number, got 0"),
         (["methods.neuron_path.steps=3"], "expected none for a single pass, got 3"),
         (["methods.neuron_path.neurons=99"], "at most the 16 inputs of params/head/kernel"),
-        (["methods.neuron_path.neurons=many"], "methods.neuron_path"),
+        (["methods.neuron_path.neurons=many"], "neurons: expected int, got 'many'"),
         (["request.classes=", "request.share=0.1"], "needs unseen examples, got none"),
         (["data.seed=-1"], "data.seed: expected a number >= 0, got -1"),
         (["rules=5"], "rules: expected tuple"),
@@ -308,12 +310,30 @@ def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
         (["name=a/b"], "name: expected the name of one folder, got 'a/b'"),
         (["train.optimizer=lion"], "train.optimizer: expected one of"),
         (["train.epochs=0"], "train.epochs: expected a positive number, got 0"),
+        (["train.epochs=1e400"], "train.epochs: expected a positive number, got inf"),
+        (["methods="], "methods: expected at least one, got none"),
+        (["methods.finetune.batch_size=0"], "finetune.batch_size: expected a positive number, got 0"),
+        (["methods.neuron_path.epsilon=abc"], "neuron_path.epsilon: expected float, got 'abc'"),
+        (["methods.neuron_path.samples=True"], "neuron_path.samples: expected int, got True"),
+        (["model.options.features=64"], "expected widths such as (64, 32) as features, got 64"),
     ],
 )  # fmt: skip
 def test_mistakes_cost_no_work(tmp_path, capsys, words, message):
     assert run(tmp_path, *words) == 1
     assert message in error(capsys)
     assert not list(tmp_path.rglob("*.npz")), "nothing was written"
+
+
+def test_a_folder_that_cannot_be_written_and_a_broken_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "file") == 1
+    assert "file" in error(capsys)
+    (tmp_path / "broken.py").write_text("def get_config(:")
+    assert main(["run", str(tmp_path / "broken.py")]) == 1
+    assert "broken.py: SyntaxError" in error(capsys)
+    (tmp_path / "report.json").write_text("[]")
+    assert main(["show", str(tmp_path)]) == 1
+    assert "expected a report with title, columns and rows" in error(capsys)
 
 
 def test_a_diverging_training_names_stage_and_step(tmp_path, capsys):

@@ -20,6 +20,8 @@ __all__ = [
 
 def forget_class(label: int) -> Request:
     """Forget every training example of one class."""
+    if np.ndim(label) != 0:
+        raise TypeError(f"label: expected one class, got {label!r}; use forget_classes")
     return forget_classes([label])
 
 

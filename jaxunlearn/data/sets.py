@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxunlearn.config import Request
 from jaxunlearn.data.requests import forget_mask, same_kind_mask
-from jaxunlearn.errors import DataError
+from jaxunlearn.errors import DataError, expect
 from jaxunlearn.types import Examples, Sets, Subset
 
 __all__ = [
@@ -52,6 +52,8 @@ def as_examples(
         raise DataError(
             f"{name}: expected {len(y)} examples for {len(y)} labels, got an array {list(x.shape)}"
         )
+    if np.issubdtype(x.dtype, np.floating) and not np.isfinite(np.asarray(x)).all():
+        raise DataError(f"{name}: expected finite numbers, got NaN or infinity")
     kept: np.dtype[Any] = np.dtype(np.float32)
     if np.issubdtype(x.dtype, np.integer):
         # jax has no 64-bit integers by default
@@ -117,6 +119,7 @@ def make_sets(
     Raises:
       DataError, RequestError: see :func:`as_examples`, ``forget_mask``.
     """
+    expect("request", request, Request, "; forget_class(3) makes one")
     train = as_examples(x, y, mean, std, name="x, y")
     labels = np.asarray(train.y)
     if num_classes is None:
@@ -125,16 +128,35 @@ def make_sets(
     forget = forget_mask(request, labels, num_classes)
     sets = Sets(forget=_where(train, forget), retain=_where(train, ~forget))
     if unseen is not None:
-        kept = as_examples(*unseen, mean, std, name="unseen")
-        _check_labels("unseen", kept.y, num_classes)
+        kept = _beside(train, unseen, mean, std, num_classes, "unseen")
         alike = same_kind_mask(request, np.asarray(kept.y))
         sets = sets._replace(unseen=_where(kept, alike), holdout=_where(kept, ~alike))
     if test is not None:
-        kept = as_examples(*test, mean, std, name="test")
-        _check_labels("test", kept.y, num_classes)
+        kept = _beside(train, test, mean, std, num_classes, "test")
         alike = same_kind_mask(request, np.asarray(kept.y))
         sets = sets._replace(test_forget=_where(kept, alike), test_retain=_where(kept, ~alike))
     return sets
+
+
+def _beside(
+    train: Examples,
+    arrays: tuple[ArrayLike, ArrayLike],
+    mean: ArrayLike | None,
+    std: ArrayLike | None,
+    num_classes: int,
+    name: str,
+) -> Examples:
+    """Another split, of the same form as the training split."""
+    if not isinstance(arrays, tuple) or len(arrays) != 2:
+        raise DataError(f"{name}: expected (x, y), got {type(arrays).__name__}")
+    kept = as_examples(*arrays, mean, std, name=name)
+    _check_labels(name, kept.y, num_classes)
+    if kept.x.shape[1:] != train.x.shape[1:]:
+        raise DataError(
+            f"{name}: expected examples {list(train.x.shape[1:])} as in training, "
+            f"got {list(kept.x.shape[1:])}"
+        )
+    return kept
 
 
 def _check_labels(name: str, labels: ArrayLike, num_classes: int) -> None:

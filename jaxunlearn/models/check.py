@@ -17,6 +17,7 @@ def check_model(
     input_shape: Sequence[int],
     num_classes: int | None = None,
     variables: Variables | None = None,
+    labels: jax.Array | None = None,
 ) -> int:
     """Whether a model maps images to logits; nothing is computed.
 
@@ -26,6 +27,8 @@ def check_model(
       num_classes: ``K``; ``None`` accepts any.
       variables: arrays or ``jax.ShapeDtypeStruct``; ``None`` for those that the
         model would draw.
+
+      labels: ``[N]``; where given, ``K`` must be large enough for them.
 
     Returns:
       ``K``.
@@ -67,7 +70,12 @@ def check_model(
             "expected apply_train to return variables of the structure, shapes and dtypes "
             "that it was given, got others"
         )
-    return int(logits.shape[1])
+    classes = int(logits.shape[1])
+    if labels is not None and int(jnp.max(labels)) >= classes:
+        raise ConfigError(
+            f"model: expected logits for labels up to {int(jnp.max(labels))}, got {classes} classes"
+        )
+    return classes
 
 
 def _form(variables: Variables) -> Any:

@@ -40,6 +40,8 @@ class MLP(nnx.Module):
         Raises:
           ConfigError: for widths that are no positive integers.
         """
+        if not isinstance(features, Sequence) or isinstance(features, str):
+            raise ConfigError(f"expected widths such as (64, 32) as features, got {features!r}")
         features = tuple(features)
         if any(not isinstance(width, int) or width < 1 for width in features):
             raise ConfigError(f"expected positive integers as features of mlp, got {features!r}")

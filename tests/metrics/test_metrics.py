@@ -6,9 +6,10 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn.data.sets import as_examples, subset
 from jaxunlearn.metrics.attacks import loss_attack
-from jaxunlearn.metrics.evaluate import METRICS, make_report, measure
+from jaxunlearn.metrics.measure import measure
 from jaxunlearn.metrics.predict import predict
 from jaxunlearn.metrics.residue import linear_probe, relearn_steps
+from jaxunlearn.metrics.table import METRICS, make_report
 from tests import toy
 
 KEY = jax.random.key(0)

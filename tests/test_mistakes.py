@@ -1,0 +1,81 @@
+"""Ordinary mistakes in Python: what was expected, and what was given."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxunlearn as ju
+from jaxunlearn.errors import ConfigError, DataError
+from tests import toy
+
+KEY = jax.random.key(0)
+X, Y = np.zeros((8, 6, 6, 1), np.float32), np.arange(8) % 4
+REQUEST = ju.forget_class(1)
+
+
+def narrow(variables, x):
+    return x.reshape(len(x), -1)[:, :2] * variables["w"]
+
+
+CASES = {
+    "request": (lambda: ju.make_sets(X, Y, 2), TypeError, "request: expected Request, got int"),
+    "classes": (lambda: ju.forget_class([1, 2]), TypeError, "use forget_classes"),
+    "unseen": (lambda: ju.make_sets(X, Y, REQUEST, unseen=X), DataError, r"expected \(x, y\)"),
+    "shapes": (
+        lambda: ju.make_sets(X, Y, REQUEST, test=(X[:, :5], Y)),
+        DataError,
+        r"test: expected examples \[6, 6, 1\] as in training, got \[5, 6, 1\]",
+    ),
+    "nan": (lambda: ju.make_sets(X * np.nan, Y, REQUEST), DataError, "expected finite numbers"),
+    "part": (
+        lambda: ju.train(toy.mlp(), toy.sets().forget.examples, KEY),
+        TypeError,
+        "part: expected Subset, got Examples; whole",
+    ),
+    "config": (
+        lambda: ju.train(toy.mlp(), toy.sets().retain, KEY, config={"epochs": 1}),
+        TypeError,
+        "config: expected TrainConfig, got dict",
+    ),
+    "epochs": (
+        lambda: ju.train(toy.mlp(), toy.sets().retain, KEY, config=ju.TrainConfig(epochs=-1)),
+        ConfigError,
+        "expected positive epochs",
+    ),
+    "too few classes": (
+        lambda: ju.train(
+            ju.functionalize(narrow, init=lambda key: {"w": jax.numpy.ones((1, 2))}),
+            toy.sets().retain,
+            KEY,
+        ),
+        ConfigError,
+        "expected logits for labels up to 3, got 2 classes",
+    ),
+    "swapped": (
+        lambda: ju.unlearn(toy.trained().variables, toy.method("finetune"), toy.sets(), KEY),
+        TypeError,
+        "unlearner: expected Unlearner, got dict",
+    ),
+    "list of sets": (
+        lambda: ju.unlearn_many(toy.method("finetune"), {}, [toy.sets()], KEY[None]),
+        TypeError,
+        "sets: expected Sets, got list; make_sets or stack_sets",
+    ),
+    "sharding": (
+        lambda: ju.unlearn(toy.method("finetune"), {}, toy.sets(), KEY, sharding="fsdp"),
+        TypeError,
+        "sharding: expected Sharding, got str; make_sharding",
+    ),
+    "evaluate": (
+        lambda: ju.evaluate(narrow, {"original": {"w": jax.numpy.ones((1, 2))}}, [], toy.sets()),
+        ConfigError,
+        "got 2 classes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_is_named(name):
+    call, kind, message = CASES[name]
+    with pytest.raises(kind, match=message):
+        call()

@@ -312,7 +312,7 @@ def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
         (["train.epochs=0"], "train.epochs: expected a positive number, got 0"),
         (["train.epochs=1e400"], "train.epochs: expected a positive number, got inf"),
         (["methods="], "methods: expected at least one, got none"),
-        (["methods.finetune.batch_size=0"], "finetune.batch_size: expected a positive number, got 0"),
+        (["methods.finetune.batch_size=0"], "finetune.batch_size: expected a positive number"),
         (["methods.neuron_path.epsilon=abc"], "neuron_path.epsilon: expected float, got 'abc'"),
         (["methods.neuron_path.samples=True"], "neuron_path.samples: expected int, got True"),
         (["model.options.features=64"], "expected widths such as (64, 32) as features, got 64"),

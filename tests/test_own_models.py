@@ -155,10 +155,10 @@ WRONG = {
 @pytest.mark.parametrize(("change", "got"), WRONG.values(), ids=WRONG)
 def test_logits_of_another_shape_are_told(change, got):
     model = ju.functionalize(lambda variables, x: change(plain(variables, x)), init=draw)
-    message = r"model: expected logits \[B, K\] = \[16, K\], " + got
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=r"expected logits of shape \[B, K\] = \[2, K\]"):
         ju.train(model, toy.sets().retain, KEY, config=TrainConfig(epochs=1, batch_size=16))
     method = ju.gradient_ascent(model)
+    message = r"model: expected logits \[B, K\] = \[16, K\], " + got
     with pytest.raises(ConfigError, match=message):
         ju.unlearn(method, draw(KEY), toy.sets(), KEY, steps=1, batch_size=16)
 

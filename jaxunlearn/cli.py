@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,8 @@ def _use_compilation_cache() -> None:
 
         jax.config.update("jax_compilation_cache_dir", str(cache_root(None) / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        # an entry that a killed run left half-written is compiled again, which is all
+        warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
 """Eight virtual devices, no implicit promotion: set before JAX is imported."""
 
+import atexit
 import os
-from pathlib import Path
+import shutil
+import tempfile
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 # fewer threads than twice the devices can dead-lock a collective on a small machine
 os.environ.setdefault("NPROC", "32")
 
-# programs compiled once serve both workers, the commands that tests start, and the next run
-CACHE = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+# programs compiled once serve this worker and the commands that its tests start; not other
+# workers: jax writes entries in place, and a half-written one is a warning, here an error
+CACHE = tempfile.mkdtemp(prefix="compiled-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 

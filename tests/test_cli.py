@@ -221,7 +221,9 @@ def test_a_killed_run_continues(tmp_path):
              "import sys; from jaxunlearn.cli import main; sys.exit(main(sys.argv[1:]))",
              "run", *SMALL, "train.epochs=200", "oracles=1", "methods=finetune",
              "--runs", str(tmp_path)]  # fmt: skip
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    # a killed process may leave half a compiled program: not for others to read
+    own = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=own)
     saved = tmp_path / "digits" / "original.unfinished" / "record.json"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:

@@ -137,9 +137,10 @@ class _Work:
             together = Stage(path, {**self.plan.identity, "own": {"oracles": missing}})
             hooks = self._hooks(together, "retrained/others")
             stacked = jnp.stack([keys[n] for n in missing])
-            many = train_many(
-                self.plan.model, part, stacked, config=self.plan.config.train, **hooks
-            )
+            with _named("retrained/others"):
+                many = train_many(
+                    self.plan.model, part, stacked, config=self.plan.config.train, **hooks
+                )
             made = {names[n]: member_of(many, place) for place, n in enumerate(missing)}
         records = [first[1]]
         for n, name in enumerate(names[1:], start=1):
@@ -187,10 +188,8 @@ class _Work:
         if self._there(name):
             self.listener(name, None)
             return load_stage(stage, self.like)
-        try:
+        with _named(name):
             outcome = make(self._hooks(stage, name))
-        except DivergenceError as error:
-            raise DivergenceError(f"{name}: {error}") from error
         plan = self.plan
         key = jax.random.fold_in(plan.key, MEASURE)
         metrics: dict[str, float] = measure(
@@ -207,6 +206,15 @@ class _Work:
             "versions": checkpoint.versions(),
         }
         return outcome.variables, finish_stage(stage, outcome.variables, record)
+
+
+@contextlib.contextmanager
+def _named(stage: str) -> Iterator[None]:
+    """A divergence says which model it happened to."""
+    try:
+        yield
+    except DivergenceError as error:
+        raise DivergenceError(f"{stage}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -5,7 +5,12 @@ from typing import Any
 
 import jax
 
-__all__ = ["ensemble"]
+__all__ = ["ensemble", "member"]
+
+
+def member(tree: Any, number: int) -> Any:
+    """One member of a tree whose leaves have a leading axis of members."""
+    return jax.tree.map(lambda leaf: leaf[number], tree)
 
 
 def ensemble(

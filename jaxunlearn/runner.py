@@ -6,7 +6,6 @@ between chunks. Training is a method like any other (``retrain`` on all data).
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import numpy as np
 from jaxunlearn.errors import expect
 from jaxunlearn.execute import OnChunk, Options, Outcome, ResumeFrom, execute, loops_badly
 from jaxunlearn.loop import Job
+from jaxunlearn.members import member
 from jaxunlearn.sharding import Sharding
 from jaxunlearn.types import Key, Sets, Unlearner, Variables
 
@@ -112,15 +112,15 @@ def unlearn_many(
         at_a_time=at_a_time,
     )
 
-    def member(n: int) -> tuple[Variables, Sets, Key]:
-        own = _member(variables, n) if stacked_variables else variables
+    def arguments(n: int) -> tuple[Variables, Sets, Key]:
+        own = member(variables, n) if stacked_variables else variables
         return own, _request(sets, n), keys[n]
 
-    if at_once or not loops_badly(alone, *member(0)):
+    if at_once or not loops_badly(alone, *arguments(0)):
         return execute(job, variables, sets, keys, options)
     # one program for all would hold a loop over members, ruinous for such convolutions
     options = options._replace(resume=None)
-    return _stack([execute(alone, *member(n), options) for n in range(len(keys))])
+    return _stack([execute(alone, *arguments(n), options) for n in range(len(keys))])
 
 
 def _check_kinds(unlearner: Unlearner, sets: Sets, sharding: Sharding | None) -> None:
@@ -149,10 +149,6 @@ def _fitting(unlearner: Unlearner, batch_size: int) -> int:
     if batch_size < 1:
         raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
     return min(batch_size, unlearner.needs.samples or batch_size)
-
-
-def _member(tree: Any, number: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[number], tree)
 
 
 def _request(sets: Sets, number: int) -> Sets:

@@ -7,6 +7,7 @@ import jax
 
 from jaxunlearn.errors import expect
 from jaxunlearn.execute import Outcome
+from jaxunlearn.members import member
 from jaxunlearn.metrics.measure import measure
 from jaxunlearn.metrics.table import make_report, speedups
 from jaxunlearn.models import functionalize
@@ -51,7 +52,7 @@ def evaluate(
         known = rows["original"]["accuracy_forget"]
     references = [_row(model, one, sets, key, known) for one in _members(oracles)]
     for name, row in rows.items():
-        if name != "original" and "seconds" in row and "seconds" in references[0]:
+        if name != "original" and "seconds" in row and references and "seconds" in references[0]:
             row |= speedups(references[0], row)
     return make_report(title, rows, references)
 
@@ -67,18 +68,17 @@ def _row(
 def _members(oracles: Variables | Outcome | Sequence[Variables]) -> Sequence[Variables | Outcome]:
     if isinstance(oracles, Sequence) and not isinstance(oracles, Outcome):
         return oracles
-    stacked = oracles.variables if isinstance(oracles, Outcome) else oracles
-    count = jax.tree.leaves(stacked)[0].shape[0]
-    if isinstance(oracles, Outcome):
-        return [member_of(oracles, number) for number in range(count)]
-    return [jax.tree.map(lambda leaf, n=n: leaf[n], stacked) for n in range(count)]
+    timed = isinstance(oracles, Outcome)
+    count = jax.tree.leaves(oracles.variables if timed else oracles)[0].shape[0]
+    take = member_of if timed else member
+    return [take(oracles, number) for number in range(count)]
 
 
 def member_of(many: Outcome, number: int) -> Outcome:
     """One model out of an ensemble's outcome, with its share of the time."""
     count = jax.tree.leaves(many.variables)[0].shape[0]
     return many._replace(
-        variables=jax.tree.map(lambda leaf: leaf[number], many.variables),
+        variables=member(many.variables, number),
         history={name: value[:, number] for name, value in many.history.items()},
         seconds=many.seconds / count,
         compile_seconds=many.compile_seconds / count,

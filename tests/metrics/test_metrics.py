@@ -154,6 +154,14 @@ def test_evaluate_sets_all_models_side_by_side():
     ju.print_report(report)
 
 
+def test_without_oracles_there_is_nothing_to_compare_with():
+    models = {"original": toy.trained(), "again": toy.trained()}
+    rows = {r["name"]: r for r in ju.evaluate(toy.mlp(), models, [], toy.sets())["rows"]}
+    assert set(rows["seconds"]["values"]) == {"original", "again"}
+    assert "speedup" not in rows
+    assert rows["accuracy_forget"]["best"] == []
+
+
 def test_evaluate_wants_the_original():
     with pytest.raises(ValueError, match=r"expected an entry 'original', got \['mine'\]"):
         ju.evaluate(toy.mlp(), {"mine": {}}, [], toy.sets())

@@ -1,9 +1,30 @@
 """Attribution: what in a network, and in its input, an output is due to."""
 
-from jaxunlearn.attribution import rules, seeds
+from jaxunlearn.attribution import baselines, quadrature, rules, seeds
+from jaxunlearn.attribution.integrated import integrated_gradients
+from jaxunlearn.attribution.layers import conductance, layer_integrated_gradients
+from jaxunlearn.attribution.ledger import Absorbed
+from jaxunlearn.attribution.parts import Integrated
 from jaxunlearn.attribution.relevance import Relevance, lrp
 from jaxunlearn.attribution.rules import Rule
-from jaxunlearn.attribution.structure import features, structure
+from jaxunlearn.attribution.structure import features, head, structure
 from jaxunlearn.attribution.units import Unit
 
-__all__ = ["Relevance", "Rule", "Unit", "features", "lrp", "rules", "seeds", "structure"]
+__all__ = [
+    "Absorbed",
+    "Integrated",
+    "Relevance",
+    "Rule",
+    "Unit",
+    "baselines",
+    "conductance",
+    "features",
+    "head",
+    "integrated_gradients",
+    "layer_integrated_gradients",
+    "lrp",
+    "quadrature",
+    "rules",
+    "seeds",
+    "structure",
+]

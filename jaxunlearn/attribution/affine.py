@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.trace import Op, Program, bind, names, where
-from jaxunlearn.attribution.units import Step
+from jaxunlearn.attribution.axes import Axis, carry_all, made_axes, varies
+from jaxunlearn.attribution.flatten import Op, names
+from jaxunlearn.attribution.steps import Step
+from jaxunlearn.attribution.trace import Program, bind, where
 
 __all__ = ["Affine"]
 
@@ -19,7 +21,7 @@ _SCALES = names("mul div neg sub")
 _SHIFTS = names("add add_any sub")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Affine:
     """An affine step, with the values of one forward pass.
 
@@ -32,6 +34,9 @@ class Affine:
     program: Program
     step: Step
     env: dict[int, Any]
+
+    def __repr__(self) -> str:
+        return f"Affine({self.step.key})"  # not the whole program
 
     @property
     def nonnegative(self) -> bool:
@@ -62,10 +67,17 @@ class Affine:
         transposed: jax.Array = back
         return transposed
 
+    def linear(self) -> jax.Array:
+        """``D (W a)`` of the forward pass: ``z - c`` without the subtraction's rounding."""
+        y = self.env[self.step.ops[0].outs[0]]
+        for following in self.step.ops[1:]:
+            y = self._apply(following, y, scale=True, shift=False)
+        result: jax.Array = y
+        return result
+
     def bias(self) -> jax.Array:
         """``c``, shaped like ``z``."""
-        aval = self.program.avals[self.step.ops[0].outs[0]]
-        y = jnp.zeros(aval.shape, aval.dtype)
+        y = jnp.zeros_like(self.env[self.step.ops[0].outs[0]])
         for following in self.step.ops[1:]:
             y = self._apply(following, y, scale=True, shift=True)
         return y
@@ -74,17 +86,20 @@ class Affine:
         """``D W``: the kernel with every scaling folded in, whatever its sign.
 
         Raises:
-          NotImplementedError: if a scaling differs between positions of one
-            feature, which no kernel can express; ``transpose(s)`` still can.
+          NotImplementedError: a pool or sum has no kernel; ``transpose(s)`` still works.
         """
         op, dims = self.step.ops[0], self.step.dims
-        assert dims is not None, "a pool has no kernel"
+        if dims is None:
+            raise NotImplementedError(
+                f"the operation at {where(op)} has no kernel: only rules that need none "
+                "(epsilon, norm) go through it"
+            )
         kernel: jax.Array = self.env[op.ins[dims.kernel]]
-        moved = False
+        axes = made_axes(op, self.program, dims)
         for following in self.step.ops[1:]:
+            axes = carry_all(following, self.program, axes)
             if following.name in _SCALES:
-                kernel = self._fold(following, kernel, moved)
-            moved = moved or following.name not in _SCALES | _SHIFTS | {"convert_element_type"}
+                kernel = self._fold(following, kernel, axes)
         return kernel
 
     def _constant(self, op: Op) -> int:
@@ -106,46 +121,29 @@ class Affine:
         value: jax.Array = out
         return value
 
-    def _fold(self, op: Op, kernel: jax.Array, moved: bool) -> jax.Array:
+    def _fold(self, op: Op, kernel: jax.Array, axes: dict[int, Axis]) -> jax.Array:
         if op.name == "neg" or (op.name == "sub" and op.ins[1] in self.program.data):
             return -kernel
         if op.name == "sub":
             return kernel
-        factor = self._per_neuron(op, kernel.ndim, kernel.dtype, moved)
+        factor = self._per_neuron(op, kernel, axes)
         return kernel / factor if op.name == "div" else kernel * factor
 
-    def _per_neuron(self, op: Op, rank: int, dtype: Any, moved: bool) -> jax.Array:
-        """The factor of a scaling, laid out to multiply the kernel."""
-        dims = self.step.dims
-        assert dims is not None
-        value = self._constant(op)
-        shape, factor = self._unbroadcast(value, len(self.program.shape(op.outs[0])))
-        factor = jnp.asarray(factor, dtype)
-        wide = [d for d, size in enumerate(shape) if size > 1]
-        if not wide:
-            return jnp.reshape(factor, ())
-        if moved or any(d not in dims.made for d in wide):
-            raise NotImplementedError(
-                f"the scaling at {where(op)} differs between positions of one feature or follows "
-                "a change of layout: only rules that need no folded kernel (epsilon) go through it"
-            )
-        order = sorted(wide, key=lambda d: dims.made[d])
-        factor = jnp.transpose(
-            jnp.reshape(factor, [shape[d] for d in wide]), [wide.index(d) for d in order]
-        )
-        sizes = [1] * rank
-        for d in order:
-            sizes[dims.made[d]] = shape[d]
-        return jnp.reshape(factor, sizes)
+    def _per_neuron(self, op: Op, kernel: jax.Array, axes: dict[int, Axis]) -> jax.Array:
+        """The factor of a scaling, laid out to multiply the kernel.
 
-    def _unbroadcast(self, value: int, rank: int) -> tuple[list[int], jax.Array]:
-        """A constant before it was broadcast: sizes along ``rank`` dimensions, and itself."""
-        made_by = next((op for op in self.program.ops if value in op.outs), None)
-        if made_by is not None and made_by.name == "broadcast_in_dim":
-            source = made_by.ins[0]
-            shape = [1] * rank
-            sizes = self.program.shape(source)
-            for d, size in zip(made_by.params["broadcast_dimensions"], sizes, strict=True):
-                shape[d] = size
-            return shape, self.env[source]
-        return list(self.program.shape(value)) or [1] * rank, self.env[value]
+        Args:
+          axes: dimension of the kernel -> where its neurons run along the scaled value.
+        """
+        rank = len(self.program.shape(op.outs[0]))
+        sizes, source = varies(self.program, self._constant(op), rank)
+        factor = jnp.asarray(self.env[source], kernel.dtype)
+        made = {axis.dim: d for d, axis in axes.items()}
+        wide = [d for d, size in enumerate(sizes) if size > 1]
+        order = sorted(wide, key=lambda d: made[d])
+        factor = jnp.reshape(factor, [sizes[d] for d in wide])
+        factor = jnp.transpose(factor, [wide.index(d) for d in order])
+        shape = [1] * kernel.ndim
+        for d in order:
+            shape[made[d]] = sizes[d]
+        return jnp.reshape(factor, shape)

@@ -7,21 +7,34 @@ kernel are followed from the variables to the operation that reads it.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.trace import Op, Program, names
+from jaxunlearn.attribution.flatten import Op, names
+from jaxunlearn.attribution.trace import Program
 
-__all__ = ["Axis", "Contraction", "carry", "contraction", "leaf_axes", "per_index"]
+__all__ = [
+    "Axis",
+    "Contraction",
+    "carry",
+    "carry_all",
+    "contraction",
+    "leaf_axes",
+    "looked_up",
+    "made_axes",
+    "per_index",
+    "varies",
+    "wide",
+]
 
 # What may lie between a kernel in the variables and the operation that reads it. Of the
 # element by element ones, zero must stay zero.
 _MOVES = names("broadcast_in_dim expand_dims reshape rev squeeze transpose")
 _SAME = names(
-    "convert_element_type copy copy_p div mul name neg reduce_precision sharding_constraint "
-    "stop_gradient"
+    "convert_element_type copy copy_p div mul name neg pcast pvary reduce_precision "
+    "sharding_constraint stop_gradient"
 )
 
 
@@ -126,12 +139,50 @@ def _moved_to(op: Op, dim: int) -> int | None:
         return dim if tuple(p["padding_config"][dim]) == (0, 0, 0) else None
     if name == "rev":
         return None if dim in p["dimensions"] else dim
+    if name == "cumsum":
+        return None if dim == p["axis"] else dim
+    if name == "gather":
+        return _gathered(p, dim)
     if name == "split":
         return None if dim == p["axis"] else dim
-    if name == "slice":
+    if name in ("slice", "dynamic_slice"):
         # Cut or strided, the result is shorter, which the caller sees.
         return dim
     return None
+
+
+def _gathered(params: dict[str, Any], dim: int) -> int | None:
+    """The same for the first operand of a gather, whose window may be as wide as it is."""
+    numbers = params["dimension_numbers"]
+    alone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    if dim in alone:
+        return None
+    return int(numbers.offset_dims[dim - sum(d < dim for d in alone)])
+
+
+def varies(program: Program, value: int, rank: int) -> tuple[tuple[int, ...], int]:
+    """How a constant is laid out along ``rank`` dimensions, before it was broadcast to them.
+
+    Returns:
+      its sizes there, and the value that it was broadcast from (or itself).
+    """
+    op = program.made_by.get(value)
+    if op is None or op.name != "broadcast_in_dim":
+        return program.shape(value) or (1,) * rank, value
+    sizes = [1] * rank
+    source = op.ins[0]
+    for d, size in zip(op.params["broadcast_dimensions"], program.shape(source), strict=True):
+        sizes[d] = size
+    return tuple(sizes), source
+
+
+def looked_up(op: Op, program: Program, axis: Axis | None) -> Axis | None:
+    """Where an axis of the positions lies in the rows that a gather reads there."""
+    if op.name != "gather" or axis is None or axis.dim == len(program.shape(op.ins[1])) - 1:
+        return None
+    offset = op.params["dimension_numbers"].offset_dims
+    free = [d for d in range(len(program.shape(op.outs[0]))) if d not in offset]
+    return axis._replace(dim=free[axis.dim])
 
 
 def carry(op: Op, program: Program, position: int, axis: Axis | None, same: bool) -> Axis | None:
@@ -158,6 +209,22 @@ def carry(op: Op, program: Program, position: int, axis: Axis | None, same: bool
     return axis._replace(dim=dim)
 
 
+def made_axes(op: Op, program: Program, dims: Contraction) -> dict[int, Axis]:
+    """Dimension of the kernel -> where its neurons run along the result of a linear operation."""
+    shape = program.shape(op.outs[0])
+    return {kernel: Axis(d, 1, shape[d]) for d, kernel in dims.made.items()}
+
+
+def carry_all(op: Op, program: Program, axes: dict[int, Axis]) -> dict[int, Axis]:
+    """The axes that are not lost by an operation with one operand that is data."""
+    (data,) = program.data_ins(op)
+    moved = {
+        kernel: carry(op, program, data, axis, op.name not in _MOVES)
+        for kernel, axis in axes.items()
+    }
+    return {kernel: axis for kernel, axis in moved.items() if axis is not None}
+
+
 def leaf_axes(program: Program, value: int) -> dict[int, int]:
     """Which dimension of a kernel, as an operation reads it, is which of its leaf.
 
@@ -169,11 +236,10 @@ def leaf_axes(program: Program, value: int) -> dict[int, int]:
     Returns:
       dimension of the value -> dimension of the leaf, where either is the other, whole.
     """
-    made_by = {out: op for op in program.ops for out in op.outs}
     path: list[tuple[Op, int]] = []
     here = value
     while here not in program.leaves:
-        op = made_by.get(here)
+        op = program.made_by.get(here)
         position = None if op is None else _derived_from(op, program)
         if op is None or position is None:
             return {}
@@ -197,8 +263,15 @@ def _derived_from(op: Op, program: Program) -> int | None:
     return positions[0] if known and len(positions) == 1 else None
 
 
-def per_index(values: jax.Array, axis: Axis) -> jax.Array:
-    """``[size]``: the sum over everything but an axis."""
+def wide(dtype: Any) -> Any:
+    """What sums of relevance are computed in: ``dtype``, or float32 if that is wider."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
+def per_index(values: jax.Array, axis: Axis | None) -> jax.Array:
+    """``[size]``: the sum over everything but an axis, in float32 or wider; ``[1]`` over all."""
+    if axis is None:
+        return jnp.sum(values, dtype=wide(values.dtype)).reshape(1)
     shape = values.shape
     inner = axis.inner * math.prod(shape[axis.dim + 1 :])
-    return jnp.sum(values.reshape(-1, axis.size, inner), axis=(0, 2))
+    return jnp.sum(values.reshape(-1, axis.size, inner), axis=(0, 2), dtype=wide(values.dtype))

@@ -1,18 +1,20 @@
-"""How relevance crosses the steps that have no kernel."""
+"""How relevance crosses the steps that have no kernel and no product of data."""
 
-import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.rules import stabilize
-from jaxunlearn.attribution.trace import Op, Program, bind
+from jaxunlearn.attribution.flatten import Op
+from jaxunlearn.attribution.kinds import INDEXED
+from jaxunlearn.attribution.ledger import Loss
+from jaxunlearn.attribution.rules import share
+from jaxunlearn.attribution.trace import Program, bind
 
-__all__ = ["NORM_EPS", "layout", "passed", "sum_of_data", "winner"]
+__all__ = ["NORM_EPS", "chosen", "layout", "looked_up", "passed", "summed"]
 
 NORM_EPS = 1e-6
-"""Stabiliser of sums and average pools."""
+"""Stabiliser of sums, average pools and products of data."""
 
 
 def passed(relevance: jax.Array, like: Any) -> jax.Array:
@@ -29,10 +31,41 @@ def _unbroadcast(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.sum(values, axis=axes, keepdims=True)
 
 
-def sum_of_data(relevance: jax.Array, z: jax.Array, operands: list[Any]) -> list[jax.Array]:
-    """Relevance of a sum of data, split by value: ``R_i = v_i R / stab(z)``."""
-    s = relevance / stabilize(z, NORM_EPS)
-    return [_unbroadcast(v * s, v.shape) for v in operands]
+def summed(
+    op: Op, relevance: jax.Array, z: jax.Array, operands: list[Any]
+) -> tuple[list[jax.Array], Loss]:
+    """Relevance of a sum or difference of data, by value: ``R_i = v_i R / stab(z)``.
+
+    Not shared out by halves and not passed to each: relevance would double at every skip.
+    """
+    s, loss = share(relevance, z, None, NORM_EPS)
+    first, second = operands
+    second = -second if op.name == "sub" else second
+    return [_unbroadcast(v * s, v.shape) for v in (first, second)], loss
+
+
+def chosen(op: Op, relevance: jax.Array, values: list[Any]) -> list[jax.Array]:
+    """Relevance of an element-wise choice (maxout, ``where``) goes to what was chosen."""
+    nothing = jnp.zeros_like(relevance)
+    if op.name == "select_n":
+        which, cases = values[0], values[1:]
+        here = [which == place for place in range(len(cases))]
+    else:
+        first, second = cases = values
+        wins = first >= second if op.name == "max" else first <= second
+        here = [wins, ~wins]
+    return [
+        _unbroadcast(jnp.where(mine, relevance, nothing), jnp.shape(case))
+        for mine, case in zip(here, cases, strict=True)
+    ]
+
+
+def looked_up(op: Op, relevance: jax.Array, indices: Any) -> jax.Array:
+    """Relevance of rows read from a table goes to the positions they were read at."""
+    offset = op.params["dimension_numbers"].offset_dims if op.name == "gather" else None
+    if offset is None or indices.shape[-1] != 1:
+        raise NotImplementedError("relevance of positions in several dimensions is not covered")
+    return jnp.sum(relevance, axis=offset).reshape(indices.shape)
 
 
 def layout(
@@ -47,9 +80,10 @@ def layout(
       relevance: of each output of the operation.
 
     Returns:
-      The relevance of each operand that depends on the data.
+      The relevance of each operand that depends on the data; positions get none.
     """
-    data, dtype = program.data_ins(op), relevance[0].dtype
+    data = [0] if op.name in INDEXED else program.data_ins(op)
+    dtype = relevance[0].dtype
     element = env[op.ins[data[0]]].dtype
 
     def constant(value: Any) -> Any:
@@ -64,49 +98,3 @@ def layout(
 
     likes = [program.avals[op.ins[i]].update(dtype=dtype) for i in data]
     return list(jax.linear_transpose(move, *likes)(relevance))
-
-
-def winner(op: Op, a: jax.Array, z: jax.Array, relevance: jax.Array) -> jax.Array:
-    """Relevance of a maximum goes to the element that won, of equals to the first.
-
-    Not the gradient of the maximum, which splits ties or leaves their order to
-    the compiler.
-    """
-    if op.name == "reduce_max":
-        return _reduced_winner(a, relevance, tuple(op.params["axes"]))
-    return _window_winner(op, a, z, relevance)
-
-
-def _reduced_winner(a: jax.Array, relevance: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    kept = [d for d in range(a.ndim) if d not in axes]
-    order = (*kept, *axes)
-    flat = jnp.transpose(a, order).reshape(*(a.shape[d] for d in kept), -1)
-    hot = jax.nn.one_hot(jnp.argmax(flat, axis=-1), flat.shape[-1], dtype=relevance.dtype)
-    routed = (hot * relevance[..., None]).reshape([a.shape[d] for d in order])
-    return jnp.transpose(routed, [order.index(d) for d in range(a.ndim)])
-
-
-def _window_winner(op: Op, a: jax.Array, z: jax.Array, relevance: jax.Array) -> jax.Array:
-    p = op.params
-    if any(d != 1 for d in p["base_dilation"]):
-        raise NotImplementedError("a max-pool with base_dilation other than 1 is not covered")
-    lowest = jnp.array(-jnp.inf if jnp.issubdtype(a.dtype, jnp.floating) else 0, a.dtype)
-    padded = jax.lax.pad(a, lowest, [(low, high, 0) for low, high in p["padding"]])
-    strides, zero = tuple(p["window_strides"]), jnp.zeros((), relevance.dtype)
-    taken = jnp.zeros(z.shape, bool)
-    routed = jnp.zeros(padded.shape, relevance.dtype)
-    # One strided view per position in the window, in window order.
-    for offset in itertools.product(*map(range, p["window_dimensions"])):
-        start = [o * d for o, d in zip(offset, p["window_dilation"], strict=True)]
-        spans = [(n - 1) * s + 1 for n, s in zip(z.shape, strides, strict=True)]
-        limit = [b + n for b, n in zip(start, spans, strict=True)]
-        wins = (jax.lax.slice(padded, start, limit, strides) == z) & ~taken
-        taken = taken | wins
-        ends = [size - end for size, end in zip(padded.shape, limit, strict=True)]
-        config = [(b, e, s - 1) for b, e, s in zip(start, ends, strides, strict=True)]
-        routed = routed + jax.lax.pad(jnp.where(wins, relevance, zero), zero, config)
-    inner = [
-        slice(low, size - high)
-        for (low, high), size in zip(p["padding"], padded.shape, strict=True)
-    ]
-    return routed[tuple(inner)]

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 
+from jaxunlearn.attribution.steps import plan
 from jaxunlearn.attribution.trace import evaluate, trace
-from jaxunlearn.attribution.units import Unit, plan
+from jaxunlearn.attribution.units import Unit
 
-__all__ = ["features", "structure"]
+__all__ = ["features", "head", "structure"]
 
 
 def structure(
@@ -34,6 +35,24 @@ def structure(
     Source: own.
     """
     return plan(trace(fn, variables, x)).units
+
+
+def head(fn: Callable[[Any, jax.Array], jax.Array], variables: Any, x: Any) -> Unit | None:
+    """The linear unit whose outputs the logits are, one by one, in their order.
+
+    Args: as in :func:`structure`.
+
+    Returns:
+      The unit; ``None`` where the logits are made otherwise (a sum or product of two
+      units, a part of one).
+
+    Source: own.
+    """
+    planned = plan(trace(fn, variables, x))
+    found = planned.neurons.get(planned.program.out)
+    if found is None or found[1].dim != 1:
+        return None
+    return planned.units[found[0]]
 
 
 def features(fn: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, jax.Array], jax.Array]:

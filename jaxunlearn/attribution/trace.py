@@ -1,9 +1,8 @@
 """A function as a flat list of primitive operations, each value known to
 depend on the data or not.
 
-The trace is a jaxpr whose calls (``jit``, ``custom_jvp_call``,
-``custom_vjp_call``, ``remat``) are inlined, so that what follows sees one
-sequence in true execution order with every operand of every operation.
+What follows sees one sequence in true execution order with every operand of every
+operation: calls are stepped into, and loops that the data goes through written out.
 """
 
 import math
@@ -12,38 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
-__all__ = ["Op", "Program", "bind", "evaluate", "names", "trace", "where"]
+from jaxunlearn.attribution.flatten import Flattener, Op
 
-
-def names(text: str) -> frozenset[str]:
-    """A set of words, which reads better than a list of quoted ones."""
-    return frozenset(text.split())
-
-
-# Names differ between versions of JAX; all of them only call what they hold.
-_CALLS = names(
-    "jit pjit closed_call core_call xla_call remat remat2 checkpoint "
-    "custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr"
-)
-_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-
-
-class Op(NamedTuple):
-    """One primitive applied to values; a value is its number."""
-
-    primitive: Any
-    params: dict[str, Any]
-    ins: tuple[int, ...]
-    outs: tuple[int, ...]
-    source_info: Any
-    callers: tuple[Any, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The primitive's name."""
-        return str(self.primitive.name)
+__all__ = ["Program", "bind", "evaluate", "trace", "traced", "where"]
 
 
 class Program(NamedTuple):
@@ -59,6 +30,7 @@ class Program(NamedTuple):
       consts: values known at trace time (literals, arrays closed over).
       data: the values that depend on ``x``.
       origins: for each other value, the positions in ``leaves`` it comes from.
+      made_by: the operation that each value is a result of.
     """
 
     ops: tuple[Op, ...]
@@ -70,6 +42,7 @@ class Program(NamedTuple):
     consts: dict[int, Any]
     data: frozenset[int]
     origins: dict[int, frozenset[int]]
+    made_by: dict[int, Op]
 
     def shape(self, value: int) -> tuple[int, ...]:
         """Shape of a value."""
@@ -108,50 +81,6 @@ def where(op: Op) -> str:
     return " -> ".join(known) or "an unknown line"
 
 
-class _Flattener:
-    """Numbers the values of a jaxpr and of all that it calls."""
-
-    def __init__(self) -> None:
-        self.avals: dict[int, Any] = {}
-        self.consts: dict[int, Any] = {}
-        self.ops: list[Op] = []
-
-    def new(self, aval: Any) -> int:
-        number = len(self.avals)
-        self.avals[number] = aval
-        return number
-
-    def const(self, aval: Any, value: Any) -> int:
-        number = self.new(aval)
-        self.consts[number] = value
-        return number
-
-    def inline(self, body: Any, args: list[int], callers: tuple[Any, ...] = ()) -> list[int]:
-        """Appends the operations of a (closed) jaxpr; returns its outputs."""
-        jaxpr, consts = getattr(body, "jaxpr", body), getattr(body, "consts", ())
-        env: dict[Any, int] = {}
-        for var, value in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = self.const(var.aval, value)
-        env.update(zip(jaxpr.invars, args, strict=True))
-
-        def read(atom: Any) -> int:
-            if isinstance(atom, core.Literal):
-                return self.const(atom.aval, atom.val)
-            return env[atom]
-
-        for eqn in jaxpr.eqns:
-            ins = [read(atom) for atom in eqn.invars]
-            if eqn.primitive.name in _CALLS:
-                inner = next(eqn.params[name] for name in _BODIES if name in eqn.params)
-                outs = self.inline(inner, ins, (*callers, eqn.source_info))
-            else:
-                outs = [self.new(var.aval) for var in eqn.outvars]
-                source = eqn.source_info, callers
-                self.ops.append(Op(eqn.primitive, eqn.params, tuple(ins), tuple(outs), *source))
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-
 def _live(ops: list[Op], out: int) -> tuple[Op, ...]:
     """The operations that the output needs."""
     needed, kept = {out}, []
@@ -177,16 +106,16 @@ def trace(fn: Callable[[Any, jax.Array], jax.Array], variables: Any, x: Any) -> 
     if not jax.tree_util.all_leaves([x]):
         raise TypeError(f"x: expected one array, got a {type(x).__name__}")
     named, _ = jax.tree_util.tree_flatten_with_path(variables)
-    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(variables, x)
+    closed, shapes = traced(fn, variables, x)
     if not jax.tree_util.all_leaves([shapes]):
         raise TypeError(f"fn: expected one array as output, got a {type(shapes).__name__}")
 
-    flat = _Flattener()
-    args = [flat.new(aval) for aval in closed.in_avals]
+    flat = Flattener()
+    args = [flat.new(aval) for aval in closed.in_avals[:-1]]
+    args.append(flat.new(closed.in_avals[-1], data=True))
     (out,) = flat.inline(closed, args)
     ops = _live(flat.ops, out)
-    data, origins = _sources(ops, args)
-    if out not in data:
+    if out not in flat.data:
         raise ValueError("fn: expected an output that depends on x, got a constant")
     return Program(
         ops=ops,
@@ -196,24 +125,33 @@ def trace(fn: Callable[[Any, jax.Array], jax.Array], variables: Any, x: Any) -> 
         x=args[-1],
         out=out,
         consts=flat.consts,
-        data=data,
-        origins=origins,
+        data=frozenset(flat.data),
+        origins=_origins(ops, args[:-1], flat.data),
+        made_by={out: op for op in ops for out in op.outs},
     )
 
 
-def _sources(
-    ops: tuple[Op, ...], args: list[int]
-) -> tuple[frozenset[int], dict[int, frozenset[int]]]:
-    """Which values depend on the data, and which leaves the others come from."""
-    data = {args[-1]}
-    origins = {value: frozenset([i]) for i, value in enumerate(args[:-1])}
+def traced(fn: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
+    """The closed jaxpr of ``fn(*args)``, and the shapes of its outputs."""
+    return jax.make_jaxpr(fn, return_shape=True)(*jax.tree.map(_shape, args))
+
+
+def _shape(value: Any) -> Any:
+    """As an operand of a trace: inside ``shard_map`` it says along which axes it varies."""
+    varies = getattr(getattr(value, "aval", None), "vma", None)
+    if not varies:
+        return value
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, vma=varies)  # type: ignore[call-arg]
+
+
+def _origins(ops: tuple[Op, ...], leaves: list[int], data: set[int]) -> dict[int, frozenset[int]]:
+    """Which leaves the values that are not data come from."""
+    origins = {value: frozenset([i]) for i, value in enumerate(leaves)}
     for op in ops:
-        if data.intersection(op.ins):
-            data.update(op.outs)
-        else:
+        if data.isdisjoint(op.ins):
             union = frozenset[int]().union(*(origins.get(v, frozenset()) for v in op.ins))
             origins.update((v, union) for v in op.outs)
-    return frozenset(data), origins
+    return origins
 
 
 def bind(op: Op, ins: list[Any]) -> list[Any]:

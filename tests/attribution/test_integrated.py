@@ -1,0 +1,374 @@
+"""Integrated Gradients: against the reference, cases done by hand, what they compose with."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import named_nets
+import nets
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxunlearn.attribution import baselines, quadrature, seeds
+from jaxunlearn.attribution.integrated import integrated_gradients
+
+RULES = {
+    "gausslegendre": quadrature.gauss_legendre,
+    "riemann_middle": quadrature.midpoint,
+    "riemann_right": quadrature.right_riemann,
+    "riemann_trapezoid": quadrature.trapezoid,
+}
+
+
+def draw(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def smooth_net(variables, x):
+    """A network without kinks."""
+    w1, w2 = variables
+    return jax.nn.gelu(x @ w1, approximate=False) @ w2
+
+
+def relative_error(found, expected):
+    return np.max(np.abs(np.asarray(found) - expected)) / np.max(np.abs(expected))
+
+
+@pytest.fixture
+def smooth():
+    return (draw(0, 6, 8) / 2, draw(1, 8, 3)), draw(2, 4, 6)
+
+
+# --- the reference
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("net", named_nets.NETS)
+def test_agrees_with_the_reference(net, rule):
+    with jax.enable_x64(True):
+        golden, (variables, x, target) = named_nets.load(net)
+        keys = [key for key in golden if key.endswith("/input") and f"{rule}-" in key]
+        for key in keys:
+            n = int(key.split("/")[1].rsplit("-", 1)[1])
+            baseline = golden["ig/baseline2"] if "baseline2" in key else 0.0
+            attribute = jax.jit(integrated_gradients(getattr(nets, net), RULES[rule](n), chunk=7))
+            r = attribute(variables, x, target, baseline)
+            # the reference divides by n what n - 1 intervals are, in this rule alone
+            off = n / (n - 1) if rule == "riemann_trapezoid" else 1
+            # it holds its weights in float32
+            assert relative_error(r.attribution, off * golden[key]) <= 5e-8, key
+            if off == 1:
+                expected = golden[key.replace("/input", "/delta")]
+                np.testing.assert_allclose(r.gap, expected, atol=5e-9)
+        assert len(keys) >= 1
+
+
+@pytest.mark.parametrize("net", named_nets.NETS)
+def test_completed_gap_is_below_a_thousandth_at_32_nodes(net):
+    with jax.enable_x64(True):
+        golden, (variables, x, target) = named_nets.load(net)
+        fn = getattr(nets, net)
+        completed = jax.jit(integrated_gradients(fn, complete=True))
+        plain = jax.jit(integrated_gradients(fn))
+        fine = jax.jit(integrated_gradients(fn, quadrature.midpoint(1500), chunk=50))
+        for baseline in (0.0, golden["ig/baseline2"]):
+            r, before, exact = (f(variables, x, target, baseline) for f in (completed, plain, fine))
+            assert np.all(r.relative_gap <= 1e-3)
+            np.testing.assert_allclose(r.plain_gap, before.gap)
+            assert np.all(np.abs(before.gap) > np.abs(r.gap))
+
+            # adding up is not bought with what the parts are
+
+            def error(found, exact=exact):
+                return float(np.abs(found.attribution - exact.attribution).sum())
+
+            assert error(r) <= 1.1 * error(before)
+
+
+def test_a_smooth_function_leaves_rounding_at_32_nodes(smooth):
+    with jax.enable_x64(True):
+        variables, x = jax.tree.map(lambda v: v.astype(jnp.float64), smooth)
+        for complete in (False, True):
+            r = jax.jit(integrated_gradients(smooth_net, complete=complete))(variables, x)
+            assert np.all(r.relative_gap <= 1e-10)
+            assert np.all(np.abs(r.score - r.baseline_score) > 0.1)
+    r = jax.jit(integrated_gradients(smooth_net))(*smooth)
+    assert np.all(np.abs(r.gap) <= 1e-5)
+
+
+# --- by hand
+
+
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_linear_function_is_exact(rule, complete):
+    w, x, b = draw(0, 5, 3), draw(1, 4, 5), draw(2, 4, 5)
+    attribute = integrated_gradients(lambda w, x: x @ w, RULES[rule](6), complete=complete)
+    r = attribute(w, x, jnp.array([0, 1, 2, 0]), b)
+    np.testing.assert_allclose(r.attribution, (x - b) * w.T[np.array([0, 1, 2, 0])], atol=1e-5)
+    np.testing.assert_allclose(r.gap, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rule", [quadrature.gauss_legendre(1), quadrature.midpoint(3), quadrature.trapezoid(2)]
+)
+def test_a_quadratic_form_is_exact(rule):
+    a, x, b = draw(0, 5, 5), draw(1, 4, 5), draw(2, 5)
+    r = integrated_gradients(lambda a, x: jnp.sum(x @ a * x, 1, keepdims=True), rule)(a, x, 0, b)
+    expected = (x - b[None]) * ((x + b[None]) / 2 @ (a + a.T))
+    np.testing.assert_allclose(r.attribution, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(r.score - r.baseline_score, expected.sum(1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_right_sum_is_off_by_what_it_should():
+    """Of x^2 from 0 to 1, with n nodes: 2 (1 + 2 + ... + n) / n^2 = 1 + 1/n."""
+    x = jnp.ones((1, 1))
+    r = integrated_gradients(lambda _, x: x**2, quadrature.right_riemann(4))(None, x, 0)
+    np.testing.assert_allclose(r.attribution, [[1.25]], rtol=1e-6)
+    np.testing.assert_allclose(r.gap, [0.25], rtol=1e-6)
+    np.testing.assert_allclose(r.relative_gap, [0.25], rtol=1e-6)
+
+
+def test_completion_moves_the_border_next_to_a_kink():
+    """relu(x - c) between two nodes: the border moves to the kink, where it is exact."""
+    kink = 0.4
+    rule = quadrature.midpoint(2)
+
+    def fn(_, x):
+        return jax.nn.relu(x - kink)
+
+    x = jnp.ones((1, 1))
+    plain = integrated_gradients(fn, rule)(None, x, 0)
+    np.testing.assert_allclose(plain.attribution, [[0.5]], rtol=1e-6)
+    r = integrated_gradients(fn, rule, complete=True)(None, x, 0)
+    np.testing.assert_allclose(r.attribution, [[1 - kink]], rtol=1e-6)
+    np.testing.assert_allclose(r.gap, 0, atol=1e-6)
+    np.testing.assert_allclose(r.plain_gap, plain.gap)
+
+
+def test_no_border_moves_by_more_than_half_an_interval():
+    """Most of this gap is no matter of borders, and stays."""
+    rule = quadrature.Quadrature(np.array([0.9, 0.96]), np.array([0.1, 0.9]))
+    attribute = integrated_gradients(lambda _, x: 100 * jax.nn.relu(x - 0.95), rule, complete=True)
+    r = attribute(None, jnp.ones((1, 1)), 0)
+    np.testing.assert_allclose(r.plain_gap, [90 - 5], rtol=1e-4)
+    np.testing.assert_allclose(r.gap, [85 - 100 * 0.03], rtol=1e-4)
+
+
+def test_what_equals_the_baseline_has_no_part(smooth):
+    variables, x = smooth
+    moves = jnp.arange(6) < 2
+    baseline = jnp.where(moves[None], 0, x)
+    r = integrated_gradients(smooth_net)(variables, x, 1, baseline)
+    np.testing.assert_array_equal(r.attribution[:, 2:], 0)
+    np.testing.assert_allclose(r.attribution.sum(1), r.score - r.baseline_score, atol=1e-5)
+
+
+# --- targets and baselines
+
+
+def test_targets(smooth):
+    variables, x = smooth
+    attribute = integrated_gradients(smooth_net)
+    logits = smooth_net(variables, x)
+    y = jnp.argmax(logits, axis=1)
+    one_hot = jax.nn.one_hot(y, 3)
+    for same in (y, seeds.argmax(), seeds.label(y), one_hot, lambda out: jnp.sum(out * one_hot, 1)):
+        chex.assert_trees_all_close(attribute(variables, x, same), attribute(variables, x))
+    found = attribute(variables, x, 2)
+    np.testing.assert_allclose(found.score, logits[:, 2], rtol=1e-6)
+    np.testing.assert_allclose(found.logits, logits)
+
+    margin = attribute(variables, x, seeds.margin(0)).attribution
+    rival = jnp.argmax(logits.at[:, 0].set(-jnp.inf), axis=1)
+    parts = (attribute(variables, x, y).attribution for y in (0, rival))
+    np.testing.assert_allclose(margin, next(parts) - next(parts), atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_function_as_target_is_evaluated_on_the_way(smooth, chunk):
+    variables, x = smooth
+    y = jnp.array([0, 2, 1, 1])
+
+    def log_likelihood(out):
+        return jnp.take_along_axis(jax.nn.log_softmax(out), y[:, None], axis=1)[:, 0]
+
+    r = jax.jit(integrated_gradients(smooth_net, chunk=chunk), static_argnums=2)(
+        variables, x, log_likelihood
+    )
+    ends = [log_likelihood(smooth_net(variables, v)) for v in (x, 0 * x)]
+    np.testing.assert_allclose(r.score, ends[0], rtol=1e-5)
+    np.testing.assert_allclose(r.attribution.sum(1), ends[0] - ends[1], atol=1e-5)
+
+
+def test_outputs_may_have_more_axes(smooth):
+    """A sequence of logits, of which a function takes one number."""
+    variables, x = smooth
+
+    def fn(variables, x):
+        return jnp.stack([smooth_net(variables, x), smooth_net(variables, 2 * x)], axis=1)
+
+    r = integrated_gradients(fn, chunk=4)(variables, x, lambda out: out[:, 1, 2])
+    assert r.logits.shape == (4, 2, 3)
+    np.testing.assert_allclose(r.gap, 0, atol=1e-5)
+    np.testing.assert_allclose(r.score, smooth_net(variables, 2 * x)[:, 2], rtol=1e-6)
+
+
+def test_a_masked_logit_is_left_out(smooth):
+    variables, x = smooth
+
+    def masked(variables, x):
+        return smooth_net(variables, x).at[:, 2].set(-jnp.inf)
+
+    found = integrated_gradients(masked)(variables, x, 1)
+    expected = integrated_gradients(smooth_net)(variables, x, 1)
+    np.testing.assert_allclose(found.attribution, expected.attribution, atol=1e-6)
+
+
+def test_several_baselines_are_averaged(smooth):
+    variables, x = smooth
+    several = draw(5, 3, 1, 6)
+    attribute = jax.jit(integrated_gradients(smooth_net, complete=True))
+    r = attribute(variables, x, 1, several)
+    each = [attribute(variables, x, 1, b) for b in several]
+    for field in ("attribution", "gap", "plain_gap", "baseline_score"):
+        mean = np.mean([getattr(one, field) for one in each], axis=0)
+        np.testing.assert_allclose(getattr(r, field), mean, atol=1e-5)
+
+
+# --- composition
+
+
+def test_chunks_change_nothing(smooth):
+    variables, x = smooth
+    for complete in (False, True):
+        expected = jax.jit(integrated_gradients(smooth_net, complete=complete))(variables, x)
+        for chunk in (5, 32, 100):
+            attribute = integrated_gradients(smooth_net, chunk=chunk, complete=complete)
+            chex.assert_trees_all_close(jax.jit(attribute)(variables, x), expected, atol=1e-5)
+
+
+def test_memory_is_that_of_a_chunk():
+    variables, x = (draw(0, 300, 400), draw(1, 400, 3)), draw(2, 64, 300)
+
+    def bytes_of(n, chunk):
+        attribute = jax.jit(integrated_gradients(smooth_net, quadrature.midpoint(n), chunk=chunk))
+        return attribute.lower(variables, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(256, 1) <= 1.05 * bytes_of(8, 1)
+    assert bytes_of(256, 64) >= 10 * bytes_of(256, 1)
+
+
+def test_jit_changes_nothing_and_traces_once(smooth):
+    variables, x = smooth
+    traces = []
+
+    def counted(variables, x):
+        traces.append(x.shape)
+        return smooth_net(variables, x)
+
+    attribute = jax.jit(integrated_gradients(counted))
+    found = attribute(variables, x)
+    first = len(traces)
+    for i in range(3):
+        attribute(variables, x + i)
+    assert len(traces) == first <= 4
+    chex.assert_trees_all_close(found, integrated_gradients(smooth_net)(variables, x), atol=1e-5)
+
+
+def test_vmap_is_a_loop_over_models_and_examples(smooth):
+    variables, x = smooth
+    models = jax.tree.map(lambda v: jnp.stack([v, 0.5 * v]), variables)
+    attribute = integrated_gradients(smooth_net, chunk=4, complete=True)
+    found = jax.vmap(attribute, in_axes=(0, None, None))(models, x, 1)
+    for i in range(2):
+        expected = attribute(jax.tree.map(lambda v, i=i: v[i], models), x, 1)
+        chex.assert_trees_all_close(jax.tree.map(lambda v, i=i: v[i], found), expected, atol=1e-5)
+    alone = jax.vmap(lambda row: attribute(variables, row[None], 1).attribution[0])(x)
+    np.testing.assert_allclose(alone, attribute(variables, x, 1).attribution, atol=1e-5)
+
+
+def test_attributions_have_gradients(smooth):
+    with jax.enable_x64(True):
+        variables, x = jax.tree.map(lambda v: v.astype(jnp.float64), smooth)
+
+        def loss(scale):
+            moved = jax.tree.map(lambda v: scale * v, variables)
+            for complete in (False, True):
+                attribute = integrated_gradients(
+                    smooth_net, quadrature.gauss_legendre(4), complete=complete
+                )
+                yield jnp.sum(attribute(moved, x, 1).attribution ** 2)
+
+        step = 1e-5
+        for i in range(2):
+            found = jax.grad(lambda s, i=i: list(loss(s))[i])(1.0)
+            ends = [list(loss(1 + sign * step))[i] for sign in (1, -1)]
+            np.testing.assert_allclose(found, (ends[0] - ends[1]) / (2 * step), rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_sharded_over_examples_without_communication(chunk):
+    golden = nets.load("lenet_bn_maxpool")
+    variables = nets.variables_of(golden, jnp.float32)
+    x, y = draw(0, 16, 16, 16, 3), jnp.arange(16) % 10
+    transform = integrated_gradients(
+        nets.lenet_bn_maxpool, quadrature.gauss_legendre(6), chunk=chunk, complete=True
+    )
+    attribute = jax.jit(transform)
+    expected = attribute(variables, x, y)
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows, same = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    args = jax.device_put(variables, same), *jax.device_put((x, y), rows)
+    program = attribute.lower(*args).compile().as_text()
+    assert "while" in program
+    assert not re.findall(r"all-reduce|all-gather|all-to-all|collective-permute", program)
+    found = jax.block_until_ready(attribute(*args))
+    assert found.attribution.sharding.is_equivalent_to(rows, 4)
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
+
+    specs = {"mesh": mesh, "in_specs": (P(), P("data"), P("data")), "out_specs": P("data")}
+    mapped = jax.jit(jax.shard_map(lambda v, x, y: transform(v, x, y), **specs))
+    chex.assert_trees_all_close(mapped(variables, x, y), expected, atol=1e-5)
+
+
+def test_half_precision_is_summed_in_float32(smooth):
+    variables, x = smooth
+    halved = jax.tree.map(lambda v: v.astype(jnp.bfloat16), (variables, x))
+    r = jax.jit(integrated_gradients(smooth_net))(*halved, 1)
+    assert r.attribution.dtype == r.gap.dtype == r.score.dtype == jnp.float32
+    assert r.logits.dtype == jnp.bfloat16
+    expected = integrated_gradients(smooth_net)(variables, x, 1)
+    np.testing.assert_allclose(r.attribution, expected.attribution, atol=0.03)
+
+
+# --- errors
+
+
+def test_bad_arguments_are_named(smooth):
+    variables, x = smooth
+    with pytest.raises(ValueError, match=r"chunk: expected .* at least 1, got 0"):
+        integrated_gradients(smooth_net, chunk=0)
+    with pytest.raises(TypeError, match="quadrature: expected gauss_legendre"):
+        integrated_gradients(smooth_net, 32)
+    attribute = integrated_gradients(smooth_net)
+    with pytest.raises(TypeError, match="x: expected floats, got int32"):
+        attribute(variables, jnp.zeros((4, 6), jnp.int32))
+    with pytest.raises(TypeError, match="x: expected one array, got a dict"):
+        attribute(variables, {"x": x})
+    with pytest.raises(TypeError, match="fn: expected one array as output, got a tuple"):
+        integrated_gradients(lambda _, x: (x, x))(variables, x)
+    with pytest.raises(ValueError, match=r"fn: expected an output \[B, K\], got shape \(4,\)"):
+        integrated_gradients(lambda _, x: x[:, 0])(variables, x)
+    with pytest.raises(ValueError, match=r"label: expected one label or labels \[4\], got"):
+        attribute(variables, x, jnp.arange(3))
+    with pytest.raises(ValueError, match=r"target: expected labels \[4\].*got shape \(4, 2\)"):
+        attribute(variables, x, lambda out: out[:, :2])
+    with pytest.raises(ValueError, match=r"baseline: expected .*\(4, 6\).*got shape \(5,\)"):
+        attribute(variables, x, 0, jnp.zeros(5))
+    with pytest.raises(ValueError, match=r"blurred: expected images \[B, H, W, C\], got"):
+        attribute(variables, x, 0, baselines.blurred(1))

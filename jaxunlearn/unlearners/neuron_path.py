@@ -3,39 +3,41 @@
 Chang, Zhu, Wu, Zhou, "Zero-shot class unlearning via layer-wise relevance analysis
 and neuronal path perturbation", arXiv 2410.23693. No training image is used: the
 method declares that it needs unseen examples alone.
+
+The steps of the algorithm, each in a module of its own: which neurons there are and
+where their weights lie (``path_sites``), which of them carry the class
+(``path_budget``), what is done to their weights (``path_edit``), and how many of them
+it takes (``path_calibrate``).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution import Unit, features, lrp, rules, seeds, structure
+from jaxunlearn.attribution import lrp
+from jaxunlearn.attribution import rules as _rules
+from jaxunlearn.attribution.rules import Rules
 from jaxunlearn.models import functionalize
-from jaxunlearn.types import Apply, Batches, Info, Key, Model, Needs, Sets, Unlearner, Variables
+from jaxunlearn.types import (
+    Apply,
+    Batch,
+    Batches,
+    Info,
+    Key,
+    Model,
+    Needs,
+    Sets,
+    Unlearner,
+    Variables,
+)
+from jaxunlearn.unlearners import path_checks as check
+from jaxunlearn.unlearners.path_budget import Tallies, choose, count, empty, grid, ranking
+from jaxunlearn.unlearners.path_calibrate import keep, room, smallest
+from jaxunlearn.unlearners.path_edit import EDITS, edit_weights, masks
+from jaxunlearn.unlearners.path_sites import WEIGHTS, Layer, find_layers
 
 __all__ = ["EDITS", "WEIGHTS", "PathState", "neuron_path"]
-
-EDITS = ("zero", "gaussian", "laplace")
-WEIGHTS = ("incoming", "outgoing", "class")
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Site:
-    """What is edited and where, known from the trace.
-
-    Attributes:
-      head: the last linear unit.
-      producer: the unit whose neurons the head reads, if there is one.
-      targets: some of :data:`WEIGHTS`.
-    """
-
-    head: Unit
-    producer: Unit | None
-    targets: tuple[str, ...]
 
 
 class PathState(NamedTuple):
@@ -43,229 +45,208 @@ class PathState(NamedTuple):
 
     Attributes:
       variables: the original, unchanged until the result is asked for.
-      counts: ``float32 [n]``, in how many samples a neuron was among the K most relevant.
-      total: ``float32 [n]``, its summed relevance; orders neurons of equal count.
-      classes: ``float32 [K]``, how many samples of each class were seen.
+      unseen: for each layer, what was counted over examples of what is to be forgotten.
+      holdout: the same over examples of other classes, where these are compared.
+      classes: ``float32 [K]``, how many samples of each class to be forgotten were seen.
+      budget: ``float32 []``, as given, or as calibrated on the examples so far.
+      shown: the examples so far, where the budget is calibrated.
       key: for the noise edits.
-      site: static.
+      layers: static.
     """
 
     variables: Variables
-    counts: jax.Array
-    total: jax.Array
+    unseen: Tallies
+    holdout: Tallies | None
     classes: jax.Array
+    budget: jax.Array
+    shown: Batches
     key: Key
-    site: Site
+    layers: tuple[Layer, ...]
 
 
 def neuron_path(
     model: Model | Apply,
     *,
+    layers: str | tuple[str, ...] = "last",
     per_sample: int = 50,
-    neurons: int = 80,
+    neurons: int | None = None,
+    share: float | None = None,
+    cumulative: float | None = None,
     samples: int = 36,
-    epsilon: float = 0.1,
+    score: str = "votes",
+    specificity: float = 0.0,
     seed: str = "argmax",
+    epsilon: float = 0.1,
+    rules: Rules | None = None,
     edit: str = "zero",
-    weights: tuple[str, ...] | None = None,
     scale: float = 1.0,
+    weights: tuple[str, ...] | None = None,
+    biases: bool = False,
+    calibrate: bool = False,
+    target: float = 0.05,
+    guard: bool = False,
 ) -> Unlearner:
-    """Finds the penultimate neurons that carry a class and edits their weights.
+    """Finds the neurons that carry a class and edits their weights.
 
-    For each unseen sample of the class, LRP-epsilon runs from one logit (relevance 1)
-    to the penultimate activations ``a``:
+    For each unseen sample of the class, LRP runs from one logit (relevance 1) down to
+    the activations ``a``; with the published rule
     ``R_j = a_j sum_k w_jk R_k / (z_k + eps sign(z_k))``, the bias being part of ``z``.
-    The ``per_sample`` neurons of largest signed relevance are noted; the ``neurons``
-    noted most often form S (equal counts: the larger summed relevance first). Then,
-    biases untouched::
+    In each layer the ``per_sample`` neurons of largest signed relevance are noted; the
+    ``neurons`` noted most often form S (equal counts: the larger summed relevance
+    first). Then, biases untouched::
 
         incoming   kernel[..., n]  of the layer that produces neuron n in S
-        outgoing   head[n, :]
+        outgoing   kernel[n, ...]  of the layers that read neuron n
         class      head[n, c]      for the classes c of the samples
 
-    are set to zero, or N(0, scale) or Laplace(0, scale) noise is added (the paper's
-    control). Noise is drawn for each kernel with a key of its own, in the shape in
-    which it is stored. The kernels may be stored in any order of axes (``x @ W.T``,
-    a convolution's ``[out, in, h, w]``): the trace tells which is which.
+    are edited. The kernels may be stored in any order of axes (``x @ W.T``, a
+    convolution's ``[out, in, h, w]``): the trace tells which is which. The published
+    method is the default; the arguments marked * are our own.
 
     Args:
       model: see :func:`jaxunlearn.functionalize`.
-      per_sample: K of the paper.
-      neurons: H of the paper.
-      samples: N of the paper; at most so many unseen examples are looked at.
-      epsilon: of the LRP rule.
-      seed: ``"argmax"`` (published) or ``"label"``.
-      edit: one of :data:`EDITS`.
+      layers: * ``"last"``: the penultimate neurons, as published; ``"all"``: those of
+        every linear unit but the head, and what the head reads; or regular expressions,
+        each found in the path of some unit's kernel. Relevance is summed over positions.
+      per_sample: K of the paper; for ``score="votes"``. Outside of the last layer K
+        and H are capped at a layer's width.
+      neurons: H of the paper, for each layer. Default 80, where no other budget is given.
+      share: * the budget as a share of each layer's neurons, rounded, at least one.
+      cumulative: * as many neurons, in the order of their scores, as hold this share of
+        the layer's positive relevance.
+      samples: N of the paper; at most so many examples of each set are looked at.
+      score: ``"votes"`` (published), or * ``"relevance"``: the mean over the samples.
+      specificity: * how many times the score of unseen samples of other classes
+        (``Sets.holdout``, with seeds of their own) is subtracted. Neurons whose score
+        is not positive are never edited.
+      seed: ``"argmax"`` (published), * ``"label"``, or * ``"margin"``: the label's
+        logit less that of its best rival.
+      epsilon: of the published rule; 0 is LRP-0. Not used where ``rules`` are given.
+      rules: * any of :mod:`jaxunlearn.attribution.rules`.
+      edit: ``"zero"``; the paper's controls ``"gaussian"`` and ``"laplace"``, which add
+        N(0, scale) or Laplace(0, scale), drawn for each kernel with a key of its own, in
+        the shape in which it is stored; * ``"scale"``: times ``scale``; * ``"sign"``:
+        times -1.
+      scale: see ``edit``; positive.
       weights: any of :data:`WEIGHTS`. Default, as published: ``("incoming", "class")``
         where each penultimate neuron is a unit of one layer (MLP, CNN), and
         ``("outgoing",)`` where it is not (a residual network's pooled sum) or is
-        no index of one axis of a stored kernel.
-      scale: of the noise; positive.
+        no index of one axis of a stored kernel. Inner layers have no ``"class"``. A
+        layer that has none of these weights is left out of ``"all"``, and is an error
+        where it is named.
+      biases: * whether ``"incoming"`` includes the bias of a neuron, where one is added
+        straight to the unit's output.
+      calibrate: * takes the smallest budget, of up to 15 between the given one and its
+        128th part, with which the edited model's accuracy on the unseen samples so far
+        is at most ``target``; where there is none, that of the lowest accuracy. On
+        examples that it was not chosen by, expect a little more. Diagnostics
+        ``budget``, ``accuracy_unseen`` and ``accuracy_holdout`` tell what was taken.
+      target: * see ``calibrate``; from 0 to 1.
+      guard: * of the budgets that reach ``target``, the one with the best accuracy on
+        the other classes' unseen samples; always so where ``specificity`` is positive.
+
+    Returns:
+      A method of a single pass; it needs ``unseen``, and ``holdout`` with
+      ``specificity`` or ``guard``.
 
     Raises:
-      ValueError: an argument out of range; ``"incoming"`` asked of a network whose
-        penultimate neurons belong to no single layer, or to one with no such axis;
-        a head that does not read ``[B, n]``, or whose kernel is no leaf of the
-        variables with an axis of inputs and one of classes; more neurons than
-        there are.
+      ValueError: an argument out of range; two budgets; ``"incoming"`` asked of a
+        network whose penultimate neurons belong to no single layer, or to one with no
+        such axis; a head that does not read ``[B, n]``, or whose kernel is no leaf of
+        the variables with an axis of inputs and one of classes; more neurons than
+        there are; no layer, or no such weights of a layer, where asked for.
 
     Note:
-      The layers before the penultimate one are untouched: a linear probe on their
+      The layers before the first edited one are untouched: a linear probe on their
       features still finds the class. Read the probe and relearn rows of the report.
+
+      A neuron whose incoming weights are zero is constant, not silent: its bias is
+      left, and behind a batch norm the shift ``beta - gamma mean / std``, which no
+      argument takes away. ``"outgoing"`` weights take out all that a reader gets; only
+      readers behind no sum of branches and no flattened positions are known.
     """
-    _check(per_sample, neurons, samples, epsilon, seed, edit, weights, scale)
+    budget = check.budget(neurons, share, cumulative)
+    check.numbers(per_sample, samples, specificity, epsilon, scale, target)
+    check.words(layers, score, seed, edit, weights)
+    check.together(edit, scale, weights, biases, calibrate, guard)
     model = functionalize(model)
-    relevance = lrp(model.apply, rules=rules.epsilon(epsilon))
+    if rules is None:
+        rules = _rules.epsilon(epsilon) if epsilon > 0 else _rules.zero()
+    relevance = lrp(model.apply, rules=rules)
+    compared = specificity > 0
+    guarded = calibrate and (guard or compared)
 
     def init(variables: Variables, sets: Sets, key: Key) -> PathState:
         assert sets.unseen is not None
-        shape = (1, *sets.unseen.examples.x.shape[1:])
-        x = jax.ShapeDtypeStruct(shape, jnp.float32)
-        units = structure(model.apply, variables, x)
-        read = jax.eval_shape(features(model.apply), variables, x).shape
-        _check_head(units[-1], read, max(per_sample, neurons))
-        site = _site(units, weights)
-        zeros = jnp.zeros(site.head.in_features, jnp.float32)
-        classes = jnp.zeros(site.head.out_features, jnp.float32)
-        return PathState(variables, zeros, zeros, classes, key, site)
+        x = jax.ShapeDtypeStruct((1, *sets.unseen.examples.x.shape[1:]), jnp.float32)
+        found = find_layers(model.apply, relevance, variables, x, layers, weights, biases)
+        if layers == "last":
+            check.width(found[0], per_sample if score == "votes" else 1, budget)
+        zeros = tuple(empty(layer.width) for layer in found)
+        num_classes = jax.eval_shape(model.apply, variables, x).shape[-1]
+        return PathState(
+            variables=variables,
+            unseen=zeros,
+            holdout=zeros if compared else None,
+            classes=jnp.zeros(num_classes, jnp.float32),
+            budget=jnp.asarray(budget.value, jnp.float32),
+            shown=Batches(
+                unseen=room(sets.unseen, samples) if calibrate else None,
+                holdout=room(sets.holdout, samples) if guarded else None,
+            ),
+            key=key,
+            layers=found,
+        )
 
-    def step(state: PathState, batches: Batches) -> tuple[PathState, Info]:
-        batch = batches.unseen
-        assert batch is not None
-        source = seeds.argmax() if seed == "argmax" else seeds.label(batch.y)
-        found = relevance(state.variables, batch.x, seed=source)
-        r = found.inputs[state.site.head.key].astype(jnp.float32)
-        weight = batch.weight[:, None]
-        _, top = jax.lax.top_k(r, per_sample)
-        chosen = jnp.zeros_like(r).at[jnp.arange(len(r))[:, None], top].set(1)
-        labels = jax.nn.one_hot(batch.y, len(state.classes), dtype=jnp.float32)
-        info = Info({"relevance": jnp.sum(r * weight)}, jnp.all(jnp.isfinite(r)))
-        return state._replace(
-            counts=state.counts + jnp.sum(chosen * weight, axis=0),
-            total=state.total + jnp.sum(r * weight, axis=0),
-            classes=state.classes + jnp.sum(labels * weight, axis=0),
-        ), info
+    def look(state: PathState, batch: Batch) -> list[jax.Array]:
+        """The relevance of each layer's neurons, ``[B, n]``."""
+        found = relevance(state.variables, batch.x, seed=check.SEEDS[seed](batch.y))
+        return [layer.relevance(found) for layer in state.layers]
+
+    def chosen(state: PathState) -> list[jax.Array]:
+        """The neurons to edit in each layer, ``bool [n]``."""
+        others = state.holdout or (None,) * len(state.layers)
+        ranked = [
+            ranking(own, other, score, specificity)
+            for own, other in zip(state.unseen, others, strict=True)
+        ]
+        return [choose(one, budget.kind, state.budget) for one in ranked]
 
     def result(state: PathState) -> Variables:
-        return _edit(state.variables, _masks(state, neurons), edit, scale, state.key)
+        where = masks(state.variables, state.layers, chosen(state), state.classes > 0)
+        return edit_weights(state.variables, where, edit, scale, state.key)
 
-    return Unlearner(init, step, result, Needs(unseen=True, once=True, samples=samples))
+    def calibrated(state: PathState, batches: Batches) -> tuple[PathState, dict[str, jax.Array]]:
+        """The state with the budget that suits the examples so far, and what it achieves."""
+        shown = keep(state.shown, batches)
 
+        def edited(value: jax.Array) -> Variables:
+            return result(state._replace(budget=value))
 
-def _site(units: tuple[Unit, ...], weights: tuple[str, ...] | None) -> Site:
-    """The head, what feeds it, and which of their weights to edit."""
-    head, producer = units[-1], _producer(units)
-    if weights is None:
-        known = producer is not None and producer.out_axis is not None
-        weights = ("incoming", "class") if known else ("outgoing",)
-    if "incoming" in weights:
-        _check_producer(head, producer)
-    return Site(head, producer, tuple(weights))
+        value, metrics = smallest(edited, model.apply, grid(budget), shown, target)
+        return state._replace(budget=value, shown=shown), metrics
 
-
-def _producer(units: tuple[Unit, ...]) -> Unit | None:
-    """The unit whose neurons the last one reads."""
-    found = [unit for unit in units if unit.kernel == units[-1].producer]
-    if len({unit.out_axis for unit in found}) > 1:
-        # Applied twice, once transposed: its neurons lie along no one axis.
-        return found[0]._replace(out_axis=None)
-    return found[0] if found else None
-
-
-def _masks(state: PathState, neurons: int) -> dict[str, jax.Array]:
-    """What to edit of each kernel; broadcasts against it as it is stored."""
-    head, producer, targets = state.site.head, state.site.producer, state.site.targets
-    order = jnp.lexsort((-state.total, -state.counts))
-    chosen = jnp.zeros(len(order), bool).at[order[:neurons]].set(True) & (state.counts > 0)
-
-    def along(mask: jax.Array, kernel: str, axis: int | None) -> jax.Array:
-        rank = _leaf(state.variables, kernel).ndim
-        return jnp.expand_dims(mask, [d for d in range(rank) if d != axis])
-
-    masks: dict[str, jax.Array] = {}
-    if {"outgoing", "class"} & set(targets):
-        masks[head.kernel] = along(chosen, head.kernel, head.in_axis)
-    if "class" in targets and "outgoing" not in targets:
-        masks[head.kernel] &= along(state.classes > 0, head.kernel, head.out_axis)
-    if "incoming" in targets:
-        assert producer is not None
-        incoming = along(chosen, producer.kernel, producer.out_axis)
-        # One kernel may be both.
-        masks[producer.kernel] = masks.get(producer.kernel, jnp.array(False)) | incoming
-    return masks
-
-
-def _edit(
-    variables: Variables, masks: Mapping[str, jax.Array], edit: str, scale: float, key: Key
-) -> Variables:
-    """The same tree with the masked weights edited; masks broadcast against the kernels."""
-
-    def one(path: Any, leaf: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name not in masks:
-            return leaf
-        if edit == "zero":
-            return jnp.where(masks[name], jnp.zeros_like(leaf), leaf)
-        draw = jax.random.normal if edit == "gaussian" else jax.random.laplace
-        # one key a kernel, in the order of the names
-        own = jax.random.fold_in(key, sorted(masks).index(name))
-        return jnp.where(masks[name], leaf + scale * draw(own, leaf.shape, leaf.dtype), leaf)
-
-    return jax.tree_util.tree_map_with_path(one, variables)
-
-
-def _leaf(variables: Variables, path: str) -> jax.Array:
-    for where, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        if jax.tree_util.keystr(where, simple=True, separator="/") == path:
-            return leaf
-    raise KeyError(path)
-
-
-def _check(
-    per_sample: int, neurons: int, samples: int, epsilon: float, seed: str, edit: str,
-    weights: tuple[str, ...] | None, scale: float,
-) -> None:  # fmt: skip
-    counts = {"per_sample": per_sample, "neurons": neurons, "samples": samples}
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected a positive number, got {value}")
-    if epsilon < 0:
-        raise ValueError(f"epsilon: expected a number >= 0, got {epsilon}")
-    if seed not in ("argmax", "label"):
-        raise ValueError(f"seed: expected 'argmax' or 'label', got {seed!r}")
-    if edit not in EDITS:
-        raise ValueError(f"edit: expected one of {EDITS}, got {edit!r}")
-    if weights is not None and (not weights or set(weights) - set(WEIGHTS)):
-        raise ValueError(f"weights: expected some of {WEIGHTS}, got {weights!r}")
-    if not scale > 0:
-        raise ValueError(f"scale: expected a positive number, got {scale}")
-
-
-def _check_head(head: Unit, read: tuple[int, ...], asked: int) -> None:
-    """Whether it reads ``[B, n]``, is stored with an axis for each side, and is wide enough."""
-    if None in (head.in_axis, head.out_axis):
-        raise ValueError(
-            "model: expected a last linear operation whose kernel is a leaf of the variables, "
-            "or one transposed, reshaped or scaled by constants, with one axis of inputs and "
-            f"one of classes, got {head.kernel} with axes {head.in_axis} and {head.out_axis}"
+    def step(state: PathState, batches: Batches) -> tuple[PathState, Info]:
+        batch, other = batches.unseen, batches.holdout
+        assert batch is not None
+        values = look(state, batch)
+        metrics = {"relevance": jnp.sum(values[-1] * batch.weight[:, None])}
+        labels = jax.nn.one_hot(batch.y, len(state.classes), dtype=jnp.float32)
+        state = state._replace(
+            unseen=count(state.unseen, values, batch.weight, per_sample),
+            classes=state.classes + jnp.sum(labels * batch.weight[:, None], axis=0),
         )
-    if read != (1, head.in_features):
-        raise ValueError(
-            f"model: expected {head.key} to read [1, {head.in_features}] for one image, "
-            f"got {list(read)}"
-        )
-    if asked > head.in_features:
-        raise ValueError(
-            f"per_sample, neurons: expected at most the {head.in_features} inputs of "
-            f"{head.kernel}, got {asked}"
-        )
+        if state.holdout is not None and other is not None:
+            more = look(state, other)
+            counted = count(state.holdout, more, other.weight, per_sample)
+            state, values = state._replace(holdout=counted), values + more
+        if calibrate:
+            state, found = calibrated(state, batches)
+            metrics |= found
+        metrics["neurons"] = jnp.sum(jnp.concatenate(chosen(state)), dtype=jnp.float32)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(r)) for r in values]))
+        return state, Info(metrics, finite)
 
-
-def _check_producer(head: Unit, producer: Unit | None) -> None:
-    """Whether incoming weights can be told."""
-    if producer is not None and producer.out_axis is not None:
-        return
-    reason = f"the inputs of {head.kernel} are not the units of one layer"
-    if producer is not None:
-        reason = f"the units of {producer.kernel} do not lie along one axis of a stored kernel"
-    raise ValueError(f"weights: expected 'outgoing' or 'class', as {reason}, got 'incoming'")
+    holdout = compared or guarded
+    needs = Needs(unseen=True, holdout=holdout, once=True, samples=samples)
+    return Unlearner(init, step, result, needs)

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jaxunlearn.attribution import features, lrp, rules, seeds, structure
+    from jaxunlearn.attribution import (
+        baselines,
+        conductance,
+        features,
+        integrated_gradients,
+        layer_integrated_gradients,
+        lrp,
+        quadrature,
+        rules,
+        seeds,
+        structure,
+    )
     from jaxunlearn.config import Config, DataConfig, ModelConfig, Request, TrainConfig
     from jaxunlearn.data.requests import (
         forget_class,
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
     from jaxunlearn.members import ensemble
     from jaxunlearn.metrics.evaluate import evaluate
     from jaxunlearn.models import build, functionalize, variables_of
+    from jaxunlearn.pictures import save_heatmaps, save_path
     from jaxunlearn.report import print_report
     from jaxunlearn.runner import unlearn, unlearn_many
     from jaxunlearn.sharding import make_sharding
@@ -36,7 +48,18 @@ if TYPE_CHECKING:
     from jaxunlearn.unlearners.retrain import retrain
 
 _HOME = {
-    "attribution": ["features", "lrp", "rules", "seeds", "structure"],
+    "attribution": [
+        "baselines",
+        "conductance",
+        "features",
+        "integrated_gradients",
+        "layer_integrated_gradients",
+        "lrp",
+        "quadrature",
+        "rules",
+        "seeds",
+        "structure",
+    ],
     "config": ["Config", "DataConfig", "ModelConfig", "Request", "TrainConfig"],
     "data.requests": ["forget_class", "forget_classes", "forget_indices", "forget_random"],
     "data.sets": ["make_sets", "stack_sets", "subset", "whole"],
@@ -46,6 +69,7 @@ _HOME = {
     "fit": ["train", "train_many"],
     "metrics.evaluate": ["evaluate"],
     "models": ["build", "functionalize", "variables_of"],
+    "pictures": ["save_heatmaps", "save_path"],
     "report": ["print_report"],
     "runner": ["unlearn", "unlearn_many"],
     "sharding": ["make_sharding"],
@@ -70,7 +94,9 @@ __all__ = [
     "Sets",
     "TrainConfig",
     "Unlearner",
+    "baselines",
     "build",
+    "conductance",
     "ensemble",
     "evaluate",
     "features",
@@ -81,16 +107,21 @@ __all__ = [
     "forget_random",
     "functionalize",
     "gradient_ascent",
+    "integrated_gradients",
+    "layer_integrated_gradients",
     "load_dataset",
     "lrp",
     "make_sets",
     "make_sharding",
     "neuron_path",
     "print_report",
+    "quadrature",
     "random_label",
     "retrain",
     "rules",
     "run",
+    "save_heatmaps",
+    "save_path",
     "seeds",
     "stack_sets",
     "structure",

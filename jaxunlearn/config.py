@@ -13,6 +13,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "ModelConfig",
+    "Published",
     "Request",
     "TrainConfig",
     "to_dict",
@@ -80,6 +81,17 @@ class Request:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Published:
+    """A paper's numbers on the same task, shown beside ours."""
+
+    # where they come from and what differs there (hardware, network)
+    source: str = ""
+    # label of a model ("original", "retrained" or one of the methods) -> metric -> value; the
+    # metrics: jaxunlearn.metrics.published.HEADS
+    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
 DIGITS_METHODS: Mapping[str, Mapping[str, Any]] = {
     "neuron_path": {"per_sample": 20, "neurons": 20},
     "path_head_only": {
@@ -102,6 +114,8 @@ class Config:
     name: str = "digits"
     # every random choice but the data split follows from it
     seed: int = 0
+    # so many runs of the whole, with seed, seed + 1, ...: means and confidence intervals
+    seeds: int = 1
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -110,12 +124,14 @@ class Config:
     # "optimizer", "learning_rate", "schedule", "weight_decay", "momentum", and the
     # method's own keyword arguments
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: dict(DIGITS_METHODS))
-    # retrained models; two or more give the oracle-against-oracle noise floor
+    # retrained models of each seed; two or more in all give the oracle-against-oracle noise floor
     oracles: int = 3
     # "single", "data" or "fsdp", over all devices
     mesh: str = "single"
     # (regex on the parameter path, mesh axes of the trailing dimensions); before the preset's own
     rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+    # what a paper reports, for the table beside ours
+    published: Published = field(default_factory=Published)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class Outcome(NamedTuple):
       examples: examples seen, counted with repetition, by one member.
       seconds: wall time without compilation and callbacks; laying out the arrays included.
       compile_seconds: time to trace, lower and compile.
+      memory: bytes that the largest of the compiled programs holds on one device while it
+        runs: arguments (the data of its sets included), results and temporaries, an
+        argument given up for a result counted once. ``None`` if the compiler does not tell.
+        Allocators report a peak too, but that of the whole process: it never falls, so that
+        of several runs in one process only the largest could be told.
     """
 
     variables: Variables
@@ -52,6 +57,7 @@ class Outcome(NamedTuple):
     examples: int
     seconds: float
     compile_seconds: float
+    memory: int | None = None
 
 
 class Resume(NamedTuple):
@@ -91,12 +97,13 @@ class Options(NamedTuple):
 
 
 class _Clock:
-    """Compilation, and what callbacks do, apart from the run itself."""
+    """Compilation, and what callbacks do, apart from the run itself; memory on the way."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.compiling = 0.0
         self.outside = 0.0
+        self.memory = 0
 
     @contextlib.contextmanager
     def account(self, name: str) -> Iterator[None]:
@@ -107,7 +114,8 @@ class _Clock:
     def compile(self, jitted: Any, *args: Any, **options: Any) -> None:
         # jit keeps the program, so that the call that follows finds it
         with self.account("compiling"):
-            jitted.lower(*args, **options).compile()
+            program = jitted.lower(*args, **options).compile()
+            self.memory = max(self.memory, _held(program))
 
     def running(self) -> float:
         return time.perf_counter() - self.start - self.compiling - self.outside
@@ -154,7 +162,18 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     clock.compile(result, state, job=job)
     made = jax.block_until_ready(result(state, job=job))
     seen = _examples_seen(job, sets, done)
-    return Outcome(made, history, done, seen, clock.running(), clock.compiling)
+    return Outcome(
+        made, history, done, seen, clock.running(), clock.compiling, clock.memory or None
+    )
+
+
+def _held(program: Any) -> int:
+    """Bytes that a compiled program holds on one device; 0 if the compiler does not tell."""
+    told = program.memory_analysis()
+    if told is None:
+        return 0
+    whole = told.argument_size_in_bytes + told.output_size_in_bytes + told.temp_size_in_bytes
+    return whole - told.alias_size_in_bytes
 
 
 def visible_sets(needs: Needs, sets: Sets) -> Sets:

@@ -1,48 +1,28 @@
-"""The whole run, in one direction.
+"""The whole run, in one direction, for one seed or several.
 
 config -> data -> request -> sets -> original -> retrained -> unlearned -> metrics -> report
 """
 
-import contextlib
 import json
-import statistics
-import zlib
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.experimental.compilation_cache import compilation_cache
 
-from jaxunlearn import checkpoint, report
-from jaxunlearn.config import Config, to_dict
+from jaxunlearn import report
+from jaxunlearn.config import Config
 from jaxunlearn.data.requests import describe
-from jaxunlearn.data.sets import num_examples, whole
+from jaxunlearn.data.sets import num_examples
 from jaxunlearn.errors import DivergenceError
-from jaxunlearn.execute import Outcome, Progress
-from jaxunlearn.fit import train, train_many
-from jaxunlearn.metrics.evaluate import costs, member_of
-from jaxunlearn.metrics.measure import measure
-from jaxunlearn.metrics.table import make_report, speedups
-from jaxunlearn.plan import Plan, prepare, stages_of, write_plan
-from jaxunlearn.runner import unlearn
-from jaxunlearn.sharding import abstract
-from jaxunlearn.stages import Keeper, Stage, check_stage, finish_stage, load_stage
-from jaxunlearn.types import Key, Subset, Variables
+from jaxunlearn.execute import Progress
+from jaxunlearn.metrics.published import compare
+from jaxunlearn.metrics.table import CURVES, Judged, speedups, summarise
+from jaxunlearn.plan import Plan, prepare, seeded, stages_of, write_plan
+from jaxunlearn.stages import check_stage
+from jaxunlearn.work import Listener, Work
 
 __all__ = ["run"]
-
-# purposes of the keys that follow from config.seed
-ORIGINAL, ORACLE, METHOD, MEASURE = range(4)
-REPEATS = 5
-"""A run that takes less than a second is timed so often; the median counts."""
-
-Record = dict[str, Any]
-Hooks = dict[str, Any]
-Listener = Callable[[str, Progress | None], None]
-"""Told the stage's name, and how far it is (``None``: it was there already)."""
 
 
 def run(
@@ -54,190 +34,116 @@ def run(
 ) -> dict[str, Any]:
     """Trains, unlearns, retrains and compares; the folder ``runs/config.name`` holds it all.
 
+    With ``config.seeds`` above 1 each seed is a run of its own in the folder ``seed_<n>``
+    therein, and the report is on all of them.
+
     Args:
       config: the experiment.
       runs: folder of all runs.
       force: overwrite stages that were made with other settings.
-      listener: see :data:`Listener`.
+      listener: see :data:`jaxunlearn.work.Listener`.
 
     Returns:
-      The report, as ``make_report`` describes it; also saved as JSON, Markdown and PNG.
+      The report, as ``summarise`` describes it; also saved as JSON, Markdown and PNG.
 
     Raises:
       UserError: something the user gave is wrong; see the message.
     """
     plan = prepare(config, Path(runs))
-    for stage in stages_of(plan).values():
-        check_stage(stage, force)
+    seeds = list(range(config.seed, config.seed + config.seeds)) if config.seeds > 1 else []
+    for one in [seeded(plan, seed) for seed in seeds] or [plan]:
+        for stage in stages_of(one).values():
+            check_stage(stage, force)
     write_plan(plan)
-    work = _Work(plan, force, listener or (lambda name, progress: None))
-    original, first = work.original()
-    rows = {"original": first["metrics"]}
-    notes: list[str] = []
-    records = [first]
-    known = first["metrics"]["accuracy_forget"]
-    references = work.oracles(known)
-    cost = references[0]["metrics"]
-    for label in plan.methods:
-        try:
-            record = work.method(label, original, known)
-        except DivergenceError as error:
-            # a method that fails is shown failing; the others' work is not lost
-            notes.append(f"diverged: {error}")
-            rows[label] = {}
-            continue
-        records.append(record)
-        rows[label] = {**record["metrics"], **speedups(cost, record["metrics"])}
-    if any(one["versions"] != first["versions"] for one in [*records, *references]):
-        notes.append("not all models were made with the same versions: see their records")
-    made = make_report(
-        f"{config.name}: {describe(config.request)}",
-        rows,
-        [record["metrics"] for record in references],
-        notes=notes + _notes(plan),
-        environment=first["versions"],
-    )
+    trials = _trials(plan, seeds, listener or (lambda name, progress: None))
+    done = [_trial(one, force, tell) for one, tell in trials]
+    made = _report(plan, seeds, done)
     report.save(made, plan.folder)
-    lines = [json.dumps({"model": label, **metrics}) for label, metrics in rows.items()]
-    lines += [json.dumps({"model": one["stage"], **one["metrics"]}) for one in references]
-    (plan.folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    lines = "".join(f"{json.dumps(line)}\n" for line in _lines(seeds, done))
+    (plan.folder / "metrics.jsonl").write_text(lines)
     return made
 
 
-class _Work:
-    """Makes each stage, or loads it where it is there already."""
+class _Done(NamedTuple):
+    """What one seed came to.
 
-    def __init__(self, plan: Plan, force: bool, listener: Listener) -> None:
-        self.plan = plan
-        self.stages = stages_of(plan)
-        self.force = force
-        self.listener = listener
-        like = jax.eval_shape(plan.model.init, plan.key)
-        self.like = abstract(like, plan.sharding) if plan.sharding else like
+    Attributes:
+      judged: values of the original, the unlearned and the retrained models.
+      diverged: a sentence for each method that failed.
+      versions: of every model.
+    """
 
-    def original(self) -> tuple[Variables, Record]:
-        assert self.plan.sets.forget is not None
-        everything = whole(self.plan.sets.forget.examples)
-        key = jax.random.fold_in(self.plan.key, ORIGINAL)
-        return self._stage("original", lambda hooks: self._train(everything, key, hooks))
-
-    def oracles(self, known: float) -> list[Record]:
-        """The retrained models: the first timed alone, the others in one program."""
-        part = self.plan.sets.retain
-        assert part is not None
-        names = [name for name in self.stages if name.startswith("retrained/")]
-        # not split: the keys of the first must not depend on how many there are
-        base = jax.random.fold_in(self.plan.key, ORACLE)
-        keys = [jax.random.fold_in(base, number) for number in range(len(names))]
-        first = self._stage(names[0], lambda hooks: self._train(part, keys[0], hooks), known)
-        missing = [n for n, name in enumerate(names) if n and not self._there(name)]
-        made: dict[str, Outcome] = {}
-        if missing and self.plan.sharding is None:
-            path = self.plan.folder / "retrained" / "others"
-            together = Stage(path, {**self.plan.identity, "own": {"oracles": missing}})
-            hooks = self._hooks(together, "retrained/others")
-            stacked = jnp.stack([keys[n] for n in missing])
-            with _named("retrained/others"):
-                many = train_many(
-                    self.plan.model, part, stacked, config=self.plan.config.train, **hooks
-                )
-            made = {names[n]: member_of(many, place) for place, n in enumerate(missing)}
-        records = [first[1]]
-        for n, name in enumerate(names[1:], start=1):
-
-            def make(hooks: Hooks, n: int = n, name: str = name) -> Outcome:
-                return made[name] if name in made else self._train(part, keys[n], hooks)
-
-            records.append(self._stage(name, make, known)[1])
-        if made:
-            Keeper(together).forget()
-        return records
-
-    def method(self, label: str, original: Variables, known: float) -> Record:
-        method, options = self.plan.methods[label]
-        # from the method's name: its variants then see the same samples and batches, and
-        # the order of the methods does not matter
-        name = self.plan.config.methods[label].get("method", label)
-        purpose = jax.random.fold_in(self.plan.key, METHOD)
-        key = jax.random.fold_in(purpose, zlib.crc32(name.encode()))
-        once = partial(unlearn, method, original, self.plan.sets, key, **options)
-        once = partial(once, sharding=self.plan.sharding)
-        return self._stage(f"unlearned/{label}", lambda hooks: _timed(once, hooks), known)[1]
-
-    def _train(self, part: Subset, key: Key, hooks: Hooks) -> Outcome:
-        config, sharding = self.plan.config.train, self.plan.sharding
-        once = partial(train, self.plan.model, part, key, config=config, sharding=sharding)
-        return _timed(once, hooks)
-
-    def _there(self, name: str) -> bool:
-        return check_stage(self.stages[name], self.force)
-
-    def _hooks(self, stage: Stage, name: str) -> Hooks:
-        keeper = Keeper(stage)
-
-        def on_chunk(progress: Progress) -> None:
-            self.listener(name, progress)
-            keeper.keep(progress)
-
-        return {"on_chunk": on_chunk, "resume": keeper.find}
-
-    def _stage(
-        self, name: str, make: Callable[[Hooks], Outcome], known: float | None = None
-    ) -> tuple[Variables, Record]:
-        stage = self.stages[name]
-        if self._there(name):
-            self.listener(name, None)
-            return load_stage(stage, self.like)
-        with _named(name):
-            outcome = make(self._hooks(stage, name))
-        plan = self.plan
-        key = jax.random.fold_in(plan.key, MEASURE)
-        metrics: dict[str, float] = measure(
-            plan.model, outcome.variables, plan.sets, key, original_accuracy=known
-        )
-        metrics |= costs(outcome)
-        record = {
-            "stage": name,
-            "config": to_dict(plan.config),
-            "request": describe(plan.config.request),
-            "seed": plan.config.seed,
-            "metrics": metrics,
-            "history": {key: value.tolist() for key, value in outcome.history.items()},
-            "versions": checkpoint.versions(),
-        }
-        return outcome.variables, finish_stage(stage, outcome.variables, record)
+    judged: Judged
+    diverged: list[str]
+    versions: list[dict[str, Any]]
 
 
-@contextlib.contextmanager
-def _named(stage: str) -> Iterator[None]:
-    """A divergence says which model it happened to."""
-    try:
-        yield
-    except DivergenceError as error:
-        raise DivergenceError(f"{stage}: {error}") from error
+def _trials(
+    plan: Plan, seeds: Sequence[int], listener: Listener
+) -> Iterator[tuple[Plan, Listener]]:
+    """The plan of each seed, and whom to tell of its stages."""
+    if not seeds:
+        yield plan, listener
+    for number, seed in enumerate(seeds):
+        # made anew: the network's functions are then others, and compilation is timed cold
+        fresh = prepare(plan.config, plan.folder.parent) if number else plan
+        own = seeded(fresh, seed)
+        write_plan(own)
+
+        def tell(name: str, progress: Progress | None, home: str = own.folder.name) -> None:
+            listener(f"{home}/{name}", progress)
+
+        yield own, tell
 
 
-@contextlib.contextmanager
-def _cold_compilation() -> Iterator[None]:
-    """Programs are compiled, not found: else the time to compile would be that to read a file."""
-    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # it remembers whether it is used
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
+def _trial(plan: Plan, force: bool, listener: Listener) -> _Done:
+    """All models of one seed, made and judged."""
+    work = Work(plan, force, listener)
+    first = work.original()
+    references = work.oracles()
+    records, diverged = [first, *references], []
+    rows = {"original": first["metrics"]}
+    for label in plan.methods:
+        try:
+            record = work.method(label)
+        except DivergenceError as error:
+            # a method that fails is shown failing; the others' work is not lost
+            diverged.append(f"diverged: {error}")
+            rows[label] = {}
+            continue
+        records.append(record)
+        own = record["metrics"]
+        rows[label] = {**own, **speedups(references[0]["metrics"], own)}
+    judged = Judged(rows, [one["metrics"] for one in references])
+    return _Done(judged, diverged, [one["versions"] for one in records])
 
 
-def _timed(once: Callable[..., Outcome], hooks: Hooks) -> Outcome:
-    """Compiled cold; what takes less than a second is done again, the median time counts."""
-    with _cold_compilation():
-        outcome = once(**hooks)
-    seconds = [outcome.seconds]
-    while outcome.seconds < 1 and len(seconds) < REPEATS:
-        seconds.append(once().seconds)
-    return outcome._replace(seconds=statistics.median(seconds))
+def _lines(seeds: Sequence[int], done: Sequence[_Done]) -> Iterator[dict[str, Any]]:
+    """The values of every model, without curves."""
+    for number, (models, oracles) in enumerate(one.judged for one in done):
+        retrained = {f"retrained/{n}": values for n, values in enumerate(oracles)}
+        for label, values in {**models, **retrained}.items():
+            numbers = {name: value for name, value in values.items() if name not in CURVES}
+            yield {**({"seed": seeds[number]} if seeds else {}), "model": label, **numbers}
+
+
+def _report(plan: Plan, seeds: Sequence[int], done: Sequence[_Done]) -> dict[str, Any]:
+    config, judged = plan.config, [one.judged for one in done]
+    notes = []
+    for number, one in enumerate(done):
+        notes += [f"seed {seeds[number]} {note}" if seeds else note for note in one.diverged]
+    versions = [version for one in done for version in one.versions]
+    if any(version != versions[0] for version in versions):
+        notes.append("not all models were made with the same versions: see their records")
+    title = f"{config.name}: {describe(config.request)}"
+    return summarise(
+        f"{title}, {len(seeds)} seeds" if seeds else title,
+        judged,
+        seeds=seeds,
+        notes=notes + _notes(plan),
+        environment=versions[0],
+        published=compare(judged, config.published.values, config.published.source),
+    )
 
 
 def _notes(plan: Plan) -> list[str]:
@@ -246,11 +152,19 @@ def _notes(plan: Plan) -> list[str]:
     }
     config, leaves = plan.config, jax.tree.leaves(jax.eval_shape(plan.model.init, plan.key))
     shape = list(plan.sets.forget.examples.x.shape[1:]) if plan.sets.forget else []
-    return [
+    each = " for each seed" if config.seeds > 1 else ""
+    notes = [
         f"{config.model.name}, {sum(leaf.size for leaf in leaves):,} parameters "
         f"({leaves[0].dtype}), inputs {shape}, batches of {config.train.batch_size}, "
         f"{config.train.epochs:g} epochs",
         "examples: " + ", ".join(f"{name} {size}" for name, size in sizes.items()),
-        f"retrained: mean of {plan.config.oracles}; time of the first, trained alone; "
+        f"retrained: mean of {config.oracles}{each}; time of the first, trained alone; "
         "floor: mean difference between two of them",
+        "memory: arguments, results and temporaries of a model's largest compiled program",
     ]
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        # never falls in a process: it cannot be told apart by method, as the table's row can
+        peak = stats["peak_bytes_in_use"] / 1e6
+        notes.append(f"memory of the device at its peak, whole process: {peak:,.0f} MB")
+    return notes

@@ -18,6 +18,7 @@ from jaxunlearn.data.sets import make_sets, num_examples, stratified_mask
 from jaxunlearn.data.sources import load_dataset
 from jaxunlearn.errors import ConfigError
 from jaxunlearn.execute import visible_sets
+from jaxunlearn.metrics.published import HEADS
 from jaxunlearn.models import build, check_model
 from jaxunlearn.overrides import check_types, check_value
 from jaxunlearn.sharding import Sharding, make_sharding
@@ -27,7 +28,7 @@ from jaxunlearn.training.optimizers import make_optimizer
 from jaxunlearn.types import Key, Model, Sets, Unlearner
 from jaxunlearn.unlearners import load_method, method_options
 
-__all__ = ["Plan", "prepare", "stages_of", "write_plan"]
+__all__ = ["Plan", "prepare", "seeded", "stages_of", "write_plan"]
 
 RUNNER_OPTIONS = ("method", "steps", "batch_size")
 OPTIMIZER_OPTIONS = ("optimizer", "learning_rate", "schedule", "weight_decay", "momentum")
@@ -100,6 +101,14 @@ def _check_values(config: Config) -> None:
     """What types cannot say."""
     if config.oracles < 1:
         raise ConfigError(f"oracles: expected at least 1 retrained model, got {config.oracles}")
+    if config.seeds < 1:
+        raise ConfigError(f"seeds: expected at least 1, got {config.seeds}")
+    for label, given in config.published.values.items():
+        if unknown := sorted(set(given) - set(HEADS)):
+            raise ConfigError(
+                f"published.values.{label}: expected metrics among {', '.join(HEADS)}, "
+                f"got {unknown}"
+            )
     if not _is_folder_name(config.name):
         raise ConfigError(f"name: expected the name of one folder, got {config.name!r}")
     for label in config.methods:
@@ -115,6 +124,16 @@ def _check_values(config: Config) -> None:
         raise ConfigError("methods: expected at least one, got none")
     make_optimizer(config.train, 1)
     make_augment(config.train.augment)
+
+
+def seeded(plan: Plan, seed: int) -> Plan:
+    """One of several seeds: a run of its own, in a folder of its own."""
+    return plan._replace(
+        config=dataclasses.replace(plan.config, seed=seed, seeds=1),
+        folder=plan.folder / f"seed_{seed}",
+        identity={**plan.identity, "seed": seed},
+        key=jax.random.key(seed),
+    )
 
 
 def _is_folder_name(text: str) -> bool:

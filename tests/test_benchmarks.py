@@ -11,6 +11,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
     "conv_gradient.py": ["--small", "--batch", "4", "--steps", "2", "--repeats", "1"],
     "many_models.py": ["--members", "2", "--steps", "2", "--batch", "8", "--repeats", "1"],
+    "relevance.py": ["--stages", "1", "1", "--width", "4", "--batches", "2", "--rounds", "1"],
 }
 
 

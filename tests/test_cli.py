@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,10 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn import checkpoint
 from jaxunlearn.cli import main
-from jaxunlearn.experiment import _cold_compilation
 from jaxunlearn.plan import prepare
 from jaxunlearn.report import load
 from jaxunlearn.unlearners import METHODS, Method
+from jaxunlearn.work import _cold_compilation
 
 SMALL = [
     "train.epochs=6", "train.learning_rate=5e-3", "model.options.features=(24,16)", "oracles=2",
@@ -85,8 +86,13 @@ class TestRun:
         assert rows["accuracy_forget"]["values"]["retrained"] == 0
         assert rows["accuracy_retain"]["floor"] is not None
         assert set(rows["speedup"]["values"]) == {"neuron_path", "finetune"}
-        for name in ("linear_probe", "relearn_steps", "loss_attack", "seconds", "compile_seconds"):
+        shown = "linear_probe relearn_steps relearning loss_attack judged_unseen seconds memory"
+        for name in shown.split():
             assert set(rows[name]["values"]) >= {"original", "neuron_path", "retrained"}, name
+        (curve,) = report["curves"]
+        assert {name: len(values) for name, values in curve["values"].items()} == dict.fromkeys(
+            report["columns"], 100
+        )
         assert report["environment"]["jax"] == jax.__version__
         assert (finished / "digits" / "report.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -127,6 +133,21 @@ class TestAgain:
         assert {p: p.stat().st_mtime_ns for p in finished.rglob("record.json")} == before
         assert load(finished / "digits") == report
 
+    def test_a_model_judged_by_an_older_version_is_judged_again(self, finished, tmp_path, capsys):
+        """Its training is not repeated, and its costs are as they were."""
+        shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+        before, path = load(tmp_path / "digits"), tmp_path / "digits" / "retrained" / "0"
+        variables, record = checkpoint.load(path)
+        for name in ("relearning", "relearn_curve", "judged_unseen"):
+            del record["metrics"][name]
+        del record["measures"]
+        checkpoint.save(path, variables, record, overwrite=True)
+        capsys.readouterr()
+        assert run(tmp_path) == 0
+        assert capsys.readouterr().out.count("there already") == 5
+        assert load(tmp_path / "digits") == before
+        assert "relearning" in checkpoint.read_record(path)["metrics"]
+
     def test_other_settings_are_refused_and_named(self, finished, capsys):
         before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
         assert run(finished, "train.epochs=4") == 1
@@ -153,6 +174,68 @@ class TestAgain:
             assert word in shown
         assert main(["show", "nothing", "--runs", str(finished)]) == 1
         assert "one of ['digits']" in error(capsys)
+
+
+SEEDS = [
+    "oracles=1", "methods=neuron_path", "seed=3", "seeds=2", "published.source=a paper",
+    "published.values.neuron_path={'accuracy_forget': .016, 'attack_gap': .02}",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A finished run of two seeds."""
+    folder = tmp_path_factory.mktemp("seeds")
+    assert run(folder, *SEEDS) == 0
+    return folder / "digits"
+
+
+class TestSeeds:
+    def test_each_seed_is_a_run_of_its_own(self, many, tmp_path):
+        """What a run with that seed alone makes lies in its folder."""
+        assert {p.name for p in many.iterdir() if p.is_dir()} == {"seed_3", "seed_4"}
+        alone = ("oracles=1", "methods=neuron_path", "seed=4", "name=alone")
+        assert run(tmp_path, *alone) == 0
+        for name in ("original", "retrained/0", "unlearned/neuron_path"):
+            (one, first), (other, second) = (
+                checkpoint.load(home / name) for home in (many / "seed_4", tmp_path / "alone")
+            )
+            jax.tree.map(np.testing.assert_array_equal, one, other)
+            assert first["inputs"] == second["inputs"]
+            assert first["seed"] == 4
+
+    def test_the_report_is_on_all_of_them(self, many, capsys):
+        report = load(many)
+        assert report["seeds"] == [3, 4]
+        rows = {row["name"]: row for row in report["rows"]}
+        row = rows["accuracy_test_retain"]
+        assert row["each"]["original"][0] != row["each"]["original"][1]
+        assert row["values"]["original"] == pytest.approx(np.mean(row["each"]["original"]))
+        assert set(row["intervals"]) == {"original", "neuron_path", "retrained"}
+        assert row["floor"] is not None, "one oracle a seed"
+        lines = [json.loads(x) for x in (many / "metrics.jsonl").read_text().splitlines()]
+        assert [(x["seed"], x["model"]) for x in lines] == [
+            (seed, name) for seed in (3, 4) for name in ("original", "neuron_path", "retrained/0")
+        ]
+        assert main(["show", str(many)]) == 0
+        shown = capsys.readouterr().out
+        for part in ("2 seeds", "paired by seed", "published numbers (a paper)", "0.016"):
+            assert part in shown, part
+
+    def test_again_and_more(self, many, capsys):
+        folder = many.parent
+        assert run(folder, *SEEDS, "seeds=3") == 0
+        out = capsys.readouterr().out
+        assert out.count("there already") == 6
+        assert "seed_5/original" in out
+        assert load(many)["seeds"] == [3, 4, 5]
+
+    def test_other_settings_of_any_seed_are_refused_before_work(self, tmp_path, capsys):
+        other = ("seeds=1", "seed=1", "name=seed_1", "oracles=1", "train.epochs=1")
+        assert run(tmp_path / "digits", *other, "methods=neuron_path") == 0
+        assert run(tmp_path, "seeds=2", "oracles=1", "methods=neuron_path") == 1
+        assert "seed_1/original: was made with other settings" in error(capsys)
+        assert not (tmp_path / "digits" / "seed_0").exists()
 
 
 class TestDamage:
@@ -317,7 +400,7 @@ def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
         (["methods.finetune.steps=0"], "methods.finetune.steps: expected a positive number, got 0"),
         (["methods.neuron_path.steps=3"], "expected none for a single pass, got 3"),
         (["methods.neuron_path.neurons=99"], "at most the 16 inputs of params/head/kernel"),
-        (["methods.neuron_path.neurons=many"], "neurons: expected int, got 'many'"),
+        (["methods.neuron_path.neurons=many"], "neuron_path.neurons: expected int"),
         (["request.classes=", "request.share=0.1"], "needs unseen examples, got none"),
         (["data.seed=-1"], "data.seed: expected a number >= 0, got -1"),
         (["rules=5"], "rules: expected tuple"),
@@ -326,6 +409,10 @@ def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
         (["name=.."], "name: expected the name of one folder, got '..'"),
         (["methods.original.method=finetune"], "other than original and retrained"),
         (["oracles=0"], "oracles: expected at least 1"),
+        (["seeds=0"], "seeds: expected at least 1, got 0"),
+        (["seeds=2.5"], "seeds: expected int, got '2.5'"),
+        (["published.values.path={'At': 1}"], "metrics among accuracy_forget, accuracy_retain"),
+        (["published.values.path=3"], "published.values: expected Mapping"),
         (["mesh=ring"], "mesh: expected one of single, data, fsdp"),
         (["name=a/b"], "name: expected the name of one folder, got 'a/b'"),
         (["train.optimizer=lion"], "train.optimizer: expected one of"),

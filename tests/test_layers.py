@@ -11,11 +11,12 @@ LAYERS = [
     ["errors"],
     ["types", "config", "manifest"],
     ["data", "members", "scannable", "sharding", "models", "attribution", "leaves"],
-    ["training", "loop", "checkpoint", "overrides"],
+    ["training", "loop", "checkpoint", "overrides", "pictures"],
     ["execute", "unlearners"],
     ["runner", "report"],
     ["fit", "metrics", "stages"],
     ["plan", "progress"],
+    ["work"],
     ["experiment"],
     ["cli"],
 ]

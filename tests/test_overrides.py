@@ -24,6 +24,11 @@ def test_nested_keys_of_every_kind():
     assert Config().train.epochs != 5, "the default is not changed"
 
 
+def test_several_seeds():
+    assert changed("seeds=5").seeds == 5
+    assert Config().seeds == 1
+
+
 def test_one_class_and_none():
     assert changed("request.classes=7").request.classes == (7,)
     assert changed("request.classes=").request.classes == ()
@@ -43,7 +48,7 @@ def test_methods_are_selected_and_keep_their_options():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("epochs=3", "epochs: expected one of name, seed, data"),
+        ("epochs=3", "epochs: expected one of name, seed, seeds, data"),
         (
             "train.epoch=3",
             r"expected one of epochs, batch_size.*got 'epoch'; did you mean 'epochs'",

@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-
 import jaxunlearn
 from jaxunlearn.unlearners import METHODS
 
@@ -12,10 +10,12 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
-def test_the_code_runs(code, capsys):
+def test_the_code_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.S))
     scope = {}
     exec(compile(code, "README.md", "exec"), scope)
+    assert {path.name for path in tmp_path.iterdir()} == {"path.png", "heatmaps.png"}
     shown = capsys.readouterr().out
     assert "retrained" in shown
     assert "'params/fc/kernel': (8, 128)" in shown

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jaxunlearn import report
 from jaxunlearn.errors import UserError
+from jaxunlearn.report.picture import _places_of_curves
 
 METHODS = ["neuron_path", "gradient_ascent", "scrub", "selective_dampening", "tuning", "labels"]
 
@@ -178,6 +179,106 @@ def test_pictures_of_few_models_and_odd_values(tmp_path, methods):
     made["rows"] = []
     report.save_png(made, tmp_path / "b.png")
     assert (tmp_path / "a.png").stat().st_size > (tmp_path / "b.png").stat().st_size > 1000
+
+
+def _seeds():
+    """Two models over three seeds, with a paper's numbers and a curve."""
+    row = {
+        "name": "accuracy_forget",
+        "metric": "accuracy, forgotten",
+        "group": "forgetting",
+        "format": ".3f",
+        "ideal": "as retrained",
+        "values": {"original": 0.981, "path": 0.262, "failed": None, "retrained": 0.011},
+        "intervals": {"original": 0.013, "path": 0.107, "retrained": 0.024},
+        "differences": {
+            "original": {"mean": 0.97, "interval": 0.03},
+            "path": {"mean": -0.051, "interval": 0.122},
+        },
+        "spread": 0.005,
+        "floor": 0.007,
+        "best": ["path"],
+    }
+    steps = {"metric": "steps", "group": "cost", "format": "d", "ideal": "small"}
+    steps |= {"values": {"path": 36.0}, "intervals": {"path": 0.0}}
+    memory = {"metric": "memory", "group": "cost", "format": "B", "ideal": "small"}
+    memory |= {"values": {"path": 4.2e7, "retrained": 3.1e9}, "intervals": {}}
+    published = {
+        "source": "a paper, another machine",
+        "columns": [
+            {"name": "accuracy_forget", "label": "At", "format": ".3f"},
+            {"name": "seconds", "label": "time", "format": "s"},
+        ],
+        "rows": [
+            {
+                "model": "path",
+                "values": {"accuracy_forget": 0.262, "seconds": 0.015},
+                "intervals": {"accuracy_forget": 0.107, "seconds": 0.002},
+                "published": {"accuracy_forget": 0.016, "seconds": 0.9},
+            },
+            {
+                "model": "noise",
+                "values": {},
+                "intervals": {},
+                "published": {"accuracy_forget": 0.793},
+            },
+        ],
+    }
+    curve = {"label": "accuracy in relearning", "along": "steps", "spread": [0.1, 0.2, 0.1]}
+    curve["values"] = {"original": [1.0, 1.0, 1.0], "retrained": [0.0, 0.5, math.nan]}
+    return {
+        "title": "three",
+        "columns": ["original", "path", "failed", "retrained"],
+        "rows": [row, steps, memory],
+        "curves": [curve],
+        "seeds": [4, 5, 6],
+        "published": published,
+    }
+
+
+def test_seeds_show_intervals_and_differences():
+    text = _print(_seeds(), 100)
+    line = next(line for line in text.splitlines() if line.startswith("accuracy, forgotten"))
+    assert line.split()[2:] == ["0.981", "±.013", "0.262", "±.107*", "-", "0.011", "±.024", "0.007",
+                                "as", "retrained"]  # fmt: skip
+    assert "95 % confidence interval of the mean over 3 seeds" in text
+    assert next(x for x in text.splitlines() if x.startswith("steps")).split()[2] == "36"
+    for part in (" 42 MB", " 3.1 GB", "+0.970 ±.030 ", "-0.051 ±.122*"):
+        assert part in text, part
+    marked = report.to_markdown(_seeds())
+    assert "| accuracy, forgotten | +0.970 ±.030 | **-0.051 ±.122** | - |" in marked
+    assert "over 3 seeds" in marked
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_published_numbers_stand_below_ours(width):
+    text = _print(_seeds(), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "a paper, another machine" in text.replace("\n", " ")
+    lines = [line.split() for line in text.splitlines()]
+    place = lines.index(["path", "0.262", "±.107", "15", "±2.0", "ms"])
+    assert lines[place + 1] == ["published", "0.016", "900", "ms"]
+    assert lines[place + 2] == ["noise,", "published", "0.793", "-"]
+    assert "At: accuracy, forget (train)" in text
+    assert "Fs:" not in text, "not given, not explained"
+    marked = report.to_markdown(_seeds())
+    assert "| path | 0.262 ±.107 | 15 ±2.0 ms |\n| *published* | 0.016 | 900 ms |" in marked
+
+
+def test_the_picture_has_room_for_curves(tmp_path):
+    made = _seeds()
+    report.save_png(made, tmp_path / "with.png")
+    assert (tmp_path / "with.png").stat().st_size > 20_000
+    made["curves"] = []
+    report.save_png(made, tmp_path / "without.png")
+    assert (tmp_path / "with.png").stat().st_size > (tmp_path / "without.png").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("panels", "place"), [(4, (1, 0)), (5, (1, 1)), (6, (1, 2)), (7, (2, 0)), (8, (2, 0))]
+)
+def test_a_curve_takes_what_is_left_of_a_line_or_its_own(panels, place):
+    assert _places_of_curves(1, panels, 4, -(-panels // 4)) == [place]
 
 
 def test_no_report_is_a_clear_error(tmp_path):

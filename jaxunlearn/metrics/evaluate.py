@@ -8,7 +8,7 @@ import jax
 from jaxunlearn.errors import expect
 from jaxunlearn.execute import Outcome
 from jaxunlearn.members import member
-from jaxunlearn.metrics.measure import measure
+from jaxunlearn.metrics.measure import Reference, measure, refer
 from jaxunlearn.metrics.table import make_report, speedups
 from jaxunlearn.models import functionalize
 from jaxunlearn.types import Apply, Key, Model, Sets, Variables
@@ -45,12 +45,12 @@ def evaluate(
     expect("sets", sets, Sets, "; make_sets makes them")
     key = jax.random.key(0) if key is None else key
     model = functionalize(model)
-    rows: dict[str, dict[str, float]] = {}
-    known: float | None = None
-    for name in ["original", *(name for name in models if name != "original")]:
-        rows[name] = _row(model, models[name], sets, key, known)
-        known = rows["original"]["accuracy_forget"]
-    references = [_row(model, one, sets, key, known) for one in _members(oracles)]
+    original = models["original"]
+    given = original.variables if isinstance(original, Outcome) else original
+    reference = refer(model, given, sets)
+    names = ["original", *(name for name in models if name != "original")]
+    rows = {name: _row(model, models[name], sets, key, reference) for name in names}
+    references = [_row(model, one, sets, key, reference) for one in _members(oracles)]
     for name, row in rows.items():
         if name != "original" and "seconds" in row and references and "seconds" in references[0]:
             row |= speedups(references[0], row)
@@ -58,11 +58,11 @@ def evaluate(
 
 
 def _row(
-    model: Model, one: Variables | Outcome, sets: Sets, key: Key, known: float | None
-) -> dict[str, float]:
-    if not isinstance(one, Outcome):
-        return measure(model, one, sets, key, original_accuracy=known)
-    return measure(model, one.variables, sets, key, original_accuracy=known) | costs(one)
+    model: Model, one: Variables | Outcome, sets: Sets, key: Key, reference: Reference
+) -> dict[str, Any]:
+    variables = one.variables if isinstance(one, Outcome) else one
+    values = measure(model, variables, sets, key, reference=reference)
+    return values | costs(one) if isinstance(one, Outcome) else values
 
 
 def _members(oracles: Variables | Outcome | Sequence[Variables]) -> Sequence[Variables | Outcome]:
@@ -75,7 +75,11 @@ def _members(oracles: Variables | Outcome | Sequence[Variables]) -> Sequence[Var
 
 
 def member_of(many: Outcome, number: int) -> Outcome:
-    """One model out of an ensemble's outcome, with its share of the time."""
+    """One model out of an ensemble's outcome, with its share of the time.
+
+    The memory stays that of the program for all of them: one alone may need more than its
+    share.
+    """
     count = jax.tree.leaves(many.variables)[0].shape[0]
     return many._replace(
         variables=member(many.variables, number),
@@ -87,5 +91,6 @@ def member_of(many: Outcome, number: int) -> Outcome:
 
 def costs(outcome: Outcome) -> dict[str, float]:
     """What a run took, under names in ``METRICS``."""
-    names = ("seconds", "compile_seconds", "steps", "examples")
-    return {name: getattr(outcome, name) for name in names}
+    names = ("seconds", "compile_seconds", "memory", "steps", "examples")
+    found = {name: getattr(outcome, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}

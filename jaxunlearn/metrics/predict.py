@@ -45,6 +45,11 @@ class Predictions:
         return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
     @property
+    def softmax(self) -> np.ndarray:
+        """``float64 [M, K]``."""
+        return np.exp(self.log_softmax)
+
+    @property
     def losses(self) -> np.ndarray:
         """Cross-entropy of each example, ``float64 [M]``."""
         return -self.log_softmax[np.arange(len(self.labels)), self.labels]

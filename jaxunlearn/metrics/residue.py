@@ -1,5 +1,6 @@
 """What an accuracy of zero can hide: is the knowledge still in the network?"""
 
+import contextlib
 import functools
 
 import jax
@@ -7,12 +8,17 @@ import numpy as np
 import optax
 
 from jaxunlearn.data.sets import num_examples
+from jaxunlearn.errors import DivergenceError
+from jaxunlearn.execute import Progress
 from jaxunlearn.metrics.predict import predict
 from jaxunlearn.runner import unlearn
 from jaxunlearn.training.descent import LossAndMore, accuracy, cross_entropy, descent
 from jaxunlearn.types import Apply, Batches, Key, Model, Needs, Sets, Subset, Unlearner, Variables
 
-__all__ = ["linear_probe", "relearn_steps"]
+__all__ = ["RELEARN_STEPS", "linear_probe", "relearn_curve", "relearn_steps"]
+
+RELEARN_STEPS = 100
+"""Steps of relearning that are looked at."""
 
 
 def linear_probe(
@@ -61,41 +67,57 @@ def _some(part: Subset, count: int, seed: int) -> Subset:
     )
 
 
-def relearn_steps(
+def relearn_curve(
     model: Model,
     variables: Variables,
     forget: Subset,
-    target: float,
     key: Key,
     *,
     learning_rate: float = 1e-3,
     batch_size: int = 128,
-    limit: int = 100,
-) -> int:
-    """Steps of training on the forget set until it is known again.
+    steps: int = RELEARN_STEPS,
+) -> np.ndarray:
+    """Accuracy on the forget set in the course of being trained on it again.
 
     Plain SGD on ``l(B_f)``, the network in inference mode; the accuracy is that of the
-    batch before its own step.
-
-    Args:
-      target: accuracy to be reached; commonly .95 of the original's on the forget set.
-      limit: at most so many steps.
+    batch before its own step. Models compared under one key see the same batches.
 
     Returns:
-      The number of steps after which a batch first reached ``target``; ``limit`` if
-      none did. 0: it was never forgotten. Ideal: as retrained.
+      ``float64 [steps]``, place ``k``: after ``k`` steps. NaN from where the training
+      diverged. Ideal: as retrained.
     """
-    outcome = unlearn(
-        _relearner(model.apply, learning_rate),
-        variables,
-        Sets(forget=forget),
-        key,
-        steps=limit,
-        batch_size=batch_size,
-        stop=lambda latest: bool((latest["accuracy"] >= target).any()),
-    )
-    reached = np.flatnonzero(outcome.history["accuracy"] >= target)
-    return int(reached[0]) if len(reached) else limit
+    curve = np.full(steps, np.nan)
+
+    def keep(progress: Progress) -> None:
+        curve[: progress.step] = progress.history["accuracy"]
+
+    # a network that cannot be trained again is a finding, not the end of the report
+    with contextlib.suppress(DivergenceError):
+        unlearn(
+            _relearner(model.apply, learning_rate),
+            variables,
+            Sets(forget=forget),
+            key,
+            steps=steps,
+            batch_size=batch_size,
+            on_chunk=keep,
+        )
+    return curve
+
+
+def relearn_steps(curve: np.ndarray, target: float) -> int:
+    """Steps of relearning until the forget set is known again.
+
+    Args:
+      curve: of :func:`relearn_curve`.
+      target: accuracy to be reached; commonly .95 of the original's on the forget set.
+
+    Returns:
+      The number of steps after which a batch first reached ``target``; the length of the
+      curve if none did. 0: it was never forgotten. Ideal: as retrained.
+    """
+    reached = np.flatnonzero(curve >= target)
+    return int(reached[0]) if len(reached) else len(curve)
 
 
 @functools.lru_cache(maxsize=16)

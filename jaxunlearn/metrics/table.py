@@ -1,13 +1,24 @@
 """The table that judges forgetting: its rows, and how values become a report."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["METRICS", "Metric", "make_report", "speedups"]
+from jaxunlearn.metrics.residue import RELEARN_STEPS
+from jaxunlearn.metrics.summary import estimate, floor, paired, spread
+
+__all__ = [
+    "CURVES",
+    "METRICS",
+    "Judged",
+    "Metric",
+    "each_seed",
+    "make_report",
+    "speedups",
+    "summarise",
+]
 
 
 class Metric(NamedTuple):
@@ -26,66 +37,137 @@ METRICS: dict[str, Metric] = {
     "accuracy_test_retain": Metric("accuracy, retain (test)", "utility", "as retrained", ".3f"),
     "accuracy_test": Metric("accuracy, test", "utility", "as retrained", ".3f"),
     "loss_attack": Metric("membership attack on loss", "privacy", "0.5", ".3f"),
+    "judged_unseen": Metric("forget images judged unseen", "privacy", "as retrained", ".3f"),
     "linear_probe": Metric("linear probe, forget (test)", "truth", "as retrained", ".3f"),
-    "relearn_steps": Metric("steps to relearn (of 100)", "truth", "as retrained", "d"),
+    "relearn_steps": Metric(f"steps to relearn (of {RELEARN_STEPS})", "truth", "as retrained", "d"),
+    "relearning": Metric(
+        f"accuracy in relearning, mean of {RELEARN_STEPS} steps", "truth", "as retrained", ".3f"
+    ),
     "seconds": Metric("time, compile apart", "cost", "small", "s"),
     "compile_seconds": Metric("time to compile", "cost", "small", "s"),
+    "memory": Metric("memory of the compiled program", "cost", "small", "B"),
     "steps": Metric("steps", "cost", "small", "d"),
     "examples": Metric("examples seen", "cost", "small", "d"),
     "speedup": Metric("speed-up over retraining", "cost", "large", "x"),
     "speedup_with_compile": Metric("speed-up, compile included", "cost", "large", "x"),
 }
 
+CURVES = {"relearn_curve": ("accuracy on the forget set in relearning", "steps")}
+"""Lists among a model's values, by name: what they are, and along what."""
+
+Values = Mapping[str, Any]
+
+
+class Judged(NamedTuple):
+    """The values of all models of one seed.
+
+    Attributes:
+      models: ``{"original": values, <unlearned>: values, ...}``; empty where it failed.
+      oracles: values of each retrained model; that trained alone is the first.
+    """
+
+    models: Mapping[str, Values]
+    oracles: Sequence[Values]
+
 
 def make_report(
+    title: str, models: Mapping[str, Values], oracles: Sequence[Values], **more: Any
+) -> dict[str, Any]:
+    """:func:`summarise` of a single seed."""
+    return summarise(title, [Judged(models, oracles)], **more)
+
+
+def summarise(
     title: str,
-    models: Mapping[str, Mapping[str, float]],
-    oracles: Sequence[Mapping[str, float]],
+    judged: Sequence[Judged],
     *,
+    seeds: Sequence[int] = (),
     notes: Sequence[str] = (),
     environment: Mapping[str, Any] | None = None,
+    published: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Sets values side by side; a plain dictionary that JSON can hold.
 
     For each metric ``m``: ``retrained`` is the mean over the oracles, ``spread`` their
     standard deviation (n - 1), ``floor`` the mean of ``|m_i - m_j|`` over pairs of
-    oracles: a difference to retraining below the floor is noise. A cost is that of the
-    first oracle. ``best`` names the unlearned
-    model closest to the ideal and those within the floor of it.
+    oracles, those of different seeds too: a difference to retraining below the floor is
+    noise. A cost is that of the first oracle. ``best`` names the unlearned model closest
+    to the ideal and those within the floor of it.
+
+    Of several seeds a value is the mean, and the row holds also ``each`` (the values, seed
+    by seed), ``intervals`` (95 %, half the width) and, where the ideal is the retrained
+    model, ``differences`` to it, paired by seed.
 
     Args:
-      models: ``{"original": values, <unlearned>: values, ...}``.
-      oracles: values of each retrained model.
+      judged: one for each seed.
+      seeds: their numbers, where there are several.
+      published: see :func:`jaxunlearn.metrics.published.compare`.
     """
-    columns = [*models, "retrained"]
-    rows = []
-    for name, metric in METRICS.items():
-        values = {label: float(own[name]) for label, own in models.items() if name in own}
-        oracle = [float(own[name]) for own in oracles if name in own]
-        if not values and not oracle:
-            continue
-        spread = floor = None
-        if oracle and metric.group == "cost":
-            # the others may have shared a program and its time
-            values["retrained"] = oracle[0]
-        elif oracle:
-            values["retrained"] = float(np.mean(oracle))
-        if len(oracle) > 1 and metric.group != "cost":
-            spread = float(np.std(oracle, ddof=1))
-            floor = float(np.mean([abs(a - b) for a, b in itertools.combinations(oracle, 2)]))
-        row: dict[str, Any] = {"name": name, "metric": metric.label, "group": metric.group}
-        row |= {"format": metric.format, "ideal": metric.ideal, "values": values}
-        rows.append(row | {"spread": spread, "floor": floor, "best": _best(metric, values, floor)})
-    return {
+    columns = [*judged[0].models, "retrained"]
+    rows = [_row(name, metric, columns, judged) for name, metric in METRICS.items()]
+    made = {
         "title": title,
         "columns": columns,
-        "rows": rows,
+        "rows": [row for row in rows if row["values"]],
+        "curves": [curve for name in CURVES if (curve := _curve(name, columns, judged))],
         "notes": list(notes),
         "environment": dict(environment or {}),
     }
+    extra = {"seeds": list(seeds), "published": dict(published or {})}
+    return made | {name: value for name, value in extra.items() if value}
 
 
-def _best(metric: Metric, values: Mapping[str, float], floor: float | None) -> list[str]:
+def each_seed(name: str, label: str, judged: Sequence[Judged]) -> list[float | None]:
+    """A metric of one column, seed by seed; ``None`` where it is missing."""
+    if label != "retrained":
+        found = [one.models.get(label, {}).get(name) for one in judged]
+        return [None if value is None else float(value) for value in found]
+    means: list[float | None] = []
+    for one in judged:
+        values = [float(own[name]) for own in one.oracles if name in own]
+        # the others may have shared a program and its time
+        kept = values[:1] if name in METRICS and METRICS[name].group == "cost" else values
+        means.append(float(np.mean(kept)) if kept else None)
+    return means
+
+
+def _row(
+    name: str, metric: Metric, columns: Sequence[str], judged: Sequence[Judged]
+) -> dict[str, Any]:
+    each = {label: each_seed(name, label, judged) for label in columns}
+    each = {label: own for label, own in each.items() if any(v is not None for v in own)}
+    found = {k: estimate([v for v in own if v is not None]) for k, own in each.items()}
+    values = {label: one.mean for label, one in found.items()}
+    oracles = [float(own[name]) for one in judged for own in one.oracles if name in own]
+    if metric.group == "cost":
+        oracles = []
+    noise = floor(oracles)
+    row: dict[str, Any] = {"name": name, "metric": metric.label, "group": metric.group}
+    row |= {"format": metric.format, "ideal": metric.ideal, "values": values}
+    row |= {"spread": spread(oracles), "floor": noise, "best": _best(metric, values, noise)}
+    if len(judged) > 1:
+        row |= {"each": each, "intervals": {k: one.interval for k, one in found.items()}}
+        if metric.ideal == "as retrained" and "retrained" in each:
+            own = {k: paired(v, each["retrained"]) for k, v in each.items() if k != "retrained"}
+            row["differences"] = {k: one._asdict() for k, one in own.items() if one is not None}
+    return row
+
+
+def _curve(name: str, columns: Sequence[str], judged: Sequence[Judged]) -> dict[str, Any]:
+    """The mean course of every model; for the retrained ones their spread as well."""
+    label, along = CURVES[name]
+    found = {c: [one.models[c] for one in judged if c in one.models] for c in columns[:-1]}
+    found["retrained"] = [own for one in judged for own in one.oracles]
+    courses = {c: [own[name] for own in models if name in own] for c, models in found.items()}
+    values = {c: np.mean(own, axis=0).tolist() for c, own in courses.items() if own}
+    if not values:
+        return {}
+    oracles = courses["retrained"]
+    noise = np.std(oracles, axis=0, ddof=1).tolist() if len(oracles) > 1 else None
+    return {"name": name, "label": label, "along": along, "values": values, "spread": noise}
+
+
+def _best(metric: Metric, values: Mapping[str, float], noise: float | None) -> list[str]:
     references = ("original", "retrained")
     rivals = {k: v for k, v in values.items() if k not in references and math.isfinite(v)}
     if metric.ideal == "as retrained" and "retrained" in values:
@@ -99,7 +181,7 @@ def _best(metric: Metric, values: Mapping[str, float], floor: float | None) -> l
     else:
         gaps = {}
     # what differs by less than two retrainings do is equally good
-    limit = min(gaps.values(), default=0.0) + (floor or 0.0)
+    limit = min(gaps.values(), default=0.0) + (noise or 0.0)
     return [label for label, gap in gaps.items() if gap <= limit]
 
 

@@ -5,10 +5,10 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.data.sets import as_examples, subset
-from jaxunlearn.metrics.attacks import loss_attack
-from jaxunlearn.metrics.measure import measure
+from jaxunlearn.metrics.attacks import fit_judge, loss_attack
+from jaxunlearn.metrics.measure import measure, refer
 from jaxunlearn.metrics.predict import predict
-from jaxunlearn.metrics.residue import linear_probe, relearn_steps
+from jaxunlearn.metrics.residue import linear_probe, relearn_curve, relearn_steps
 from jaxunlearn.metrics.table import METRICS, make_report
 from tests import toy
 
@@ -65,6 +65,38 @@ class TestLossAttack:
             loss_attack(np.ones(3), np.ones(10))
 
 
+class TestJudge:
+    """Softmax vectors over three classes; the forgotten one is the first."""
+
+    rng = np.random.default_rng(0)
+
+    def vectors(self, low, high, count):
+        first = self.rng.uniform(low, high, count)
+        return np.stack([first, 0.6 * (1 - first), 0.4 * (1 - first)], axis=1)
+
+    def test_sure_answers_are_seen_and_unsure_ones_unseen(self):
+        judge = fit_judge(self.vectors(0.9, 1.0, 300), self.vectors(0.4, 0.7, 300))
+        assert judge(self.vectors(0.9, 1.0, 50)) == 0
+        assert judge(self.vectors(0.0, 0.3, 50)) == 1, "beyond what it was fitted on"
+        mixed = np.concatenate([self.vectors(0.95, 1.0, 30), self.vectors(0.1, 0.5, 10)])
+        assert judge(mixed) == 0.25
+
+    def test_many_members_do_not_make_everything_a_member(self):
+        """U(.5, 1) against U(.3, .8): balanced, the border is where both are as frequent."""
+        judge = fit_judge(self.vectors(0.5, 1.0, 3000), self.vectors(0.3, 0.8, 200))
+        assert judge(self.vectors(0.3, 0.45, 50)) == 1
+        assert judge(self.vectors(0.85, 1.0, 50)) == 0
+
+    def test_it_is_the_same_each_time(self):
+        members, others = self.vectors(0.5, 1, 40), self.vectors(0.4, 1, 30)
+        asked = self.vectors(0, 1, 200)
+        assert fit_judge(members, others)(asked) == fit_judge(members, others)(asked)
+
+    def test_too_few(self):
+        with pytest.raises(ValueError, match="at least 4 examples a side, got 3"):
+            fit_judge(np.ones((3, 2)), np.ones((9, 2)))
+
+
 class TestResidue:
     def test_a_probe_finds_what_the_head_no_longer_says(self):
         """Class 1 is erased from the head alone; its features are as they were."""
@@ -86,16 +118,40 @@ class TestResidue:
         assert score in (0.0, 1.0), "one answer for all"
         assert score == 0, "class 1 is not the largest"
 
-    def test_relearning_counts_steps(self):
+    @pytest.mark.parametrize(
+        ("curve", "target", "steps"),
+        [([0.9, 1], 0.9, 0), ([0, 0.4, 0.2, 0.6], 0.4, 1), ([0, 0.1, 0.2], 0.3, 3)],
+    )
+    def test_steps_until_it_is_known_again(self, curve, target, steps):
+        assert relearn_steps(np.array(curve), target) == steps
+
+    def test_what_diverged_was_not_relearned(self):
+        assert relearn_steps(np.array([0.1, np.nan, np.nan]), 0.5) == 3
+
+    def test_relearning_climbs_from_what_is_left(self):
         given, sets = toy.trained().variables, toy.sets()
-        assert relearn_steps(toy.mlp(), given, sets.forget, 0.9, KEY) == 0
         method = ju.random_label(toy.mlp())
         forgot = ju.unlearn(method, given, sets, KEY, steps=100, batch_size=32).variables
-        some = relearn_steps(toy.mlp(), forgot, sets.forget, 0.9, KEY, learning_rate=0.02)
-        assert 0 < some < 100
-        fewer = relearn_steps(toy.mlp(), forgot, sets.forget, 0.9, KEY, learning_rate=0.1)
-        assert fewer < some
-        assert relearn_steps(toy.mlp(), forgot, sets.forget, 0.9, KEY, limit=1) == 1
+
+        def curve(variables, learning_rate, steps=100):
+            options = {"learning_rate": learning_rate, "steps": steps, "batch_size": 50}
+            return relearn_curve(toy.mlp(), variables, sets.forget, KEY, **options)
+
+        whole = curve(forgot, 0.02)
+        assert whole.shape == (100,)
+        # a batch of all 50: the accuracy before any step is that of the model itself
+        assert whole[0] == predict(toy.mlp().apply, forgot, sets.forget).accuracy
+        assert whole[0] < 0.2 < 0.9 < whole[-1]
+        assert curve(forgot, 0.1).mean() > whole.mean(), "faster at a higher rate"
+        assert curve(given, 0.02).mean() > 0.95, "never forgotten"
+        np.testing.assert_array_equal(curve(forgot, 0.02, steps=7), whole[:7])
+
+    def test_a_network_that_cannot_be_trained_leaves_nan(self):
+        given = toy.trained().variables
+        huge = jax.tree.map(lambda leaf: leaf * 1e20, given)
+        curve = relearn_curve(toy.mlp(), huge, toy.sets().forget, KEY, steps=3)
+        assert curve.shape == (3,)
+        assert np.isnan(curve).all()
 
 
 ORIGINAL = {"accuracy_forget": 1.0, "accuracy_retain": 0.9, "loss_attack": 0.6}
@@ -150,7 +206,13 @@ def test_evaluate_sets_all_models_side_by_side():
     assert rows["accuracy_forget"]["original"] > 0.9
     assert rows["accuracy_forget"]["retrained"] == 0
     assert set(rows) <= set(METRICS)
-    assert set(rows["linear_probe"]) == {"original", "edited", "retrained"}
+    for name in ("linear_probe", "judged_unseen", "relearning"):
+        assert set(rows[name]) == {"original", "edited", "retrained"}, name
+    assert rows["judged_unseen"]["original"] < 0.7 < rows["judged_unseen"]["retrained"]
+    (curve,) = report["curves"]
+    assert set(curve["values"]) == {"original", "edited", "retrained"}
+    for name, course in curve["values"].items():
+        assert np.mean(course) == pytest.approx(rows["relearning"][name], abs=1e-4)
     ju.print_report(report)
 
 
@@ -171,5 +233,34 @@ def test_items_are_compared_with_the_test_set():
     sets = toy.sets(ju.forget_random(0.2))
     values = measure(toy.mlp(), toy.trained().variables, sets, KEY)
     assert 0.2 < values["loss_attack"] < 0.8
+    assert 0 <= values["judged_unseen"] <= 1
     assert "accuracy_test_forget" not in values
     assert "linear_probe" not in values
+
+
+def test_the_original_is_its_own_reference():
+    given, sets = toy.trained().variables, toy.sets()
+    reference = refer(toy.mlp(), given, sets)
+    alone = measure(toy.mlp(), given, sets, KEY)
+    assert alone == measure(toy.mlp(), given, sets, KEY, reference=reference)
+    assert reference.accuracy == alone["accuracy_forget"]
+
+
+class TestMemory:
+    def needed(self, examples):
+        """Of fine-tuning on the same ten out of so many examples."""
+        rng = np.random.default_rng(0)
+        x = rng.integers(0, 255, (examples, *toy.SHAPE)).astype(np.uint8)
+        sets = ju.Sets(retain=subset(as_examples(x, np.arange(examples) % 4), range(10)))
+        given = toy.trained().variables
+        return ju.unlearn(toy.method("finetune"), given, sets, KEY, steps=2, batch_size=8).memory
+
+    def test_it_counts_the_data(self):
+        """1,000 more images: a byte a pixel, four a label."""
+        assert self.needed(1100) - self.needed(100) == 1000 * (6 * 6 + 4)
+
+    def test_it_counts_what_a_step_holds(self):
+        """Parameters and momentum, given up for their successors; gradients and the batch."""
+        parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(toy.trained().variables))
+        rest = self.needed(100) - 100 * (6 * 6 + 4)
+        assert 3 * parameters < rest < 5 * parameters

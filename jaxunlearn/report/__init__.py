@@ -1,0 +1,28 @@
+"""A report as a terminal table, Markdown and a picture.
+
+A report is plain JSON: ``title``; ``columns``, the models in order, from
+``original`` over the unlearned ones to ``retrained``; ``rows``; ``notes``, sentences;
+``environment``, versions. A row is one metric::
+
+    {"metric": "test accuracy, retained classes", "group": "utility", "format": ".3f",
+     "ideal": "as retrained", "values": {"original": 0.98, ...}, "spread": 0.004,
+     "floor": 0.003, "best": ["neuron_path"]}
+
+``format`` is ``"s"`` (seconds), ``"B"`` (bytes), ``"x"`` (a ratio), ``"d"`` (a count) or a
+Python format; ``spread`` the standard deviation over the retrained models, ``floor`` the
+mean difference between two of them, ``best`` the unlearned models closest to the ideal; the
+last three may be ``None`` or absent, and a value too.
+
+A report may hold ``curves`` (``label``, ``along``, ``values``: a list for each model, and
+their ``spread`` over the retrained ones), for the picture; ``seeds``, if it sums up several:
+its rows then hold ``intervals`` and ``differences`` as
+:func:`jaxunlearn.metrics.table.summarise` makes them; and ``published``, numbers of a paper,
+as :func:`jaxunlearn.metrics.published.compare` does.
+"""
+
+from jaxunlearn.report.files import load, save
+from jaxunlearn.report.markdown import to_markdown
+from jaxunlearn.report.picture import save_png
+from jaxunlearn.report.terminal import print_report, to_table
+
+__all__ = ["load", "print_report", "save", "save_png", "to_markdown", "to_table"]

@@ -1,0 +1,130 @@
+"""Numbers as text, the same in every form of a report."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = [
+    "ORIGINAL",
+    "RETRAINED",
+    "beside_paper",
+    "cell",
+    "difference",
+    "environment",
+    "legend",
+    "number",
+    "paper_legend",
+]
+
+ORIGINAL, RETRAINED = "original", "retrained"
+
+
+def number(value: float | None, spec: str, spread: float | None = None) -> str:
+    """A value with its unit, and its spread in the same unit, ``12 ±.4 s``."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return str(value)
+    unit, size = _unit(value, spec)
+    text = _digits(value / size, spec)
+    if spread is not None:
+        shown = _digits(spread / size, spec)
+        text += " ±" + (shown[1:] if shown.startswith("0.") else shown)
+    return text + unit
+
+
+def _unit(value: float, spec: str) -> tuple[str, float]:
+    if spec == "s":
+        return _time(value)
+    if spec == "B":
+        # decimal, as the ticks of a logarithmic axis are
+        power = min(3, max(0, math.floor(math.log10(max(value, 1)) / 3)))
+        return (" B", " kB", " MB", " GB")[power], 1000.0**power
+    return ("x" if spec == "x" else ""), 1.0
+
+
+def _time(seconds: float) -> tuple[str, float]:
+    if seconds < 1:
+        return (" ms", 1e-3) if seconds >= 1e-3 else (" µs", 1e-6)
+    if seconds < 120:
+        return " s", 1.0
+    return (" min", 60.0) if seconds < 7200 else (" h", 3600.0)
+
+
+def _digits(value: float, spec: str) -> str:
+    if spec == "d":
+        return f"{round(value):,}"
+    if spec not in ("s", "x", "B"):
+        return format(value, spec)
+    if value >= 9.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 0.95 else f"{value:.2g}"
+
+
+def cell(row: dict[str, Any], column: str) -> str:
+    """The text of a column without any mark."""
+    if column == "ideal":
+        return str(row.get("ideal") or "-")
+    if column == "floor":
+        return number(row.get("floor"), row["format"])
+    if "intervals" in row:
+        half = row["intervals"].get(column)
+        # a count of steps or bytes is the same for every seed
+        spread = half or None if row.get("group") == "cost" else half
+    else:
+        spread = row.get("spread") if column == RETRAINED else None
+    return number(row["values"].get(column), row["format"], spread)
+
+
+def difference(row: dict[str, Any], column: str) -> tuple[str, bool]:
+    """Difference to the retrained model with its sign, and whether it may be none."""
+    found = row["differences"].get(column)
+    if found is None:
+        return "-", False
+    mean, half = found["mean"], found["interval"]
+    sign = "+" if mean > 0 else "-" if mean < 0 else ""
+    text = sign + number(abs(mean), row["format"], half)
+    return text, half is not None and abs(mean) <= half
+
+
+def beside_paper(published: dict[str, Any]) -> Iterator[list[str]]:
+    """Lines of the table of published numbers: two for each model, ours and the paper's."""
+    for row in published["rows"]:
+        ours, theirs = [row["model"]], ["published"]
+        for column in published["columns"]:
+            name, spec = column["name"], column["format"]
+            half = row["intervals"].get(name)
+            half = half or None if spec == "B" else half
+            ours.append(number(row["values"].get(name), spec, half))
+            theirs.append(number(row["published"].get(name), spec))
+        if row["values"]:
+            yield ours
+        else:
+            theirs[0] = f"{row['model']}, published"
+        yield theirs
+
+
+def legend(report: dict[str, Any]) -> str:
+    """What the mark, ± and floor mean."""
+    if seeds := report.get("seeds"):
+        spread = f"95 % confidence interval of the mean over {len(seeds)} seeds"
+    else:
+        spread = "standard deviation of the retrained models"
+    return f"closest to the ideal; ±: {spread}; floor: mean difference between two retrained models"
+
+
+def paper_legend(published: dict[str, Any]) -> str:
+    """What the short heads mean."""
+    meanings = {
+        "At": "At: accuracy, forget (train)",
+        "Ag": "Ag: accuracy, retain (train)",
+        "Fr": "Fr: forget images judged unseen",
+        "Fs": "Fs: distance of the membership attack on loss from 0.5",
+    }
+    heads = [column["label"] for column in published["columns"]]
+    return "; ".join(text for head, text in meanings.items() if head in heads)
+
+
+def environment(report: dict[str, Any]) -> str:
+    """Versions in one line."""
+    return ", ".join(f"{name} {value}" for name, value in report.get("environment", {}).items())

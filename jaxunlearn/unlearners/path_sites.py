@@ -91,9 +91,12 @@ def find_layers(
       layers, weights, biases: as in :func:`jaxunlearn.neuron_path`.
 
     Raises:
-      ValueError: the head cannot be edited, no layer matches, or weights were asked
-        for that cannot be told apart.
+      ValueError: the logits are not ``[B, K]``, the head cannot be edited, no layer
+        matches, or weights were asked for that cannot be told apart.
     """
+    logits = jax.eval_shape(fn, variables, x).shape
+    if len(logits) != 2:
+        raise ValueError(f"model: expected logits [B, K], got shape {logits}")
     read = jax.eval_shape(features(fn), variables, x).shape
     units = structure(fn, variables, x)
     _check_head(head(fn, variables, x), units[-1], read)

@@ -28,3 +28,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 def own_cache(tmp_path_factory):
     """Decoded data sets of the tests do not touch the user's cache."""
     os.environ["JAXUNLEARN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_programs():
+    """A worker that keeps every program it ever compiled runs out of memory maps, and dies."""
+    yield
+    jax.clear_caches()

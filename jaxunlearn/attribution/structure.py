@@ -8,10 +8,10 @@ from typing import Any
 import jax
 
 from jaxunlearn.attribution.steps import plan
-from jaxunlearn.attribution.trace import evaluate, trace
+from jaxunlearn.attribution.trace import Program, evaluate, trace
 from jaxunlearn.attribution.units import Unit
 
-__all__ = ["features", "head", "structure"]
+__all__ = ["features", "head", "read_last", "structure"]
 
 
 def structure(
@@ -73,11 +73,20 @@ def features(fn: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, jax.Ar
 
     def penultimate(variables: Any, x: jax.Array) -> jax.Array:
         program = trace(fn, variables, x)
-        last = next((s for s in reversed(plan(program).steps) if s.kind == "linear"), None)
-        if last is None:
-            raise ValueError("fn: expected at least one linear operation with a constant kernel")
-        value = last.ins[0]
+        value = read_last(program)
         feature: jax.Array = evaluate(program, variables, x, until=value)[value]
         return feature
 
     return penultimate
+
+
+def read_last(program: Program) -> int:
+    """The value that the last linear unit reads.
+
+    Raises:
+      ValueError: there is no linear unit.
+    """
+    last = next((s for s in reversed(plan(program).steps) if s.kind == "linear"), None)
+    if last is None:
+        raise ValueError("fn: expected at least one linear operation with a constant kernel")
+    return last.ins[0]

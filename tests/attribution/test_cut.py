@@ -1,0 +1,103 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxunlearn as ju
+from jaxunlearn.attribution.cut import cut_at_features, cut_at_map
+from jaxunlearn.attribution.maps import concept_maps, grad_cam
+
+KEY = jax.random.key(0)
+NETWORKS = {"mlp": (6, 6, 1), "cnn": (8, 8, 1), "resnet8": (8, 8, 3)}
+OPTIONS = {
+    "mlp": {"features": (12, 7)},
+    "cnn": {"channels": (3, 4), "features": 9},
+    "resnet8": {"width": 4},
+}
+MAPS = {"mlp": (6, 6, 1), "cnn": (4, 4, 4), "resnet8": (2, 2, 16)}
+
+
+def network(name):
+    model = ju.build(name, NETWORKS[name], 5, OPTIONS[name])
+    x = jax.random.normal(jax.random.key(1), (3, *NETWORKS[name]))
+    return model.apply, model.init(KEY), x
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("cut", [cut_at_features, cut_at_map])
+def test_both_halves_make_the_whole(name, cut):
+    apply, variables, x = network(name)
+    upper, lower = cut(apply)
+    value = jax.jit(upper)(variables, x)
+    np.testing.assert_allclose(
+        lower(variables, value, x.shape[1:]), apply(variables, x), atol=1e-5, rtol=0
+    )
+    # the lower half depends on the value alone, and takes any number of examples
+    other = lower(variables, jnp.zeros_like(value[:2]), x.shape[1:])
+    assert other.shape == (2, 5)
+    np.testing.assert_allclose(other[0], other[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_where_it_is_cut(name):
+    apply, variables, x = network(name)
+    assert cut_at_map(apply).upper(variables, x).shape == (3, *MAPS[name])
+    features = cut_at_features(apply).upper(variables, x)
+    np.testing.assert_allclose(features, ju.features(apply)(variables, x), atol=1e-6)
+
+
+def test_a_skip_around_the_head_is_told():
+    def around(v, x):
+        return jnp.tanh(x @ v["a"]) @ v["b"] + x[:, :2]
+
+    v = {"a": jnp.ones((4, 3)), "b": jnp.ones((3, 2))}
+    with pytest.raises(ValueError, match="expected all of x to go through the last linear unit"):
+        cut_at_features(around).upper(v, jnp.ones((2, 4)))
+
+
+def test_a_network_without_positions_is_told():
+    with pytest.raises(ValueError, match=r"expected a network of images \[B, H, W, C\], got none"):
+        cut_at_map(lambda v, x: x @ v).upper(jnp.ones((4, 2)), jnp.ones((3, 4)))
+
+
+def pooled(v, x):
+    """Channels are features: the map of a concept is exact."""
+    return jnp.mean(jax.nn.relu(x), axis=(1, 2)) @ v
+
+
+def test_a_concepts_map_adds_up_behind_an_average():
+    v = jax.random.normal(KEY, (3, 5))
+    x = jax.random.normal(jax.random.key(2), (4, 6, 5, 3))
+    direction = jax.random.normal(jax.random.key(3), (4, 3))
+    maps = jax.jit(concept_maps(pooled))(v, x, direction)
+    by_hand = jnp.sum(jax.nn.relu(x) * direction[:, None, None], -1) / 30
+    np.testing.assert_allclose(maps, by_hand, atol=1e-6)
+    features = jnp.mean(jax.nn.relu(x), axis=(1, 2))
+    np.testing.assert_allclose(maps.sum((1, 2)), jnp.sum(features * direction, -1), atol=1e-5)
+
+
+def test_grad_cam_by_hand():
+    v = jax.random.normal(KEY, (3, 5))
+    x = jax.random.normal(jax.random.key(2), (4, 6, 5, 3))
+    weights = jax.nn.one_hot(jnp.array([0, 4, 2, 2]), 5)
+    maps = grad_cam(pooled)(v, x, weights)
+    # the slope of a mean is 1/30 everywhere
+    alpha = weights @ v.T / 30
+    by_hand = jnp.maximum(jnp.sum(jax.nn.relu(x) * alpha[:, None, None], -1), 0)
+    np.testing.assert_allclose(maps, by_hand, atol=1e-6)
+    assert maps.min() == 0
+
+
+def test_maps_of_a_network_with_dense_layers_find_what_lights_up():
+    """A dense layer that reads one corner: the map is there and nowhere else."""
+
+    def corner(v, x):
+        return jax.nn.relu(x.reshape(len(x), -1) @ v["fc"]) @ v["head"]
+
+    kernel = np.zeros((4, 4, 2), np.float32)
+    kernel[0, 3] = 1
+    v = {"fc": jnp.asarray(kernel.reshape(16, 2)), "head": jnp.ones((2, 3))}
+    x = jnp.ones((2, 4, 4, 1))
+    maps = concept_maps(corner)(v, x, jnp.ones((2, 2)))
+    assert float(maps[0, 0, 3]) == 2
+    assert float(jnp.sum(maps[0])) == 2

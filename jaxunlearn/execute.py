@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data.sets import num_examples
+from jaxunlearn.data.sets import num_examples, request
 from jaxunlearn.errors import DivergenceError, RequestError
 from jaxunlearn.loop import Job, advance, init, result
+from jaxunlearn.members import member
 from jaxunlearn.scannable import has_weight_gradient_convolution
 from jaxunlearn.sharding import place, replicate
 from jaxunlearn.types import Batches, Info, Key, Needs, Sets, State, Subset, Variables
@@ -33,6 +34,12 @@ __all__ = [
 CHUNK = 32
 """Steps between two looks at the diagnostics, where the loop is compiled."""
 
+COMPILING = (
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+"""What jax tells of compilation; tracing, which may nest, is not counted."""
+
 
 class Outcome(NamedTuple):
     """What a run gives back.
@@ -44,6 +51,7 @@ class Outcome(NamedTuple):
       examples: examples seen, counted with repetition, by one member.
       seconds: wall time without compilation and callbacks; laying out the arrays included.
       compile_seconds: time to trace, lower and compile.
+      prepared: what the method's preparation found, if it has one.
       memory: bytes that the largest of the compiled programs holds on one device while it
         runs: arguments (the data of its sets included), results and temporaries, an
         argument given up for a result counted once. ``None`` if the compiler does not tell.
@@ -58,6 +66,7 @@ class Outcome(NamedTuple):
     seconds: float
     compile_seconds: float
     memory: int | None = None
+    prepared: Any = None
 
 
 class Resume(NamedTuple):
@@ -111,6 +120,22 @@ class _Clock:
         yield
         setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
 
+    @contextlib.contextmanager
+    def split(self) -> Iterator[None]:
+        """Of what runs here and compiles programs of its own, their compilation apart."""
+        spent: list[float] = []
+
+        def note(event: str, duration_secs: float, **_: str | int) -> None:
+            if event in COMPILING:
+                spent.append(duration_secs)
+
+        jax.monitoring.register_event_duration_secs_listener(note)
+        try:
+            yield
+        finally:
+            jax.monitoring.unregister_event_duration_listener(note)
+            self.compiling += sum(spent)
+
     def compile(self, jitted: Any, *args: Any, **options: Any) -> None:
         # jit keeps the program, so that the call that follows finds it
         with self.account("compiling"):
@@ -129,8 +154,10 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     if job.sharding is not None:
         variables = place(variables, job.sharding)
         sets, key = replicate((sets, key), job.sharding)
-    clock.compile(init, variables, sets, key, job=job)
-    state = jax.block_until_ready(init(variables, sets, key, job=job))
+    with clock.split():
+        prepared = jax.block_until_ready(_prepare(job, variables, sets, key))
+    clock.compile(init, variables, sets, key, prepared, job=job)
+    state = jax.block_until_ready(init(variables, sets, key, prepared, job=job))
     done, history = 0, {}
     with clock.account("outside"):
         found = options.resume(state) if options.resume else None
@@ -139,7 +166,8 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
         clock.start -= found.seconds
 
     with clock.account("compiling"):
-        chunk = min(options.chunk or CHUNK, _chunk_length(job, variables, sets, key))
+        slow = loops_badly(job, variables, sets, key, prepared)
+        chunk = min(options.chunk or CHUNK, 1 if slow else CHUNK)
     zero = np.int32(0)
     clock.compile(advance, state, sets, key, zero, zero, job=job, length=chunk)
     while done < steps:
@@ -163,8 +191,27 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     made = jax.block_until_ready(result(state, job=job))
     seen = _examples_seen(job, sets, done)
     return Outcome(
-        made, history, done, seen, clock.running(), clock.compiling, clock.memory or None
+        made, history, done, seen, clock.running(), clock.compiling, clock.memory or None, prepared
     )
+
+
+def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
+    """What the method finds out on the host; of several members side by side."""
+    if job.unlearner.prepare is None:
+        return None
+    run = job.unlearner.prepare.run
+    if not job.mapped:
+        found = run(variables, sets, key)
+        return found if job.sharding is None else replicate(found, job.sharding)
+    each = [
+        run(
+            member(variables, n) if job.mapped_variables else variables,
+            request(sets, n),
+            key[n],
+        )
+        for n in range(len(key))
+    ]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
 def _held(program: Any) -> int:
@@ -207,16 +254,16 @@ def _count_steps(job: Job, sets: Sets, steps: int | None) -> int:
     return math.ceil(min(largest, needs.samples or largest) / job.batch_size)
 
 
-def _chunk_length(job: Job, variables: Variables, sets: Sets, key: Key) -> int:
-    return 1 if loops_badly(job, variables, sets, key) else CHUNK
+def loops_badly(job: Job, variables: Variables, sets: Sets, key: Key, prepared: Any) -> bool:
+    """Whether this is a CPU and the step holds what must not run in a compiled loop there.
 
-
-def loops_badly(job: Job, variables: Variables, sets: Sets, key: Key) -> bool:
-    """Whether this is a CPU and the step holds what must not run in a compiled loop there."""
+    Args:
+      prepared: arrays, or their shapes and dtypes.
+    """
     if jax.default_backend() != "cpu":
         return False
     zero = np.int32(0)
-    state = jax.eval_shape(partial(init, job=job), variables, sets, key)
+    state = jax.eval_shape(partial(init, job=job), variables, sets, key, prepared)
     traced = advance.trace(state, sets, key, zero, zero, job=job, length=CHUNK)
     return has_weight_gradient_convolution(traced.jaxpr)
 

@@ -15,7 +15,7 @@ from jaxunlearn.members import ensemble
 from jaxunlearn.sharding import Sharding, constrain, constrain_batches
 from jaxunlearn.types import Batches, Info, Key, Sets, State, Subset, Unlearner, Variables
 
-__all__ = ["Job", "advance", "init", "result"]
+__all__ = ["Job", "advance", "begin", "init", "result"]
 
 
 class Job(NamedTuple):
@@ -54,6 +54,13 @@ def _sets_axes(job: Job) -> Any:
     return Sets(**{name: Subset(None, 0, 0) for name in present})  # type: ignore[arg-type]
 
 
+def begin(unlearner: Unlearner, variables: Variables, sets: Sets, key: Key, prepared: Any) -> State:
+    """A method's own ``init``, with what it prepared, if it prepares anything."""
+    if unlearner.prepare is None:
+        return unlearner.init(variables, sets, key)
+    return unlearner.init(variables, sets, key, prepared)
+
+
 def _alone(part: Subset) -> Subset:
     """A subset without the examples of others; free where the method reads none of them."""
     examples = part.examples._replace(
@@ -63,19 +70,19 @@ def _alone(part: Subset) -> Subset:
 
 
 @partial(jax.jit, static_argnames="job")
-def init(variables: Variables, sets: Sets, key: Key, *, job: Job) -> State:
+def init(variables: Variables, sets: Sets, key: Key, prepared: Any, *, job: Job) -> State:
     """The state before the first step; shares no memory with what was given."""
 
-    def one(variables: Variables, sets: Sets, key: Key) -> State:
+    def one(variables: Variables, sets: Sets, key: Key, prepared: Any) -> State:
         own, _ = jax.random.split(key)
         shown = Sets(*(part if part is None else _alone(part) for part in sets))
-        state = constrain(job.unlearner.init(variables, shown, own), job.sharding)
+        state = constrain(begin(job.unlearner, variables, shown, own, prepared), job.sharding)
         # jit hands an unchanged input back as the same array; a donated copy of it
         # would take the user's model along
         return jax.tree.map(jnp.copy, state)
 
-    axes = (0 if job.mapped_variables else None, _sets_axes(job), 0)
-    return _over(job, one, axes)(variables, sets, key)
+    axes = (0 if job.mapped_variables else None, _sets_axes(job), 0, 0)
+    return _over(job, one, axes)(variables, sets, key, prepared)
 
 
 @partial(jax.jit, static_argnames=("job", "length"), donate_argnames="state")

@@ -6,6 +6,7 @@ import json
 import math
 import typing
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jaxunlearn.data.sets import make_sets, num_examples, stratified_mask
 from jaxunlearn.data.sources import load_dataset
 from jaxunlearn.errors import ConfigError
 from jaxunlearn.execute import visible_sets
+from jaxunlearn.loop import begin
 from jaxunlearn.metrics.published import HEADS
 from jaxunlearn.models import build, check_model
 from jaxunlearn.overrides import check_types, check_value
@@ -171,7 +173,9 @@ def _build_method(
         method = load_method(name)(model, **arguments)
         # what a method refuses when it sees model and data, found out before any training
         like = jax.eval_shape(model.init, jax.random.key(0))
-        jax.eval_shape(method.init, like, visible_sets(method.needs, sets), jax.random.key(0))
+        shown = visible_sets(method.needs, sets)
+        prepared = method.prepare and method.prepare.shapes(like, shown)
+        jax.eval_shape(partial(begin, method), like, shown, jax.random.key(0), prepared)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"methods.{label}: {error}") from error
     if not method.needs.once:

@@ -11,8 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.data.sets import request
 from jaxunlearn.errors import expect
-from jaxunlearn.execute import OnChunk, Options, Outcome, ResumeFrom, execute, loops_badly
+from jaxunlearn.execute import (
+    OnChunk,
+    Options,
+    Outcome,
+    ResumeFrom,
+    execute,
+    loops_badly,
+    visible_sets,
+)
 from jaxunlearn.loop import Job
 from jaxunlearn.members import member
 from jaxunlearn.sharding import Sharding
@@ -114,9 +123,9 @@ def unlearn_many(
 
     def arguments(n: int) -> tuple[Variables, Sets, Key]:
         own = member(variables, n) if stacked_variables else variables
-        return own, _request(sets, n), keys[n]
+        return own, request(sets, n), keys[n]
 
-    if at_once or not loops_badly(alone, *arguments(0)):
+    if at_once or not _loops_badly(alone, *arguments(0)):
         return execute(job, variables, sets, keys, options)
     # one program for all would hold a loop over members, ruinous for such convolutions
     options = options._replace(resume=None)
@@ -151,13 +160,11 @@ def _fitting(unlearner: Unlearner, batch_size: int) -> int:
     return min(batch_size, unlearner.needs.samples or batch_size)
 
 
-def _request(sets: Sets, number: int) -> Sets:
-    """The sets of one member."""
-    return Sets(*(
-        part if part is None or part.size.ndim == 0
-        else part._replace(indices=part.indices[number], size=part.size[number])
-        for part in sets
-    ))  # fmt: skip
+def _loops_badly(job: Job, variables: Variables, sets: Sets, key: Key) -> bool:
+    sets = visible_sets(job.unlearner.needs, sets)
+    prepare = job.unlearner.prepare
+    prepared = None if prepare is None else prepare.shapes(variables, sets)
+    return loops_badly(job, variables, sets, key, prepared)
 
 
 def _stack(outcomes: list[Outcome]) -> Outcome:
@@ -167,6 +174,7 @@ def _stack(outcomes: list[Outcome]) -> Outcome:
             name: np.stack([o.history[name] for o in outcomes], axis=1)
             for name in outcomes[0].history
         },
+        prepared=jax.tree.map(lambda *leaves: jnp.stack(leaves), *(o.prepared for o in outcomes)),
         seconds=sum(o.seconds for o in outcomes),
         compile_seconds=sum(o.compile_seconds for o in outcomes),
     )

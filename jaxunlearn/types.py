@@ -19,6 +19,7 @@ __all__ = [
     "Key",
     "Model",
     "Needs",
+    "Preparation",
     "Sets",
     "State",
     "Subset",
@@ -98,11 +99,14 @@ class Batch(NamedTuple):
       x: ``float32 [B, ...]``.
       y: ``int32 [B]``; all ``-1`` for a method that declared not to need labels.
       weight: ``float32 [B]``, 1 for an example that counts, 0 for padding.
+      slot: ``int32 [B]``, places in the subset, from 0 to ``size - 1``: where ``init``,
+        which sees the whole subset in its order, computed something of each example.
     """
 
     x: jax.Array
     y: jax.Array
     weight: jax.Array
+    slot: jax.Array
 
 
 class Sets(NamedTuple):
@@ -169,18 +173,38 @@ class Info(NamedTuple):
     finite: jax.Array
 
 
+class Preparation(NamedTuple):
+    """What a method finds out on the host, before its compiled part.
+
+    For fits by libraries that know arrays only (scikit-learn), on the sets that the
+    method declared. Its time counts as the method's.
+
+    Attributes:
+      run: ``variables, sets, key -> prepared``, any pytree of arrays, whose shapes do not
+        depend on values; of several members it is run for each.
+      shapes: ``variables, sets -> prepared`` as ``jax.ShapeDtypeStruct``, from arrays or
+        their shapes; raises what ``run`` would, as far as that can be told.
+    """
+
+    run: Callable[[Variables, "Sets", Key], Any]
+    shapes: Callable[[Variables, "Sets"], Any]
+
+
 class Unlearner(NamedTuple):
     """A method that makes a model forget, as pure functions.
 
     Attributes:
-      init: ``variables, sets, key -> state``; all that is computed before the loop.
+      init: ``variables, sets, key -> state``; all that is computed before the loop. With a
+        preparation: ``variables, sets, key, prepared -> state``.
       step: ``state, batches -> (state, info)``; compiled once.
       result: ``state -> variables`` of the same structure, shapes and dtypes as
         those given to ``init``.
       needs: which sets ``init`` and ``step`` may see.
+      prepare: what is found out before ``init``, where that cannot be compiled.
     """
 
-    init: Callable[[Variables, Sets, Key], State]
+    init: Callable[..., State]
     step: Callable[[State, Batches], tuple[State, Info]]
     result: Callable[[State], Variables]
     needs: Needs
+    prepare: Preparation | None = None

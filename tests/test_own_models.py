@@ -12,7 +12,7 @@ from flax import linen, nnx
 import jaxunlearn as ju
 from jaxunlearn.config import TrainConfig
 from jaxunlearn.errors import ConfigError
-from jaxunlearn.metrics.predict import predict
+from jaxunlearn.predict import predict
 from tests import toy
 
 KEY = jax.random.key(3)

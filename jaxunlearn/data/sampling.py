@@ -67,6 +67,7 @@ def _pick(subset: Subset, slots: jax.Array, weight: jax.Array, labels: bool) -> 
         x=fetch(subset.examples, positions),
         y=subset.examples.y[positions] if labels else hidden,
         weight=weight.astype(jnp.float32),
+        slot=slots,
     )
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "as_examples",
     "make_sets",
     "num_examples",
+    "request",
     "stack_sets",
     "stratified_mask",
     "subset",
@@ -188,6 +189,15 @@ def stratified_mask(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     mask = np.zeros(len(labels), bool)
     mask[order[(np.arange(count) * len(labels)) // max(count, 1)]] = True
     return mask
+
+
+def request(sets: Sets, number: int) -> Sets:
+    """The sets of one request of several that were stacked; of one alone they are its own."""
+    return Sets(*(
+        part if part is None or part.size.ndim == 0
+        else part._replace(indices=part.indices[number], size=part.size[number])
+        for part in sets
+    ))  # fmt: skip
 
 
 def stack_sets(many: Sequence[Sets]) -> Sets:

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from jaxunlearn.attribution import features
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.metrics.attacks import Judge, fit_judge, loss_attack
-from jaxunlearn.metrics.predict import Predictions, predict
 from jaxunlearn.metrics.residue import linear_probe, relearn_curve, relearn_steps
 from jaxunlearn.models import check_model, functionalize
+from jaxunlearn.predict import Predictions, predict
 from jaxunlearn.types import Apply, Key, Model, Sets, Variables
 
 __all__ = ["MEASURES", "Reference", "measure", "refer"]

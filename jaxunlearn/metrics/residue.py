@@ -10,7 +10,7 @@ import optax
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.errors import DivergenceError
 from jaxunlearn.execute import Progress
-from jaxunlearn.metrics.predict import predict
+from jaxunlearn.predict import predict
 from jaxunlearn.runner import unlearn
 from jaxunlearn.training.descent import LossAndMore, accuracy, cross_entropy, descent
 from jaxunlearn.types import Apply, Batches, Key, Model, Needs, Sets, Subset, Unlearner, Variables

@@ -19,6 +19,7 @@ def room(part: Subset | None, samples: int) -> Batch:
         x=jnp.zeros((places, *part.examples.x.shape[1:]), jnp.float32),
         y=jnp.zeros(places, jnp.int32),
         weight=jnp.zeros(places, jnp.float32),
+        slot=jnp.zeros(places, jnp.int32),
     )
 
 

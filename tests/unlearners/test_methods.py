@@ -8,7 +8,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.data.sets import num_examples
-from jaxunlearn.metrics.predict import predict
+from jaxunlearn.predict import predict
 from jaxunlearn.training.descent import cross_entropy
 from jaxunlearn.unlearners.random_label import wrong_labels
 from tests import toy

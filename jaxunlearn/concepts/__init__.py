@@ -1,0 +1,53 @@
+"""Concepts: directions in a network's feature space that people, or patches, can show."""
+
+from jaxunlearn.concepts.attributes import TABLES, Table, attribute_sets, load_table
+from jaxunlearn.concepts.bank import Bank, make_bank, margins
+from jaxunlearn.concepts.bottleneck import (
+    Bottleneck,
+    bottleneck_accuracy,
+    bottleneck_logits,
+    concept_logits,
+    fit_bottleneck,
+)
+from jaxunlearn.concepts.cavs import fit_bank
+from jaxunlearn.concepts.factors import patch_bank
+from jaxunlearn.concepts.files import load_bank, save_bank
+from jaxunlearn.concepts.infer import Concepts, concept_shapes, feature_fn, infer_concepts
+from jaxunlearn.concepts.patches import Patches, typical_patches
+from jaxunlearn.concepts.scores import (
+    Donor,
+    Scores,
+    check_donor,
+    choose_donor,
+    concept_scores,
+)
+
+__all__ = [
+    "TABLES",
+    "Bank",
+    "Bottleneck",
+    "Concepts",
+    "Donor",
+    "Patches",
+    "Scores",
+    "Table",
+    "attribute_sets",
+    "bottleneck_accuracy",
+    "bottleneck_logits",
+    "check_donor",
+    "choose_donor",
+    "concept_logits",
+    "concept_scores",
+    "concept_shapes",
+    "feature_fn",
+    "fit_bank",
+    "fit_bottleneck",
+    "infer_concepts",
+    "load_bank",
+    "load_table",
+    "make_bank",
+    "margins",
+    "patch_bank",
+    "save_bank",
+    "typical_patches",
+]

@@ -1,0 +1,227 @@
+"""From a network and labelled examples to what its classes are made of, in one call."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.attribution import features
+from jaxunlearn.concepts.attributes import TABLES, attribute_sets, load_table
+from jaxunlearn.concepts.bank import Bank
+from jaxunlearn.concepts.bottleneck import Bottleneck, fit_bottleneck
+from jaxunlearn.concepts.cavs import fit_bank
+from jaxunlearn.concepts.factors import patch_bank, patch_names
+from jaxunlearn.concepts.files import load_bank
+from jaxunlearn.concepts.scores import concept_scores
+from jaxunlearn.data.names import hint
+from jaxunlearn.data.sampling import fetch
+from jaxunlearn.data.sets import num_examples, stratified_mask, whole
+from jaxunlearn.errors import DataError
+from jaxunlearn.predict import predict
+from jaxunlearn.types import Apply, Examples, Key, Subset, Variables
+
+__all__ = ["Concepts", "concept_shapes", "feature_fn", "infer_concepts"]
+
+
+class Concepts(NamedTuple):
+    """What the classes of a network are made of; shapes do not depend on values.
+
+    Attributes:
+      bank: the concept vectors.
+      bottleneck: the classifier that reads them.
+      values: ``float32 [K, m]``, see :class:`~jaxunlearn.concepts.Scores`.
+      gap: ``float32 [K]``, the completeness gap of ``values``.
+    """
+
+    bank: Bank
+    bottleneck: Bottleneck
+    values: jax.Array
+    gap: jax.Array
+
+
+@functools.lru_cache(maxsize=32)
+def feature_fn(apply: Apply) -> Apply:
+    """``jaxunlearn.attribution.features(apply)``, the same function at every call.
+
+    Programs are kept by function: so a second call compiles nothing.
+    """
+    return features(apply)
+
+
+def infer_concepts(
+    apply: Apply,
+    variables: Variables,
+    parts: Sequence[Subset],
+    key: Key,
+    *,
+    bank: str = "patches",
+    concepts: int = 16,
+    examples: int = 3000,
+    class_names: Sequence[str] | None = None,
+    hybrid: bool = True,
+    baseline: str = "mean",
+    batch_size: int = 256,
+    warn: bool = True,
+) -> Concepts:
+    """Draws examples, makes a bank, fits the bottleneck and scores the concepts.
+
+    Runs on the host and compiles its own programs: it cannot be jitted itself.
+
+    Args:
+      apply: ``variables, x [B, ...] -> logits [B, K]``, whose head reads ``[B, n]``.
+      variables: of the network; not changed.
+      parts: labelled examples, together; at most ``examples`` of them are drawn, each
+        class by its share.
+      key: fixes all draws.
+      bank: ``"patches"`` (:func:`~jaxunlearn.concepts.patch_bank`); a data set with a
+        table of attributes, or the path of a ``.toml`` with one
+        (:func:`~jaxunlearn.concepts.attribute_sets`,
+        :func:`~jaxunlearn.concepts.fit_bank`); or the path of an ``.npz`` with vectors
+        (:func:`~jaxunlearn.concepts.load_bank`).
+      concepts: ``m``, for ``"patches"``.
+      examples: see ``parts``.
+      class_names: of the labels, where a table has its classes in another order.
+      hybrid: see :func:`~jaxunlearn.concepts.fit_bottleneck`.
+      baseline: see :func:`~jaxunlearn.concepts.concept_scores`.
+      batch_size: examples, or patches, taken together.
+      warn: whether attributes that are not useful are named in a ``UserWarning``.
+
+    Raises:
+      ValueError: what :func:`concept_shapes` raises, no examples, or what the functions
+        named above raise.
+
+    Source: arXiv 2405.15662 (inference of concepts).
+    """
+    if examples < 1:
+        raise ValueError(f"examples: expected at least 1, got {examples!r}")
+    own = [int(seed) for seed in jax.random.bits(key, (5,), jnp.uint32)]
+    drawn = _draw(parts, examples, own[0])
+    like = jax.ShapeDtypeStruct(drawn.x.shape, jnp.float32)
+    shapes = concept_shapes(apply, variables, like, bank=bank, concepts=concepts)
+    size = shapes.bank.vectors.shape[1]
+    y = np.asarray(drawn.y)
+    read = feature_fn(apply)
+    e = predict(read, variables, whole(drawn), min(batch_size, len(y))).logits
+    if bank == "patches":
+        found, _ = patch_bank(
+            read, variables, drawn.x, concepts=concepts, seed=own[1], batch_size=batch_size,
+            labels=y,
+        )  # fmt: skip
+    elif bank.endswith(".npz"):
+        found = load_bank(bank, size)
+    else:
+        sets = attribute_sets(load_table(bank), e, y, class_names, seed=own[2])
+        found = fit_bank(sets, seed=own[3], warn=warn)
+    num_classes = len(shapes.gap)
+    bottleneck = fit_bottleneck(found, e, y, num_classes, hybrid=hybrid, seed=own[4])
+    scores = concept_scores(
+        found, bottleneck, jnp.asarray(e), drawn.y, num_classes, baseline=baseline
+    )
+    return Concepts(found, bottleneck, scores.values, scores.gap)
+
+
+def concept_shapes(
+    apply: Apply,
+    variables: Variables,
+    x: Any,
+    num_classes: int | None = None,
+    *,
+    bank: str = "patches",
+    concepts: int = 16,
+) -> Concepts:
+    """Shapes and dtypes of what :func:`infer_concepts` returns, without computing.
+
+    Args:
+      apply, bank, concepts: see :func:`infer_concepts`.
+      variables: arrays, or their shapes and dtypes.
+      x: examples ``[B, ...]``, or their shape and dtype.
+      num_classes: ``K``, if it is known; checked against the network's.
+
+    Raises:
+      ValueError: an unknown bank; a file that is missing, malformed or of another ``n``;
+        a table with fewer classes than the network; a head that does not read ``[B, n]``
+        or a network of another ``K``; for patches, examples that are not images, or a
+        number of concepts that the features do not allow.
+    """
+    _check_name(bank)
+    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
+    logits = jax.eval_shape(apply, variables, one)
+    read = jax.eval_shape(feature_fn(apply), variables, one)
+    if read.ndim != 2:
+        raise ValueError(f"apply: expected a head that reads [B, n], got {list(read.shape)}")
+    classes, size = logits.shape[-1], read.shape[1]
+    if num_classes is not None and num_classes != classes:
+        raise ValueError(f"num_classes: expected {classes}, as of the network, got {num_classes}")
+    names = _names(bank, concepts, size, classes, x.shape)
+
+    def floats(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    m = len(names)
+    mask: Any = jax.ShapeDtypeStruct((m,), jnp.bool_)
+    return Concepts(
+        Bank(names, floats(m, size), floats(m), mask, floats(m), floats(m)),
+        Bottleneck(floats(classes, m), floats(classes), floats(classes, size), floats(classes)),
+        values=floats(classes, m),
+        gap=floats(classes),
+    )
+
+
+def _check_name(bank: str) -> None:
+    if bank != "patches" and bank not in TABLES and not bank.endswith((".toml", ".npz")):
+        known = ["patches", *TABLES]
+        raise DataError(
+            f"bank: expected one of {', '.join(known)}, or a path ending in .toml or .npz; "
+            f"got {bank!r}{hint(bank, known)}"
+        )
+
+
+def _names(
+    bank: str, concepts: int, size: int, classes: int, shape: Sequence[int]
+) -> tuple[str, ...]:
+    """The names of the bank's concepts, if it suits the network."""
+    if bank.endswith(".npz"):
+        return load_bank(bank, size).names
+    if bank != "patches":
+        table = load_table(bank)
+        if len(table.classes) < classes:
+            raise DataError(
+                f"bank {bank}: expected a table of at least {classes} classes, as many as the "
+                f"network has, got {len(table.classes)}"
+            )
+        return table.names
+    if len(shape) != 4:
+        raise ValueError(
+            f"bank: expected images [N, H, W, C] for patches, got examples {list(shape[1:])}; "
+            "a table of attributes or vectors of one's own suit any network"
+        )
+    if not 2 <= concepts <= size:
+        raise ValueError(
+            f"concepts: expected from 2 to {size}, the features that the head reads, "
+            f"got {concepts!r}"
+        )
+    return patch_names(concepts)
+
+
+def _draw(parts: Sequence[Subset], count: int, seed: int) -> Examples:
+    """Some of the examples of several subsets, normalised, each class by its share."""
+    kept = [part for part in parts if num_examples(part)]
+    if not kept:
+        raise ValueError("parts: expected labelled examples, got none")
+    places = [np.asarray(part.indices)[: num_examples(part)] for part in kept]
+    y = np.concatenate(
+        [np.asarray(part.examples.y)[at] for part, at in zip(kept, places, strict=True)]
+    )
+    chosen = stratified_mask(y, count, seed) if count < len(y) else np.ones(len(y), bool)
+    ends = np.cumsum([len(at) for at in places])[:-1]
+    x = [
+        fetch(part.examples, jnp.asarray(at[take]))
+        for part, at, take in zip(kept, places, np.split(chosen, ends), strict=True)
+    ]
+    unit = (1,) * (x[0].ndim - 1)
+    return Examples(
+        jnp.concatenate(x), jnp.asarray(y[chosen], jnp.int32), jnp.zeros(unit), jnp.ones(unit)
+    )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         seeds,
         structure,
     )
+    from jaxunlearn.concepts import infer_concepts
     from jaxunlearn.config import Config, DataConfig, ModelConfig, Request, TrainConfig
     from jaxunlearn.data.requests import (
         forget_class,
@@ -36,11 +37,20 @@ if TYPE_CHECKING:
     from jaxunlearn.members import ensemble
     from jaxunlearn.metrics.evaluate import evaluate
     from jaxunlearn.models import build, functionalize, variables_of
-    from jaxunlearn.pictures import save_heatmaps, save_path
+    from jaxunlearn.pictures import (
+        save_concepts,
+        save_confusions,
+        save_heatmaps,
+        save_maps,
+        save_patches,
+        save_path,
+        save_poison,
+    )
     from jaxunlearn.report import print_report
     from jaxunlearn.runner import unlearn, unlearn_many
     from jaxunlearn.sharding import make_sharding
     from jaxunlearn.types import Batches, Info, Model, Needs, Sets, Unlearner
+    from jaxunlearn.unlearners.concept_poison import concept_poison
     from jaxunlearn.unlearners.finetune import finetune
     from jaxunlearn.unlearners.gradient_ascent import gradient_ascent
     from jaxunlearn.unlearners.neuron_path import neuron_path
@@ -60,6 +70,7 @@ _HOME = {
         "seeds",
         "structure",
     ],
+    "concepts": ["infer_concepts"],
     "config": ["Config", "DataConfig", "ModelConfig", "Request", "TrainConfig"],
     "data.requests": ["forget_class", "forget_classes", "forget_indices", "forget_random"],
     "data.sets": ["make_sets", "stack_sets", "subset", "whole"],
@@ -69,11 +80,20 @@ _HOME = {
     "fit": ["train", "train_many"],
     "metrics.evaluate": ["evaluate"],
     "models": ["build", "functionalize", "variables_of"],
-    "pictures": ["save_heatmaps", "save_path"],
+    "pictures": [
+        "save_concepts",
+        "save_confusions",
+        "save_heatmaps",
+        "save_maps",
+        "save_patches",
+        "save_path",
+        "save_poison",
+    ],
     "report": ["print_report"],
     "runner": ["unlearn", "unlearn_many"],
     "sharding": ["make_sharding"],
     "types": ["Batches", "Info", "Model", "Needs", "Sets", "Unlearner"],
+    "unlearners.concept_poison": ["concept_poison"],
     "unlearners.finetune": ["finetune"],
     "unlearners.gradient_ascent": ["gradient_ascent"],
     "unlearners.neuron_path": ["neuron_path"],
@@ -96,6 +116,7 @@ __all__ = [
     "Unlearner",
     "baselines",
     "build",
+    "concept_poison",
     "conductance",
     "ensemble",
     "evaluate",
@@ -107,6 +128,7 @@ __all__ = [
     "forget_random",
     "functionalize",
     "gradient_ascent",
+    "infer_concepts",
     "integrated_gradients",
     "layer_integrated_gradients",
     "load_dataset",
@@ -120,8 +142,13 @@ __all__ = [
     "retrain",
     "rules",
     "run",
+    "save_concepts",
+    "save_confusions",
     "save_heatmaps",
+    "save_maps",
+    "save_patches",
     "save_path",
+    "save_poison",
     "seeds",
     "stack_sets",
     "structure",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data.sets import num_examples, request
+from jaxunlearn.data.sets import alone, num_examples, request
 from jaxunlearn.errors import DivergenceError, RequestError
 from jaxunlearn.loop import Job, advance, init, result
 from jaxunlearn.members import member
@@ -199,14 +199,15 @@ def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
     """What the method finds out on the host; of several members side by side."""
     if job.unlearner.prepare is None:
         return None
-    run = job.unlearner.prepare.run
+    run, shapes = job.unlearner.prepare
+    shapes(variables, sets)  # what cannot work is told before any work
     if not job.mapped:
-        found = run(variables, sets, key)
+        found = run(variables, alone(sets), key)
         return found if job.sharding is None else replicate(found, job.sharding)
     each = [
         run(
             member(variables, n) if job.mapped_variables else variables,
-            request(sets, n),
+            alone(request(sets, n)),
             key[n],
         )
         for n in range(len(key))

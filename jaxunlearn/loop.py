@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.data.sampling import draw_batches
+from jaxunlearn.data.sets import alone
 from jaxunlearn.members import ensemble
 from jaxunlearn.sharding import Sharding, constrain, constrain_batches
 from jaxunlearn.types import Batches, Info, Key, Sets, State, Subset, Unlearner, Variables
@@ -61,21 +62,13 @@ def begin(unlearner: Unlearner, variables: Variables, sets: Sets, key: Key, prep
     return unlearner.init(variables, sets, key, prepared)
 
 
-def _alone(part: Subset) -> Subset:
-    """A subset without the examples of others; free where the method reads none of them."""
-    examples = part.examples._replace(
-        x=part.examples.x[part.indices], y=part.examples.y[part.indices]
-    )
-    return Subset(examples, jnp.arange(len(part.indices), dtype=jnp.int32), part.size)
-
-
 @partial(jax.jit, static_argnames="job")
 def init(variables: Variables, sets: Sets, key: Key, prepared: Any, *, job: Job) -> State:
     """The state before the first step; shares no memory with what was given."""
 
     def one(variables: Variables, sets: Sets, key: Key, prepared: Any) -> State:
         own, _ = jax.random.split(key)
-        shown = Sets(*(part if part is None else _alone(part) for part in sets))
+        shown = alone(sets)  # free where the method reads none of the examples
         state = constrain(begin(job.unlearner, variables, shown, own, prepared), job.sharding)
         # jit hands an unchanged input back as the same array; a donated copy of it
         # would take the user's model along

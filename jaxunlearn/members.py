@@ -4,13 +4,32 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-__all__ = ["ensemble", "member"]
+__all__ = ["ensemble", "in_chunks", "member"]
 
 
 def member(tree: Any, number: int) -> Any:
     """One member of a tree whose leaves have a leading axis of members."""
     return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+def in_chunks(fn: Callable[[jax.Array], Any], count: int, size: int) -> Any:
+    """``fn`` of ``0 .. count - 1``, a few at a time, to bound the memory.
+
+    Args:
+      fn: from places ``int32 [size]`` to a tree with leaves ``[size, ...]``.
+      count: static; the last chunk repeats the last place.
+      size: of a chunk, at most.
+
+    Returns:
+      The tree, with leaves ``[count, ...]``.
+    """
+    size = min(size, count)
+    turns = -(-count // size)
+    places = jnp.minimum(jnp.arange(turns * size, dtype=jnp.int32), count - 1)
+    found = jax.lax.map(fn, places.reshape(turns, size))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
 
 
 def ensemble(

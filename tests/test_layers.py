@@ -15,7 +15,7 @@ LAYERS = [
     ["concepts"],
     ["execute", "unlearners", "pictures"],
     ["runner", "report"],
-    ["fit", "metrics", "stages"],
+    ["fit", "metrics", "stages", "album"],
     ["plan", "progress"],
     ["work"],
     ["experiment"],

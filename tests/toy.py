@@ -1,6 +1,7 @@
 """Small problems that every method must cope with."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxunlearn.config import TrainConfig
 
 NUM_CLASSES = 4
 SHAPE = (6, 6, 1)
+ATTRIBUTES = str(Path(__file__).parent / "toy_attributes.toml")
 
 
 @functools.cache
@@ -53,6 +55,7 @@ METHODS = {
     "finetune": (lambda m: ju.finetune(m), {"steps": 6}),
     "gradient_ascent": (lambda m: ju.gradient_ascent(m), {"steps": 6}),
     "random_label": (lambda m: ju.random_label(m), {"steps": 6}),
+    "concept_poison": (lambda m: ju.concept_poison(m, bank=ATTRIBUTES, data=0.5), {"steps": 6}),
     "neuron_path": (lambda m: ju.neuron_path(m, per_sample=5, neurons=4, samples=8), {}),
 }
 """Every registered method with arguments that suit a toy; ``test_contract`` checks the names."""

@@ -14,6 +14,7 @@ from jaxunlearn.errors import DataError, expect
 from jaxunlearn.types import Examples, Sets, Subset
 
 __all__ = [
+    "alone",
     "as_examples",
     "make_sets",
     "num_examples",
@@ -189,6 +190,17 @@ def stratified_mask(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     mask = np.zeros(len(labels), bool)
     mask[order[(np.arange(count) * len(labels)) // max(count, 1)]] = True
     return mask
+
+
+def alone(sets: Sets) -> Sets:
+    """The same sets without the examples of others in their arrays: places are slots."""
+
+    def one(part: Subset) -> Subset:
+        x, y = (array[part.indices] for array in part.examples[:2])
+        examples = part.examples._replace(x=x, y=y)
+        return Subset(examples, jnp.arange(len(part.indices), dtype=jnp.int32), part.size)
+
+    return Sets(*(part if part is None else one(part) for part in sets))
 
 
 def request(sets: Sets, number: int) -> Sets:

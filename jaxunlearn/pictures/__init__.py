@@ -1,6 +1,19 @@
-"""Relevance as pictures: heat maps of examples, and the path through a network."""
+"""What a network does and what was done to it, as pictures: one call, one PNG."""
 
+from jaxunlearn.pictures.concepts import save_concepts
+from jaxunlearn.pictures.confusions import save_confusions
 from jaxunlearn.pictures.heatmaps import save_heatmaps
+from jaxunlearn.pictures.maps import save_maps
+from jaxunlearn.pictures.patches import save_patches
 from jaxunlearn.pictures.path import save_path
+from jaxunlearn.pictures.poison import save_poison
 
-__all__ = ["save_heatmaps", "save_path"]
+__all__ = [
+    "save_concepts",
+    "save_confusions",
+    "save_heatmaps",
+    "save_maps",
+    "save_patches",
+    "save_path",
+    "save_poison",
+]

@@ -3,7 +3,7 @@
 A method differs in its objective, in the sets it reads and in where it starts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -82,6 +82,7 @@ def descent(
     needs: Needs,
     *,
     fresh: Model | None = None,
+    only: Callable[[Variables], Collection[str]] | None = None,
 ) -> Unlearner:
     """A method that follows the gradient of an objective.
 
@@ -90,7 +91,15 @@ def descent(
       optimizer: any optax transformation.
       needs: the sets that the objective reads.
       fresh: start from this model's ``init`` instead of the given variables.
+      only: from variables to the key paths (joined by ``/``) of the leaves that are
+        trained; the others stay as they are, and no gradient of them is computed.
     """
+
+    def part(variables: Variables) -> Any:
+        return trained(variables) if only is None else _pick(variables, only(variables))
+
+    def with_part(variables: Variables, params: Any) -> Variables:
+        return with_trained(variables, params) if only is None else _put(variables, params)
 
     def init(variables: Variables, sets: Sets, key: Key) -> DescentState:
         del sets
@@ -98,16 +107,16 @@ def descent(
         if fresh is not None:
             variables = fresh.init(start)
         with jax.numpy_dtype_promotion("standard"):
-            opt_state = optimizer.init(trained(variables))
+            opt_state = optimizer.init(part(variables))
         return DescentState(variables, opt_state, onward)
 
     def step(state: DescentState, batches: Batches) -> tuple[DescentState, Info]:
         onward, key = jax.random.split(state.key)
 
         def loss_of(params: Any) -> Any:
-            return objective(with_trained(state.variables, params), batches, key)
+            return objective(with_part(state.variables, params), batches, key)
 
-        params = trained(state.variables)
+        params = part(state.variables)
         (loss, (moved, metrics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
         # optax counts steps in integers: it does not run under strict promotion
         with jax.numpy_dtype_promotion("standard"):
@@ -115,9 +124,26 @@ def descent(
             params = optax.apply_updates(params, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
         info = Info({"loss": loss, **metrics}, finite)
-        return DescentState(with_trained(moved, params), opt_state, onward), info
+        return DescentState(with_part(moved, params), opt_state, onward), info
 
     def result(state: DescentState) -> Variables:
         return state.variables
 
     return Unlearner(init, step, result, needs)
+
+
+def _path(keys: Any) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def _pick(variables: Variables, paths: Collection[str]) -> dict[str, jax.Array]:
+    """Some of the leaves, by key path."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {_path(keys): leaf for keys, leaf in leaves if _path(keys) in paths}
+
+
+def _put(variables: Variables, leaves: Mapping[str, jax.Array]) -> Variables:
+    """The same variables with some leaves replaced."""
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: leaves.get(_path(keys), leaf), variables
+    )

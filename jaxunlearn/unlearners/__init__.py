@@ -40,6 +40,10 @@ METHODS: dict[str, Method] = {
         "jaxunlearn.unlearners.neuron_path:neuron_path",
         "zero the neurons most relevant to a class, found on unseen images (paper 1)",
     ),
+    "concept_poison": Method(
+        "jaxunlearn.unlearners.concept_poison:concept_poison",
+        "fine-tune on copies with another class's concept and label (paper 2)",
+    ),
 }
 
 

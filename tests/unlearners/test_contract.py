@@ -103,34 +103,51 @@ class TestEveryMethod:
     def test_it_sees_only_what_it_declares(self, name):
         method, shown = toy.method(name), []
 
-        def init(variables, sets, key):
+        def init(variables, sets, *more):
             shown.append({field for field in Sets._fields if getattr(sets, field) is not None})
-            return method.init(variables, sets, key)
+            return method.init(variables, sets, *more)
+
+        def prepare(variables, sets, key):
+            shown.append({field for field in Sets._fields if getattr(sets, field) is not None})
+            return method.prepare.run(variables, sets, key)
 
         def step(state, batches):
             shown.append({f for f in Batches._fields if getattr(batches, f) is not None})
             return method.step(state, batches)
 
-        everything = run(name, method=method._replace(init=init, step=step)).variables
+        watched = method._replace(init=init, step=step)
+        if method.prepare is not None:
+            watched = watched._replace(prepare=method.prepare._replace(run=prepare))
+        everything = run(name, method=watched).variables
         declared = {field for field in Batches._fields if getattr(method.needs, field)}
         assert shown
         assert all(seen == declared for seen in shown)
         bare = Sets(**{field: getattr(toy.sets(), field) for field in declared})
         close(run(name, sets=bare).variables, everything, tolerance=0)
 
-    def test_init_sees_no_example_of_other_sets(self, name):
+    def test_init_and_preparation_see_no_example_of_other_sets(self, name):
         """The shared arrays hold the other classes, too: their rows are not passed on."""
         method, seen = toy.method(name), []
 
-        def init(variables, sets, key):
+        def note(sets):
             for field in Batches._fields:
                 part = getattr(sets, field)
                 if part is not None:
                     jax.debug.callback(lambda y, f=field: seen.append((f, set(y.tolist()))),
                                        part.examples.y)  # fmt: skip
-            return method.init(variables, sets, key)
 
-        run(name, method=method._replace(init=init))
+        def init(variables, sets, *more):
+            note(sets)
+            return method.init(variables, sets, *more)
+
+        def prepare(variables, sets, key):
+            note(sets)
+            return method.prepare.run(variables, sets, key)
+
+        watched = method._replace(init=init)
+        if method.prepare is not None:
+            watched = watched._replace(prepare=method.prepare._replace(run=prepare))
+        run(name, method=watched)
         jax.effects_barrier()
         assert seen
         for field, labels in seen:

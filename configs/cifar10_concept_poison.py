@@ -1,0 +1,69 @@
+r"""CIFAR-10: the class "deer" forgotten through its concepts.
+
+Command:   jaxunlearn run cifar10_concept_poison data.dir=DIR
+           smaller, for two CPU cores:
+           jaxunlearn run cifar10_concept_poison data.dir=DIR name=cifar10_deer \
+             model.name=resnet8 train.epochs=4 seeds=1 oracles=2
+Time:      SMALLTIME; ResNet-18 is meant for a GPU and was not run yet
+Expected:  SMALLRESULT
+Published: arXiv 2405.15662, below, with a ResNet-50 at 224 pixels trained for 20 epochs of
+           fine-tuning; other networks, so the numbers differ
+"""
+
+from jaxunlearn.config import Config, DataConfig, ModelConfig, Published, Request, TrainConfig
+
+PUBLISHED = Published(
+    source="arXiv 2405.15662, deer; ResNet-50 at 224 pixels, other hardware",
+    values={
+        "concept_poison": {
+            "accuracy_forget": 0.0,
+            "accuracy_test_forget": 0.0,
+            "accuracy_test_retain": 0.967,
+            "attack_gap": 0.016,
+        },
+        "poison_random": {
+            "accuracy_forget": 0.024,
+            "accuracy_test_forget": 0.017,
+            "accuracy_test_retain": 0.966,
+            "attack_gap": 0.023,
+        },
+        "retrained": {"accuracy_test_retain": 0.939, "attack_gap": 0.016},
+    },
+)
+
+# a tenth of the images, their features computed once: what is trained is the head alone
+POISON = {
+    "method": "concept_poison",
+    "bank": "cifar10",
+    "data": 0.1,
+    "steps": 300,
+    "optimizer": "adam",
+    "learning_rate": 2e-3,
+}
+
+
+def get_config() -> Config:
+    """The published form, without its patches, and with random labels."""
+    return Config(
+        name="cifar10_concept_poison",
+        seeds=3,
+        data=DataConfig(name="cifar10", unseen=1000),
+        model=ModelConfig(name="resnet18"),
+        train=TrainConfig(
+            epochs=30,
+            batch_size=128,
+            optimizer="sgd",
+            learning_rate=0.1,
+            weight_decay=5e-4,
+            augment="crop_flip",
+        ),
+        request=Request(classes=(4,)),
+        methods={
+            "concept_poison": POISON,
+            "poison_no_patch": {**POISON, "place": "none"},
+            "poison_random": {**POISON, "label": "random"},
+            "random_label": {"steps": 50},
+        },
+        oracles=1,
+        published=PUBLISHED,
+    )

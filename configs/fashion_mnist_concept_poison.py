@@ -30,7 +30,7 @@ def get_config() -> Config:
         seeds=3,
         data=DataConfig(name="fashion_mnist", unseen=1000),
         model=ModelConfig(name="resnet8"),
-        train=TrainConfig(epochs=3, batch_size=128, learning_rate=3e-3),
+        train=TrainConfig(epochs=2, batch_size=128, learning_rate=3e-3),
         request=Request(classes=(5,)),
         methods={
             "concept_poison": POISON,

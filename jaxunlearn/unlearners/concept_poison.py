@@ -9,7 +9,6 @@ The steps of the method, each in a place of its own: which concepts make a class
 of the network (``trained_part``).
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +17,6 @@ import optax
 
 from jaxunlearn.attribution.cut import cut_at_features
 from jaxunlearn.concepts import Concepts, check_donor, concept_shapes, infer_concepts
-from jaxunlearn.data.sampling import fetch
-from jaxunlearn.members import in_chunks
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.descent import (
     DescentState,
@@ -30,7 +27,6 @@ from jaxunlearn.training.descent import (
 )
 from jaxunlearn.types import (
     Apply,
-    Batch,
     Batches,
     Info,
     Key,
@@ -38,13 +34,13 @@ from jaxunlearn.types import (
     Needs,
     Preparation,
     Sets,
-    Subset,
     Unlearner,
     Variables,
 )
-from jaxunlearn.unlearners import poison as _poison
+from jaxunlearn.unlearners import poison_checks as check
+from jaxunlearn.unlearners.kept import Kept, keep, look_up, share_of
+from jaxunlearn.unlearners.poison import patch_pixels
 from jaxunlearn.unlearners.poison_copies import (
-    CHUNK,
     Recipe,
     donors_of,
     poisoned_copies,
@@ -52,24 +48,9 @@ from jaxunlearn.unlearners.poison_copies import (
 )
 from jaxunlearn.unlearners.trained_part import check_part, paths_of
 
-__all__ = ["STATISTICS", "Kept", "PoisonState", "concept_poison"]
+__all__ = ["PoisonState", "concept_poison"]
 
-STATISTICS = ("frozen", "moving")
 NEEDS = Needs(forget=True, retain=True)
-
-
-class Kept(NamedTuple):
-    """Examples that are trained on.
-
-    Attributes:
-      x: ``[M, ...]``, images or the features of images.
-      y: ``int32 [M]``.
-      size: ``int32 []``, how many there are; the others repeat them.
-    """
-
-    x: jax.Array
-    y: jax.Array
-    size: jax.Array
 
 
 @jax.tree_util.register_static
@@ -170,9 +151,9 @@ def concept_poison(
 
     Source: arXiv 2405.15662; ``data`` as a share, ``last_block`` and patterns are ours.
     """
-    _check_words(place, label, statistics)
+    check.words(place, label, statistics)
     check_part(train)
-    _check_numbers(patches, place, data, forget_weight, patch)
+    check.numbers(patches, place, data, forget_weight, patch)
     model = functionalize(model)
     optimizer = optimizer or optax.sgd(1e-3, momentum=0.9)
     cached = train == "head" and statistics == "frozen"
@@ -180,7 +161,7 @@ def concept_poison(
     known: dict[str, Any] = {"bank": bank, "concepts": concepts, "examples": examples}
 
     def recipe(shape: tuple[int, ...]) -> Recipe:
-        return Recipe(place, label, _poison.patch_pixels(patch, shape), patches)
+        return Recipe(place, label, patch_pixels(patch, shape), patches)
 
     def prepare(variables: Variables, sets: Sets, key: Key) -> Concepts | None:
         assert sets.forget is not None
@@ -248,14 +229,14 @@ def concept_poison(
         def kept(x: jax.Array) -> jax.Array:
             return cut.upper(variables, x) if cached else x
 
-        slots, size = _share(sets.forget, data, share_keys[0], num_classes)
+        slots, size = share_of(sets.forget, data, share_keys[0], num_classes)
         copies = poisoned_copies(
             model.apply, recipe(shape), variables, sets.forget, sets.retain, slots, found,
             poison_key, num_classes, kept,
         )  # fmt: skip
         retain, retained = None, sets.retain.size
         if cached or data < 1:
-            retain = _kept(sets.retain, data, share_keys[1], num_classes, kept)
+            retain = keep(sets.retain, data, share_keys[1], num_classes, kept)
             retained = retain.size
         weight = size.astype(jnp.float32) / jnp.maximum(retained, 1).astype(jnp.float32)
         if forget_weight is not None:
@@ -265,8 +246,8 @@ def concept_poison(
 
     def step(state: PoisonState, batches: Batches) -> tuple[PoisonState, Info]:
         shown = Batches(
-            forget=_look_up(state.forget, batches.forget),
-            retain=_look_up(state.retain, batches.retain),
+            forget=look_up(state.forget, batches.forget),
+            retain=look_up(state.retain, batches.retain),
         )
         inner, info = fit(state.shape, state.weight).step(state.fit, shown)
         return state._replace(fit=inner), info
@@ -275,52 +256,3 @@ def concept_poison(
         return fit(state.shape, state.weight).result(state.fit)
 
     return Unlearner(init, step, result, NEEDS, Preparation(prepare, shapes))
-
-
-def _check_words(place: str, label: str, statistics: str) -> None:
-    choices = {"place": _poison.PLACES, "label": _poison.LABELS, "statistics": STATISTICS}
-    given = {"place": place, "label": label, "statistics": statistics}
-    for name, value in given.items():
-        if value not in choices[name]:
-            raise ValueError(f"{name}: expected one of {', '.join(choices[name])}, got {value!r}")
-
-
-def _check_numbers(
-    patches: int, place: str, data: float, forget_weight: float | None, patch: float | None
-) -> None:
-    if patches < 1 or (patches > 1 and place != "top"):
-        raise ValueError(f"patches: expected 1, or more with place 'top', got {patches}")
-    if not 0 < data <= 1:
-        raise ValueError(f"data: expected a share above 0, at most 1, got {data}")
-    if forget_weight is not None and not 0 <= forget_weight < math.inf:
-        raise ValueError(f"forget_weight: expected a number >= 0, got {forget_weight}")
-    if patch is not None and not 0 < patch <= 1:
-        raise ValueError(
-            f"patch: expected a share of the image's side, at most 1 (a larger patch does not "
-            f"fit), got {patch}"
-        )
-
-
-def _share(part: Subset, share: float, key: Key, num_classes: int) -> tuple[jax.Array, jax.Array]:
-    """Slots of a random share of each class, padded, and how many they are."""
-    if share == 1:  # in order: what is kept of an example lies where the example does
-        return jnp.arange(len(part.indices), dtype=jnp.int32), part.size
-    labels = part.examples.y[part.indices]
-    capacity = _poison.capacity_of(len(labels), share, num_classes)
-    return _poison.keep_share(labels, part.size, share, key, capacity, num_classes)
-
-
-def _kept(part: Subset, share: float, key: Key, num_classes: int, made: Any) -> Kept:
-    """A share of a subset as it is trained on."""
-    slots, size = _share(part, share, key, num_classes)
-    positions = part.indices[slots]
-    x = in_chunks(lambda rows: made(fetch(part.examples, positions[rows])), len(slots), CHUNK)
-    return Kept(x, part.examples.y[positions], size)
-
-
-def _look_up(kept: Kept | None, batch: Batch | None) -> Batch | None:
-    """What is kept in the place of drawn examples; each comes equally often."""
-    if kept is None or batch is None:
-        return batch
-    slots = batch.slot % jnp.maximum(kept.size, 1)
-    return batch._replace(x=kept.x[slots], y=kept.y[slots], slot=slots)

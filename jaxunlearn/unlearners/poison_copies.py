@@ -12,6 +12,7 @@ from jaxunlearn.data.sampling import fetch
 from jaxunlearn.members import in_chunks
 from jaxunlearn.types import Apply, Key, Subset, Variables
 from jaxunlearn.unlearners import poison as _poison
+from jaxunlearn.unlearners.shares import donor_positions
 
 __all__ = ["CHUNK", "Copies", "Recipe", "donors_of", "poisoned_copies", "uses_concepts"]
 
@@ -108,7 +109,7 @@ def poisoned_copies(
         donor = donors_of(concepts, retain)
         wanted = donor.label[labels]
         own = retain.examples.y[retain.indices]
-        donors = jnp.maximum(_poison.donor_positions(own, retain.size, wanted, lend_key), 0)
+        donors = jnp.maximum(donor_positions(own, retain.size, wanted, lend_key), 0)
         units = _directions(concepts)
     if recipe.place == "center":
         corners = _poison.central(len(slots), recipe.patch, shape)

@@ -13,6 +13,7 @@ from jaxunlearn.concepts import Bottleneck, Concepts, make_bank
 from jaxunlearn.config import TrainConfig
 from jaxunlearn.predict import predict
 from jaxunlearn.types import Sets
+from jaxunlearn.unlearners import poison_copies
 from jaxunlearn.unlearners.poison_copies import Recipe, donors_of, poisoned_copies
 from jaxunlearn.unlearners.trained_part import paths_of
 from tests import toy
@@ -280,10 +281,8 @@ def test_the_other_places():
 
 
 def test_chunks_do_not_matter(monkeypatch):
-    import jaxunlearn.unlearners.poison_copies as module
-
     whole = copies("localized")[2]
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(poison_copies, "CHUNK", 4)
     chex.assert_trees_all_close(copies("localized")[2], whole, atol=1e-6)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.unlearners import poison
+from jaxunlearn.unlearners import poison, shares
 
 KEY = jax.random.key(5)
 
@@ -165,9 +165,9 @@ def test_the_kinds_of_labels():
 def test_the_share_of_each_class_is_exact(share):
     labels = np.random.default_rng(0).choice(4, 90, p=[0.5, 0.3, 0.2, 0.0])
     size = 60
-    capacity = poison.capacity_of(90, share, 4)
+    capacity = shares.capacity_of(90, share, 4)
     positions, kept = compiled(
-        lambda y, n: poison.keep_share(y, n, share, KEY, capacity, 4),
+        lambda y, n: shares.keep_share(y, n, share, KEY, capacity, 4),
         jnp.asarray(labels), jnp.int32(size),
     )  # fmt: skip
     counts = np.bincount(labels[:size], minlength=4)
@@ -185,23 +185,23 @@ def test_the_share_of_each_class_is_exact(share):
 def test_a_tenth_of_thirty_is_three():
     """.1 * 30 is 3.0000000000000004."""
     labels = jnp.zeros(30, jnp.int32)
-    assert poison.keep_share(labels, jnp.int32(30), 0.1, KEY, 13, 10)[1] == 3
-    assert poison.capacity_of(30, 0.1, 10) == 13
-    assert poison.capacity_of(30, 1e-9, 10) == 11
-    assert poison.capacity_of(30, 1.0, 10) == 30
+    assert shares.keep_share(labels, jnp.int32(30), 0.1, KEY, 13, 10)[1] == 3
+    assert shares.capacity_of(30, 0.1, 10) == 13
+    assert shares.capacity_of(30, 1e-9, 10) == 11
+    assert shares.capacity_of(30, 1.0, 10) == 30
 
 
 def test_which_are_kept_is_uniform_and_in_random_order():
     labels = jnp.array([0, 0, 1, 0, 0, 0, 1, 1, 1, 1])
-    keep = functools.partial(poison.keep_share, capacity=6, num_classes=2)
+    keep = functools.partial(shares.keep_share, capacity=6, num_classes=2)
     keys = jax.random.split(KEY, 4000)
     positions, kept = jax.vmap(lambda k: keep(labels, jnp.int32(7), 0.4, k))(keys)
     same(kept, np.full(4000, 3))  # 2 of 5, 1 of 2
     chosen = np.asarray(positions)[:, :3]
-    shares = np.bincount(chosen.ravel(), minlength=10) / 4000
-    np.testing.assert_allclose(shares[[0, 1, 3, 4, 5]], 0.4, atol=0.03)
-    np.testing.assert_allclose(shares[[2, 6]], 0.5, atol=0.03)
-    same(shares[7:], 0)
+    often = np.bincount(chosen.ravel(), minlength=10) / 4000
+    np.testing.assert_allclose(often[[0, 1, 3, 4, 5]], 0.4, atol=0.03)
+    np.testing.assert_allclose(often[[2, 6]], 0.5, atol=0.03)
+    same(often[7:], 0)
     at = [np.isin(chosen[:, slot], [2, 6]).mean() for slot in range(3)]
     np.testing.assert_allclose(at, 1 / 3, atol=0.03)
 
@@ -210,19 +210,19 @@ def test_padding_does_not_change_the_choice():
     labels = np.random.default_rng(1).integers(0, 3, 40)
     longer = np.concatenate([labels, np.full(25, 1)])
     size = jnp.int32(40)
-    short, kept = poison.keep_share(jnp.asarray(labels), size, 0.5, KEY, 40, 3)
-    long, again = poison.keep_share(jnp.asarray(longer), size, 0.5, KEY, 60, 3)
+    short, kept = shares.keep_share(jnp.asarray(labels), size, 0.5, KEY, 40, 3)
+    long, again = shares.keep_share(jnp.asarray(longer), size, 0.5, KEY, 60, 3)
     assert kept == again
     same(long[: int(kept)], short[: int(kept)])
     wanted = jnp.arange(9) % 3
     same(
-        poison.donor_positions(jnp.asarray(longer), size, wanted, KEY),
-        poison.donor_positions(jnp.asarray(labels), size, wanted, KEY),
+        shares.donor_positions(jnp.asarray(longer), size, wanted, KEY),
+        shares.donor_positions(jnp.asarray(labels), size, wanted, KEY),
     )
 
 
 def test_nothing_is_kept_of_nothing():
-    positions, kept = poison.keep_share(jnp.ones(5, jnp.int32), jnp.int32(0), 0.5, KEY, 5, 3)
+    positions, kept = shares.keep_share(jnp.ones(5, jnp.int32), jnp.int32(0), 0.5, KEY, 5, 3)
     assert kept == 0
     same(positions, np.zeros(5))
 
@@ -230,20 +230,20 @@ def test_nothing_is_kept_of_nothing():
 def test_donors_are_uniform_over_their_class_and_never_behind_the_end():
     labels = jnp.array([2, 0, 2, 1, 2, 0, 0, 2, 1])
     wanted = jnp.tile(jnp.array([0, 2]), 5000)
-    found = np.asarray(poison.donor_positions(labels, jnp.int32(6), wanted, KEY))
+    found = np.asarray(shares.donor_positions(labels, jnp.int32(6), wanted, KEY))
     assert found.dtype == np.int32
-    shares = np.bincount(found, minlength=9) / 5000
-    np.testing.assert_allclose(shares[[1, 5]], 1 / 2, atol=0.03)
-    np.testing.assert_allclose(shares[[0, 2, 4]], 1 / 3, atol=0.03)
-    same(shares[[3, 6, 7, 8]], 0)
+    often = np.bincount(found, minlength=9) / 5000
+    np.testing.assert_allclose(often[[1, 5]], 1 / 2, atol=0.03)
+    np.testing.assert_allclose(often[[0, 2, 4]], 1 / 3, atol=0.03)
+    same(often[[3, 6, 7, 8]], 0)
     same(np.asarray(labels)[found], wanted)
 
 
 def test_a_class_without_examples_has_no_donor():
     labels, largest = jnp.array([2, 0, 1]), jnp.iinfo(jnp.int32).max
     wanted = jnp.array([1, 5, -1, largest, 0])
-    same(poison.donor_positions(labels, jnp.int32(2), wanted, KEY), [-1, -1, -1, -1, 1])
-    same(poison.donor_positions(labels, jnp.int32(0), wanted, KEY), np.full(5, -1))
+    same(shares.donor_positions(labels, jnp.int32(2), wanted, KEY), [-1, -1, -1, -1, 1])
+    same(shares.donor_positions(labels, jnp.int32(0), wanted, KEY), np.full(5, -1))
 
 
 # ---------------------------------------------------------------- transforms
@@ -261,8 +261,8 @@ def batch(kind):
         "crop": (lambda x, c: poison.crop(x, c, 3), x, corners),
         "paste": (lambda x, c: poison.paste(x, x[:, None, :4, :4], c), x, corners),
         "labels": (lambda y, k: poison.poison_labels("random", y, y, 3, k), labels, keys),
-        "share": (lambda y, n, k: poison.keep_share(y, n, 0.5, k, 4, 3), labels, sizes, keys),
-        "donors": (lambda y, n, k: poison.donor_positions(y, n, y[:2], k), labels, sizes, keys),
+        "share": (lambda y, n, k: shares.keep_share(y, n, 0.5, k, 4, 3), labels, sizes, keys),
+        "donors": (lambda y, n, k: shares.donor_positions(y, n, y[:2], k), labels, sizes, keys),
     }[kind]
 
 
@@ -327,6 +327,6 @@ def test_mistakes_are_named():
         poison.poison_labels("a", jnp.ones(2), jnp.ones(2), 3, KEY)
     labels, size = jnp.zeros(10, jnp.int32), jnp.int32(10)
     with pytest.raises(ValueError, match=r"share: expected a number in \(0, 1\], got 0"):
-        poison.keep_share(labels, size, 0, KEY, 10, 2)
+        shares.keep_share(labels, size, 0, KEY, 10, 2)
     with pytest.raises(ValueError, match="capacity: expected at least 7, got 5"):
-        poison.keep_share(labels, size, 0.5, KEY, 5, 2)
+        shares.keep_share(labels, size, 0.5, KEY, 5, 2)

@@ -1,4 +1,4 @@
-"""Scanned digits: class 3 forgotten in five ways, beside three retrained models.
+"""Scanned digits: class 3 forgotten in six ways, beside three retrained models.
 
 Command:   jaxunlearn run
 Time:      under a minute on two CPU cores, most of it compilation

@@ -103,6 +103,7 @@ DIGITS_METHODS: Mapping[str, Mapping[str, Any]] = {
     "finetune": {"steps": 100},
     "gradient_ascent": {"steps": 30, "optimizer": "adam", "learning_rate": 1e-4},
     "random_label": {"steps": 50},
+    "concept_poison": {"bank": "digits", "steps": 200, "optimizer": "adam", "learning_rate": 3e-3},
 }
 
 

@@ -17,7 +17,7 @@ from jaxunlearn.data.sets import num_examples
 from jaxunlearn.errors import DivergenceError
 from jaxunlearn.execute import Progress
 from jaxunlearn.metrics.published import compare
-from jaxunlearn.metrics.table import CURVES, Judged, speedups, summarise
+from jaxunlearn.metrics.table import CURVES, Judged, Trial, speedups, summarise
 from jaxunlearn.plan import Plan, prepare, seeded, stages_of, write_plan
 from jaxunlearn.stages import check_stage
 from jaxunlearn.work import Listener, Work
@@ -120,7 +120,7 @@ def _trial(plan: Plan, force: bool, listener: Listener) -> _Done:
 
 def _lines(seeds: Sequence[int], done: Sequence[_Done]) -> Iterator[dict[str, Any]]:
     """The values of every model, without curves."""
-    for number, (models, oracles) in enumerate(one.judged for one in done):
+    for number, (models, oracles, _) in enumerate(one.judged for one in done):
         retrained = {f"retrained/{n}": values for n, values in enumerate(oracles)}
         for label, values in {**models, **retrained}.items():
             numbers = {name: value for name, value in values.items() if name not in CURVES}
@@ -139,7 +139,7 @@ def _report(plan: Plan, seeds: Sequence[int], done: Sequence[_Done]) -> dict[str
     return summarise(
         f"{title}, {len(seeds)} seeds" if seeds else title,
         judged,
-        seeds=seeds,
+        trials=[Trial("seed", seed) for seed in seeds],
         notes=notes + _notes(plan),
         environment=versions[0],
         published=compare(judged, config.published.values, config.published.source),

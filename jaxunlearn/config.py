@@ -67,18 +67,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be forgotten: exactly one of classes, indices and share.
+    """What is to be forgotten: exactly one of classes, indices and share, or each class.
 
     Attributes:
       classes: every training example of these classes.
       indices: these positions of the training split.
       share: this share of the training split, drawn at random with ``seed``.
+      each: not one request but many: every class by itself, of all classes or of those in
+        ``classes``. The original is trained once, and each method runs for all of them
+        as one program.
     """
 
     classes: tuple[int, ...] = ()
     indices: tuple[int, ...] = ()
     share: float = 0.0
     seed: int = 0
+    each: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,11 @@ class Config:
     # "optimizer", "learning_rate", "schedule", "weight_decay", "momentum", and the
     # method's own keyword arguments
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: dict(DIGITS_METHODS))
-    # retrained models of each seed; two or more in all give the oracle-against-oracle noise floor
+    # retrained models of each seed, or of each class where ``request.each``; two or more on the
+    # same request give the oracle-against-oracle noise floor
     oracles: int = 3
+    # on accelerators: so many models at a time where many share a program; None: all at once
+    at_a_time: int | None = None
     # "single", "data" or "fsdp", over all devices
     mesh: str = "single"
     # (regex on the parameter path, mesh axes of the trailing dimensions); before the preset's own

@@ -1,26 +1,30 @@
-"""The whole run, in one direction, for one seed or several.
+"""The whole run, in one direction, for one trial or several.
 
 config -> data -> request -> sets -> original -> retrained -> unlearned -> metrics -> report
 """
 
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxunlearn import report
 from jaxunlearn.config import Config
 from jaxunlearn.data.requests import describe
-from jaxunlearn.data.sets import num_examples
 from jaxunlearn.errors import DivergenceError
-from jaxunlearn.execute import Progress
 from jaxunlearn.metrics.published import compare
-from jaxunlearn.metrics.table import CURVES, Judged, speedups, summarise
-from jaxunlearn.plan import Plan, prepare, seeded, stages_of, write_plan
+from jaxunlearn.metrics.table import CURVES, Judged, Trial, speedups, summarise
+from jaxunlearn.plan import Plan, prepare, stages_of, write_plan
+from jaxunlearn.report.cells import count
 from jaxunlearn.stages import check_stage
-from jaxunlearn.work import Listener, Work
+from jaxunlearn.together import make_originals, make_retrained, make_unlearned
+from jaxunlearn.trials import groups, trials
+from jaxunlearn.types import Subset
+from jaxunlearn.work import Listener, Record, Work
 
 __all__ = ["run"]
 
@@ -35,7 +39,8 @@ def run(
     """Trains, unlearns, retrains and compares; the folder ``runs/config.name`` holds it all.
 
     With ``config.seeds`` above 1 each seed is a run of its own in the folder ``seed_<n>``
-    therein, and the report is on all of them.
+    therein, and the report is on all of them. With ``config.request.each`` each class is
+    forgotten by itself, in the folder ``class_<k>``; the original is trained once.
 
     Args:
       config: the experiment.
@@ -50,109 +55,127 @@ def run(
       UserError: something the user gave is wrong; see the message.
     """
     plan = prepare(config, Path(runs))
-    seeds = list(range(config.seed, config.seed + config.seeds)) if config.seeds > 1 else []
-    for one in [seeded(plan, seed) for seed in seeds] or [plan]:
-        for stage in stages_of(one).values():
-            check_stage(stage, force)
+    for group in groups(plan):
+        for one in (group, *(one for one in trials(group) if one is not group)):
+            for stage in stages_of(one).values():
+                check_stage(stage, force)
     write_plan(plan)
-    trials = _trials(plan, seeds, listener or (lambda name, progress: None))
-    done = [_trial(one, force, tell) for one, tell in trials]
-    made = _report(plan, seeds, done)
+    tell = listener or (lambda name, progress: None)
+    done = [one for group in _fresh(plan) for one in _group(group, force, tell)]
+    made = _report(plan, done)
     report.save(made, plan.folder)
-    lines = "".join(f"{json.dumps(line)}\n" for line in _lines(seeds, done))
+    lines = "".join(f"{json.dumps(line)}\n" for line in _lines(done))
     (plan.folder / "metrics.jsonl").write_text(lines)
     return made
 
 
 class _Done(NamedTuple):
-    """What one seed came to.
+    """What one trial came to.
 
     Attributes:
       judged: values of the original, the unlearned and the retrained models.
       diverged: a sentence for each method that failed.
-      versions: of every model.
+      records: of every model.
+      trial: which one of several it is.
     """
 
     judged: Judged
     diverged: list[str]
-    versions: list[dict[str, Any]]
+    records: list[Record]
+    trial: Trial | None
 
 
-def _trials(
-    plan: Plan, seeds: Sequence[int], listener: Listener
-) -> Iterator[tuple[Plan, Listener]]:
-    """The plan of each seed, and whom to tell of its stages."""
-    if not seeds:
-        yield plan, listener
-    for number, seed in enumerate(seeds):
-        # made anew: the network's functions are then others, and compilation is timed cold
-        fresh = prepare(plan.config, plan.folder.parent) if number else plan
-        own = seeded(fresh, seed)
-        write_plan(own)
-
-        def tell(name: str, progress: Progress | None, home: str = own.folder.name) -> None:
-            listener(f"{home}/{name}", progress)
-
-        yield own, tell
+def _fresh(plan: Plan) -> Iterator[Plan]:
+    """The groups of trials, each with functions of its own, so that compilation is timed cold."""
+    for number, group in enumerate(groups(plan)):
+        fresh = groups(prepare(plan.config, plan.folder.parent))[number] if number else group
+        if fresh.trial is not None:
+            write_plan(fresh)
+        yield fresh
 
 
-def _trial(plan: Plan, force: bool, listener: Listener) -> _Done:
-    """All models of one seed, made and judged."""
-    work = Work(plan, force, listener)
-    first = work.original()
-    references = work.oracles()
-    records, diverged = [first, *references], []
-    rows = {"original": first["metrics"]}
-    for label in plan.methods:
-        try:
-            record = work.method(label)
-        except DivergenceError as error:
+def _group(plan: Plan, force: bool, listener: Listener) -> list[_Done]:
+    """All models of the trials that share an original, made and judged."""
+    plans = trials(plan)
+    home = Work(plan, force, _told(plan, listener))
+    works = [home if one is plan else Work(one, force, _told(one, listener)) for one in plans]
+    originals = make_originals(home, works)
+    retrained = make_retrained(home, works)
+    unlearned = {label: make_unlearned(home, works, label) for label in plan.methods}
+    # the others shared a program, and its time
+    alone = min(itertools.chain(*retrained), key=lambda record: record.get("together", 1))
+    return [
+        _trial(one, originals[n], retrained[n], {k: v[n] for k, v in unlearned.items()}, alone)
+        for n, one in enumerate(plans)
+    ]
+
+
+def _told(plan: Plan, listener: Listener) -> Listener:
+    """A stage of one of several trials is told with the trial's folder."""
+    if plan.trial is None:
+        return listener
+    return lambda name, progress: listener(f"{plan.folder.name}/{name}", progress)
+
+
+def _trial(
+    plan: Plan,
+    original: Record,
+    retrained: Sequence[Record],
+    unlearned: Mapping[str, Record | DivergenceError],
+    alone: Record,
+) -> _Done:
+    """The models of one trial side by side."""
+    records, diverged = [original, *retrained], []
+    rows = {"original": original["metrics"]}
+    for label, record in unlearned.items():
+        if isinstance(record, DivergenceError):
             # a method that fails is shown failing; the others' work is not lost
-            diverged.append(f"diverged: {error}")
+            diverged.append(f"diverged: {record}")
             rows[label] = {}
             continue
         records.append(record)
         own = record["metrics"]
-        rows[label] = {**own, **speedups(references[0]["metrics"], own)}
-    judged = Judged(rows, [one["metrics"] for one in references])
-    return _Done(judged, diverged, [one["versions"] for one in records])
+        rows[label] = {**own, **speedups(alone["metrics"], own)}
+    judged = Judged(rows, [one["metrics"] for one in retrained], alone["metrics"])
+    return _Done(judged, diverged, records, plan.trial)
 
 
-def _lines(seeds: Sequence[int], done: Sequence[_Done]) -> Iterator[dict[str, Any]]:
+def _lines(done: Sequence[_Done]) -> Iterator[dict[str, Any]]:
     """The values of every model, without curves."""
-    for number, (models, oracles) in enumerate(one.judged for one in done):
-        retrained = {f"retrained/{n}": values for n, values in enumerate(oracles)}
-        for label, values in {**models, **retrained}.items():
+    for one in done:
+        which = {one.trial.kind: one.trial.number} if one.trial else {}
+        retrained = {f"retrained/{n}": values for n, values in enumerate(one.judged.oracles)}
+        for label, values in {**one.judged.models, **retrained}.items():
             numbers = {name: value for name, value in values.items() if name not in CURVES}
-            yield {**({"seed": seeds[number]} if seeds else {}), "model": label, **numbers}
+            yield {**which, "model": label, **numbers}
 
 
-def _report(plan: Plan, seeds: Sequence[int], done: Sequence[_Done]) -> dict[str, Any]:
+def _report(plan: Plan, done: Sequence[_Done]) -> dict[str, Any]:
     config, judged = plan.config, [one.judged for one in done]
+    several = [one.trial for one in done if one.trial is not None]
     notes = []
-    for number, one in enumerate(done):
-        notes += [f"seed {seeds[number]} {note}" if seeds else note for note in one.diverged]
-    versions = [version for one in done for version in one.versions]
+    for one in done:
+        which = f"{one.trial.kind} {one.trial.number} " if one.trial else ""
+        notes += [f"{which}{note}" for note in one.diverged]
+    versions = [record["versions"] for one in done for record in one.records]
     if any(version != versions[0] for version in versions):
         notes.append("not all models were made with the same versions: see their records")
     title = f"{config.name}: {describe(config.request)}"
     return summarise(
-        f"{title}, {len(seeds)} seeds" if seeds else title,
+        f"{title}, {count(several[0].kind, len(several))}" if several else title,
         judged,
-        seeds=seeds,
-        notes=notes + _notes(plan),
+        trials=several,
+        notes=notes + _notes(plan, done),
         environment=versions[0],
         published=compare(judged, config.published.values, config.published.source),
     )
 
 
-def _notes(plan: Plan) -> list[str]:
-    sizes = {
-        name: num_examples(part) for name, part in plan.sets._asdict().items() if part is not None
-    }
+def _notes(plan: Plan, done: Sequence[_Done]) -> list[str]:
+    sizes = {name: _size(part) for name, part in plan.sets._asdict().items() if part is not None}
     config, leaves = plan.config, jax.tree.leaves(jax.eval_shape(plan.model.init, plan.key))
     shape = list(plan.sets.forget.examples.x.shape[1:]) if plan.sets.forget else []
-    each = " for each seed" if config.seeds > 1 else ""
+    each = f" for each {done[0].trial.kind}" if done[0].trial else ""
     notes = [
         f"{config.model.name}, {sum(leaf.size for leaf in leaves):,} parameters "
         f"({leaves[0].dtype}), inputs {shape}, batches of {config.train.batch_size}, "
@@ -161,6 +184,7 @@ def _notes(plan: Plan) -> list[str]:
         f"retrained: mean of {config.oracles}{each}; time of the first, trained alone; "
         "floor: mean difference between two of them",
         "memory: arguments, results and temporaries of a model's largest compiled program",
+        *_shared(plan, done),
     ]
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
@@ -168,3 +192,25 @@ def _notes(plan: Plan) -> list[str]:
         peak = stats["peak_bytes_in_use"] / 1e6
         notes.append(f"memory of the device at its peak, whole process: {peak:,.0f} MB")
     return notes
+
+
+def _size(part: Subset) -> str:
+    """How many examples; of several requests the smallest and the largest number."""
+    sizes = sorted({int(size) for size in np.ravel(part.size)})
+    return f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+
+
+def _shared(plan: Plan, done: Sequence[_Done]) -> list[str]:
+    """What is to be known of models that were made in one program."""
+    if len(plan.requests) < 2:
+        return []
+    records = [record for one in done for record in one.records]
+    shares = [r["together"] for r in records if r["stage"].startswith("unlearned/")]
+    least, most = min(shares, default=1), max(shares, default=1)
+    number = str(most) if least == most else f"{least} to {most}"
+    return [
+        f"time and time to compile of a method: those of one program for {number} classes, "
+        "divided by their number; its memory: that of the whole program",
+        "steps of retraining and of methods: as for a class of average size, "
+        f"{plan.retained} examples retained",
+    ]

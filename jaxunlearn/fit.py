@@ -14,7 +14,7 @@ from jaxunlearn.training.optimizers import make_optimizer
 from jaxunlearn.types import Apply, Key, Model, Sets, Subset, Unlearner
 from jaxunlearn.unlearners.retrain import retrain
 
-__all__ = ["train", "train_many"]
+__all__ = ["recipe", "train", "train_many"]
 
 DEFAULT = TrainConfig()
 
@@ -79,11 +79,12 @@ def _prepare(model: Model | Apply, part: Subset, config: TrainConfig) -> tuple[U
             f"{config.batch_size}"
         )
     check_model(model, part.examples.x.shape[1:], labels=part.examples.y)
-    return _method(model, config, num_examples(part))
+    return recipe(model, config, num_examples(part))
 
 
 @functools.lru_cache(maxsize=32)
-def _method(model: Model, config: TrainConfig, examples: int) -> tuple[Unlearner, int]:
+def recipe(model: Model, config: TrainConfig, examples: int) -> tuple[Unlearner, int]:
+    """Training as a method, and its steps: ``config.epochs`` of so many examples."""
     # one object for equal settings, so that a second call finds the compiled program
     steps = max(1, round(config.epochs * examples / config.batch_size))
     optimizer = make_optimizer(config, steps)

@@ -84,15 +84,21 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
     A value is read as a Python literal, else as text. Tuples may be written without
     brackets (``request.classes=3,5``). ``methods=a,b`` selects these methods, keeping
     the options of those already there; ``methods.a.steps=10`` sets one option.
+    ``request.each=true`` takes all classes where ``request.classes`` is not given beside it.
 
     Raises:
       ConfigError: unknown key (with the valid ones) or a value of the wrong kind.
     """
+    before, keys = config, {text.partition("=")[0] for text in overrides}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"override: expected key=value, got {text!r}")
         config = _set(config, key.split("."), value, key)
+    if config.request.each and not before.request.each and "request.classes" not in keys:
+        # what the file forgets is one request, no choice of classes for many
+        request = dataclasses.replace(config.request, classes=())
+        config = dataclasses.replace(config, request=request)
     return config
 
 
@@ -188,6 +194,8 @@ def _convert(text: str, kind: Any, key: str) -> Any:
     wanted = next(option for option in options if option is not type(None))
     if wanted is str:
         return text
+    if wanted is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if wanted is int and isinstance(value, int) and not isinstance(value, bool):
@@ -198,6 +206,7 @@ def _convert(text: str, kind: Any, key: str) -> Any:
             return tuple(items)
     shown = getattr(wanted, "__name__", str(wanted))
     shown = "whole numbers such as 3,5" if typing.get_origin(wanted) is tuple else shown
+    shown = "true or false" if wanted is bool else shown
     raise ConfigError(f"{key}: expected {shown}, got {text!r}")
 
 

@@ -1,14 +1,13 @@
-"""The stages of one seed: each model made and judged once, and loaded when asked for again."""
+"""The stages of one trial: each model made and judged once, and loaded when asked for again."""
 
 import contextlib
 import statistics
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxunlearn import checkpoint
@@ -17,16 +16,16 @@ from jaxunlearn.data.requests import describe
 from jaxunlearn.data.sets import whole
 from jaxunlearn.errors import DivergenceError
 from jaxunlearn.execute import Outcome, Progress
-from jaxunlearn.fit import train, train_many
-from jaxunlearn.metrics.evaluate import costs, member_of
+from jaxunlearn.fit import recipe, train
+from jaxunlearn.metrics.evaluate import costs
 from jaxunlearn.metrics.measure import MEASURES, Reference, measure, refer
 from jaxunlearn.plan import Plan, stages_of
 from jaxunlearn.runner import unlearn
 from jaxunlearn.sharding import abstract
 from jaxunlearn.stages import Keeper, Stage, check_stage, finish_stage, load_stage
-from jaxunlearn.types import Key, Subset, Variables
+from jaxunlearn.types import Key, Unlearner, Variables
 
-__all__ = ["Listener", "Record", "Work"]
+__all__ = ["Hooks", "Listener", "Made", "Record", "Task", "Work", "named", "timed"]
 
 # purposes of the keys that follow from config.seed
 ORIGINAL, ORACLE, METHOD, MEASURE = range(4)
@@ -37,6 +36,22 @@ Record = dict[str, Any]
 Hooks = dict[str, Any]
 Listener = Callable[[str, Progress | None], None]
 """Told the stage's name, and how far it is (``None``: it was there already)."""
+
+
+class Task(NamedTuple):
+    """What makes a model of a trial: a method, the model it starts from, a key, options."""
+
+    method: Unlearner
+    variables: Variables
+    key: Key
+    options: dict[str, Any]
+
+
+class Made(NamedTuple):
+    """A new model, its costs a share of those of the program that ``together`` models shared."""
+
+    outcome: Outcome
+    together: int = 1
 
 
 class Work:
@@ -53,65 +68,57 @@ class Work:
         self.known: Reference | None = None
 
     def original(self) -> Record:
-        assert self.plan.sets.forget is not None
-        everything = whole(self.plan.sets.forget.examples)
-        key = jax.random.fold_in(self.plan.key, ORIGINAL)
-        made = self._stage("original", lambda hooks: self._train(everything, key, hooks))
+        plan = self.plan
+        assert plan.sets.forget is not None
+        everything = whole(plan.sets.forget.examples)
+        key = jax.random.fold_in(plan.key, ORIGINAL)
+        once = partial(train, plan.model, everything, key)
+        once = partial(once, config=plan.config.train, sharding=plan.sharding)
+        made = self._stage("original", lambda hooks: Made(timed(once, hooks)))
         self.begun = made[0]
         return made[1]
 
-    def oracles(self) -> list[Record]:
-        """The retrained models: the first timed alone, the others in one program."""
-        part = self.plan.sets.retain
-        assert part is not None
-        names = [name for name in self.stages if name.startswith("retrained/")]
-        # not split: the keys of the first must not depend on how many there are
-        base = jax.random.fold_in(self.plan.key, ORACLE)
-        keys = [jax.random.fold_in(base, number) for number in range(len(names))]
-        first = self._stage(names[0], lambda hooks: self._train(part, keys[0], hooks))
-        missing = [n for n, name in enumerate(names) if n and not self._there(name)]
-        made: dict[str, Outcome] = {}
-        if missing and self.plan.sharding is None:
-            path = self.plan.folder / "retrained" / "others"
-            together = Stage(path, {**self.plan.identity, "own": {"oracles": missing}})
-            hooks = self._hooks(together, "retrained/others")
-            stacked = jnp.stack([keys[n] for n in missing])
-            with _named("retrained/others"):
-                many = train_many(
-                    self.plan.model, part, stacked, config=self.plan.config.train, **hooks
-                )
-            made = {names[n]: member_of(many, place) for place, n in enumerate(missing)}
-        records = [first[1]]
-        for n, name in enumerate(names[1:], start=1):
+    def adopt(self, other: "Work", record: Record) -> Record:
+        """The original that trials share: judged on this one's request, and not kept again."""
+        self.begun = other.begun
+        stage = self.stages["original"]
+        if self.there("original"):
+            self.listener("original", None)
+            _, own = load_stage(stage, {})
+            if own.get("measures") == MEASURES:
+                return own
+        judged = self._judge(self.begun) | record["metrics"]
+        about = {**self._about("original"), "history": {}, "versions": record["versions"]}
+        return finish_stage(stage, {}, {**about, "metrics": judged})
 
-            def make(hooks: Hooks, n: int = n, name: str = name) -> Outcome:
-                return made[name] if name in made else self._train(part, keys[n], hooks)
+    def oracle(self, number: int, made: Made | None = None) -> Record:
+        return self._make(f"retrained/{number}", made)[1]
 
-            records.append(self._stage(name, make)[1])
-        if made:
-            Keeper(together).forget()
-        return records
+    def method(self, label: str, made: Made | None = None) -> Record:
+        return self._make(f"unlearned/{label}", made)[1]
 
-    def method(self, label: str) -> Record:
-        method, options = self.plan.methods[label]
+    def task(self, name: str) -> Task:
+        """What makes the model of a stage other than the original."""
+        plan, (kind, label) = self.plan, name.split("/")
+        if kind == "retrained":
+            config = plan.config.train
+            method, steps = recipe(plan.model, config, plan.retained)
+            # not split: the keys of the first must not depend on how many there are
+            key = jax.random.fold_in(jax.random.fold_in(plan.key, ORACLE), int(label))
+            return Task(method, None, key, {"steps": steps, "batch_size": config.batch_size})
+        method, options = plan.methods[label]
         # from the method's name: its variants then see the same samples and batches, and
         # the order of the methods does not matter
-        name = self.plan.config.methods[label].get("method", label)
-        purpose = jax.random.fold_in(self.plan.key, METHOD)
-        key = jax.random.fold_in(purpose, zlib.crc32(name.encode()))
-        once = partial(unlearn, method, self.begun, self.plan.sets, key, **options)
-        once = partial(once, sharding=self.plan.sharding)
-        return self._stage(f"unlearned/{label}", lambda hooks: _timed(once, hooks))[1]
+        own = plan.config.methods[label].get("method", label)
+        purpose = jax.random.fold_in(plan.key, METHOD)
+        key = jax.random.fold_in(purpose, zlib.crc32(own.encode()))
+        return Task(method, self.begun, key, options)
 
-    def _train(self, part: Subset, key: Key, hooks: Hooks) -> Outcome:
-        config, sharding = self.plan.config.train, self.plan.sharding
-        once = partial(train, self.plan.model, part, key, config=config, sharding=sharding)
-        return _timed(once, hooks)
-
-    def _there(self, name: str) -> bool:
+    def there(self, name: str) -> bool:
         return check_stage(self.stages[name], self.force)
 
-    def _hooks(self, stage: Stage, name: str) -> Hooks:
+    def hooks(self, stage: Stage, name: str) -> Hooks:
+        """What shows and keeps the progress of a stage that is being made."""
         keeper = Keeper(stage)
 
         def on_chunk(progress: Progress) -> None:
@@ -120,9 +127,20 @@ class Work:
 
         return {"on_chunk": on_chunk, "resume": keeper.find}
 
-    def _stage(self, name: str, make: Callable[[Hooks], Outcome]) -> tuple[Variables, Record]:
-        stage, plan = self.stages[name], self.plan
-        if self._there(name):
+    def _make(self, name: str, made: Made | None) -> tuple[Variables, Record]:
+        """``made``: by a program for several models; else it is made alone."""
+
+        def alone(hooks: Hooks) -> Made:
+            task, plan = self.task(name), self.plan
+            once = partial(unlearn, task.method, task.variables, plan.sets, task.key)
+            once = partial(once, sharding=plan.sharding, **task.options)
+            return Made(timed(once, hooks))
+
+        return self._stage(name, alone if made is None else lambda hooks: made)
+
+    def _stage(self, name: str, make: Callable[[Hooks], Made]) -> tuple[Variables, Record]:
+        stage = self.stages[name]
+        if self.there(name):
             self.listener(name, None)
             variables, record = load_stage(stage, self.like)
             if record.get("measures") == MEASURES:
@@ -131,23 +149,27 @@ class Work:
             record["metrics"] |= self._judge(variables)
             record["measures"] = MEASURES
         else:
-            with _named(name):
-                outcome = make(self._hooks(stage, name))
+            with named(name):
+                outcome, together = make(self.hooks(stage, name))
             variables = outcome.variables
             record = {
-                "stage": name,
-                "config": to_dict(plan.config),
-                "request": describe(plan.config.request),
-                "seed": plan.config.seed,
+                **self._about(name),
                 "metrics": self._judge(variables) | costs(outcome),
-                "measures": MEASURES,
+                "together": together,
                 "history": {key: value.tolist() for key, value in outcome.history.items()},
                 "versions": checkpoint.versions(),
             }
         return variables, finish_stage(stage, variables, record)
 
+    def _about(self, name: str) -> Record:
+        config = self.plan.config
+        about = {"stage": name, "config": to_dict(config), "request": describe(config.request)}
+        return {**about, "seed": config.seed, "measures": MEASURES}
+
     def _judge(self, variables: Variables) -> dict[str, Any]:
         plan = self.plan
+        if len(plan.requests) > 1:
+            return {}  # it is judged on each of them
         if self.begun is not None and self.known is None:
             self.known = refer(plan.model, self.begun, plan.sets)
         key = jax.random.fold_in(plan.key, MEASURE)
@@ -155,7 +177,7 @@ class Work:
 
 
 @contextlib.contextmanager
-def _named(stage: str) -> Iterator[None]:
+def named(stage: str) -> Iterator[None]:
     """A divergence says which model it happened to."""
     try:
         yield
@@ -176,7 +198,7 @@ def _cold_compilation() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _timed(once: Callable[..., Outcome], hooks: Hooks) -> Outcome:
+def timed(once: Callable[..., Outcome], hooks: Hooks) -> Outcome:
     """Compiled cold; what takes less than a second is done again, the median time counts."""
     with _cold_compilation():
         outcome = once(**hooks)

@@ -206,7 +206,7 @@ class TestSeeds:
 
     def test_the_report_is_on_all_of_them(self, many, capsys):
         report = load(many)
-        assert report["seeds"] == [3, 4]
+        assert report["trials"]["numbers"] == [3, 4]
         rows = {row["name"]: row for row in report["rows"]}
         row = rows["accuracy_test_retain"]
         assert row["each"]["original"][0] != row["each"]["original"][1]
@@ -228,7 +228,7 @@ class TestSeeds:
         out = capsys.readouterr().out
         assert out.count("there already") == 6
         assert "seed_5/original" in out
-        assert load(many)["seeds"] == [3, 4, 5]
+        assert load(many)["trials"]["numbers"] == [3, 4, 5]
 
     def test_other_settings_of_any_seed_are_refused_before_work(self, tmp_path, capsys):
         other = ("seeds=1", "seed=1", "name=seed_1", "oracles=1", "train.epochs=1")

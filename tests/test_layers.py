@@ -17,7 +17,8 @@ LAYERS = [
     ["runner", "report"],
     ["fit", "metrics", "stages", "album"],
     ["plan", "progress"],
-    ["work"],
+    ["trials", "work"],
+    ["together"],
     ["experiment"],
     ["cli"],
 ]

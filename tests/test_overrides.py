@@ -1,6 +1,6 @@
 import pytest
 
-from jaxunlearn.config import Config
+from jaxunlearn.config import Config, Request
 from jaxunlearn.errors import ConfigError
 from jaxunlearn.overrides import apply_overrides, find_config, list_configs, load_config
 
@@ -22,6 +22,17 @@ def test_nested_keys_of_every_kind():
     assert config.model.options == {"features": (8, 4)}
     assert config.data.image_size == 16
     assert Config().train.epochs != 5, "the default is not changed"
+
+
+def test_each_class():
+    """What a file forgets is no choice of classes; what is given beside it is."""
+    assert Config().request.classes == (3,)
+    assert changed("request.each=true").request == Request(each=True)
+    both = Request(classes=(1, 3), each=True)
+    assert changed("request.classes=1,3", "request.each=true").request == both
+    again = apply_overrides(Config(request=both), ["request.each=true", "seed=1"])
+    assert again.request == both
+    assert changed("request.each=False").request == Config().request
 
 
 def test_several_seeds():
@@ -48,6 +59,7 @@ def test_methods_are_selected_and_keep_their_options():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("request.each=maybe", "request.each: expected true or false, got 'maybe'"),
         ("epochs=3", "epochs: expected one of name, seed, seeds, data"),
         (
             "train.epoch=3",

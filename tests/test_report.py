@@ -231,7 +231,7 @@ def _seeds():
         "columns": ["original", "path", "failed", "retrained"],
         "rows": [row, steps, memory],
         "curves": [curve],
-        "seeds": [4, 5, 6],
+        "trials": {"kind": "seed", "numbers": [4, 5, 6], "names": ["", "", ""]},
         "published": published,
     }
 
@@ -248,6 +248,27 @@ def test_seeds_show_intervals_and_differences():
     marked = report.to_markdown(_seeds())
     assert "| accuracy, forgotten | +0.970 ±.030 | **-0.051 ±.122** | - |" in marked
     assert "over 3 seeds" in marked
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_classes_are_told_one_by_one(width):
+    made = _seeds()
+    made["trials"] = {"kind": "class", "numbers": [4, 5, 12], "names": ["", "", "cat"]}
+    each = {"original": [0.91, 0.92, 0.93], "path": [0.21, None, 0.23], "retrained": [0, 0.1, 0]}
+    made["rows"][0]["each"] = each
+    text = _print(made, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "paired by class" in text
+    assert "over 3 classes" in text.replace("\n", " ")
+    cells = [line.split() for line in text[text.index("Class by class") :].splitlines()]
+    found = [line[4:] for line in cells if line[:2] == ["12", "cat"]]
+    assert found == [["0.930", "0.230", "-", "0.000"]] if width == 100 else len(found) > 1
+    assert {cell for line in found for cell in line} == {"0.930", "0.230", "-", "0.000"}
+    marked = report.to_markdown(made)
+    assert "### Class by class" in marked
+    assert "| 5 | accuracy, forgotten | 0.920 | - | - | 0.100 |" in marked
+    assert "| 12 cat | accuracy, forgotten | 0.930 | 0.230 | - | 0.000 |" in marked
+    assert "Class by class" not in _print(_seeds(), width)
 
 
 @pytest.mark.parametrize("width", [60, 100])

@@ -15,6 +15,7 @@ __all__ = [
     "forget_mask",
     "forget_random",
     "same_kind_mask",
+    "separate",
 ]
 
 
@@ -42,12 +43,38 @@ def forget_random(share: float, seed: int = 0) -> Request:
 
 def describe(request: Request) -> str:
     """The request in a few words, for titles and messages."""
+    if request.each:
+        return "forget each class by itself"
     if request.classes:
         noun = "class" if len(request.classes) == 1 else "classes"
         return f"forget {noun} " + ", ".join(str(label) for label in request.classes)
     if request.indices:
         return f"forget {len(request.indices)} given examples"
     return f"forget a random {request.share:.3g} of the examples (seed {request.seed})"
+
+
+def separate(request: Request, num_classes: int) -> list[Request]:
+    """The requests that one stands for: one for each class where ``each``, else itself.
+
+    Raises:
+      RequestError: ``each`` beside indices or a share, of fewer than two classes, or of
+        classes out of range.
+    """
+    if not request.each:
+        return [request]
+    if request.indices or request.share:
+        raise RequestError(
+            "request.each: expected classes or nothing beside it, got "
+            f"indices={request.indices}, share={request.share}"
+        )
+    _check_range("request.classes", request.classes, num_classes)
+    labels = sorted(request.classes) or range(num_classes)
+    if len(labels) < 2:
+        raise RequestError(
+            f"request.each: expected two classes or more, got {list(labels)}; "
+            "request.classes= takes all"
+        )
+    return [forget_class(label) for label in labels]
 
 
 def forget_mask(request: Request, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -64,6 +91,8 @@ def forget_mask(request: Request, labels: np.ndarray, num_classes: int) -> np.nd
     Raises:
       RequestError: nothing, everything, several kinds at once, or out of range.
     """
+    if request.each:
+        raise RequestError("request.each: expected a single request here, got one for each class")
     kinds = [bool(request.classes), bool(request.indices), request.share != 0]
     if sum(kinds) != 1:
         raise RequestError(

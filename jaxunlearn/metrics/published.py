@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxunlearn.metrics.summary import estimate
-from jaxunlearn.metrics.table import METRICS, Judged, each_seed
+from jaxunlearn.metrics.table import METRICS, Judged, each_trial
 
 __all__ = ["HEADS", "compare"]
 
@@ -29,7 +29,7 @@ def compare(
     """Models that a paper gives numbers for, each with ours and the paper's.
 
     Args:
-      judged: one for each seed.
+      judged: one for each trial.
       published: label of a model (``"original"``, ``"retrained"`` too) -> metric, one of
         :data:`HEADS` -> value.
       source: where they come from, and what differs there.
@@ -45,7 +45,10 @@ def compare(
     if not given:
         return {}
     judged = [
-        Judged({k: _with_gap(v) for k, v in one.models.items()}, [*map(_with_gap, one.oracles)])
+        one._replace(
+            models={k: _with_gap(v) for k, v in one.models.items()},
+            oracles=[*map(_with_gap, one.oracles)],
+        )
         for one in judged
     ]
     rows = [_row(label, row, names, judged) for label, row in published.items()]
@@ -56,7 +59,7 @@ def compare(
 def _row(
     label: str, given: Mapping[str, float], names: Sequence[str], judged: Sequence[Judged]
 ) -> dict[str, Any]:
-    found = {name: [v for v in each_seed(name, label, judged) if v is not None] for name in names}
+    found = {name: [v for v in each_trial(name, label, judged) if v is not None] for name in names}
     own = {name: estimate(values) for name, values in found.items() if values}
     return {
         "model": label,

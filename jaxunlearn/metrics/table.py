@@ -1,5 +1,6 @@
 """The table that judges forgetting: its rows, and how values become a report."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ __all__ = [
     "METRICS",
     "Judged",
     "Metric",
-    "each_seed",
+    "Trial",
+    "each_trial",
     "make_report",
     "speedups",
     "summarise",
@@ -58,22 +60,38 @@ CURVES = {"relearn_curve": ("accuracy on the forget set in relearning", "steps")
 Values = Mapping[str, Any]
 
 
+class Trial(NamedTuple):
+    """Which one of several: a seed, or a class that is forgotten by itself.
+
+    Attributes:
+      kind: ``"seed"`` or ``"class"``.
+      name: of a class, where it has one other than its number.
+    """
+
+    kind: str
+    number: int
+    name: str = ""
+
+
 class Judged(NamedTuple):
-    """The values of all models of one seed.
+    """The values of all models of one trial.
 
     Attributes:
       models: ``{"original": values, <unlearned>: values, ...}``; empty where it failed.
-      oracles: values of each retrained model; that trained alone is the first.
+      oracles: values of each retrained model.
+      alone: values of the one that was trained alone, whose costs count; by default the
+        first.
     """
 
     models: Mapping[str, Values]
     oracles: Sequence[Values]
+    alone: Values | None = None
 
 
 def make_report(
     title: str, models: Mapping[str, Values], oracles: Sequence[Values], **more: Any
 ) -> dict[str, Any]:
-    """:func:`summarise` of a single seed."""
+    """:func:`summarise` of a single trial."""
     return summarise(title, [Judged(models, oracles)], **more)
 
 
@@ -81,7 +99,7 @@ def summarise(
     title: str,
     judged: Sequence[Judged],
     *,
-    seeds: Sequence[int] = (),
+    trials: Sequence[Trial] = (),
     notes: Sequence[str] = (),
     environment: Mapping[str, Any] | None = None,
     published: Mapping[str, Any] | None = None,
@@ -90,57 +108,72 @@ def summarise(
 
     For each metric ``m``: ``retrained`` is the mean over the oracles, ``spread`` their
     standard deviation (n - 1), ``floor`` the mean of ``|m_i - m_j|`` over pairs of
-    oracles, those of different seeds too: a difference to retraining below the floor is
-    noise. A cost is that of the first oracle. ``best`` names the unlearned model closest
-    to the ideal and those within the floor of it.
+    oracles, those of different seeds too, but not of different classes: a difference to
+    retraining below the floor is noise. A cost is that of the oracle trained alone.
+    ``best`` names the unlearned model closest to the ideal and those within the floor of it.
 
-    Of several seeds a value is the mean, and the row holds also ``each`` (the values, seed
-    by seed), ``intervals`` (95 %, half the width) and, where the ideal is the retrained
-    model, ``differences`` to it, paired by seed.
+    Of several trials a value is the mean, and the row holds also ``each`` (the values, trial
+    by trial), ``intervals`` (95 %, half the width) and, where the ideal is the retrained
+    model, ``differences`` to it, paired by trial.
 
     Args:
-      judged: one for each seed.
-      seeds: their numbers, where there are several.
+      judged: one for each trial.
+      trials: which they are, where there are several.
       published: see :func:`jaxunlearn.metrics.published.compare`.
     """
     columns = [*judged[0].models, "retrained"]
-    rows = [_row(name, metric, columns, judged) for name, metric in METRICS.items()]
+    # retrained models of other seeds differ by chance, those of other classes by their request
+    chance = {trial.kind for trial in trials} != {"class"}
+    rows = [_row(name, metric, columns, judged, chance) for name, metric in METRICS.items()]
     made = {
         "title": title,
         "columns": columns,
         "rows": [row for row in rows if row["values"]],
-        "curves": [curve for name in CURVES if (curve := _curve(name, columns, judged))],
+        "curves": [curve for name in CURVES if (curve := _curve(name, columns, judged, chance))],
         "notes": list(notes),
         "environment": dict(environment or {}),
     }
-    extra = {"seeds": list(seeds), "published": dict(published or {})}
+    extra = {"trials": _of(trials), "published": dict(published or {})}
     return made | {name: value for name, value in extra.items() if value}
 
 
-def each_seed(name: str, label: str, judged: Sequence[Judged]) -> list[float | None]:
-    """A metric of one column, seed by seed; ``None`` where it is missing."""
+def _of(trials: Sequence[Trial]) -> dict[str, Any]:
+    if not trials:
+        return {}
+    names = [one.name if one.name != str(one.number) else "" for one in trials]
+    return {"kind": trials[0].kind, "numbers": [one.number for one in trials], "names": names}
+
+
+def each_trial(name: str, label: str, judged: Sequence[Judged]) -> list[float | None]:
+    """A metric of one column, trial by trial; ``None`` where it is missing."""
     if label != "retrained":
         found = [one.models.get(label, {}).get(name) for one in judged]
         return [None if value is None else float(value) for value in found]
     means: list[float | None] = []
     for one in judged:
-        values = [float(own[name]) for own in one.oracles if name in own]
-        # the others may have shared a program and its time
-        kept = values[:1] if name in METRICS and METRICS[name].group == "cost" else values
-        means.append(float(np.mean(kept)) if kept else None)
+        oracles = one.oracles
+        if name in METRICS and METRICS[name].group == "cost":
+            # the others may have shared a program and its time
+            oracles = oracles[:1] if one.alone is None else [one.alone]
+        values = [float(own[name]) for own in oracles if name in own]
+        means.append(float(np.mean(values)) if values else None)
     return means
 
 
+def _by_chance(name: str, judged: Sequence[Judged], chance: bool) -> list[list[Any]]:
+    """Values of retrained models, those together that differ by chance alone."""
+    found = [[own[name] for own in one.oracles if name in own] for one in judged]
+    return [list(itertools.chain(*found))] if chance else found
+
+
 def _row(
-    name: str, metric: Metric, columns: Sequence[str], judged: Sequence[Judged]
+    name: str, metric: Metric, columns: Sequence[str], judged: Sequence[Judged], chance: bool
 ) -> dict[str, Any]:
-    each = {label: each_seed(name, label, judged) for label in columns}
+    each = {label: each_trial(name, label, judged) for label in columns}
     each = {label: own for label, own in each.items() if any(v is not None for v in own)}
     found = {k: estimate([v for v in own if v is not None]) for k, own in each.items()}
     values = {label: one.mean for label, one in found.items()}
-    oracles = [float(own[name]) for one in judged for own in one.oracles if name in own]
-    if metric.group == "cost":
-        oracles = []
+    oracles = [] if metric.group == "cost" else _by_chance(name, judged, chance)
     noise = floor(oracles)
     row: dict[str, Any] = {"name": name, "metric": metric.label, "group": metric.group}
     row |= {"format": metric.format, "ideal": metric.ideal, "values": values}
@@ -153,7 +186,9 @@ def _row(
     return row
 
 
-def _curve(name: str, columns: Sequence[str], judged: Sequence[Judged]) -> dict[str, Any]:
+def _curve(
+    name: str, columns: Sequence[str], judged: Sequence[Judged], chance: bool
+) -> dict[str, Any]:
     """The mean course of every model; for the retrained ones their spread as well."""
     label, along = CURVES[name]
     found = {c: [one.models[c] for one in judged if c in one.models] for c in columns[:-1]}
@@ -162,9 +197,11 @@ def _curve(name: str, columns: Sequence[str], judged: Sequence[Judged]) -> dict[
     values = {c: np.mean(own, axis=0).tolist() for c, own in courses.items() if own}
     if not values:
         return {}
-    oracles = courses["retrained"]
-    noise = np.std(oracles, axis=0, ddof=1).tolist() if len(oracles) > 1 else None
-    return {"name": name, "label": label, "along": along, "values": values, "spread": noise}
+    # step by step
+    steps = [list(zip(*own, strict=True)) for own in _by_chance(name, judged, chance) if own]
+    noise = [half for groups in zip(*steps, strict=True) if (half := spread(groups)) is not None]
+    shown = {"name": name, "label": label, "along": along, "values": values}
+    return {**shown, "spread": noise or None}
 
 
 def _best(metric: Metric, values: Mapping[str, float], noise: float | None) -> list[str]:

@@ -14,10 +14,15 @@ mean difference between two of them, ``best`` the unlearned models closest to th
 last three may be ``None`` or absent, and a value too.
 
 A report may hold ``curves`` (``label``, ``along``, ``values``: a list for each model, and
-their ``spread`` over the retrained ones), for the picture; ``seeds``, if it sums up several:
-its rows then hold ``intervals`` and ``differences`` as
-:func:`jaxunlearn.metrics.table.summarise` makes them; and ``published``, numbers of a paper,
-as :func:`jaxunlearn.metrics.published.compare` does.
+their ``spread`` over the retrained ones), for the picture; ``trials``, if it sums up several
+seeds or classes::
+
+    {"kind": "class", "numbers": [1, 3], "names": ["", "cat"]}
+
+its rows then hold ``each`` (the values, in the order of the trials), ``intervals`` and
+``differences`` as :func:`jaxunlearn.metrics.table.summarise` makes them, and classes are told
+one by one; and ``published``, numbers of a paper, as
+:func:`jaxunlearn.metrics.published.compare` does.
 """
 
 from jaxunlearn.report.files import load, save

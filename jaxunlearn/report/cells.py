@@ -8,15 +8,26 @@ __all__ = [
     "ORIGINAL",
     "RETRAINED",
     "beside_paper",
+    "by_class",
     "cell",
+    "count",
     "difference",
     "environment",
     "legend",
     "number",
     "paper_legend",
+    "trial_kind",
 ]
 
 ORIGINAL, RETRAINED = "original", "retrained"
+
+_BY_CLASS = (
+    "accuracy_forget",
+    "accuracy_test_forget",
+    "accuracy_retain",
+    "accuracy_test_retain",
+)
+"""Metrics that are told class by class."""
 
 
 def number(value: float | None, spec: str, spread: float | None = None) -> str:
@@ -87,6 +98,31 @@ def difference(row: dict[str, Any], column: str) -> tuple[str, bool]:
     return text, half is not None and abs(mean) <= half
 
 
+def count(kind: str, number: int) -> str:
+    """So many trials, ``3 classes``."""
+    return f"{number} {kind}{'es' if kind.endswith('s') else 's'}"
+
+
+def trial_kind(report: dict[str, Any]) -> str:
+    """``"seed"`` or ``"class"``; empty where there is but one trial."""
+    return report.get("trials", {}).get("kind", "")
+
+
+def by_class(report: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, dict[str, str]]]]]:
+    """Each class, with its lines: the metric, and the texts of the columns."""
+    if trial_kind(report) != "class":
+        return
+    rows = [row for row in report["rows"] if row.get("name") in _BY_CLASS]
+    trials = report["trials"]
+    for place, (label, name) in enumerate(zip(trials["numbers"], trials["names"], strict=True)):
+        lines = []
+        for row in rows:
+            values = {column: own[place] for column, own in row["each"].items()}
+            texts = {c: number(values.get(c), row["format"]) for c in report["columns"]}
+            lines.append((row["metric"], texts))
+        yield f"{label} {name}".strip(), lines
+
+
 def beside_paper(published: dict[str, Any]) -> Iterator[list[str]]:
     """Lines of the table of published numbers: two for each model, ours and the paper's."""
     for row in published["rows"]:
@@ -106,8 +142,9 @@ def beside_paper(published: dict[str, Any]) -> Iterator[list[str]]:
 
 def legend(report: dict[str, Any]) -> str:
     """What the mark, ± and floor mean."""
-    if seeds := report.get("seeds"):
-        spread = f"95 % confidence interval of the mean over {len(seeds)} seeds"
+    if kind := trial_kind(report):
+        several = count(kind, len(report["trials"]["numbers"]))
+        spread = f"95 % confidence interval of the mean over {several}"
     else:
         spread = "standard deviation of the retrained models"
     return f"closest to the ideal; ±: {spread}; floor: mean difference between two retrained models"

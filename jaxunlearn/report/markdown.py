@@ -6,11 +6,13 @@ from typing import Any
 from jaxunlearn.report.cells import (
     RETRAINED,
     beside_paper,
+    by_class,
     cell,
     difference,
     environment,
     legend,
     paper_legend,
+    trial_kind,
 )
 
 __all__ = ["to_markdown"]
@@ -21,6 +23,7 @@ def to_markdown(report: dict[str, Any]) -> str:
     lines = [f"## {report['title']}", "", *_main(report)]
     lines += ["", f"Bold: {legend(report)}."]
     lines += _differences(report)
+    lines += _by_class(report)
     if report.get("published"):
         lines += _published(report["published"])
     lines += ["", *(f"- {note}" for note in report.get("notes", []))]
@@ -45,11 +48,23 @@ def _differences(report: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     columns = [name for name in report["columns"] if name != RETRAINED]
-    lines = ["", "### Difference to retrained, paired by seed", ""]
+    lines = ["", f"### Difference to retrained, paired by {trial_kind(report)}", ""]
     lines += [_line(["metric", *columns]), _line([":---", *["---:"] * len(columns)])]
     for row in rows:
         lines.append(_line([row["metric"], *(_bold(*difference(row, c)) for c in columns)]))
     return [*lines, "", "Bold: the 95 % confidence interval holds 0."]
+
+
+def _by_class(report: dict[str, Any]) -> list[str]:
+    if trial_kind(report) != "class":
+        return []
+    columns = report["columns"]
+    lines = ["", "### Class by class", "", _line(["class", "metric", *columns])]
+    lines.append(_line([":---", ":---", *["---:"] * len(columns)]))
+    for label, rows in by_class(report):
+        for place, (metric, texts) in enumerate(rows):
+            lines.append(_line(["" if place else label, metric, *(texts[c] for c in columns)]))
+    return lines
 
 
 def _published(published: dict[str, Any]) -> list[str]:

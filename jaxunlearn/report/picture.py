@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.report.cells import ORIGINAL, RETRAINED, number
+from jaxunlearn.report.cells import ORIGINAL, RETRAINED, count, number, trial_kind
 
 __all__ = ["save_png"]
 
@@ -23,8 +23,8 @@ def save_png(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
 
     A band marks the retrained models (their mean, and the larger of spread and floor on
     both sides), a star the unlearned model closest to the ideal, a bar the confidence
-    interval over seeds, an open diamond a published value. Times, ratios and bytes have a
-    logarithmic axis, and all axes fit their values: they need not begin at zero.
+    interval over seeds or classes, an open diamond a published value. Times, ratios and
+    bytes have a logarithmic axis, and all axes fit their values: they need not begin at zero.
     """
     # Imported here: it takes long, and most runs only print.
     from matplotlib.figure import Figure
@@ -64,8 +64,9 @@ def _places_of_curves(count: int, panels: int, across: int, down: int) -> list[t
 def _legend(report: dict[str, Any]) -> str:
     parts = ["★ closest to the ideal"]
     parts.append("band: retrained, ± the larger of its spread and the floor")
-    if seeds := report.get("seeds"):
-        parts.append(f"bar: 95 % confidence interval over {len(seeds)} seeds")
+    if kind := trial_kind(report):
+        several = count(kind, len(report["trials"]["numbers"]))
+        parts.append(f"bar: 95 % confidence interval over {several}")
     if published := report.get("published"):
         parts.append(f"◇ published ({published['source']})")
     return "\n".join(textwrap.wrap("      ".join(parts), 150, drop_whitespace=True))

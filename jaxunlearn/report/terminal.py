@@ -13,14 +13,18 @@ from jaxunlearn.report.cells import (
     ORIGINAL,
     RETRAINED,
     beside_paper,
+    by_class,
     cell,
     difference,
     environment,
     legend,
     paper_legend,
+    trial_kind,
 )
 
 __all__ = ["ReportTable", "print_report", "to_table"]
+
+_LAST = ["floor", "ideal"]
 
 Draw = Callable[[list[str], int | None], Table]
 """Columns, and the width at which names of metrics are wrapped -> a table."""
@@ -42,20 +46,27 @@ class ReportTable:
     def __init__(self, report: dict[str, Any]) -> None:
         self.report = report
         self.compared = [row for row in report["rows"] if row.get("differences")]
+        self.classes = list(by_class(report))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(self.report["title"], style="bold")
-        for table in self._fitting(self._main, [RETRAINED], console, options):
+        for table in self._fitting(self._main, [RETRAINED], _LAST, console, options):
             yield Text()
             yield table
         yield Text()
         yield Text(f"* {legend(self.report)}", style="dim")
         if self.compared:
-            yield Text("\nDifference to retrained, paired by seed", style="bold")
-            for table in self._fitting(self._differences, [], console, options):
+            kind = trial_kind(self.report)
+            yield Text(f"\nDifference to retrained, paired by {kind}", style="bold")
+            for table in self._fitting(self._differences, [], [], console, options):
                 yield Text()
                 yield table
             yield Text("\n* the 95 % confidence interval holds 0", style="dim")
+        if self.classes:
+            yield Text("\nClass by class", style="bold")
+            for table in self._fitting(self._by_class, [RETRAINED], [], console, options):
+                yield Text()
+                yield table
         if published := self.report.get("published"):
             yield Text(f"\nBeside the published numbers ({published['source']})\n", style="bold")
             yield _published(published)
@@ -65,14 +76,15 @@ class ReportTable:
         yield Text(environment(self.report), style="dim")
 
     def _fitting(
-        self, draw: Draw, ends: list[str], console: Console, options: ConsoleOptions
-    ) -> list[Table]:
+        self, draw: Draw, ends: list[str], last: list[str], console: Console,
+        options: ConsoleOptions,
+    ) -> list[Table]:  # fmt: skip
         """As few tables as fit; a long metric name is wrapped before the models are split."""
         unlimited = options.update(width=10_000)
         tables: list[Table] = []
         for parts in range(1, max(2, len(self._unlearned()) + 1)):
             for wrap in (None, 20):
-                tables = [draw(columns, wrap) for columns in self._split(parts, ends)]
+                tables = [draw(columns, wrap) for columns in self._split(parts, ends, last)]
                 widths = (console.measure(table, options=unlimited).maximum for table in tables)
                 if max(widths) <= options.max_width:
                     return tables
@@ -81,7 +93,7 @@ class ReportTable:
     def _unlearned(self) -> list[str]:
         return [c for c in self.report["columns"] if c not in (ORIGINAL, RETRAINED)]
 
-    def _split(self, parts: int, ends: list[str]) -> Iterator[list[str]]:
+    def _split(self, parts: int, ends: list[str], last: list[str]) -> Iterator[list[str]]:
         """Columns of each table; all have the ``ends``, one the other references."""
         names, models = self._unlearned(), self.report["columns"]
         bounds = [round(i * len(names) / parts) for i in range(parts + 1)]
@@ -89,7 +101,7 @@ class ReportTable:
             columns = [ORIGINAL] if i == 0 and ORIGINAL in models else []
             columns += names[bounds[i] : bounds[i + 1]]
             columns += [name for name in ends if name in models]
-            yield columns + (["floor", "ideal"] if ends and i == parts - 1 else [])
+            yield columns + (last if i == parts - 1 else [])
 
     def _main(self, columns: list[str], wrap: int | None) -> Table:
         table = _empty(columns, wrap)
@@ -106,10 +118,21 @@ class ReportTable:
             table.add_row(Text(row["metric"]), *(_starred(*one) for one in found))
         return table
 
+    def _by_class(self, columns: list[str], wrap: int | None) -> Table:
+        table = _empty(columns, wrap, "class")
+        for label, lines in self.classes:
+            for place, (metric, texts) in enumerate(lines):
+                cells = (texts[column] for column in columns)
+                table.add_row("" if place else Text(label), Text(metric), *map(Text, cells))
+            table.add_section()
+        return table
 
-def _empty(columns: list[str], wrap: int | None) -> Table:
+
+def _empty(columns: list[str], wrap: int | None, *before: str) -> Table:
     table = Table(box=box.HORIZONTALS, show_edge=False, header_style="bold")
     table.pad_edge, table.collapse_padding = False, True
+    for column in before:
+        table.add_column(column, no_wrap=True)
     table.add_column("metric", max_width=wrap, no_wrap=wrap is None, overflow="fold")
     for column in columns:
         if column == "ideal":

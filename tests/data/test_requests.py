@@ -3,7 +3,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.config import Request
-from jaxunlearn.data.requests import describe, forget_mask, same_kind_mask
+from jaxunlearn.data.requests import describe, forget_mask, same_kind_mask, separate
 from jaxunlearn.errors import RequestError
 
 LABELS = np.array([0, 1, 2, 1, 0, 2, 2])
@@ -32,6 +32,7 @@ def test_other_splits_know_classes_only():
 
 def test_descriptions():
     assert describe(ju.forget_class(3)) == "forget class 3"
+    assert describe(Request(each=True)) == "forget each class by itself"
     assert describe(ju.forget_classes([1, 2])) == "forget classes 1, 2"
     assert describe(ju.forget_indices([1, 2])) == "forget 2 given examples"
     assert "0.25" in describe(ju.forget_random(0.25))
@@ -60,3 +61,14 @@ def test_what_cannot_be_met_is_refused(request_, message):
 def test_a_class_without_training_examples_is_refused():
     with pytest.raises(RequestError, match="none of the 7"):
         forget_mask(ju.forget_class(3), LABELS, 4)
+
+
+def test_each_class_is_a_request_of_its_own():
+    assert separate(Request(each=True), 3) == [ju.forget_class(label) for label in range(3)]
+    assert separate(Request(each=True, classes=(2, 0)), 3) == [
+        ju.forget_class(0),
+        ju.forget_class(2),
+    ]
+    assert separate(ju.forget_classes([0, 2]), 3) == [ju.forget_classes([0, 2])]
+    with pytest.raises(RequestError, match="a single request here"):
+        forget_mask(Request(each=True), LABELS, 3)

@@ -5,7 +5,7 @@ import pytest
 
 from jaxunlearn.metrics.published import compare
 from jaxunlearn.metrics.summary import estimate, floor, paired, spread
-from jaxunlearn.metrics.table import Judged, make_report, summarise
+from jaxunlearn.metrics.table import Judged, Trial, make_report, summarise
 
 T4, T1 = 2.7764, 12.7062  # Student's t, .975, 4 and 1 degrees of freedom, from a printed table
 
@@ -18,6 +18,9 @@ class TestEstimate:
 
     def test_one_value_has_no_interval(self):
         assert estimate([0.7]) == (0.7, None)
+
+    def test_equal_values_have_none_made_of_rounding(self):
+        assert estimate([0.1] * 10).interval == 0
 
     def test_it_holds_the_truth_in_19_of_20_cases(self):
         rng = np.random.default_rng(0)
@@ -34,9 +37,15 @@ class TestEstimate:
         assert paired([None], [0.5]) is None
 
     def test_floor_and_spread(self):
-        assert floor([0, 0.1, 0.5]) == pytest.approx((0.1 + 0.5 + 0.4) / 3)
-        assert spread([1, 3]) == pytest.approx(np.sqrt(2))
-        assert floor([1]) is spread([1]) is None
+        assert floor([[0, 0.1, 0.5]]) == pytest.approx((0.1 + 0.5 + 0.4) / 3)
+        assert spread([[1, 3]]) == pytest.approx(np.sqrt(2))
+        assert floor([[1]]) is spread([[1], []]) is floor([]) is spread([]) is None
+
+    def test_floor_and_spread_within_groups(self):
+        groups = [[0, 0.2], [5, 5.1, 5.4], [7]]
+        assert floor(groups) == pytest.approx((0.2 + 0.1 + 0.3 + 0.4) / 4)
+        squares = 2 * 0.1**2 + sum((x - 15.5 / 3) ** 2 for x in (5, 5.1, 5.4))
+        assert spread(groups) == pytest.approx(np.sqrt(squares / 3))
 
 
 def values(accuracy, seconds, curve):
@@ -51,12 +60,14 @@ SECOND = Judged(
     {"original": values(0.8, 7.0, [1, 1]), "path": values(0.4, 3.0, [0.2, 0.7])},
     [values(0.1, 6.0, [0.2, 0.6])],
 )
+SEEDS = [Trial("seed", 0), Trial("seed", 1)]
+CLASSES = [Trial("class", 1, "1"), Trial("class", 3, "cat")]
 FAILED = Judged({"original": FIRST.models["original"], "path": {}}, FIRST.oracles)
 
 
 class TestSeeds:
     def rows(self, judged):
-        made = summarise("t", judged, seeds=[0, 1])
+        made = summarise("t", judged, trials=SEEDS)
         assert made["columns"] == ["original", "path", "retrained"]
         return {row["name"]: row for row in made["rows"]}
 
@@ -99,16 +110,39 @@ class TestSeeds:
         assert row["intervals"]["path"] is None
 
     def test_curves_are_means_and_the_retrained_ones_have_a_band(self):
-        (curve,) = summarise("t", [FIRST, SECOND], seeds=[0, 1])["curves"]
+        (curve,) = summarise("t", [FIRST, SECOND], trials=SEEDS)["curves"]
         assert curve["values"]["path"] == pytest.approx([0.1, 0.6])
         assert curve["values"]["retrained"] == pytest.approx([0.1, 0.5])
         assert curve["spread"] == pytest.approx([0.2 / np.sqrt(2)] * 2)
 
+    def test_classes_differ_by_their_request_and_not_by_chance(self):
+        """Noise is what retrained models of the same class differ by."""
+        one = FIRST._replace(oracles=[values(0.0, 8, [0, 0.4]), values(0.2, 1, [0, 0.2])])
+        other = SECOND._replace(oracles=[values(0.7, 2, [1, 1]), values(0.8, 2, [1, 0.8])])
+        made = summarise("t", [one, other], trials=CLASSES)
+        row = next(row for row in made["rows"] if row["name"] == "accuracy_forget")
+        assert row["floor"] == pytest.approx((0.2 + 0.1) / 2)
+        assert row["spread"] == pytest.approx(np.sqrt((0.02 + 0.005) / 2))
+        assert row["each"]["retrained"] == pytest.approx([0.1, 0.75])
+        assert made["curves"][0]["spread"] == pytest.approx([0, np.sqrt(0.02)])
+        assert made["trials"] == {"kind": "class", "numbers": [1, 3], "names": ["", "cat"]}
+        alone = summarise("t", [FIRST, SECOND], trials=CLASSES)
+        row = next(row for row in alone["rows"] if row["name"] == "accuracy_forget")
+        assert row["floor"] is row["spread"] is None, "one of each class tells no noise"
+
+    def test_costs_are_those_of_the_one_trained_alone(self):
+        both = [one._replace(alone=FIRST.oracles[0]) for one in (FIRST, SECOND)]
+        row = next(
+            r for r in summarise("t", both, trials=CLASSES)["rows"] if r["name"] == "seconds"
+        )
+        assert row["each"]["retrained"] == [8, 8]
+        assert row["intervals"]["retrained"] == 0
+
     def test_a_single_seed_is_told_as_it_is(self):
-        made = make_report("t", *FIRST)
+        made = make_report("t", FIRST.models, FIRST.oracles)
         for row in made["rows"]:
             assert not {"each", "intervals", "differences"} & set(row)
-        assert "seeds" not in made
+        assert "trials" not in made
         assert "published" not in made
 
 

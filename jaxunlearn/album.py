@@ -1,77 +1,79 @@
-"""The pictures of a run: what its methods found in a network, and what they changed.
+"""The pictures of a run, in its folder ``pictures``: drawn when something new was made."""
 
-Drawn of what the run made, when something was made: nothing here is a result.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.attribution import lrp, rules, seeds
-from jaxunlearn.attribution.maps import concept_maps
-from jaxunlearn.concepts import (
-    Concepts,
-    concept_scores,
-    feature_fn,
-    fit_bottleneck,
-    typical_patches,
-)
-from jaxunlearn.data.sampling import fetch
-from jaxunlearn.data.sets import num_examples, whole
-from jaxunlearn.pictures import (
-    save_concepts,
-    save_confusions,
-    save_heatmaps,
-    save_maps,
-    save_patches,
-    save_path,
-    save_poison,
-)
+from jaxunlearn.data.sets import alone, num_examples
+from jaxunlearn.errors import UserError
+from jaxunlearn.execute import visible_sets
+from jaxunlearn.pages import PAGES, Subject, draw_method, labels_of
+from jaxunlearn.pictures import save_confusions
 from jaxunlearn.predict import predict
-from jaxunlearn.types import Examples, Key, Model, Sets, Subset, Variables
-from jaxunlearn.unlearners.poison import patch_pixels
-from jaxunlearn.unlearners.poison_copies import Recipe, donors_of, poisoned_copies
+from jaxunlearn.stages import load_stage
+from jaxunlearn.types import Model, Sets, Variables
+from jaxunlearn.work import Work
 
-__all__ = ["Subject", "draw_answers", "draw_method"]
+__all__ = ["draw_album"]
 
-IMAGES = 6
-"""Rows of a picture of images."""
-
-EXAMPLES = 600
-"""Images that a mean is taken over."""
-
-CONCEPTS = 4
-"""Concepts whose maps are drawn."""
+MODELS = 9
+"""Confusion matrices side by side, at most."""
 
 
-class Subject(NamedTuple):
-    """What a method was run on, and what came of it.
+def draw_album(work: Work) -> list[str]:
+    """Draws what the methods of a trial found and changed.
 
-    Attributes:
-      name: of the method, as in ``METHODS``.
-      options: its keyword arguments, where they are not the defaults.
-      sets: of one request.
-      key: that the method was run with.
-      prepared: what it found before it was run, if it prepares anything.
-      class_names: of the labels.
+    ``pictures/confusions.png`` shows what the original, the methods' models and a retrained
+    one take the test images for; ``pictures/<label>/`` what a method of
+    :data:`jaxunlearn.pages.PAGES` has to show. Nothing is drawn if all models and pictures
+    were there already.
+
+    Returns:
+      A sentence for each picture that could not be drawn: the run is none the worse.
     """
+    plan, folder = work.plan, work.plan.folder / "pictures"
+    wanted = {label: _name(work, label) for label in plan.methods}
+    wanted = {label: name for label, name in wanted.items() if name in PAGES}
+    there = [folder / "confusions.png", *(folder / label for label in wanted)]
+    if not work.made and all(path.exists() for path in there):
+        return []
+    models = {"original": work.begun}
+    names = {**{label: f"unlearned/{label}" for label in plan.methods}, "retrained": "retrained/0"}
+    for label, name in names.items():
+        if work.stages[name].path.exists():  # a method that diverged left nothing
+            models[label] = load_stage(work.stages[name], work.like)[0]
+    kept = [*list(models)[: MODELS - 1], "retrained"] if len(models) > MODELS else list(models)
+    shown = {label: models[label] for label in kept}
+    _draw_answers(folder / "confusions.png", plan.model, shown, plan.sets, plan.class_names)
+    failed = []
+    for label, name in wanted.items():
+        if label in models:
+            try:
+                draw_method(folder / label, _subject(work, label, name, models[label]))
+            except (UserError, ValueError, NotImplementedError) as error:
+                failed.append(f"no pictures of {label}: {error}")
+    return failed
 
-    name: str
-    options: Mapping[str, Any]
-    model: Model
-    original: Variables
-    unlearned: Variables
-    sets: Sets
-    key: Key
-    prepared: Any
-    class_names: Sequence[str]
+
+def _name(work: Work, label: str) -> str:
+    found: str = work.plan.config.methods[label].get("method", label)
+    return found
 
 
-def draw_answers(
+def _subject(work: Work, label: str, name: str, unlearned: Variables) -> Subject:
+    plan, task = work.plan, work.task(f"unlearned/{label}")
+    prepared = None
+    if task.method.prepare is not None:
+        shown = alone(visible_sets(task.method.needs, plan.sets))
+        prepared = task.method.prepare.run(work.begun, shown, task.key)
+    return Subject(
+        name, plan.config.methods[label], plan.model, work.begun, unlearned, plan.sets,
+        task.key, prepared, plan.class_names,
+    )  # fmt: skip
+
+
+def _draw_answers(
     path: Path,
     model: Model,
     models: Mapping[str, Variables],
@@ -79,179 +81,15 @@ def draw_answers(
     class_names: Sequence[str],
 ) -> None:
     """Confusion matrices of models on the test images, side by side."""
-    parts = [part for part in (sets.test_forget, sets.test_retain) if num_examples(part)]
-    if not parts or sets.forget is None:
+    parts = [p for p in (sets.test_forget, sets.test_retain) if p is not None and num_examples(p)]
+    if not parts:
         return
-    count = len(class_names)
     matrices = {}
     for name, variables in models.items():
-        matrix = np.zeros((count, count))
+        matrix = np.zeros((len(class_names), len(class_names)))
         for part in parts:
-            assert part is not None
             found = predict(model.apply, variables, part)
             np.add.at(matrix, (found.labels, found.logits.argmax(axis=1)), 1)
         matrices[name] = matrix
-    forgotten = () if sets.test_forget is None else tuple(_labels(sets.test_forget))
+    forgotten = () if sets.test_forget is None else tuple(labels_of(sets.test_forget))
     save_confusions(path, matrices, class_names=class_names, forgotten=forgotten)
-
-
-def draw_method(folder: Path, subject: Subject) -> None:
-    """The pictures of a method, if it has any, as PNG."""
-    if subject.name in PAGES:
-        PAGES[subject.name](folder, subject)
-
-
-def _path_pages(folder: Path, subject: Subject) -> None:
-    """Heat maps of unseen images, and the path that was edited."""
-    part = subject.sets.unseen
-    assert part is not None
-    shown = _first(part, 36)
-    if shown.x.ndim != 4 or shown.x.shape[-1] not in (1, 3):
-        return
-    names = [subject.class_names[label] for label in np.asarray(shown.y[:IMAGES])]
-    relevance = jax.jit(lrp(subject.model.apply, rules.epsilon_plus()))
-    found = relevance(subject.original, shown.x[:IMAGES], seed=seeds.label(shown.y[:IMAGES]))
-    title = "original: relevance of the class"
-    save_heatmaps(folder / "heatmaps.png", shown.x[:IMAGES], found, names=names, title=title)
-    save_path(
-        folder / "path.png", subject.model, subject.original, subject.unlearned, shown.x, shown.y
-    )
-
-
-def _concept_pages(folder: Path, subject: Subject) -> None:
-    """The class's concepts before and after, what they look like, where they are, the poison."""
-    forget, retain = subject.sets.forget, subject.sets.retain
-    assert forget is not None
-    assert retain is not None
-    concepts: Concepts | None = subject.prepared
-    if concepts is not None:
-        _draw_scores(folder, subject, concepts, forget)
-        _draw_patches(folder, subject, concepts, forget)
-        _draw_maps(folder, subject, concepts, forget)
-    _draw_poison(folder, subject, concepts, forget, retain)
-
-
-def _draw_scores(folder: Path, subject: Subject, concepts: Concepts, forget: Subset) -> None:
-    """What the answers of the network are made of, before and after, by one bank."""
-    donor = donors_of(concepts, subject.sets.retain)  # type: ignore[arg-type]
-    drawn = _spread(forget.examples)
-    scores = [
-        _answers(subject.model, one, concepts, drawn)
-        for one in (subject.original, subject.unlearned)
-    ]
-    names = concepts.bank.names
-    for label in _labels(forget)[:IMAGES]:
-        chosen = {}
-        if donor.label[label] >= 0:
-            chosen[names[int(donor.donor_concept[label])]] = "donor"
-        if donor.concept[label] >= 0:
-            chosen[names[int(donor.concept[label])]] = "target"
-        name, giver = subject.class_names[label], int(donor.label[label])
-        title = f"concepts of {name}"
-        title += f", donor {subject.class_names[giver]}" if giver >= 0 else ""
-        path = folder / (f"concepts_{label}.png" if len(_labels(forget)) > 1 else "concepts.png")
-        before, after = (one[label] for one in scores)
-        save_concepts(path, names, before, after, chosen=chosen, title=title)
-
-
-def _answers(
-    model: Model, variables: Variables, concepts: Concepts, examples: Examples
-) -> np.ndarray:
-    """``[K, m]``: what the concepts add to the logits of a bottleneck.
-
-    It is fitted to the network's own answers: what is never answered has no concepts.
-    """
-    part = whole(examples)
-    features = predict(feature_fn(model.apply), variables, part).logits
-    answers = predict(model.apply, variables, part).logits.argmax(axis=1)
-    num_classes = len(concepts.gap)
-    bottleneck = fit_bottleneck(concepts.bank, features, answers, num_classes, hybrid=False)
-    scores = concept_scores(
-        concepts.bank, bottleneck, jnp.asarray(features), part.examples.y, num_classes
-    )
-    return np.asarray(scores.values)
-
-
-def _draw_patches(folder: Path, subject: Subject, concepts: Concepts, forget: Subset) -> None:
-    drawn = _spread(forget.examples)
-    read, part = feature_fn(subject.model.apply), whole(drawn)
-    images = np.asarray(fetch(drawn, part.indices))
-    shown = typical_patches(
-        concepts.bank, read, subject.original, images, typical=IMAGES, labels=np.asarray(drawn.y)
-    )
-    kept = _strongest(concepts, _labels(forget), 8)
-    save_patches(
-        folder / "patches.png", images, [concepts.bank.names[c] for c in kept],
-        shown.image[kept], shown.corner[kept], shown.size, strength=shown.strength[kept],
-        title="typical patches of the strongest concepts",
-    )  # fmt: skip
-
-
-def _draw_maps(folder: Path, subject: Subject, concepts: Concepts, forget: Subset) -> None:
-    shown, kept = _first(forget, IMAGES), _strongest(concepts, _labels(forget), CONCEPTS)
-    show = jax.jit(concept_maps(subject.model.apply))
-    bank = concepts.bank
-    every = jnp.ones((len(shown.x), 1))
-    maps = [show(subject.original, shown.x, every * bank.vectors[c][None]) for c in kept]
-    names = [bank.names[c] for c in kept]
-    title = "original: where the concepts are"
-    save_maps(folder / "maps.png", shown.x, jnp.stack(maps, axis=1), names, title=title)
-
-
-def _draw_poison(
-    folder: Path, subject: Subject, concepts: Concepts | None, forget: Subset, retain: Subset
-) -> None:
-    options, shape = subject.options, forget.examples.x.shape[1:]
-    recipe = Recipe(
-        options.get("place", "localized"),
-        options.get("label", "targeted"),
-        patch_pixels(options.get("patch"), shape),
-        options.get("patches", 1),
-    )
-    slots = jnp.arange(min(IMAGES, num_examples(forget)), dtype=jnp.int32)
-    made = poisoned_copies(
-        subject.model.apply, recipe, subject.original, forget, retain, slots, concepts,
-        subject.key, len(subject.class_names),
-    )  # fmt: skip
-    positions = forget.indices[slots]
-    lent = None
-    if concepts is not None:
-        lent = fetch(retain.examples, retain.indices[made.donors])
-    framed = made.corners if recipe.place not in ("full", "none") else None
-    save_poison(
-        folder / "poison.png", fetch(forget.examples, positions), made.x, framed, recipe.patch,
-        forget.examples.y[positions], made.y, lent, class_names=subject.class_names,
-    )  # fmt: skip
-
-
-def _labels(part: Subset) -> list[int]:
-    """The classes that a subset has examples of."""
-    own = np.asarray(part.examples.y)[np.asarray(part.indices)[: num_examples(part)]]
-    return [int(label) for label in np.unique(own)]
-
-
-def _first(part: Subset, count: int) -> Examples:
-    """The first examples of a subset, normalised."""
-    at = part.indices[: min(count, num_examples(part))]
-    return Examples(fetch(part.examples, at), part.examples.y[at], jnp.zeros(()), jnp.ones(()))
-
-
-def _spread(examples: Examples) -> Examples:
-    """Every so many-th of the examples, at most :data:`EXAMPLES`, as they are."""
-    step = -(-len(examples.y) // EXAMPLES)
-    return examples._replace(x=examples.x[::step], y=examples.y[::step])
-
-
-def _strongest(concepts: Concepts, labels: Sequence[int], count: int) -> list[int]:
-    """The concepts that score highest in some classes, the first first."""
-    best = np.asarray(concepts.values)[list(labels)].max(axis=0)
-    best = np.where(np.asarray(concepts.bank.useful), best, -np.inf)
-    order = np.argsort(-best, kind="stable")[:count]
-    return [int(c) for c in order if np.isfinite(best[c])]
-
-
-PAGES: Mapping[str, Callable[[Path, Subject], None]] = {
-    "concept_poison": _concept_pages,
-    "neuron_path": _path_pages,
-}
-"""Methods that have pictures of their own."""

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxunlearn import report
+from jaxunlearn.album import draw_album
 from jaxunlearn.config import Config
 from jaxunlearn.data.requests import describe
 from jaxunlearn.errors import DivergenceError
@@ -61,8 +62,13 @@ def run(
                 check_stage(stage, force)
     write_plan(plan)
     tell = listener or (lambda name, progress: None)
-    done = [one for group in _fresh(plan) for one in _group(group, force, tell)]
-    made = _report(plan, done)
+    done: list[_Done] = []
+    sketches: list[Work] = []
+    for group in _fresh(plan):
+        trials_done, works = _group(group, force, tell)
+        done += trials_done
+        sketches += works[: 1 - len(sketches)]  # of several trials the first is drawn
+    made = _report(plan, done, [note for work in sketches for note in draw_album(work)])
     report.save(made, plan.folder)
     lines = "".join(f"{json.dumps(line)}\n" for line in _lines(done))
     (plan.folder / "metrics.jsonl").write_text(lines)
@@ -94,7 +100,7 @@ def _fresh(plan: Plan) -> Iterator[Plan]:
         yield fresh
 
 
-def _group(plan: Plan, force: bool, listener: Listener) -> list[_Done]:
+def _group(plan: Plan, force: bool, listener: Listener) -> tuple[list[_Done], list[Work]]:
     """All models of the trials that share an original, made and judged."""
     plans = trials(plan)
     home = Work(plan, force, _told(plan, listener))
@@ -104,10 +110,11 @@ def _group(plan: Plan, force: bool, listener: Listener) -> list[_Done]:
     unlearned = {label: make_unlearned(home, works, label) for label in plan.methods}
     # the others shared a program, and its time
     alone = min(itertools.chain(*retrained), key=lambda record: record.get("together", 1))
-    return [
+    made = [
         _trial(one, originals[n], retrained[n], {k: v[n] for k, v in unlearned.items()}, alone)
         for n, one in enumerate(plans)
     ]
+    return made, works
 
 
 def _told(plan: Plan, listener: Listener) -> Listener:
@@ -150,7 +157,7 @@ def _lines(done: Sequence[_Done]) -> Iterator[dict[str, Any]]:
             yield {**which, "model": label, **numbers}
 
 
-def _report(plan: Plan, done: Sequence[_Done]) -> dict[str, Any]:
+def _report(plan: Plan, done: Sequence[_Done], more: Sequence[str]) -> dict[str, Any]:
     config, judged = plan.config, [one.judged for one in done]
     several = [one.trial for one in done if one.trial is not None]
     notes = []
@@ -165,7 +172,7 @@ def _report(plan: Plan, done: Sequence[_Done]) -> dict[str, Any]:
         f"{title}, {count(several[0].kind, len(several))}" if several else title,
         judged,
         trials=several,
-        notes=notes + _notes(plan, done),
+        notes=notes + _notes(plan, done) + [*more],
         environment=versions[0],
         published=compare(judged, config.published.values, config.published.source),
     )

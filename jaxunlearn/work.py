@@ -65,6 +65,7 @@ class Work:
         like = jax.eval_shape(plan.model.init, plan.key)
         self.like = abstract(like, plan.sharding) if plan.sharding else like
         self.begun: Variables = None
+        self.made: list[str] = []
         self.known: Reference | None = None
 
     def original(self) -> Record:
@@ -152,6 +153,7 @@ class Work:
             with named(name):
                 outcome, together = make(self.hooks(stage, name))
             variables = outcome.variables
+            self.made.append(name)
             record = {
                 **self._about(name),
                 "metrics": self._judge(variables) | costs(outcome),

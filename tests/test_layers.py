@@ -15,10 +15,10 @@ LAYERS = [
     ["concepts"],
     ["execute", "unlearners", "pictures"],
     ["runner", "report"],
-    ["fit", "metrics", "stages", "album"],
+    ["fit", "metrics", "stages", "pages"],
     ["plan", "progress"],
     ["trials", "work"],
-    ["together"],
+    ["together", "album"],
     ["experiment"],
     ["cli"],
 ]

@@ -64,6 +64,11 @@ class TestRun:
             "retrained/0",
             "retrained/1",
         ]
+        wanted += [
+            "pictures/confusions.png",
+            "pictures/neuron_path/path.png",
+            "pictures/neuron_path/heatmaps.png",
+        ]
         assert all((home / name).exists() for name in wanted)
         assert not list(home.rglob("*.unfinished"))
         assert json.loads((home / "config.json").read_text())["train"]["epochs"] == 6

@@ -75,7 +75,7 @@ def _members(oracles: Variables | Outcome | Sequence[Variables]) -> Sequence[Var
 
 
 def member_of(many: Outcome, number: int) -> Outcome:
-    """One model out of an ensemble's outcome, with its share of the time.
+    """One model out of an ensemble's outcome, what was prepared for it, its share of the time.
 
     The memory stays that of the program for all of them: one alone may need more than its
     share.
@@ -84,6 +84,7 @@ def member_of(many: Outcome, number: int) -> Outcome:
     return many._replace(
         variables=member(many.variables, number),
         history={name: value[:, number] for name, value in many.history.items()},
+        prepared=member(many.prepared, number),
         seconds=many.seconds / count,
         compile_seconds=many.compile_seconds / count,
     )

@@ -5,7 +5,9 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.data.sets import as_examples, subset
+from jaxunlearn.execute import Outcome
 from jaxunlearn.metrics.attacks import fit_judge, loss_attack
+from jaxunlearn.metrics.evaluate import member_of
 from jaxunlearn.metrics.measure import measure, refer
 from jaxunlearn.metrics.residue import linear_probe, relearn_curve, relearn_steps
 from jaxunlearn.metrics.table import METRICS, make_report
@@ -244,6 +246,17 @@ def test_the_original_is_its_own_reference():
     alone = measure(toy.mlp(), given, sets, KEY)
     assert alone == measure(toy.mlp(), given, sets, KEY, reference=reference)
     assert reference.accuracy == alone["accuracy_forget"]
+
+
+def test_one_of_many_has_what_was_its_own_and_a_share_of_the_time():
+    many = Outcome(
+        {"w": np.array([[1.0], [2.0]])}, {"loss": np.array([[3.0, 4.0]])}, 1, 8, 10.0, 6.0, 100,
+        {"donor": np.array([5, 6])},
+    )  # fmt: skip
+    one = member_of(many, 1)
+    assert (one.variables["w"], one.history["loss"], one.prepared["donor"]) == ([2.0], [4.0], 6)
+    assert (one.steps, one.examples, one.seconds, one.compile_seconds) == (1, 8, 5.0, 3.0)
+    assert one.memory == 100, "of the program"
 
 
 class TestMemory:

@@ -3,7 +3,7 @@ r"""Fashion-MNIST: sandals, or each class by itself, forgotten through their con
 Command:   jaxunlearn run fashion_mnist_concept_poison data.dir=DIR
            each class by itself, the methods on all classes as one program:
            jaxunlearn run fashion_mnist_concept_poison data.dir=DIR name=fashion_each \
-             request.each=true request.classes= seeds=1 model.name=cnn \
+             request.each=true seeds=1 model.name=cnn \
              model.options.channels=8,16 model.options.features=64
 Time:      SMALLTIME
 Expected:  SMALLRESULT

@@ -10,7 +10,9 @@ __all__ = ["HEADS", "compare"]
 
 HEADS = {
     "accuracy_forget": "At",
+    "accuracy_test_forget": "At (test)",
     "accuracy_retain": "Ag",
+    "accuracy_test_retain": "Ag (test)",
     "judged_unseen": "Fr",
     "attack_gap": "Fs",
     "seconds": "time",

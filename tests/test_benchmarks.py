@@ -10,9 +10,13 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
     "conv_gradient.py": ["--small", "--batch", "4", "--steps", "2", "--repeats", "1"],
+    "integrated_gradients.py": [
+        "--networks", "resnet", "--stages", "1", "1", "--width", "4", "--batches", "2",
+        "--rounds", "1", "--steps", "3",
+    ],
     "many_models.py": ["--members", "2", "--steps", "2", "--batch", "8", "--repeats", "1"],
     "relevance.py": ["--stages", "1", "1", "--width", "4", "--batches", "2", "--rounds", "1"],
-}
+}  # fmt: skip
 
 
 def test_every_script_is_here():

@@ -127,12 +127,12 @@ def _completed(sums: _Sums, gap: jax.Array) -> jax.Array:
     contributions ``s``. Of all movements that close the gap, the one of the least
     ``sum((m_k / h_k)^2)`` is ``m_k ~ h_k^2 (d_k - d_{k+1})``, with distances ``h`` and
     slopes ``d_k = sum(s_k)``. The weights keep their sum, so that a linear function
-    is not changed. No border moves by more than ``h_k / 2``; what then remains of the
-    gap is left.
+    is not changed. No border moves by more than ``h_k``; what then remains of the gap is
+    left.
     """
     known = sums.scale > 0
     amount = -gap / jnp.where(known, sums.scale, 1)
-    most = 0.5 / jnp.where(known, sums.steepest, 1)
+    most = 1 / jnp.where(known, sums.steepest, 1)
     amount = jnp.where(known, jnp.clip(amount, -most, most), 0)
     return sums.total + stretch(amount, sums.shift.ndim) * sums.shift
 

@@ -67,6 +67,15 @@ def test_agrees_with_the_reference(net, rule):
 
 
 @pytest.mark.parametrize("net", named_nets.NETS)
+def test_completed_gap_of_drawn_inputs_is_below_a_thousandth_too(net):
+    with jax.enable_x64(True):
+        _, (variables, x, _) = named_nets.load(net)
+        drawn = np.std(x) * np.random.default_rng(0).normal(size=(100, *x.shape[1:]))
+        r = jax.jit(integrated_gradients(getattr(nets, net), complete=True))(variables, drawn)
+        assert np.all(r.relative_gap <= 1e-3)
+
+
+@pytest.mark.parametrize("net", named_nets.NETS)
 def test_completed_gap_is_below_a_thousandth_at_32_nodes(net):
     with jax.enable_x64(True):
         golden, (variables, x, target) = named_nets.load(net)
@@ -149,13 +158,13 @@ def test_completion_moves_the_border_next_to_a_kink():
     np.testing.assert_allclose(r.plain_gap, plain.gap)
 
 
-def test_no_border_moves_by_more_than_half_an_interval():
+def test_no_border_moves_by_more_than_an_interval():
     """Most of this gap is no matter of borders, and stays."""
     rule = quadrature.Quadrature(np.array([0.9, 0.96]), np.array([0.1, 0.9]))
     attribute = integrated_gradients(lambda _, x: 100 * jax.nn.relu(x - 0.95), rule, complete=True)
     r = attribute(None, jnp.ones((1, 1)), 0)
     np.testing.assert_allclose(r.plain_gap, [90 - 5], rtol=1e-4)
-    np.testing.assert_allclose(r.gap, [85 - 100 * 0.03], rtol=1e-4)
+    np.testing.assert_allclose(r.gap, [85 - 100 * 0.06], rtol=1e-4)
 
 
 def test_what_equals_the_baseline_has_no_part(smooth):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxunlearn.data.sets import alone, num_examples
+from jaxunlearn.data.sets import num_examples
 from jaxunlearn.errors import UserError
-from jaxunlearn.execute import visible_sets
+from jaxunlearn.execute import prepare
 from jaxunlearn.pages import PAGES, Subject, draw_method, labels_of
 from jaxunlearn.pictures import save_confusions
 from jaxunlearn.predict import predict
@@ -63,10 +63,10 @@ def _name(work: Work, label: str) -> str:
 
 def _subject(work: Work, label: str, name: str, unlearned: Variables) -> Subject:
     plan, task = work.plan, work.task(f"unlearned/{label}")
-    prepared = None
-    if task.method.prepare is not None:
-        shown = alone(visible_sets(task.method.needs, plan.sets))
-        prepared = task.method.prepare.run(work.begun, shown, task.key)
+    stage = f"unlearned/{label}"
+    prepared = work.prepared.get(stage)
+    if prepared is None:  # it was made in an earlier run
+        prepared = prepare(task.method, work.begun, plan.sets, task.key)
     return Subject(
         name, plan.config.methods[label], plan.model, work.begun, unlearned, plan.sets,
         task.key, prepared, plan.class_names,

@@ -17,7 +17,7 @@ from jaxunlearn.loop import Job, advance, init, result
 from jaxunlearn.members import member
 from jaxunlearn.scannable import has_weight_gradient_convolution
 from jaxunlearn.sharding import place, replicate
-from jaxunlearn.types import Batches, Info, Key, Needs, Sets, State, Subset, Variables
+from jaxunlearn.types import Batches, Info, Key, Needs, Sets, State, Subset, Unlearner, Variables
 
 __all__ = [
     "OnChunk",
@@ -28,11 +28,15 @@ __all__ = [
     "ResumeFrom",
     "execute",
     "loops_badly",
+    "prepare",
     "visible_sets",
 ]
 
 CHUNK = 32
 """Steps between two looks at the diagnostics, where the loop is compiled."""
+
+PREPARATION = 0x70726570
+"""Folded into the key of a run, for what is found out before it."""
 
 COMPILING = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -50,7 +54,8 @@ class Outcome(NamedTuple):
       steps: steps done.
       examples: examples seen, counted with repetition, by one member.
       seconds: wall time without compilation and callbacks; laying out the arrays included.
-      compile_seconds: time to trace, lower and compile.
+      compile_seconds: time to trace, lower and compile; of a preparation, whose programs
+        are its own, to lower and compile.
       prepared: what the method's preparation found, if it has one.
       memory: bytes that the largest of the compiled programs holds on one device while it
         runs: arguments (the data of its sets included), results and temporaries, an
@@ -117,8 +122,10 @@ class _Clock:
     @contextlib.contextmanager
     def account(self, name: str) -> Iterator[None]:
         begin = time.perf_counter()
-        yield
-        setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
 
     @contextlib.contextmanager
     def split(self) -> Iterator[None]:
@@ -154,8 +161,10 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     if job.sharding is not None:
         variables = place(variables, job.sharding)
         sets, key = replicate((sets, key), job.sharding)
+    before = clock.running()
     with clock.split():
         prepared = jax.block_until_ready(_prepare(job, variables, sets, key))
+    preparing = clock.running() - before
     clock.compile(init, variables, sets, key, prepared, job=job)
     state = jax.block_until_ready(init(variables, sets, key, prepared, job=job))
     done, history = 0, {}
@@ -164,6 +173,7 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     if found is not None:
         state, done, history = found.state, found.step, dict(found.history)
         clock.start -= found.seconds
+        clock.outside += preparing  # which the time of the killed run holds already
 
     with clock.account("compiling"):
         slow = loops_badly(job, variables, sets, key, prepared)
@@ -195,19 +205,32 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     )
 
 
+def prepare(unlearner: Unlearner, variables: Variables, sets: Sets, key: Key) -> Any:
+    """What a method finds out on the host of the sets that it declared; ``None`` if nothing.
+
+    Args:
+      key: of the run.
+    """
+    if unlearner.prepare is None:
+        return None
+    shown = alone(visible_sets(unlearner.needs, sets))
+    # not the key itself: what is drawn here has nothing to do with what is drawn later
+    return unlearner.prepare.run(variables, shown, jax.random.fold_in(key, PREPARATION))
+
+
 def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
     """What the method finds out on the host; of several members side by side."""
     if job.unlearner.prepare is None:
         return None
-    run, shapes = job.unlearner.prepare
-    shapes(variables, sets)  # what cannot work is told before any work
+    job.unlearner.prepare.shapes(variables, sets)  # what cannot work is told before any work
     if not job.mapped:
-        found = run(variables, alone(sets), key)
+        found = prepare(job.unlearner, variables, sets, key)
         return found if job.sharding is None else replicate(found, job.sharding)
     each = [
-        run(
+        prepare(
+            job.unlearner,
             member(variables, n) if job.mapped_variables else variables,
-            alone(request(sets, n)),
+            request(sets, n),
             key[n],
         )
         for n in range(len(key))

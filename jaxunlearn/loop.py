@@ -16,7 +16,7 @@ from jaxunlearn.members import ensemble
 from jaxunlearn.sharding import Sharding, constrain, constrain_batches
 from jaxunlearn.types import Batches, Info, Key, Sets, State, Subset, Unlearner, Variables
 
-__all__ = ["Job", "advance", "begin", "init", "result"]
+__all__ = ["Job", "advance", "begin", "init", "own_key", "result"]
 
 
 class Job(NamedTuple):
@@ -55,6 +55,11 @@ def _sets_axes(job: Job) -> Any:
     return Sets(**{name: Subset(None, 0, 0) for name in present})  # type: ignore[arg-type]
 
 
+def own_key(key: Key) -> Key:
+    """What a method's ``init`` gets of the key of a run; batches follow from the rest."""
+    return jax.random.split(key)[0]
+
+
 def begin(unlearner: Unlearner, variables: Variables, sets: Sets, key: Key, prepared: Any) -> State:
     """A method's own ``init``, with what it prepared, if it prepares anything."""
     if unlearner.prepare is None:
@@ -67,9 +72,10 @@ def init(variables: Variables, sets: Sets, key: Key, prepared: Any, *, job: Job)
     """The state before the first step; shares no memory with what was given."""
 
     def one(variables: Variables, sets: Sets, key: Key, prepared: Any) -> State:
-        own, _ = jax.random.split(key)
         shown = alone(sets)  # free where the method reads none of the examples
-        state = constrain(begin(job.unlearner, variables, shown, own, prepared), job.sharding)
+        state = constrain(
+            begin(job.unlearner, variables, shown, own_key(key), prepared), job.sharding
+        )
         # jit hands an unchanged input back as the same array; a donated copy of it
         # would take the user's model along
         return jax.tree.map(jnp.copy, state)

@@ -1,5 +1,6 @@
 """The pictures of a method: what it found in a network, and what it changed."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from jaxunlearn.attribution import lrp, rules, seeds
 from jaxunlearn.attribution.maps import concept_maps
 from jaxunlearn.concepts import (
     Concepts,
+    bottleneck_accuracy,
     concept_scores,
     feature_fn,
     fit_bottleneck,
@@ -19,6 +21,7 @@ from jaxunlearn.concepts import (
 )
 from jaxunlearn.data.sampling import fetch
 from jaxunlearn.data.sets import num_examples, whole
+from jaxunlearn.loop import own_key
 from jaxunlearn.pictures import (
     save_concepts,
     save_heatmaps,
@@ -29,8 +32,11 @@ from jaxunlearn.pictures import (
 )
 from jaxunlearn.predict import predict
 from jaxunlearn.types import Examples, Key, Model, Sets, Subset, Variables
+from jaxunlearn.unlearners import method_options
+from jaxunlearn.unlearners.concept_poison import keys_of
+from jaxunlearn.unlearners.kept import share_of
 from jaxunlearn.unlearners.poison import patch_pixels
-from jaxunlearn.unlearners.poison_copies import Recipe, donors_of, poisoned_copies
+from jaxunlearn.unlearners.poison_copies import Recipe, directions, donors_of, poisoned_copies
 
 __all__ = ["PAGES", "Subject", "draw_method", "labels_of"]
 
@@ -97,33 +103,77 @@ def _concept_pages(folder: Path, subject: Subject) -> None:
     assert retain is not None
     concepts: Concepts | None = subject.prepared
     if concepts is not None:
+        _write_quality(folder, subject, concepts, forget, retain)
         _draw_scores(folder, subject, concepts, forget)
         _draw_patches(folder, subject, concepts, forget)
         _draw_maps(folder, subject, concepts, forget)
     _draw_poison(folder, subject, concepts, forget, retain)
 
 
+def _write_quality(
+    folder: Path, subject: Subject, concepts: Concepts, forget: Subset, retain: Subset
+) -> None:
+    """``concepts.json``: how good the concepts and the bottleneck are, and the donors."""
+    bank, donor = concepts.bank, donors_of(concepts, retain)
+    part = whole(_spread(forget.examples))
+    features = predict(feature_fn(subject.model.apply), subject.original, part).logits
+    seen = predict(subject.model.apply, subject.original, part)
+    shares = bottleneck_accuracy(bank, concepts.bottleneck, features, seen.labels)
+    text = {
+        "accuracy": {"network": seen.accuracy, **shares},
+        "completeness_gap": float(jnp.max(concepts.gap)),
+        "concepts": {
+            name: {
+                "useful": bool(bank.useful[n]),
+                "balanced_accuracy": _number(bank.accuracy[n]),
+                "p_value": _number(bank.p_value[n]),
+            }
+            for n, name in enumerate(bank.names)
+        },
+        "classes": {
+            subject.class_names[k]: {
+                "scores": {
+                    name: _number(concepts.values[k, n]) for n, name in enumerate(bank.names)
+                },
+                "donor": _named(subject.class_names, donor.label[k]),
+                "target_concept": _named(bank.names, donor.concept[k]),
+                "donor_concept": _named(bank.names, donor.donor_concept[k]),
+            }
+            for k in labels_of(forget)
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "concepts.json").write_text(json.dumps(text, indent=2) + "\n")
+
+
+def _number(value: jax.Array) -> float | None:
+    """A number that JSON has; NaN, where nothing was fitted, is none."""
+    return None if jnp.isnan(value) else round(float(value), 6)
+
+
+def _named(names: Sequence[str], place: jax.Array) -> str | None:
+    return None if place < 0 else names[int(place)]
+
+
 def _draw_scores(folder: Path, subject: Subject, concepts: Concepts, forget: Subset) -> None:
-    """What the answers of the network are made of, before and after, by one bank."""
+    """What a class is made of before, by which its donor was chosen, and in the answers after."""
     donor = donors_of(concepts, subject.sets.retain)  # type: ignore[arg-type]
     drawn = _spread(forget.examples)
-    scores = [
-        _answers(subject.model, one, concepts, drawn)
-        for one in (subject.original, subject.unlearned)
-    ]
+    after = _answers(subject.model, subject.unlearned, concepts, drawn)
     names = concepts.bank.names
     for label in labels_of(forget)[:IMAGES]:
         chosen = {}
         if donor.label[label] >= 0:
             chosen[names[int(donor.donor_concept[label])]] = "donor"
         if donor.concept[label] >= 0:
-            chosen[names[int(donor.concept[label])]] = "target"
+            target = names[int(donor.concept[label])]
+            chosen[target] = "target and donor" if target in chosen else "target"
         name, giver = subject.class_names[label], int(donor.label[label])
         title = f"concepts of {name}"
         title += f", donor {subject.class_names[giver]}" if giver >= 0 else ""
         path = folder / (f"concepts_{label}.png" if len(labels_of(forget)) > 1 else "concepts.png")
-        before, after = (one[label] for one in scores)
-        save_concepts(path, names, before, after, chosen=chosen, title=title)
+        before = concepts.values[label]
+        save_concepts(path, names, before, after[label], chosen=chosen, title=title)
 
 
 def _answers(
@@ -162,10 +212,10 @@ def _draw_patches(folder: Path, subject: Subject, concepts: Concepts, forget: Su
 def _draw_maps(folder: Path, subject: Subject, concepts: Concepts, forget: Subset) -> None:
     shown, kept = _first(forget, IMAGES), _strongest(concepts, labels_of(forget), CONCEPTS)
     show = jax.jit(concept_maps(subject.model.apply))
-    bank = concepts.bank
-    every = jnp.ones((len(shown.x), 1))
-    maps = [show(subject.original, shown.x, every * bank.vectors[c][None]) for c in kept]
-    names = [bank.names[c] for c in kept]
+    # of length 1, as in the method: the maps of a row have one scale
+    units, every = directions(concepts), jnp.ones((len(shown.x), 1))
+    maps = [show(subject.original, shown.x, every * units[c][None]) for c in kept]
+    names = [concepts.bank.names[c] for c in kept]
     title = "original: where the concepts are"
     save_maps(folder / "maps.png", shown.x, jnp.stack(maps, axis=1), names, title=title)
 
@@ -173,26 +223,25 @@ def _draw_maps(folder: Path, subject: Subject, concepts: Concepts, forget: Subse
 def _draw_poison(
     folder: Path, subject: Subject, concepts: Concepts | None, forget: Subset, retain: Subset
 ) -> None:
-    options, shape = subject.options, forget.examples.x.shape[1:]
-    recipe = Recipe(
-        options.get("place", "localized"),
-        options.get("label", "targeted"),
-        patch_pixels(options.get("patch"), shape),
-        options.get("patches", 1),
-    )
-    slots = jnp.arange(min(IMAGES, num_examples(forget)), dtype=jnp.int32)
+    defaults = {name: one.default for name, one in method_options("concept_poison").items()}
+    options = {**defaults, **subject.options}
+    pixels = patch_pixels(options["patch"], forget.examples.x.shape[1:])
+    recipe = Recipe(options["place"], options["label"], pixels, options["patches"])
+    keys, num_classes = keys_of(own_key(subject.key)), len(subject.class_names)
+    slots, size = share_of(forget, options["data"], keys.forget, num_classes)
+    count = min(IMAGES, int(size))
     made = poisoned_copies(
         subject.model.apply, recipe, subject.original, forget, retain, slots, concepts,
-        subject.key, len(subject.class_names),
+        keys.poison, num_classes, first=count,
     )  # fmt: skip
-    positions = forget.indices[slots]
+    positions = forget.indices[slots[:count]]
     lent = None
     if concepts is not None:
-        lent = fetch(retain.examples, retain.indices[made.donors])
+        lent = fetch(retain.examples, retain.indices[made.donors[:count]])
     framed = made.corners if recipe.place not in ("full", "none") else None
     save_poison(
         folder / "poison.png", fetch(forget.examples, positions), made.x, framed, recipe.patch,
-        forget.examples.y[positions], made.y, lent, class_names=subject.class_names,
+        forget.examples.y[positions], made.y[:count], lent, class_names=subject.class_names,
     )  # fmt: skip
 
 

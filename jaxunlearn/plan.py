@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxunlearn import checkpoint
+from jaxunlearn.concepts.attributes import TABLES
 from jaxunlearn.config import Config, Request, to_dict
 from jaxunlearn.data.requests import separate
 from jaxunlearn.data.sets import num_examples, request, stratified_mask
@@ -96,7 +97,7 @@ def prepare(config: Config, runs: Path) -> Plan:
         identity |= identify(requests[0])
     one = request(sets, 0)
     methods = {
-        label: _build_method(label, options, model, config, one, retained)
+        label: _build_method(label, options, model, config, one, retained, data.class_names)
         for label, options in config.methods.items()
     }
     return Plan(
@@ -159,6 +160,7 @@ def _build_method(
     config: Config,
     sets: Sets,
     retained: int,
+    class_names: tuple[str, ...],
 ) -> tuple[Unlearner, dict[str, Any]]:
     """A method from its options; those of the runner and of the optimizer are taken out."""
     name = options.get("method", label)
@@ -176,6 +178,8 @@ def _build_method(
             raise ConfigError(f"methods.{label}.{key}: expected a positive number, got {value!r}")
     steps = options.get("steps", math.ceil(retained / batch_size))
     arguments = {key: options[key] for key in options if key in own and key != "optimizer"}
+    if "class_names" in own and options.get("bank") in TABLES:
+        arguments.setdefault("class_names", class_names)
     for key, value in arguments.items():
         check_value(f"methods.{label}.{key}", value, kinds.get(key, Any))
     try:

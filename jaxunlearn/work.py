@@ -66,6 +66,7 @@ class Work:
         self.like = abstract(like, plan.sharding) if plan.sharding else like
         self.begun: Variables = None
         self.made: list[str] = []
+        self.prepared: dict[str, Any] = {}
         self.known: Reference | None = None
 
     def original(self) -> Record:
@@ -154,6 +155,7 @@ class Work:
                 outcome, together = make(self.hooks(stage, name))
             variables = outcome.variables
             self.made.append(name)
+            self.prepared[name] = outcome.prepared
             record = {
                 **self._about(name),
                 "metrics": self._judge(variables) | costs(outcome),

@@ -1,5 +1,7 @@
 """The pictures of a run."""
 
+import json
+
 import pytest
 
 from jaxunlearn.cli import main
@@ -41,6 +43,17 @@ def test_what_a_method_found_is_drawn(folder):
     found = pictures(folder)
     assert set(found) == PICTURES, "and nothing of a method that has no pictures"
     assert all(path.stat().st_size > 5000 for path in found.values())
+
+
+def test_what_was_found_is_told_in_numbers(folder):
+    found = json.loads((folder / "digits/pictures/concept_poison/concepts.json").read_text())
+    assert set(found["accuracy"]) == {"network", "concepts", "hybrid"}
+    assert all(0.5 < value <= 1 for value in found["accuracy"].values())
+    assert found["completeness_gap"] < 1e-3
+    assert found["concepts"]["closed_loop"]["p_value"] < 0.05
+    (three,) = found["classes"].values()
+    assert three["donor"] in set("012456789")
+    assert three["target_concept"] == max(three["scores"], key=three["scores"].get)
 
 
 def test_nothing_is_drawn_again_for_a_run_that_is_there(folder):

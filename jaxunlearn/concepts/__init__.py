@@ -12,7 +12,13 @@ from jaxunlearn.concepts.bottleneck import (
 from jaxunlearn.concepts.cavs import fit_bank
 from jaxunlearn.concepts.factors import patch_bank
 from jaxunlearn.concepts.files import load_bank, save_bank
-from jaxunlearn.concepts.infer import Concepts, concept_shapes, feature_fn, infer_concepts
+from jaxunlearn.concepts.infer import (
+    Concepts,
+    check_bank,
+    concept_shapes,
+    feature_fn,
+    infer_concepts,
+)
 from jaxunlearn.concepts.patches import Patches, typical_patches
 from jaxunlearn.concepts.scores import (
     Donor,
@@ -34,6 +40,7 @@ __all__ = [
     "attribute_sets",
     "bottleneck_accuracy",
     "bottleneck_logits",
+    "check_bank",
     "check_donor",
     "choose_donor",
     "concept_logits",

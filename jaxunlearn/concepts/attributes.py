@@ -13,7 +13,7 @@ from jaxunlearn.concepts.draws import evenly
 from jaxunlearn.data.names import hint
 from jaxunlearn.errors import DataError
 
-__all__ = ["TABLES", "Table", "attribute_sets", "load_table"]
+__all__ = ["TABLES", "Table", "attribute_sets", "having", "load_table"]
 
 TABLES: dict[str, str] = {
     "cifar10": "cifar10",
@@ -160,7 +160,7 @@ def attribute_sets(
         )
     if examples < 1:
         raise ValueError(f"examples: expected at least 1, got {examples!r}")
-    rows = _rows(table, class_names)
+    rows = having(table, class_names)
     if y.size and not 0 <= y.min() <= y.max() < rows.shape[1]:
         raise DataError(
             f"labels: expected 0 to {rows.shape[1] - 1}, the {rows.shape[1]} classes of the "
@@ -178,8 +178,12 @@ def attribute_sets(
     return sets
 
 
-def _rows(table: Table, class_names: Sequence[str] | None) -> np.ndarray:
-    """``bool [m, K]``, in the order of the labels."""
+def having(table: Table, class_names: Sequence[str] | None) -> np.ndarray:
+    """``bool [m, K]``, which class has which attribute, in the order of the labels.
+
+    Raises:
+      DataError: a name that the table does not have.
+    """
     if class_names is None:
         return table.has
     for name in class_names:

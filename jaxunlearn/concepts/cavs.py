@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxunlearn.concepts.bank import Bank, make_bank
+from jaxunlearn.concepts.levels import check_levels
 
 __all__ = ["fit_bank"]
 
@@ -90,16 +91,7 @@ def fit_bank(
 def _check_options(strengths: Sequence[float], held_out: float, randoms: int, alpha: float) -> None:
     if not len(strengths) or not all(np.isfinite(c) and c > 0 for c in strengths):
         raise ValueError(f"strengths: expected positive numbers, got {strengths!r}")
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out: expected a share between 0 and 1, got {held_out!r}")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha: expected a level between 0 and 1, got {alpha!r}")
-    if randoms < 1 or 1 / (1 + randoms) >= alpha:
-        least = int(np.floor(1 / alpha))
-        raise ValueError(
-            f"randoms: expected at least {least}, since with fewer no p-value is below "
-            f"{alpha}, got {randoms!r}"
-        )
+    check_levels(held_out, randoms, alpha)
 
 
 def _check_sets(

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxunlearn.concepts.bank import Bank, make_bank
+from jaxunlearn.concepts.levels import check_levels
 from jaxunlearn.concepts.patches import (
     Features,
     Patches,
@@ -103,7 +104,7 @@ def patch_bank(
     x = np.asarray(images)
     if x.ndim != 4:
         raise ValueError(f"images: expected shape [N, H, W, C], got {list(x.shape)}")
-    _check_options(held_out, randoms, alpha)
+    check_levels(held_out, randoms, alpha)
     grid = make_grid(x.shape[1], x.shape[2], crop, stride)
     chosen = draw_images(len(x), len(grid.corner), patches, labels, seed)
     found = patch_features(feature_fn, variables, x[chosen], grid, batch_size=batch_size)
@@ -132,16 +133,6 @@ def patch_bank(
         p_value=quality.p_value,
     )
     return bank, pick_typical(strength, grid, typical, chosen)
-
-
-def _check_options(held_out: float, randoms: int, alpha: float) -> None:
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out: expected a share between 0 and 1, got {held_out!r}")
-    if randoms < 1 or 1 / (1 + randoms) >= alpha:
-        raise ValueError(
-            f"randoms: expected more than {1 / alpha - 1:.0f} for a p-value below {alpha}, "
-            f"got {randoms!r}"
-        )
 
 
 def _check_features(found: np.ndarray, concepts: int) -> None:

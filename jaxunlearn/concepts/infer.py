@@ -9,21 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.attribution import features
-from jaxunlearn.concepts.attributes import TABLES, attribute_sets, load_table
+from jaxunlearn.concepts.attributes import TABLES, attribute_sets, having, load_table
 from jaxunlearn.concepts.bank import Bank
 from jaxunlearn.concepts.bottleneck import Bottleneck, fit_bottleneck
 from jaxunlearn.concepts.cavs import fit_bank
+from jaxunlearn.concepts.draws import evenly
 from jaxunlearn.concepts.factors import patch_bank, patch_names
 from jaxunlearn.concepts.files import load_bank
 from jaxunlearn.concepts.scores import concept_scores
 from jaxunlearn.data.names import hint
 from jaxunlearn.data.sampling import fetch
-from jaxunlearn.data.sets import num_examples, stratified_mask, whole
+from jaxunlearn.data.sets import num_examples, whole
 from jaxunlearn.errors import DataError
 from jaxunlearn.predict import predict
 from jaxunlearn.types import Apply, Examples, Key, Subset, Variables
 
-__all__ = ["Concepts", "concept_shapes", "feature_fn", "infer_concepts"]
+__all__ = ["Concepts", "check_bank", "concept_shapes", "feature_fn", "infer_concepts"]
 
 
 class Concepts(NamedTuple):
@@ -73,8 +74,8 @@ def infer_concepts(
     Args:
       apply: ``variables, x [B, ...] -> logits [B, K]``, whose head reads ``[B, n]``.
       variables: of the network; not changed.
-      parts: labelled examples, together; at most ``examples`` of them are drawn, each
-        class by its share.
+      parts: labelled examples, together; at most ``examples`` of them are drawn, as many
+        of each class as there are.
       key: fixes all draws.
       bank: ``"patches"`` (:func:`~jaxunlearn.concepts.patch_bank`); a data set with a
         table of attributes, or the path of a ``.toml`` with one
@@ -100,7 +101,9 @@ def infer_concepts(
     own = [int(seed) for seed in jax.random.bits(key, (5,), jnp.uint32)]
     drawn = _draw(parts, examples, own[0])
     like = jax.ShapeDtypeStruct(drawn.x.shape, jnp.float32)
-    shapes = concept_shapes(apply, variables, like, bank=bank, concepts=concepts)
+    shapes = concept_shapes(
+        apply, variables, like, bank=bank, concepts=concepts, class_names=class_names
+    )
     size = shapes.bank.vectors.shape[1]
     y = np.asarray(drawn.y)
     read = feature_fn(apply)
@@ -131,22 +134,24 @@ def concept_shapes(
     *,
     bank: str = "patches",
     concepts: int = 16,
+    class_names: Sequence[str] | None = None,
 ) -> Concepts:
     """Shapes and dtypes of what :func:`infer_concepts` returns, without computing.
 
     Args:
-      apply, bank, concepts: see :func:`infer_concepts`.
+      apply, bank, concepts, class_names: see :func:`infer_concepts`.
       variables: arrays, or their shapes and dtypes.
       x: examples ``[B, ...]``, or their shape and dtype.
       num_classes: ``K``, if it is known; checked against the network's.
 
     Raises:
       ValueError: an unknown bank; a file that is missing, malformed or of another ``n``;
-        a table with fewer classes than the network; a head that does not read ``[B, n]``
+        a table of another number of classes than the network, or without some of
+        ``class_names``; a head that does not read ``[B, n]``
         or a network of another ``K``; for patches, examples that are not images, or a
         number of concepts that the features do not allow.
     """
-    _check_name(bank)
+    check_bank(bank)
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
     logits = jax.eval_shape(apply, variables, one)
     read = jax.eval_shape(feature_fn(apply), variables, one)
@@ -155,7 +160,7 @@ def concept_shapes(
     classes, size = logits.shape[-1], read.shape[1]
     if num_classes is not None and num_classes != classes:
         raise ValueError(f"num_classes: expected {classes}, as of the network, got {num_classes}")
-    names = _names(bank, concepts, size, classes, x.shape)
+    names = _names(bank, concepts, size, classes, class_names, x.shape)
 
     def floats(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -170,7 +175,8 @@ def concept_shapes(
     )
 
 
-def _check_name(bank: str) -> None:
+def check_bank(bank: str) -> None:
+    """Raises :class:`DataError` for what is neither a known bank nor a path to one."""
     if bank != "patches" and bank not in TABLES and not bank.endswith((".toml", ".npz")):
         known = ["patches", *TABLES]
         raise DataError(
@@ -180,18 +186,24 @@ def _check_name(bank: str) -> None:
 
 
 def _names(
-    bank: str, concepts: int, size: int, classes: int, shape: Sequence[int]
+    bank: str,
+    concepts: int,
+    size: int,
+    classes: int,
+    class_names: Sequence[str] | None,
+    shape: Sequence[int],
 ) -> tuple[str, ...]:
     """The names of the bank's concepts, if it suits the network."""
     if bank.endswith(".npz"):
         return load_bank(bank, size).names
     if bank != "patches":
         table = load_table(bank)
-        if len(table.classes) < classes:
+        if class_names is None and len(table.classes) != classes:
             raise DataError(
-                f"bank {bank}: expected a table of at least {classes} classes, as many as the "
-                f"network has, got {len(table.classes)}"
+                f"bank {bank}: expected a table of {classes} classes, as many as the network "
+                f"has, got {len(table.classes)}; class_names says which of them the labels are"
             )
+        having(table, class_names)
         return table.names
     if len(shape) != 4:
         raise ValueError(
@@ -207,7 +219,7 @@ def _names(
 
 
 def _draw(parts: Sequence[Subset], count: int, seed: int) -> Examples:
-    """Some of the examples of several subsets, normalised, each class by its share."""
+    """Some of the examples of several subsets, normalised, evenly over the classes."""
     kept = [part for part in parts if num_examples(part)]
     if not kept:
         raise ValueError("parts: expected labelled examples, got none")
@@ -215,7 +227,8 @@ def _draw(parts: Sequence[Subset], count: int, seed: int) -> Examples:
     y = np.concatenate(
         [np.asarray(part.examples.y)[at] for part, at in zip(kept, places, strict=True)]
     )
-    chosen = stratified_mask(y, count, seed) if count < len(y) else np.ones(len(y), bool)
+    chosen = np.zeros(len(y), bool)
+    chosen[evenly(y, count, np.random.default_rng(seed))] = True
     ends = np.cumsum([len(at) for at in places])[:-1]
     x = [
         fetch(part.examples, jnp.asarray(at[take]))

@@ -151,27 +151,32 @@ def choose_donor(
 
 
 def check_donor(
-    donor: Donor, names: Sequence[str] | None = None, classes: ArrayLike | None = None
+    donor: Donor,
+    concepts: Sequence[str],
+    classes: ArrayLike | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Raises where a class has no donor; on the host.
 
     Args:
       donor: of ``K`` classes.
-      names: of the classes, for the message.
+      concepts: their names, for the message.
       classes: those that need one; all by default.
+      class_names: for the message.
 
     Raises:
       ValueError: naming the first class without a donor, and why it has none.
     """
-    labels, concepts = np.asarray(donor.label), np.asarray(donor.concept)
+    labels, first = np.asarray(donor.label), np.asarray(donor.concept)
     wanted: Any = range(len(labels)) if classes is None else np.atleast_1d(np.asarray(classes))
     for k in wanted:
         if labels[k] >= 0:
             continue
-        name = int(k) if names is None else f"{int(k)} ({names[int(k)]})"
+        name = f"{int(k)}" if class_names is None else f"{int(k)} ({class_names[int(k)]})"
         why = (
             "no useful concept speaks for it"
-            if concepts[k] < 0
-            else f"no class that may lend one has a positive weight on its concept {concepts[k]}"
+            if first[k] < 0
+            else "no class that may lend one has a positive weight on its concept "
+            + repr(concepts[first[k]])
         )
         raise ValueError(f"concepts: expected a donor for class {name}, got none: {why}")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxunlearn.types import Batch, Batches, Examples, Key, Needs, Sets, Subset
 
-__all__ = ["draw", "draw_batches", "fetch", "in_order", "shuffled"]
+__all__ = ["draw", "draw_batches", "fetch", "in_order", "pick", "shuffled"]
 
 # Each round lets every position swap with one partner; 6 log2(N) / 4 rounds already
 # leave no bias that a test of N = 10^5 positions can see, 24 cover 2^16 and more.
@@ -60,7 +60,8 @@ def fetch(examples: Examples, positions: jax.Array) -> jax.Array:
     return (x - examples.mean[None]) / examples.std[None]
 
 
-def _pick(subset: Subset, slots: jax.Array, weight: jax.Array, labels: bool) -> Batch:
+def pick(subset: Subset, slots: jax.Array, weight: jax.Array, labels: bool) -> Batch:
+    """The examples in some places of a subset; without ``labels`` these are all ``-1``."""
     positions = subset.indices[slots]
     hidden = jnp.full(slots.shape, -1, jnp.int32)
     return Batch(
@@ -75,7 +76,7 @@ def in_order(subset: Subset, step: jax.Array, batch_size: int) -> Batch:
     """The ``step``-th batch of the subset as it lies, padded with weight 0."""
     slots = step * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
     inside = slots < subset.size
-    return _pick(subset, jnp.where(inside, slots, 0), inside, labels=True)
+    return pick(subset, jnp.where(inside, slots, 0), inside, labels=True)
 
 
 def draw(subset: Subset, key: Key, step: jax.Array, batch_size: int, needs: Needs) -> Batch:
@@ -95,8 +96,8 @@ def draw(subset: Subset, key: Key, step: jax.Array, batch_size: int, needs: Need
     slots = shuffled(seed, ranks // size, ranks % size, size)
     if needs.once:
         last = subset.size if needs.samples is None else jnp.minimum(subset.size, needs.samples)
-        return _pick(subset, slots, ranks < last, needs.labels)
-    return _pick(subset, slots, jnp.broadcast_to(subset.size > 0, ranks.shape), needs.labels)
+        return pick(subset, slots, ranks < last, needs.labels)
+    return pick(subset, slots, jnp.broadcast_to(subset.size > 0, ranks.shape), needs.labels)
 
 
 def draw_batches(sets: Sets, key: Key, step: jax.Array, batch_size: int, needs: Needs) -> Batches:

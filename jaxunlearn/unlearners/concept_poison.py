@@ -34,13 +34,15 @@ from jaxunlearn.types import (
     Needs,
     Preparation,
     Sets,
+    Subset,
     Unlearner,
     Variables,
 )
 from jaxunlearn.unlearners import poison_checks as check
-from jaxunlearn.unlearners.kept import Kept, keep, look_up, share_of
+from jaxunlearn.unlearners.kept import as_subset, keep, look_up, share_of
 from jaxunlearn.unlearners.poison import patch_pixels
 from jaxunlearn.unlearners.poison_copies import (
+    CHUNK,
     Recipe,
     donors_of,
     poisoned_copies,
@@ -48,7 +50,7 @@ from jaxunlearn.unlearners.poison_copies import (
 )
 from jaxunlearn.unlearners.trained_part import check_part, paths_of
 
-__all__ = ["PoisonState", "concept_poison"]
+__all__ = ["PoisonState", "concept_poison", "keys_of"]
 
 NEEDS = Needs(forget=True, retain=True)
 
@@ -56,6 +58,21 @@ NEEDS = Needs(forget=True, retain=True)
 @jax.tree_util.register_static
 class Shape(tuple):
     """The shape of an image, as a part of a state that is no array."""
+
+
+class Keys(NamedTuple):
+    """What the key of a run is divided into."""
+
+    fit: Key
+    poison: Key
+    order: Key
+    forget: Key
+    retain: Key
+
+
+def keys_of(key: Key) -> Keys:
+    """The keys of the parts of the method."""
+    return Keys(*jax.random.split(key, 5))
 
 
 class PoisonState(NamedTuple):
@@ -66,13 +83,17 @@ class PoisonState(NamedTuple):
       retain: ``None``: batches as they are drawn.
       forget: the poisoned copies.
       weight: ``float32 []``, of their loss.
+      order: in which what is kept is drawn.
+      turn: ``int32 []``, steps so far.
       shape: static.
     """
 
     fit: DescentState
-    retain: Kept | None
-    forget: Kept
+    retain: Subset | None
+    forget: Subset
     weight: jax.Array
+    order: Key
+    turn: jax.Array
     shape: Shape
 
 
@@ -82,6 +103,7 @@ def concept_poison(
     bank: str = "patches",
     concepts: int = 16,
     examples: int = 3000,
+    class_names: tuple[str, ...] | None = None,
     inferred: Concepts | None = None,
     place: str = "localized",
     label: str = "targeted",
@@ -120,7 +142,9 @@ def concept_poison(
         (``.toml``) or to vectors (``.npz``).
       concepts: how many, for ``"patches"``.
       examples: at most so many images are looked at to infer concepts.
-      inferred: concepts that were inferred before, in place of the three above.
+      class_names: of the labels, for a table of attributes; needed where the table has its
+        classes in another order, or more of them. The command line knows them.
+      inferred: concepts that were inferred before, in place of the four above.
       place: ``"localized"`` as described; ``"center"`` or ``"random"`` place; ``"full"``:
         the whole image is replaced; ``"none"``; ``"gradcam"``: the peak of Grad-CAM of
         the class; ``"top"``: at the ``patches`` best places.
@@ -134,7 +158,8 @@ def concept_poison(
       train: ``"head"``; ``"last_block"``, the head and the block before it; ``"all"``; or
         regular expressions, each found in the path of some parameter.
       statistics: batch statistics ``"frozen"`` (the network in inference mode) or
-        ``"moving"`` (in training mode).
+        ``"moving"`` (in training mode; every batch is half poison, whatever ``w`` is, and so
+        are the statistics).
       forget_weight: ``w``, not negative. Default: the number of poisoned examples over
         that of retained ones, as if both were drawn from one pool, which is the published
         form; batches hold as many of either, so that the few are seen often.
@@ -154,11 +179,12 @@ def concept_poison(
     check.words(place, label, statistics)
     check_part(train)
     check.numbers(patches, place, data, forget_weight, patch)
+    check.inference(bank, concepts, examples)
     model = functionalize(model)
     optimizer = optimizer or optax.sgd(1e-3, momentum=0.9)
     cached = train == "head" and statistics == "frozen"
     cut = cut_at_features(model.apply)
-    known: dict[str, Any] = {"bank": bank, "concepts": concepts, "examples": examples}
+    known: dict[str, Any] = {"bank": bank, "concepts": concepts, "class_names": class_names}
 
     def recipe(shape: tuple[int, ...]) -> Recipe:
         return Recipe(place, label, patch_pixels(patch, shape), patches)
@@ -171,9 +197,10 @@ def concept_poison(
         found = inferred
         if found is None:
             parts = (sets.forget, sets.retain)
-            found = infer_concepts(model.apply, variables, parts, key, **known)
+            found = infer_concepts(model.apply, variables, parts, key, examples=examples, **known)
         forgotten = sets.forget.examples.y[sets.forget.indices]
-        check_donor(donors_of(found, sets.retain), found.bank.names, jnp.unique(forgotten))
+        donor = donors_of(found, sets.retain)
+        check_donor(donor, found.bank.names, jnp.unique(forgotten), class_names)
         return found
 
     def shapes(variables: Variables, sets: Sets) -> Any:
@@ -183,10 +210,12 @@ def concept_poison(
             raise ValueError(f"sets: expected images [H, W, C] to poison, got {list(shape)}")
         if not uses_concepts(recipe(shape)):
             return None
-        if inferred is not None:
-            return jax.eval_shape(lambda: inferred)
         x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        return concept_shapes(model.apply, variables, x, bank=bank, concepts=concepts)
+        if inferred is not None:
+            features = jax.eval_shape(cut.upper, variables, x).shape[-1]
+            check.fitting(inferred, classes_of(variables, shape), features)
+            return jax.eval_shape(lambda: inferred)
+        return concept_shapes(model.apply, variables, x, **known)
 
     def classes_of(variables: Variables, shape: tuple[int, ...]) -> int:
         x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -222,35 +251,39 @@ def concept_poison(
     def init(variables: Variables, sets: Sets, key: Key, found: Concepts | None) -> PoisonState:
         assert sets.forget is not None
         assert sets.retain is not None
-        own, poison_key, *share_keys = jax.random.split(key, 4)
+        keys = keys_of(key)
         shape = Shape(sets.forget.examples.x.shape[1:])
         num_classes = classes_of(variables, shape)
 
-        def kept(x: jax.Array) -> jax.Array:
-            return cut.upper(variables, x) if cached else x
+        def features(x: jax.Array) -> jax.Array:
+            return cut.upper(variables, x)
 
-        slots, size = share_of(sets.forget, data, share_keys[0], num_classes)
+        slots, size = share_of(sets.forget, data, keys.forget, num_classes)
         copies = poisoned_copies(
             model.apply, recipe(shape), variables, sets.forget, sets.retain, slots, found,
-            poison_key, num_classes, kept,
+            keys.poison, num_classes, features if cached else lambda x: x,
         )  # fmt: skip
         retain, retained = None, sets.retain.size
         if cached or data < 1:
-            retain = keep(sets.retain, data, share_keys[1], num_classes, kept)
+            chosen = share_of(sets.retain, data, keys.retain, num_classes)
+            retain = keep(sets.retain, *chosen, features if cached else None, CHUNK)
             retained = retain.size
         weight = size.astype(jnp.float32) / jnp.maximum(retained, 1).astype(jnp.float32)
         if forget_weight is not None:
             weight = jnp.asarray(forget_weight, jnp.float32)
-        start = fit(shape, weight).init(variables, Sets(), own)
-        return PoisonState(start, retain, Kept(copies.x, copies.y, size), weight, shape)
+        start = fit(shape, weight).init(variables, Sets(), keys.fit)
+        forget, turn = as_subset(copies.x, copies.y, size), jnp.zeros((), jnp.int32)
+        return PoisonState(start, retain, forget, weight, keys.order, turn, shape)
 
     def step(state: PoisonState, batches: Batches) -> tuple[PoisonState, Info]:
-        shown = Batches(
-            forget=look_up(state.forget, batches.forget),
-            retain=look_up(state.retain, batches.retain),
-        )
+        orders = jax.random.split(state.order)
+        parts = (state.forget, batches.forget), (state.retain, batches.retain)
+        shown = Batches(*(
+            look_up(kept, batch, data == 1, order, state.turn)
+            for (kept, batch), order in zip(parts, orders, strict=True)
+        ))  # fmt: skip
         inner, info = fit(state.shape, state.weight).step(state.fit, shown)
-        return state._replace(fit=inner), info
+        return state._replace(fit=inner, turn=state.turn + 1), info
 
     def result(state: PoisonState) -> Variables:
         return fit(state.shape, state.weight).result(state.fit)

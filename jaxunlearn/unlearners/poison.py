@@ -64,7 +64,7 @@ def patch_pixels(share: float | None, shape: Sequence[int]) -> int:
       ValueError: a share that is not in (0, 1].
     """
     share = _PAPER if share is None else share
-    check_share(share)
+    check_share(share, "patch")
     return max(1, round(share * min(shape[:2])))
 
 

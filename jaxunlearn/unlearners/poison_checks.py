@@ -2,9 +2,11 @@
 
 import math
 
+from jaxunlearn.concepts import Concepts, check_bank
 from jaxunlearn.unlearners.poison import LABELS, PLACES
+from jaxunlearn.unlearners.shares import check_share
 
-__all__ = ["STATISTICS", "numbers", "words"]
+__all__ = ["STATISTICS", "fitting", "inference", "numbers", "words"]
 
 STATISTICS = ("frozen", "moving")
 
@@ -24,12 +26,26 @@ def numbers(
     """Raises ``ValueError`` for a number out of its range."""
     if patches < 1 or (patches > 1 and place != "top"):
         raise ValueError(f"patches: expected 1, or more with place 'top', got {patches}")
-    if not 0 < data <= 1:
-        raise ValueError(f"data: expected a share above 0, at most 1, got {data}")
+    check_share(data, "data")
     if forget_weight is not None and not 0 <= forget_weight < math.inf:
         raise ValueError(f"forget_weight: expected a number >= 0, got {forget_weight}")
-    if patch is not None and not 0 < patch <= 1:
+    if patch is not None:
+        check_share(patch, "patch", " of the image's side (a larger patch does not fit)")
+
+
+def inference(bank: str, concepts: int, examples: int) -> None:
+    """Raises ``ValueError`` for concepts that cannot be inferred from any network."""
+    check_bank(bank)
+    for name, value, least in (("concepts", concepts, 2), ("examples", examples, 1)):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def fitting(inferred: Concepts, classes: int, features: int) -> None:
+    """Raises ``ValueError`` for concepts that were inferred from another network."""
+    got = (inferred.values.shape[0], inferred.bank.vectors.shape[1])
+    if got != (classes, features):
         raise ValueError(
-            f"patch: expected a share of the image's side, at most 1 (a larger patch does not "
-            f"fit), got {patch}"
+            f"inferred: expected concepts of {classes} classes and {features} features, "
+            f"got {got[0]} and {got[1]}"
         )

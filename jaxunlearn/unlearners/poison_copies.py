@@ -14,7 +14,15 @@ from jaxunlearn.types import Apply, Key, Subset, Variables
 from jaxunlearn.unlearners import poison as _poison
 from jaxunlearn.unlearners.shares import donor_positions
 
-__all__ = ["CHUNK", "Copies", "Recipe", "donors_of", "poisoned_copies", "uses_concepts"]
+__all__ = [
+    "CHUNK",
+    "Copies",
+    "Recipe",
+    "directions",
+    "donors_of",
+    "poisoned_copies",
+    "uses_concepts",
+]
 
 CHUNK = 256
 """Images that go through the network together."""
@@ -82,6 +90,7 @@ def poisoned_copies(
     key: Key,
     num_classes: int,
     made: Callable[[jax.Array], jax.Array] = lambda x: x,
+    first: int | None = None,
 ) -> Copies:
     """Copies of forget images with patches of donor images, and with other labels.
 
@@ -96,6 +105,7 @@ def poisoned_copies(
       concepts: ``None`` where :func:`uses_concepts` says no.
       num_classes: ``K``.
       made: what is kept of poisoned images, ``[c, H, W, C] -> [c, ...]``.
+      first: only so many of the images are made, the same as if all were.
 
     Source: arXiv 2405.15662.
     """
@@ -110,7 +120,7 @@ def poisoned_copies(
         wanted = donor.label[labels]
         own = retain.examples.y[retain.indices]
         donors = jnp.maximum(donor_positions(own, retain.size, wanted, lend_key), 0)
-        units = _directions(concepts)
+        units = directions(concepts)
     if recipe.place == "center":
         corners = _poison.central(len(slots), recipe.patch, shape)
     elif recipe.place == "random":
@@ -138,12 +148,12 @@ def poisoned_copies(
         peaks = _poison.peaks(maps, recipe.patches, recipe.patch, shape)
         return made(_poison.paste(x, _poison.crop(lent, peaks, recipe.patch), at)), at
 
-    x, at = in_chunks(one, len(slots), CHUNK)
+    x, at = in_chunks(one, len(slots) if first is None else first, CHUNK)
     y = _poison.poison_labels(recipe.label, labels, wanted, num_classes, label_key)
     return Copies(x, y, at, donors)
 
 
-def _directions(concepts: Concepts) -> jax.Array:
+def directions(concepts: Concepts) -> jax.Array:
     """Concept vectors of length 1."""
     vectors = concepts.bank.vectors
     lengths = jnp.linalg.norm(vectors, axis=1, keepdims=True)

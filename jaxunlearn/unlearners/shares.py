@@ -13,10 +13,10 @@ from jaxunlearn.types import Key
 __all__ = ["capacity_of", "check_share", "donor_positions", "keep_share"]
 
 
-def check_share(share: float) -> None:
+def check_share(share: float, name: str = "share", of: str = "") -> None:
     """Raises ``ValueError`` unless a share is above 0 and at most 1."""
     if not 0 < share <= 1:
-        raise ValueError(f"share: expected a number in (0, 1], got {share}")
+        raise ValueError(f"{name}: expected a share{of} above 0, at most 1, got {share}")
 
 
 def capacity_of(total: int, share: float, num_classes: int) -> int:

@@ -195,7 +195,7 @@ def signed(variables, x):
         (detect, (9, 6, 6, 1), {"crop": 0.0}, "crop: expected a share"),
         (detect, (9, 6, 6, 1), {"stride": 1.5}, "stride: expected a share"),
         (detect, (9, 6, 6, 1), {"held_out": 0.0}, "held_out: expected a share"),
-        (detect, (9, 6, 6, 1), {"randoms": 10}, "randoms: expected more than 19"),
+        (detect, (9, 6, 6, 1), {"randoms": 10}, "randoms: expected at least 20"),
         (detect, (9, 6, 6, 1), {"typical": 0}, "typical: expected at least 1"),
         (detect, (9, 6, 6, 1), {"labels": np.zeros(4)}, r"labels: expected shape \[9\]"),
         (detect, (3, 6, 6, 1), {}, "images: expected at least 4"),

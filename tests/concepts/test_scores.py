@@ -184,11 +184,14 @@ def by_hand(values, weights, useful, allowed, top=5):
 def test_a_missing_donor_is_told():
     values = jnp.asarray([[4.0, 0, 0, 0], [4, 0, 0, 0], [0, -5, 0, 0]])
     found = choose_donor(values, jnp.zeros((3, 4)), jnp.asarray(USEFUL), jnp.asarray(ALL))
-    check_donor(found, classes=[0, 1])
+    names = ["wings", "fur", "wheels", "sky"]
+    check_donor(found, names, classes=[0, 1])
     with pytest.raises(ValueError, match="a donor for class 2, got none: no useful concept"):
-        check_donor(found)
+        check_donor(found, names)
     with pytest.raises(ValueError, match=r"for class 2 \(cat\), got none"):
-        check_donor(found, ["bird", "dog", "cat"], 2)
+        check_donor(found, names, 2, ["bird", "dog", "cat"])
     alone = found._replace(label=-jnp.ones(3, jnp.int32))
-    with pytest.raises(ValueError, match="for class 0, got none: no class that may lend"):
-        check_donor(alone)
+    with pytest.raises(
+        ValueError, match=r"for class 0, got none: no class .* on its concept 'wings'"
+    ):
+        check_donor(alone, names)

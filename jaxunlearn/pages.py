@@ -169,7 +169,7 @@ def _draw_scores(folder: Path, subject: Subject, concepts: Concepts, forget: Sub
             target = names[int(donor.concept[label])]
             chosen[target] = "target and donor" if target in chosen else "target"
         name, giver = subject.class_names[label], int(donor.label[label])
-        title = f"concepts of {name}"
+        title = f"concepts of {name}, after: in the network's answers"
         title += f", donor {subject.class_names[giver]}" if giver >= 0 else ""
         path = folder / (f"concepts_{label}.png" if len(labels_of(forget)) > 1 else "concepts.png")
         before = concepts.values[label]

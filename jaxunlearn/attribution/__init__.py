@@ -4,6 +4,7 @@ from jaxunlearn.attribution import baselines, quadrature, rules, seeds
 from jaxunlearn.attribution.integrated import integrated_gradients
 from jaxunlearn.attribution.layers import conductance, layer_integrated_gradients
 from jaxunlearn.attribution.ledger import Absorbed
+from jaxunlearn.attribution.maps import concept_maps, grad_cam
 from jaxunlearn.attribution.parts import Integrated
 from jaxunlearn.attribution.relevance import Relevance, lrp
 from jaxunlearn.attribution.rules import Rule
@@ -17,8 +18,10 @@ __all__ = [
     "Rule",
     "Unit",
     "baselines",
+    "concept_maps",
     "conductance",
     "features",
+    "grad_cam",
     "head",
     "integrated_gradients",
     "layer_integrated_gradients",

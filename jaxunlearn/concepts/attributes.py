@@ -116,7 +116,7 @@ def _strings(where: str, value: Any) -> tuple[str, ...]:
     """Different strings, at least one."""
     wanted = isinstance(value, list) and value and all(isinstance(v, str) for v in value)
     if not wanted or len(set(value)) != len(value):
-        raise DataError(f"{where}: expected a list of different names, got {value!r}")
+        raise DataError(f"{where}: expected a list of different names, at least one, got {value!r}")
     return tuple(value)
 
 

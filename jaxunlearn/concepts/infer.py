@@ -21,8 +21,9 @@ from jaxunlearn.data.names import hint
 from jaxunlearn.data.sampling import fetch
 from jaxunlearn.data.sets import num_examples, whole
 from jaxunlearn.errors import DataError
+from jaxunlearn.models import functionalize
 from jaxunlearn.predict import predict
-from jaxunlearn.types import Apply, Examples, Key, Subset, Variables
+from jaxunlearn.types import Apply, Examples, Key, Model, Sets, Subset, Variables
 
 __all__ = ["Concepts", "check_bank", "concept_shapes", "feature_fn", "infer_concepts"]
 
@@ -53,9 +54,9 @@ def feature_fn(apply: Apply) -> Apply:
 
 
 def infer_concepts(
-    apply: Apply,
+    model: Model | Apply,
     variables: Variables,
-    parts: Sequence[Subset],
+    parts: Subset | Sequence[Subset],
     key: Key,
     *,
     bank: str = "patches",
@@ -72,13 +73,14 @@ def infer_concepts(
     Runs on the host and compiles its own programs: it cannot be jitted itself.
 
     Args:
-      apply: ``variables, x [B, ...] -> logits [B, K]``, whose head reads ``[B, n]``.
+      model: see :func:`jaxunlearn.functionalize`; its head reads features ``[B, n]``.
       variables: of the network; not changed.
-      parts: labelled examples, together; at most ``examples`` of them are drawn, as many
-        of each class as there are.
+      parts: labelled examples, as ``(sets.forget, sets.retain)``; at most ``examples`` of
+        them are drawn, as many of each class as there are.
       key: fixes all draws.
       bank: ``"patches"`` (:func:`~jaxunlearn.concepts.patch_bank`); a data set with a
-        table of attributes, or the path of a ``.toml`` with one
+        table of attributes (``"cifar10"``, ``"fashion_mnist"``, ``"mnist"``,
+        ``"digits"``), or the path of a ``.toml`` with one
         (:func:`~jaxunlearn.concepts.attribute_sets`,
         :func:`~jaxunlearn.concepts.fit_bank`); or the path of an ``.npz`` with vectors
         (:func:`~jaxunlearn.concepts.load_bank`).
@@ -91,6 +93,7 @@ def infer_concepts(
       warn: whether attributes that are not useful are named in a ``UserWarning``.
 
     Raises:
+      TypeError: ``parts`` are not subsets.
       ValueError: what :func:`concept_shapes` raises, no examples, or what the functions
         named above raise.
 
@@ -98,6 +101,8 @@ def infer_concepts(
     """
     if examples < 1:
         raise ValueError(f"examples: expected at least 1, got {examples!r}")
+    apply = functionalize(model).apply
+    parts = _subsets(parts)
     own = [int(seed) for seed in jax.random.bits(key, (5,), jnp.uint32)]
     drawn = _draw(parts, examples, own[0])
     like = jax.ShapeDtypeStruct(drawn.x.shape, jnp.float32)
@@ -216,6 +221,17 @@ def _names(
             f"got {concepts!r}"
         )
     return patch_names(concepts)
+
+
+def _subsets(parts: Subset | Sequence[Subset]) -> Sequence[Subset]:
+    found: Sequence[Subset] = (parts,) if isinstance(parts, Subset) else parts
+    # sets hold images that judge a model, too: which of them are meant must be said
+    if isinstance(found, Sets) or not all(isinstance(part, Subset) for part in found):
+        raise TypeError(
+            "parts: expected subsets such as (sets.forget, sets.retain), "
+            f"got {type(parts).__name__}"
+        )
+    return found
 
 
 def _draw(parts: Sequence[Subset], count: int, seed: int) -> Examples:

@@ -138,7 +138,7 @@ def concept_poison(
       model: see :func:`jaxunlearn.functionalize`; images ``[B, H, W, C]``.
       bank: ``"patches"`` (concepts learned by factorising the features of image
         patches; needs features >= 0); the name of a table of attributes
-        (``"cifar10"``, ``"fashion_mnist"``, ``"mnist"``); or a path to a table
+        (``"cifar10"``, ``"fashion_mnist"``, ``"mnist"``, ``"digits"``); or a path to a table
         (``.toml``) or to vectors (``.npz``).
       concepts: how many, for ``"patches"``.
       examples: at most so many images are looked at to infer concepts.
@@ -148,8 +148,8 @@ def concept_poison(
       place: ``"localized"`` as described; ``"center"`` or ``"random"`` place; ``"full"``:
         the whole image is replaced; ``"none"``; ``"gradcam"``: the peak of Grad-CAM of
         the class; ``"top"``: at the ``patches`` best places.
-      label: ``"targeted"``: the donor class; ``"random"``: uniform over all classes;
-        ``"keep"``.
+      label: ``"targeted"``: the donor class; ``"random"``: uniform over all classes, the
+        forgotten one among them, as published; ``"keep"``.
       patch: side of a patch as a share of the shorter side of the image; default
         64 / 224, as published.
       patches: how many, for ``"top"``.
@@ -197,7 +197,7 @@ def concept_poison(
         found = inferred
         if found is None:
             parts = (sets.forget, sets.retain)
-            found = infer_concepts(model.apply, variables, parts, key, examples=examples, **known)
+            found = infer_concepts(model, variables, parts, key, examples=examples, **known)
         forgotten = sets.forget.examples.y[sets.forget.indices]
         donor = donors_of(found, sets.retain)
         check_donor(donor, found.bank.names, jnp.unique(forgotten), class_names)

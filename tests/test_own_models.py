@@ -90,7 +90,7 @@ def test_every_method_runs(kind, name):
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), made.variables, given)
     assert moved["params"]["head"]["kernel"]
     # inference mode, or no forward pass in training mode at all
-    frozen = name in ("gradient_ascent", "neuron_path")
+    frozen = name in ("concept_poison", "gradient_ascent", "neuron_path")
     assert all(found != frozen for found in jax.tree.leaves(moved.get("batch_stats", {})))
     assert ("batch_stats" in given) == (kind != "function")
 

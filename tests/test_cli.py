@@ -416,7 +416,7 @@ def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
         (["oracles=0"], "oracles: expected at least 1"),
         (["seeds=0"], "seeds: expected at least 1, got 0"),
         (["seeds=2.5"], "seeds: expected int, got '2.5'"),
-        (["published.values.path={'At': 1}"], "metrics among accuracy_forget, accuracy_test_forget"),
+        (["published.values.path={'At': 1}"], "metrics among accuracy_forget, accuracy_test"),
         (["published.values.path=3"], "published.values: expected Mapping"),
         (["mesh=ring"], "mesh: expected one of single, data, fsdp"),
         (["name=a/b"], "name: expected the name of one folder, got 'a/b'"),

@@ -8,11 +8,12 @@ import numpy as np
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.errors import UserError
 from jaxunlearn.execute import prepare
+from jaxunlearn.gan_album import draw_gan_album
 from jaxunlearn.pages import PAGES, Subject, draw_method, labels_of
 from jaxunlearn.pictures import save_confusions
 from jaxunlearn.predict import predict
 from jaxunlearn.stages import load_stage
-from jaxunlearn.types import Model, Sets, Variables
+from jaxunlearn.types import Gan, Model, Sets, Variables
 from jaxunlearn.work import Work
 
 __all__ = ["draw_album"]
@@ -32,6 +33,8 @@ def draw_album(work: Work) -> list[str]:
     Returns:
       A sentence for each picture that could not be drawn: the run is none the worse.
     """
+    if isinstance(work.plan.model, Gan):
+        return draw_gan_album(work)
     plan, folder = work.plan, work.plan.folder / "pictures"
     wanted = {label: _name(work, label) for label in plan.methods}
     wanted = {label: name for label, name in wanted.items() if name in PAGES}

@@ -12,6 +12,7 @@ from typing import Any
 __all__ = [
     "Config",
     "DataConfig",
+    "GanConfig",
     "ModelConfig",
     "Published",
     "Request",
@@ -61,8 +62,31 @@ class TrainConfig:
     schedule: str = "cosine"
     weight_decay: float = 0.0
     momentum: float = 0.9
+    # of "adam" and "adamw": decay of the means of gradients and of their squares
+    betas: tuple[float, float] = (0.9, 0.999)
     # "none" or "crop_flip" (zero-padded random crop and mirror image)
     augment: str = "none"
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """What concerns generators and discriminators alone; read where ``model`` is one of them."""
+
+    # weight of the R1 penalty, and every how many steps it is taken
+    r1: float = 0.0
+    r1_every: int = 16
+    # decay of the generator's moving average, whose images count
+    ema: float = 0.999
+    # the classifiers of the run: a guide for the methods, a judge for the metrics
+    classifier: ModelConfig = field(default_factory=ModelConfig)
+    classifier_train: TrainConfig = field(default_factory=TrainConfig)
+    # generated images that a model is judged by
+    samples: int = 5000
+    # images inverted, and steps of an inversion, for the metrics; 0 images: not measured
+    inverted: int = 64
+    inversion_steps: int = 200
+    # steps of training a classifier on generated images; 0: not measured
+    downstream_steps: int = 300
 
 
 @dataclass(frozen=True)
@@ -124,6 +148,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    gan: GanConfig = field(default_factory=GanConfig)
     request: Request = field(default_factory=lambda: Request(classes=(3,)))
     # label -> options: "method" (default: the label), "steps", "batch_size", the optimizer's
     # "optimizer", "learning_rate", "schedule", "weight_decay", "momentum", and the

@@ -14,6 +14,8 @@ import numpy as np
 
 from jaxunlearn import report
 from jaxunlearn.album import draw_album
+from jaxunlearn.classifiers import classifier_stages, with_classifiers
+from jaxunlearn.comparing import compare_images
 from jaxunlearn.config import Config
 from jaxunlearn.data.requests import describe
 from jaxunlearn.errors import DivergenceError
@@ -58,7 +60,7 @@ def run(
     plan = prepare(config, Path(runs))
     for group in groups(plan):
         for one in (group, *(one for one in trials(group) if one is not group)):
-            for stage in stages_of(one).values():
+            for stage in (stages_of(one) | classifier_stages(one)).values():
                 check_stage(stage, force)
     write_plan(plan)
     tell = listener or (lambda name, progress: None)
@@ -102,12 +104,19 @@ def _fresh(plan: Plan) -> Iterator[Plan]:
 
 def _group(plan: Plan, force: bool, listener: Listener) -> tuple[list[_Done], list[Work]]:
     """All models of the trials that share an original, made and judged."""
+    plan = with_classifiers(plan, force, _told(plan, listener))
     plans = trials(plan)
     home = Work(plan, force, _told(plan, listener))
     works = [home if one is plan else Work(one, force, _told(one, listener)) for one in plans]
     originals = make_originals(home, works)
     retrained = make_retrained(home, works)
     unlearned = {label: make_unlearned(home, works, label) for label in plan.methods}
+    for n, one in enumerate(works):
+        made = {"original": originals[n]}
+        made |= {f"retrained/{k}": record for k, record in enumerate(retrained[n])}
+        made |= {f"unlearned/{k}": v[n] for k, v in unlearned.items()}
+        for name, distance in compare_images(one).items():
+            made[name]["metrics"]["ret_fid"] = distance
     # the others shared a program, and its time
     alone = min(itertools.chain(*retrained), key=lambda record: record.get("together", 1))
     made = [

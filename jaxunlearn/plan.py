@@ -15,29 +15,34 @@ import numpy as np
 
 from jaxunlearn import checkpoint
 from jaxunlearn.concepts.attributes import TABLES
-from jaxunlearn.config import Config, Request, to_dict
+from jaxunlearn.config import Config, ModelConfig, Request, to_dict
+from jaxunlearn.data.dataset import Dataset
 from jaxunlearn.data.requests import separate
 from jaxunlearn.data.sets import num_examples, request, stratified_mask
 from jaxunlearn.data.sources import load_dataset
 from jaxunlearn.data.split import divide, positions
 from jaxunlearn.errors import ConfigError
 from jaxunlearn.execute import visible_sets
+from jaxunlearn.fit import recipe
+from jaxunlearn.latents import Guide
 from jaxunlearn.loop import begin
+from jaxunlearn.metrics.generated import forgets_class
 from jaxunlearn.metrics.published import HEADS
 from jaxunlearn.metrics.table import Trial
-from jaxunlearn.models import build, check_model
+from jaxunlearn.models import GANS, build, build_gan, check_model
 from jaxunlearn.overrides import check_types, check_value
+from jaxunlearn.runner import within
 from jaxunlearn.sharding import Sharding, make_sharding
 from jaxunlearn.stages import Stage
 from jaxunlearn.training.augment import make_augment
 from jaxunlearn.training.optimizers import make_optimizer
-from jaxunlearn.types import Key, Model, Sets, Unlearner
-from jaxunlearn.unlearners import load_method, method_options
+from jaxunlearn.types import Gan, Key, Model, Sets, Unlearner
+from jaxunlearn.unlearners import METHODS, load_method, method_options
 
-__all__ = ["Plan", "identify", "prepare", "stages_of", "write_plan"]
+__all__ = ["Plan", "equip", "identify", "prepare", "stages_of", "write_plan"]
 
-RUNNER_OPTIONS = ("method", "steps", "batch_size")
-OPTIMIZER_OPTIONS = ("optimizer", "learning_rate", "schedule", "weight_decay", "momentum")
+RUNNER_OPTIONS = ("method", "steps", "batch_size", "chunk", "stop")
+OPTIMIZER_OPTIONS = ("optimizer", "learning_rate", "schedule", "weight_decay", "momentum", "betas")
 
 
 class Plan(NamedTuple):
@@ -52,12 +57,14 @@ class Plan(NamedTuple):
       held: which images of the test split no training saw.
       methods: label -> (unlearner, options of the runner).
       identity: JSON; what every stage depends on, its metrics included.
+      guide, judge: of a GAN: the classifier that methods may use, and the one that judges;
+        as long as they are not trained, of shapes instead of arrays.
       trial: which one of several this is.
     """
 
     config: Config
     folder: Path
-    model: Model
+    model: Model | Gan
     requests: tuple[Request, ...]
     sets: Sets
     retained: int
@@ -68,6 +75,8 @@ class Plan(NamedTuple):
     identity: Mapping[str, Any]
     key: Key
     trial: Trial | None = None
+    guide: Guide | None = None
+    judge: Guide | None = None
 
 
 def prepare(config: Config, runs: Path) -> Plan:
@@ -76,6 +85,9 @@ def prepare(config: Config, runs: Path) -> Plan:
     _check_values(config)
     sharding = make_sharding(config.mesh, config.rules)
     data = load_dataset(config.data)
+    is_gan = config.model.name in GANS
+    if is_gan:
+        data = _between_ones(data)
     num_classes = len(data.class_names)
     held = stratified_mask(data.test_y, config.data.unseen, config.data.seed)
     requests = separate(config.request, num_classes)
@@ -85,22 +97,19 @@ def prepare(config: Config, runs: Path) -> Plan:
         # of all classes, not of those asked for: so no class depends on which others are
         retained = round(len(data.train_y) * (1 - 1 / num_classes))
     shape = data.train_x.shape[1:]
-    model = build(config.model.name, shape, num_classes, config.model.options)
-    check_model(model, shape, num_classes)
+    model = _network(config.model, shape, num_classes)
+    recipe(model, config.train, retained, config.gan)
+    classifier = _classifier(config, shape, num_classes) if is_gan else None
     whole_config = to_dict(config)
-    identity = {name: whole_config[name] for name in ("seed", "data", "model", "train")}
+    about = ("seed", "data", "model", "train", *(("gan",) if is_gan else ()))
+    identity = {name: whole_config[name] for name in about}
     for place in ("dir", "cache"):  # where the same bytes lie does not matter
         identity["data"].pop(place)
     identity["fingerprint"] = data.fingerprint
     identity["jaxunlearn"] = checkpoint.versions()["jaxunlearn"]
     if len(requests) == 1:  # of many, an original belongs to none
         identity |= identify(requests[0])
-    one = request(sets, 0)
-    methods = {
-        label: _build_method(label, options, model, config, one, retained, data.class_names)
-        for label, options in config.methods.items()
-    }
-    return Plan(
+    plan = Plan(
         config,
         runs / config.name,
         model,
@@ -110,10 +119,51 @@ def prepare(config: Config, runs: Path) -> Plan:
         held,
         data.class_names,
         sharding if sharding.mesh.size > 1 else None,
-        methods,
+        {},
         identity,
         jax.random.key(config.seed),
     )
+    return equip(plan, classifier, classifier)
+
+
+def equip(plan: Plan, guide: Guide | None, judge: Guide | None) -> Plan:
+    """The plan with its methods, which may be led by a classifier."""
+    plan = plan._replace(guide=guide, judge=judge)
+    options = plan.config.methods
+    return plan._replace(methods={k: _build_method(k, own, plan) for k, own in options.items()})
+
+
+def _between_ones(data: Dataset) -> Dataset:
+    """Normalised so that images lie between -1 and 1, as generated ones do."""
+    low, high = (255.0 * n if data.train_x.dtype == np.uint8 else float(f(data.train_x))
+                 for n, f in ((0, np.min), (1, np.max)))  # fmt: skip
+    if high <= low:
+        raise ConfigError(f"data: expected images to generate, got all values {low}")
+    shape = data.mean.shape
+    return data._replace(
+        mean=np.full(shape, (high + low) / 2, np.float32),
+        std=np.full(shape, (high - low) / 2, np.float32),
+    )
+
+
+def _network(config: ModelConfig, shape: tuple[int, ...], num_classes: int) -> Model | Gan:
+    if config.name in GANS:
+        return build_gan(config.name, shape, num_classes, config.options)
+    model = build(config.name, shape, num_classes, config.options)
+    check_model(model, shape, num_classes)
+    return model
+
+
+def _classifier(config: Config, shape: tuple[int, ...], num_classes: int) -> Guide:
+    """The guide and the judge of a GAN, not yet trained."""
+    if config.gan.classifier.name in GANS:
+        raise ConfigError(
+            f"gan.classifier.name: expected a classifier, got {config.gan.classifier.name!r}"
+        )
+    model = _network(config.gan.classifier, shape, num_classes)
+    assert isinstance(model, Model)
+    recipe(model, config.gan.classifier_train, 1)
+    return Guide(model, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def _check_values(config: Config) -> None:
@@ -124,6 +174,10 @@ def _check_values(config: Config) -> None:
         raise ConfigError(f"seeds: expected at least 1, got {config.seeds}")
     if config.seeds > 1 and config.request.each:
         raise ConfigError(f"seeds: expected 1 beside request.each, got {config.seeds}")
+    for name in ("samples", "inversion_steps"):
+        if getattr(config.gan, name) < 1:
+            found = getattr(config.gan, name)
+            raise ConfigError(f"gan.{name}: expected a positive number, got {found}")
     if config.at_a_time is not None and config.at_a_time < 1:
         raise ConfigError(f"at_a_time: expected at least 1, got {config.at_a_time}")
     for label, given in config.published.values.items():
@@ -154,17 +208,19 @@ def _is_folder_name(text: str) -> bool:
 
 
 def _build_method(
-    label: str,
-    options: Mapping[str, Any],
-    model: Model,
-    config: Config,
-    sets: Sets,
-    retained: int,
-    class_names: tuple[str, ...],
+    label: str, options: Mapping[str, Any], plan: Plan
 ) -> tuple[Unlearner, dict[str, Any]]:
     """A method from its options; those of the runner and of the optimizer are taken out."""
+    config, sets = plan.config, request(plan.sets, 0)
     name = options.get("method", label)
     own = method_options(name)
+    is_gan = isinstance(plan.model, Gan)
+    if METHODS[name].gan != is_gan:
+        suitable = sorted(n for n, row in METHODS.items() if row.gan == is_gan)
+        raise ConfigError(
+            f"methods.{label}: expected one of {suitable} for the model {config.model.name}, "
+            f"got {name!r}"
+        )
     kinds = typing.get_type_hints(load_method(name))
     allowed = {*RUNNER_OPTIONS, *own, *(OPTIMIZER_OPTIONS if "optimizer" in own else ())}
     unknown = sorted(set(options) - allowed)
@@ -172,36 +228,54 @@ def _build_method(
         raise ConfigError(
             f"methods.{label}: expected options among {', '.join(sorted(allowed))}, got {unknown}"
         )
-    batch_size = options.get("batch_size", config.train.batch_size)
-    for key, value in (("steps", options.get("steps", 1)), ("batch_size", batch_size)):
-        if type(value) is not int or value < 1:
-            raise ConfigError(f"methods.{label}.{key}: expected a positive number, got {value!r}")
-    steps = options.get("steps", math.ceil(retained / batch_size))
+    runner = _runner_options(label, options, plan)
+    steps = runner.get("steps", math.ceil(plan.retained / runner["batch_size"]))
     arguments = {key: options[key] for key in options if key in own and key != "optimizer"}
-    if "class_names" in own and options.get("bank") in TABLES:
-        arguments.setdefault("class_names", class_names)
+    given = {"horizon": steps, "guide": plan.guide}
+    given["kind"] = "class" if sets.forget is not None and forgets_class(sets) else "items"
+    if options.get("bank") in TABLES:
+        given["class_names"] = plan.class_names
     for key, value in arguments.items():
         check_value(f"methods.{label}.{key}", value, kinds.get(key, Any))
+    arguments = {**{key: value for key, value in given.items() if key in own}, **arguments}
     try:
         if "optimizer" in own:
             chosen = {key: options[key] for key in OPTIMIZER_OPTIONS if key in options}
-            if chosen or own["optimizer"].default is inspect.Parameter.empty:
+            if chosen or is_gan or own["optimizer"].default is inspect.Parameter.empty:
                 train = dataclasses.replace(config.train, **{"schedule": "constant", **chosen})
                 check_types(train)
                 arguments["optimizer"] = make_optimizer(train, steps)
-        method = load_method(name)(model, **arguments)
+        method = load_method(name)(plan.model, **arguments)
         # what a method refuses when it sees model and data, found out before any training
-        like = jax.eval_shape(model.init, jax.random.key(0))
+        like = jax.eval_shape(plan.model.init, jax.random.key(0))
         shown = visible_sets(method.needs, sets)
         prepared = method.prepare and method.prepare.shapes(like, shown)
         jax.eval_shape(partial(begin, method), like, shown, jax.random.key(0), prepared)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"methods.{label}: {error}") from error
     if not method.needs.once:
-        return method, {"batch_size": batch_size, "steps": steps}
+        return method, {"steps": steps, **runner}
     if "steps" in options:
         raise ConfigError(f"methods.{label}.steps: expected none for a single pass, got {steps}")
-    return method, {"batch_size": batch_size}
+    return method, runner
+
+
+def _runner_options(label: str, options: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """What of a method's options is the runner's."""
+    runner = {"batch_size": options.get("batch_size", plan.config.train.batch_size)}
+    runner |= {key: options[key] for key in ("steps", "chunk") if key in options}
+    for key, value in runner.items():
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"methods.{label}.{key}: expected a positive number, got {value!r}")
+    if "stop" in options:
+        check_value(f"methods.{label}.stop", options["stop"], Mapping[str, float])
+        if len(plan.requests) > 1:
+            raise ConfigError(
+                f"methods.{label}.stop: expected none where each class is forgotten, all with "
+                "the same number of steps"
+            )
+        runner["stop"] = within(**options["stop"])
+    return runner
 
 
 def identify(request: Request) -> dict[str, Any]:
@@ -220,7 +294,8 @@ def stages_of(plan: Plan) -> dict[str, Stage]:
         for number in range(plan.config.oracles):
             own[f"retrained/{number}"] = {"oracle": number, **length}
         for label, (_, runner) in plan.methods.items():
-            own[f"unlearned/{label}"] = {"method": label, **plan.config.methods[label], **runner}
+            asked = {key: value for key, value in runner.items() if key != "stop"}
+            own[f"unlearned/{label}"] = {"method": label, **plan.config.methods[label], **asked}
     return {
         name: Stage(plan.folder / name, {**plan.identity, "own": inputs})
         for name, inputs in own.items()

@@ -27,7 +27,7 @@ from jaxunlearn.members import member
 from jaxunlearn.sharding import Sharding
 from jaxunlearn.types import Key, Sets, Unlearner, Variables
 
-__all__ = ["unlearn", "unlearn_many"]
+__all__ = ["unlearn", "unlearn_many", "within"]
 
 
 def unlearn(
@@ -130,6 +130,22 @@ def unlearn_many(
     # one program for all would hold a loop over members, ruinous for such convolutions
     options = options._replace(resume=None)
     return _stack([execute(alone, *arguments(n), options) for n in range(len(keys))])
+
+
+def within(**limits: float) -> Callable[[dict[str, np.ndarray]], bool]:
+    """A stop rule: all of these metrics, averaged over a chunk, are at most their limits.
+
+    ``unlearn(..., stop=within(forget_share=.005))``. Metrics that a method does not report
+    are an error when first looked for.
+    """
+
+    def stop(history: dict[str, np.ndarray]) -> bool:
+        missing = sorted(set(limits) - set(history))
+        if missing:
+            raise ValueError(f"stop: expected metrics among {sorted(history)}, got {missing}")
+        return all(float(np.mean(history[name])) <= limit for name, limit in limits.items())
+
+    return stop
 
 
 def _check_kinds(unlearner: Unlearner, sets: Sets, sharding: Sharding | None) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Examples",
+    "Gan",
     "Info",
     "Key",
     "Model",
@@ -56,6 +57,47 @@ class Model(NamedTuple):
     init: Callable[[Key], Variables]
     apply: Apply
     apply_train: Callable[[Variables, jax.Array, Key], tuple[jax.Array, Variables]]
+
+
+class Gan(NamedTuple):
+    """A generator and a discriminator as pure functions; :func:`jaxunlearn.build_gan` makes one.
+
+    Its variables are ``{"generator": ..., "discriminator": ..., "ema": ...}``, each laid out
+    like those of a :class:`Model`; ``"ema"`` is a moving average of the generator, which is
+    what images are taken from. ``Z`` is the size of a latent vector ``z``, drawn from the
+    standard normal distribution, ``W`` that of a style ``w``.
+
+    Attributes:
+      init: ``key -> variables``, freshly drawn; ``"ema"`` equals ``"generator"``.
+      style: ``generator, z [B, Z], y int [B] -> w [B, W]``; ``z`` itself where the generator
+        has no mapping network. Networks without labels do not read ``y``.
+      synthesize: ``generator, w -> x [B, ...]``, in inference mode.
+      synthesize_train: ``generator, w, key -> (x, generator)``, in training mode; the variables
+        returned differ in the collections that are not trained; the key feeds noise.
+      discriminate: ``discriminator, x, y -> d [B]``, the logit of being real, in inference mode.
+      discriminate_train: ``discriminator, x, y, key -> (d, discriminator)``.
+      latent: ``Z``.
+      shape: of one image.
+      num_classes: of the labels that the networks read; 0 if they read none.
+      couples: whether an image's logit depends on the others of its batch (batch
+        normalisation, standard deviation over the batch): then real and generated images
+        are passed separately.
+      maps: whether the generator has a mapping network, so that ``w`` is not ``z``.
+    """
+
+    init: Callable[[Key], Variables]
+    style: Callable[[Variables, jax.Array, jax.Array], jax.Array]
+    synthesize: Callable[[Variables, jax.Array], jax.Array]
+    synthesize_train: Callable[[Variables, jax.Array, Key], tuple[jax.Array, Variables]]
+    discriminate: Callable[[Variables, jax.Array, jax.Array], jax.Array]
+    discriminate_train: Callable[
+        [Variables, jax.Array, jax.Array, Key], tuple[jax.Array, Variables]
+    ]
+    latent: int
+    shape: tuple[int, ...]
+    num_classes: int
+    couples: bool
+    maps: bool
 
 
 class Examples(NamedTuple):

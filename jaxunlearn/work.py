@@ -17,8 +17,10 @@ from jaxunlearn.data.sets import whole
 from jaxunlearn.errors import DivergenceError
 from jaxunlearn.execute import Outcome, Progress
 from jaxunlearn.fit import recipe, train
+from jaxunlearn.judging import judge_model, measures_of, refer_original
 from jaxunlearn.metrics.evaluate import costs
-from jaxunlearn.metrics.measure import MEASURES, Reference, measure, refer
+from jaxunlearn.metrics.generated import GanReference
+from jaxunlearn.metrics.measure import Reference
 from jaxunlearn.plan import Plan, stages_of
 from jaxunlearn.runner import unlearn
 from jaxunlearn.sharding import abstract
@@ -28,7 +30,7 @@ from jaxunlearn.types import Key, Unlearner, Variables
 __all__ = ["Hooks", "Listener", "Made", "Record", "Task", "Work", "named", "timed"]
 
 # purposes of the keys that follow from config.seed
-ORIGINAL, ORACLE, METHOD, MEASURE = range(4)
+ORIGINAL, ORACLE, METHOD = range(3)
 REPEATS = 5
 """A run that takes less than a second is timed so often; the median counts."""
 
@@ -67,7 +69,7 @@ class Work:
         self.begun: Variables = None
         self.made: list[str] = []
         self.prepared: dict[str, Any] = {}
-        self.known: Reference | None = None
+        self.known: Reference | GanReference | None = None
 
     def original(self) -> Record:
         plan = self.plan
@@ -75,7 +77,8 @@ class Work:
         everything = whole(plan.sets.forget.examples)
         key = jax.random.fold_in(plan.key, ORIGINAL)
         once = partial(train, plan.model, everything, key)
-        once = partial(once, config=plan.config.train, sharding=plan.sharding)
+        once = partial(once, config=plan.config.train, gan=plan.config.gan)
+        once = partial(once, sharding=plan.sharding)
         made = self._stage("original", lambda hooks: Made(timed(once, hooks)))
         self.begun = made[0]
         return made[1]
@@ -87,7 +90,7 @@ class Work:
         if self.there("original"):
             self.listener("original", None)
             _, own = load_stage(stage, {})
-            if own.get("measures") == MEASURES:
+            if own.get("measures") == measures_of(self.plan):
                 return own
         judged = self._judge(self.begun) | record["metrics"]
         about = {**self._about("original"), "history": {}, "versions": record["versions"]}
@@ -104,7 +107,7 @@ class Work:
         plan, (kind, label) = self.plan, name.split("/")
         if kind == "retrained":
             config = plan.config.train
-            method, steps = recipe(plan.model, config, plan.retained)
+            method, steps = recipe(plan.model, config, plan.retained, plan.config.gan)
             # not split: the keys of the first must not depend on how many there are
             key = jax.random.fold_in(jax.random.fold_in(plan.key, ORACLE), int(label))
             return Task(method, None, key, {"steps": steps, "batch_size": config.batch_size})
@@ -145,11 +148,11 @@ class Work:
         if self.there(name):
             self.listener(name, None)
             variables, record = load_stage(stage, self.like)
-            if record.get("measures") == MEASURES:
+            if record.get("measures") == measures_of(self.plan):
                 return variables, record
             # a model costs more than to judge it: it is kept, and what it took
             record["metrics"] |= self._judge(variables)
-            record["measures"] = MEASURES
+            record["measures"] = measures_of(self.plan)
         else:
             with named(name):
                 outcome, together = make(self.hooks(stage, name))
@@ -168,16 +171,15 @@ class Work:
     def _about(self, name: str) -> Record:
         config = self.plan.config
         about = {"stage": name, "config": to_dict(config), "request": describe(config.request)}
-        return {**about, "seed": config.seed, "measures": MEASURES}
+        return {**about, "seed": config.seed, "measures": measures_of(self.plan)}
 
     def _judge(self, variables: Variables) -> dict[str, Any]:
         plan = self.plan
         if len(plan.requests) > 1:
             return {}  # it is judged on each of them
         if self.begun is not None and self.known is None:
-            self.known = refer(plan.model, self.begun, plan.sets)
-        key = jax.random.fold_in(plan.key, MEASURE)
-        return measure(plan.model, variables, plan.sets, key, reference=self.known)
+            self.known = refer_original(plan, self.begun)
+        return judge_model(plan, variables, self.known)
 
 
 @contextlib.contextmanager

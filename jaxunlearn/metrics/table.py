@@ -45,6 +45,37 @@ METRICS: dict[str, Metric] = {
     "relearning": Metric(
         f"accuracy in relearning, mean of {RELEARN_STEPS} steps", "truth", "as retrained", ".3f"
     ),
+    "forget_share": Metric("share of the class in generated images", "forgetting", "small", ".3f"),
+    "pul": Metric("PUL: share taken away, percent", "forgetting", "large", ".1f"),
+    "inversion_forget": Metric(
+        "inversion error, forgotten images", "forgetting", "as retrained", ".4f"
+    ),
+    "inversion_unseen": Metric(
+        "inversion error, unseen images", "forgetting", "as retrained", ".4f"
+    ),
+    "fid": Metric("C-FID to retained images", "utility", "small", ".2f"),
+    "ret_fid": Metric("Ret-FID to a retrained model's images", "utility", "as retrained", ".2f"),
+    "kid": Metric("KID to retained images", "utility", "small", ".3f"),
+    "classifier_score": Metric("classifier score", "utility", "as retrained", ".2f"),
+    "precision": Metric("precision", "utility", "as retrained", ".3f"),
+    "recall": Metric("recall", "utility", "as retrained", ".3f"),
+    "density": Metric("density", "utility", "as retrained", ".3f"),
+    "coverage": Metric("coverage", "utility", "as retrained", ".3f"),
+    "downstream": Metric(
+        "accuracy of a classifier trained on it", "utility", "as retrained", ".3f"
+    ),
+    "membership_auc": Metric("membership AUC of the discriminator", "privacy", "0.5", ".3f"),
+    "membership_gap": Metric("its distance from 0.5", "privacy", "small", ".3f"),
+    "discriminator_probe": Metric(
+        "probe of the discriminator, forget (test)", "truth", "as retrained", ".3f"
+    ),
+    "relearned_share": Metric(
+        "share of the class after relearning", "truth", "as retrained", ".3f"
+    ),
+    "path_length": Metric("path length through the class", "truth", "as retrained", ".2f"),
+    "largest_step": Metric(
+        "largest step of a path, times the mean", "truth", "as retrained", ".2f"
+    ),
     "seconds": Metric("time, compile apart", "cost", "small", "s"),
     "compile_seconds": Metric("time to compile", "cost", "small", "s"),
     "memory": Metric("memory of the compiled program", "cost", "small", "B"),

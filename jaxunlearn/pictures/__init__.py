@@ -7,6 +7,9 @@ from jaxunlearn.pictures.maps import save_maps
 from jaxunlearn.pictures.patches import save_patches
 from jaxunlearn.pictures.path import save_path
 from jaxunlearn.pictures.poison import save_poison
+from jaxunlearn.pictures.samples import save_samples
+from jaxunlearn.pictures.scores import save_scores
+from jaxunlearn.pictures.strips import save_strips
 
 __all__ = [
     "save_concepts",
@@ -16,4 +19,7 @@ __all__ = [
     "save_patches",
     "save_path",
     "save_poison",
+    "save_samples",
+    "save_scores",
+    "save_strips",
 ]

@@ -26,14 +26,19 @@ def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformat
         )
     if config.schedule not in SCHEDULES:
         raise ConfigError(f"train.schedule: expected one of {SCHEDULES}, got {config.schedule!r}")
+    if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
+        raise ConfigError(
+            f"train.betas: expected two numbers from 0 to below 1, got {config.betas}"
+        )
+    b1, b2 = config.betas
     rate: optax.ScalarOrSchedule = config.learning_rate
     if config.schedule == "cosine":
         rate = optax.cosine_decay_schedule(config.learning_rate, steps)
     if config.optimizer == "adamw":
-        return optax.adamw(rate, weight_decay=config.weight_decay)
+        return optax.adamw(rate, b1, b2, weight_decay=config.weight_decay)
     decay = optax.add_decayed_weights(config.weight_decay)
     if config.optimizer == "sgd":
         return optax.chain(decay, optax.sgd(rate, momentum=config.momentum, nesterov=True))
     if config.optimizer == "adam":
-        return optax.chain(decay, optax.adam(rate))
+        return optax.chain(decay, optax.adam(rate, b1, b2))
     raise ConfigError(f"train.optimizer: expected one of {OPTIMIZERS}, got {config.optimizer!r}")

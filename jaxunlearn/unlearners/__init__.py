@@ -17,10 +17,12 @@ class Method(NamedTuple):
     Attributes:
       target: ``"module:factory"``; the factory takes a model and keyword arguments.
       summary: one line for ``jaxunlearn list``.
+      gan: whether it is for GANs; else for classifiers.
     """
 
     target: str
     summary: str
+    gan: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -43,6 +45,21 @@ METHODS: dict[str, Method] = {
     "concept_poison": Method(
         "jaxunlearn.unlearners.concept_poison:concept_poison",
         "fine-tune on copies with another class's concept and label (paper 2)",
+    ),
+    "cascade": Method(
+        "jaxunlearn.unlearners.cascade:cascade",
+        "substitutes for the generator, a fake label for the discriminator (paper 3)",
+        gan=True,
+    ),
+    "gan_retrain": Method(
+        "jaxunlearn.unlearners.gan_retrain:gan_retrain",
+        "train both networks from scratch on the retain set",
+        gan=True,
+    ),
+    "gan_finetune": Method(
+        "jaxunlearn.unlearners.gan_retrain:gan_finetune",
+        "go on learning on the retain set",
+        gan=True,
     ),
 }
 

@@ -1,0 +1,25 @@
+"""Where in a generator's latent space something lies, and what to put in its place."""
+
+from jaxunlearn.latents.guide import Guide, check_guide, look
+from jaxunlearn.latents.inversion import Inversion, invert
+from jaxunlearn.latents.nearest import nearest
+from jaxunlearn.latents.paths import path_images, path_steps
+from jaxunlearn.latents.pool import Pool, draw_pool, images_of
+from jaxunlearn.latents.substitutes import SUBSTITUTES, Known, substitute
+
+__all__ = [
+    "SUBSTITUTES",
+    "Guide",
+    "Inversion",
+    "Known",
+    "Pool",
+    "check_guide",
+    "draw_pool",
+    "images_of",
+    "invert",
+    "look",
+    "nearest",
+    "path_images",
+    "path_steps",
+    "substitute",
+]

@@ -1,0 +1,200 @@
+"""How far apart two sets of examples are, in the features of some network.
+
+Legend: ``n, m`` examples, ``F`` features, ``K`` classes.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from scipy.stats import rankdata
+
+from jaxunlearn.members import in_chunks
+
+__all__ = ["as_features", "auc", "classifier_score", "frechet_distance", "kernel_distance"]
+
+CHUNK = 256
+"""Examples compared with all others at a time."""
+
+
+def as_features(name: str, value: ArrayLike, least: int = 1) -> jax.Array:
+    """``float32 [n, F]`` of what was given under ``name``.
+
+    Raises:
+      ValueError: not two axes, fewer than ``least`` examples, or no feature.
+    """
+    shape = np.shape(value)
+    if len(shape) != 2 or shape[0] < least or shape[1] < 1:
+        raise ValueError(f"{name}: expected [n, F] with n >= {least}, got shape {shape}")
+    return jnp.asarray(value, jnp.float32)
+
+
+def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
+    """Squared Frechet distance of two Gaussians fitted to features ("FID", any features).
+
+    With covariances ``C1, C2`` (divided by n - 1) it is
+
+        |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)
+        = |m1 - m2|^2 + |A|_F^2 + |B|_F^2 - 2 |R1 R2'|_*
+        = |m1 - m2|^2 + min_Q |R1 - Q R2|_F^2,   Q orthogonal,
+
+    ``A, B`` the centred features over ``sqrt(n - 1)``, ``R1, R2`` their QR factors,
+    ``|.|_*`` the sum of singular values. The last line is what is computed, with
+    ``Q = U V'`` from ``R1 R2' = U S V'`` (the factor with fewer rows filled up with
+    zeros): a sum of squares, hence never negative, and precise for sets that hardly
+    differ, where the line above it takes the difference of large numbers.
+
+    Covariances and a matrix root in float32 are wrong: the covariances square the
+    condition number, and small eigenvalues come out as noise of either sign, whose roots
+    are large. On features whose distance is 10.44, eigenvalue routes in float32 gave -194
+    and -142.
+
+    Args:
+      a: ``[n, F]``, n >= 2; n < F is fine here, but see below.
+      b: ``[m, F]``.
+
+    Returns:
+      The distance, in squared units of a feature; NaN if a feature is not finite. It is
+      biased upwards for few examples: compare only values from equally many.
+
+    Raises:
+      ValueError: wrong shapes.
+
+    Source: Dowson and Landau (1982); Heusel et al., arXiv 1706.08500. The QR form is own;
+    the minimum over Q is the orthogonal Procrustes problem (Schoenemann, 1966).
+    """
+    return float(_frechet(*_pair(a, b)))
+
+
+def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
+    """Squared maximum mean discrepancy under a cubic kernel ("KID", any features).
+
+        mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j) - 2 mean_{i, j} k(a_i, b_j),
+        k(x, y) = (x . y / F + 1)^3.
+
+    Over *all* examples at once, not averaged over random subsets as is common: the same
+    expectation, less variance, no random numbers.
+
+    Args:
+      a: ``[n, F]``, n >= 2.
+      b: ``[m, F]``, m >= 2.
+
+    Returns:
+      The unbiased estimate: its mean is 0 for sets drawn alike, so that it may be negative.
+      NaN if a feature is not finite.
+
+    Raises:
+      ValueError: wrong shapes.
+
+    Source: Binkowski et al., arXiv 1801.01401.
+    """
+    a, b = _pair(a, b)
+    own = _mean_kernel(a, a, same=True) + _mean_kernel(b, b, same=True)
+    return own - 2 * _mean_kernel(a, b, same=False)
+
+
+def classifier_score(logits: ArrayLike) -> float:
+    """``exp(mean_x KL(p(y | x) || p(y)))``: the "inception score" of any classifier.
+
+    ``p(y | x) = softmax(logits)``, ``p(y)`` its mean over x. From 1 (all examples get the
+    same answer) to K (sure answers, all classes alike).
+
+    Args:
+      logits: ``[n, K]``. Log-probabilities are logits too, those of sure answers with
+        ``-inf``; probabilities are not.
+
+    Returns:
+      The score over all examples, not averaged over splits; NaN if a logit is NaN.
+
+    Raises:
+      ValueError: wrong shape.
+
+    Source: Salimans et al., arXiv 1606.03498.
+    """
+    return math.exp(float(_information(as_features("logits", logits))))
+
+
+def auc(positives: ArrayLike, negatives: ArrayLike) -> float:
+    """Area under the ROC curve: how often a positive scores higher than a negative.
+
+        P(p > q) + P(p = q) / 2,
+
+    by ranks (Mann and Whitney), on the host in float64.
+
+    Args:
+      positives: ``[n]``, scores of what is to be told apart, as of members.
+      negatives: ``[m]``.
+
+    Returns:
+      From 0 to 1; .5: the score tells nothing. NaN if a score is NaN.
+
+    Raises:
+      ValueError: not one axis, or empty.
+    """
+    sides = {"positives": np.asarray(positives), "negatives": np.asarray(negatives)}
+    for name, side in sides.items():
+        if side.ndim != 1 or not len(side):
+            raise ValueError(f"{name}: expected at least one score [n], got shape {side.shape}")
+    n, m = (len(side) for side in sides.values())
+    ranks = rankdata(np.concatenate([side.astype(np.float64) for side in sides.values()]))
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def _pair(a: ArrayLike, b: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    a, b = as_features("a", a, 2), as_features("b", b, 2)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"b: expected {a.shape[1]} features as in a, got {b.shape[1]}")
+    return a, b
+
+
+@jax.jit
+def _frechet(a: jax.Array, b: jax.Array) -> jax.Array:
+    # a mean far from zero must not cost digits: it is taken off before anything is summed
+    origin = jnp.mean(a, axis=0, keepdims=True)
+    # products of float32 are rounded to fewer digits on some accelerators, unless told not to
+    with jax.default_matmul_precision("highest"):
+        (m1, r1), (m2, r2) = _fitted(a - origin), _fitted(b - origin)
+        rows = max(len(r1), len(r2))
+        r1, r2 = (jnp.pad(r, ((0, rows - len(r)), (0, 0))) for r in (r1, r2))
+        u, _, vt = jnp.linalg.svd(r1 @ r2.T)
+        return jnp.sum(jnp.square(m1 - m2)) + jnp.sum(jnp.square(r1 - u @ (vt @ r2)))
+
+
+def _fitted(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean ``[1, F]`` and root ``R [min(n, F), F]`` of the covariance, ``C = R'R``."""
+    mean = jnp.mean(x, axis=0, keepdims=True)
+    return mean, jnp.linalg.qr((x - mean) / math.sqrt(len(x) - 1), mode="r")
+
+
+def _mean_kernel(a: jax.Array, b: jax.Array, *, same: bool) -> float:
+    rows = np.asarray(_kernel_rows(a, b, same), np.float64)
+    return float(rows.sum() / (len(a) * (len(b) - same)))
+
+
+@partial(jax.jit, static_argnames="same")
+def _kernel_rows(a: jax.Array, b: jax.Array, same: bool) -> jax.Array:
+    """``[n]``: sums of ``k - 1`` over ``b``; with ``same`` each without itself."""
+
+    def some(places: jax.Array) -> jax.Array:
+        t = jnp.matmul(a[places], b.T, precision=jax.lax.Precision.HIGHEST) / a.shape[1]
+        # (t + 1)^3 - 1: the three means share the 1, which would hide digits of small t
+        values = t * (t * (t + 3) + 3)
+        if same:
+            itself = places[:, None] == jnp.arange(len(b), dtype=places.dtype)[None]
+            values = jnp.where(itself, 0, values)
+        return jnp.sum(values, axis=1)
+
+    return in_chunks(some, len(a), CHUNK)
+
+
+@jax.jit
+def _information(logits: jax.Array) -> jax.Array:
+    """Mean KL divergence of the answers from their mean, in nats."""
+    log_p = jax.nn.log_softmax(logits)
+    log_mean = jax.nn.logsumexp(log_p, axis=0, keepdims=True) - math.log(len(logits))
+    # a class that is never named adds nothing: 0 log 0 = 0
+    divergence = jnp.where(log_p == -jnp.inf, 0, jnp.exp(log_p) * (log_p - log_mean))
+    return jnp.mean(jnp.sum(divergence, axis=1))

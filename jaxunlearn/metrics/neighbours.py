@@ -1,0 +1,202 @@
+"""Nearest neighbours: how two sets of examples cover each other, and what lies next to what.
+
+Legend: ``n, m`` examples, ``F`` features.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxunlearn.members import in_chunks
+from jaxunlearn.metrics.distances import as_features
+
+__all__ = ["NeighbourScores", "nearest", "neighbour_scores"]
+
+CHUNK = 256
+"""Examples compared with all others at a time: bounds the memory to CHUNK x m distances."""
+
+
+class NeighbourScores(NamedTuple):
+    """How generated examples and real ones cover each other; see :func:`neighbour_scores`.
+
+    Attributes:
+      precision: share of generated examples that look real, 0 to 1.
+      recall: share of real examples that might have been generated, 0 to 1.
+      density: in how many neighbourhoods of real examples a generated one lies, over k;
+        1 is expected of sets drawn alike, and it may exceed 1.
+      coverage: share of real examples with a generated one in their neighbourhood, 0 to 1.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def neighbour_scores(real: ArrayLike, generated: ArrayLike, k: int = 5) -> NeighbourScores:
+    """Precision, recall, density and coverage by k-nearest-neighbour balls.
+
+    With ``B(x)`` the closed ball around ``x`` that reaches to the k-th nearest *other*
+    example of its own set, ``r_i`` real and ``g_j`` generated:
+
+        precision = mean_j [some i: g_j in B(r_i)]      recall = mean_i [some j: r_i in B(g_j)]
+        density = mean_j |{i: g_j in B(r_i)}| / k       coverage = mean_i [some j: g_j in B(r_i)]
+
+    Distances are sums of squared differences, in float32 and in blocks. The usual
+    ``|a|^2 + |b|^2 - 2 a.b`` is 3 to 4 times faster on a CPU, but its error is relative to the
+    distance from the origin: where classes form tight clusters far apart it is larger than
+    the distances within a cluster, which are all that counts here, and a copy does not come
+    to lie at distance 0.
+
+    Args:
+      real: ``[n, F]``, n > k.
+      generated: ``[m, F]``, m > k.
+      k: neighbours that a ball reaches to.
+
+    Returns:
+      Four numbers, all NaN if a feature is not finite. They depend on n and m: compare only
+      values from equally many examples.
+
+    Raises:
+      ValueError: wrong shapes, or k out of range.
+
+    Source: precision and recall: Kynkaanniemi et al., arXiv 1904.06991; density and coverage:
+    Naeem et al., arXiv 2002.09797.
+    """
+    sides = {"real": as_features("real", real), "generated": as_features("generated", generated)}
+    real, generated = sides.values()
+    _same_features("generated", generated, "real", real)
+    least = min(len(real), len(generated))
+    if not 1 <= k < least:
+        raise ValueError(f"k: expected 1 <= k < {least}, the smaller set, got {k}")
+    if not all(bool(jnp.all(jnp.isfinite(side))) for side in sides.values()):
+        return NeighbourScores(*[math.nan] * 4)
+    around, held, covered = map(np.asarray, _scores(real, generated, k))
+    return NeighbourScores(
+        precision=float(np.mean(around > 0)),
+        recall=float(np.mean(held)),
+        density=float(np.mean(around, dtype=np.float64) / k),
+        coverage=float(np.mean(covered)),
+    )
+
+
+def nearest(
+    queries: ArrayLike,
+    references: ArrayLike,
+    *,
+    query_labels: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    same: bool | None = None,
+    valid: ArrayLike | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The nearest reference of each query, by the Euclidean distance.
+
+    Works on traced arrays. Distances are computed as in :func:`neighbour_scores`, in blocks
+    of queries; of references at the same distance the first counts.
+
+    Args:
+      queries: ``[n, F]``.
+      references: ``[m, F]``.
+      query_labels: ``int [n]``, with ``same`` only.
+      reference_labels: ``int [m]``, with ``same`` only.
+      same: ``True``: among references of the query's label; ``False``: among those of another
+        label; ``None``: among all. Static.
+      valid: ``bool [m]``, references that count; ``None`` for all.
+
+    Returns:
+      Places ``int32 [n]`` and distances ``float32 [n]``. Where no reference is allowed:
+      place -1 at distance ``inf``.
+
+    Raises:
+      ValueError: wrong shapes, or labels without ``same`` or the other way round.
+    """
+    queries, references = as_features("queries", queries), as_features("references", references)
+    _same_features("references", references, "queries", queries)
+    labels = {"query_labels": query_labels, "reference_labels": reference_labels}
+    for (name, given), side in zip(labels.items(), (queries, references), strict=True):
+        if (given is None) != (same is None):
+            wanted = "None without same" if same is None else f"labels for same={same}"
+            raise ValueError(f"{name}: expected {wanted}, got {_kind(given)}")
+        _check_length(name, given, len(side))
+    _check_length("valid", valid, len(references))
+    valid = None if valid is None else jnp.asarray(valid)
+    if valid is not None and valid.dtype != jnp.bool_:
+        raise ValueError(f"valid: expected bool [m], got {valid.dtype}")
+    own = None if same is None else tuple(jnp.asarray(v, jnp.int32) for v in labels.values())
+    return _nearest(queries, references, own, valid, same)
+
+
+def _same_features(name: str, x: jax.Array, other: str, y: jax.Array) -> None:
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"{name}: expected {y.shape[1]} features as in {other}, got {x.shape[1]}")
+
+
+def _check_length(name: str, value: ArrayLike | None, length: int) -> None:
+    if value is not None and np.shape(value) != (length,):
+        raise ValueError(f"{name}: expected shape {(length,)}, got {np.shape(value)}")
+
+
+def _kind(value: ArrayLike | None) -> str:
+    return "None" if value is None else f"shape {np.shape(value)}"
+
+
+def _squared(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Squared distances ``[n, m]``; the compiler sums up without storing ``[n, m, F]``."""
+    return jnp.sum(jnp.square(a[:, None] - b[None]), axis=-1)
+
+
+@partial(jax.jit, static_argnames="k")
+def _scores(real: jax.Array, generated: jax.Array, k: int) -> tuple[jax.Array, ...]:
+    """Real balls around each generated example; is a real one held, is it covered."""
+    real_radii, generated_radii = _radii(real, k), _radii(generated, k)
+
+    def balls(places: jax.Array) -> jax.Array:
+        inside = _squared(generated[places], real) <= real_radii[None]
+        return jnp.sum(inside, axis=1, dtype=jnp.int32)
+
+    def cover(places: jax.Array) -> tuple[jax.Array, jax.Array]:
+        squared = _squared(real[places], generated)
+        held = jnp.any(squared <= generated_radii[None], axis=1)
+        return held, jnp.any(squared <= real_radii[places][:, None], axis=1)
+
+    around = in_chunks(balls, len(generated), CHUNK)
+    return around, *in_chunks(cover, len(real), CHUNK)
+
+
+def _radii(x: jax.Array, k: int) -> jax.Array:
+    """``[n]``: squared distance to the k-th nearest of the others."""
+
+    def some(places: jax.Array) -> jax.Array:
+        itself = places[:, None] == jnp.arange(len(x), dtype=places.dtype)[None]
+        squared = jnp.where(itself, jnp.inf, _squared(x[places], x))
+        return -jax.lax.top_k(-squared, k)[0][:, -1]
+
+    return in_chunks(some, len(x), CHUNK)
+
+
+@partial(jax.jit, static_argnames="same")
+def _nearest(
+    queries: jax.Array,
+    references: jax.Array,
+    labels: tuple[jax.Array, ...] | None,
+    valid: jax.Array | None,
+    same: bool | None,
+) -> tuple[jax.Array, jax.Array]:
+    def some(places: jax.Array) -> tuple[jax.Array, jax.Array]:
+        squared = _squared(queries[places], references)
+        allowed = jnp.ones(squared.shape, bool)
+        if valid is not None:
+            allowed = allowed & valid[None]
+        if labels is not None:
+            alike = labels[0][places][:, None] == labels[1][None]
+            allowed = allowed & (alike if same else ~alike)
+        squared = jnp.where(allowed, squared, jnp.inf)
+        place = jnp.argmin(squared, axis=1).astype(jnp.int32)
+        return jnp.where(jnp.any(allowed, axis=1), place, -1), jnp.sqrt(jnp.min(squared, axis=1))
+
+    return in_chunks(some, len(queries), CHUNK)

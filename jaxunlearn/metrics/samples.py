@@ -1,0 +1,108 @@
+"""Images of a generator, and how a judge sees them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.data.sampling import fetch
+from jaxunlearn.data.sets import num_examples
+from jaxunlearn.latents import Guide, look
+from jaxunlearn.latents.pool import images_of
+from jaxunlearn.types import Apply, Gan, Key, Subset, Variables
+
+__all__ = [
+    "Extractor",
+    "Samples",
+    "extract_all",
+    "extractor",
+    "features_of",
+    "generate",
+    "see",
+    "training_labels",
+]
+
+Extractor = Callable[[jax.Array], jax.Array]
+"""``images [n, ...] -> features [n, F]``: what C-FID and its like are computed on."""
+
+
+class Samples(NamedTuple):
+    """Generated images, and what they are taken for.
+
+    Attributes:
+      z: ``[n, Z]``.
+      y: ``int32 [n]``, labels that a conditional generator was asked for.
+      images: ``[n, ...]``, normalised.
+      label: ``int [n]``, what the judge says.
+      logits: ``float32 [n, K]``.
+    """
+
+    z: jax.Array
+    y: jax.Array
+    images: jax.Array
+    label: np.ndarray
+    logits: np.ndarray
+
+
+@partial(jax.jit, static_argnames=("gan", "count"))
+def _draw(
+    generator: Variables, labels: jax.Array, key: Key, *, gan: Gan, count: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    noise, asking = jax.random.split(key)
+    z = jax.random.normal(noise, (count, gan.latent))
+    y = labels[jax.random.randint(asking, (count,), 0, len(labels))]
+    return z, y, images_of(gan, generator, gan.style(generator, z, y))
+
+
+def generate(
+    gan: Gan, variables: Variables, judge: Guide, labels: jax.Array, key: Key, count: int
+) -> Samples:
+    """Images of the averaged generator; the same key gives the same latents to every model.
+
+    Args:
+      labels: ``int [N]``; a conditional generator is asked for labels drawn from these.
+    """
+    z, y, images = _draw(variables["ema"], labels, key, gan=gan, count=count)
+    logits = np.asarray(see(judge, images)[1])
+    return Samples(z, y, images, logits.argmax(axis=1), logits)
+
+
+@partial(jax.jit, static_argnames="apply")
+def _look(variables: Variables, images: jax.Array, *, apply: Apply) -> tuple[jax.Array, jax.Array]:
+    return look(apply, variables, images)
+
+
+def see(judge: Guide, images: jax.Array, chunk: int = 500) -> tuple[jax.Array, jax.Array]:
+    """Features ``[n, F]`` and logits ``[n, K]`` of images, some at a time."""
+    parts = [
+        _look(judge.variables, images[at : at + chunk], apply=judge.model.apply)
+        for at in range(0, len(images), chunk)
+    ]
+    features, logits = (jnp.concatenate(each) for each in zip(*parts, strict=True))
+    return features, logits
+
+
+def extractor(judge: Guide) -> Extractor:
+    """The default features: those that the judge's last layer reads."""
+    return lambda images: see(judge, images)[0]
+
+
+def training_labels(forget: Subset, retain: Subset) -> jax.Array:
+    """Labels of all training examples, ``int32 [N]``."""
+    parts = [part.examples.y[part.indices[: num_examples(part)]] for part in (forget, retain)]
+    return jnp.concatenate(parts)
+
+
+def features_of(extract: Extractor, part: Subset, count: int, seed: int = 0) -> np.ndarray:
+    """Features of a set's images, at most ``count`` of them drawn at random, ``[n, F]``."""
+    places = np.random.default_rng(seed).permutation(num_examples(part))[:count]
+    return extract_all(extract, fetch(part.examples, part.indices[np.sort(places)]))
+
+
+def extract_all(extract: Extractor, images: jax.Array, chunk: int = 500) -> np.ndarray:
+    """Features of images ``[n, ...]``, some at a time, ``[n, F]`` on the host."""
+    parts = [extract(images[at : at + chunk]) for at in range(0, len(images), chunk)]
+    return np.concatenate([np.asarray(part, np.float32) for part in parts])

@@ -1,0 +1,176 @@
+"""What a discriminator says of several sets, under several models."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxunlearn.pictures.marks import cut, headline, shaped, titled
+from jaxunlearn.pictures.samples import known, sheet
+from jaxunlearn.pictures.strips import line_of, plain, sample
+from jaxunlearn.pictures.style import INK, MUTED, Page, pages
+
+__all__ = ["bins_of", "densities", "save_scores"]
+
+# inches
+_PAD, _TOP, _TITLE, _HEAD, _ABOUT, _CHART, _HIGH, _GAP = 0.25, 0.1, 0.35, 0.35, 0.15, 5.6, 1.2, 0.25
+_AXIS, _LEGEND, _KEY, _LETTER, _FOOT = 0.5, 0.25, 0.35, 0.075, 0.35
+_TAIL, _FEWEST, _MOST, _LETTERS = 0.005, 10, 60, 40
+
+
+def save_scores(
+    path: str | os.PathLike[str],
+    scores: Mapping[str, Mapping[str, jax.typing.ArrayLike]],
+    *,
+    notes: Mapping[str, str] | None = None,
+    title: str = "",
+    words: str = "discriminator's logit",
+) -> None:
+    """Draws how the scores of several sets are distributed under several models, as PNG.
+
+    A panel a model, one below the other, with the same bins and axes; in it, a line a set:
+    the density, ``count / (n * width of a bin)``. A set that a model has seen scores above
+    one it has not, which is what an attack on membership uses.
+
+    Args:
+      path: of the PNG; an existing file is replaced.
+      scores: name of a model -> name of a set -> ``[n]``; the same sets for every model, of
+        any sizes.
+      notes: name of a model -> words below its name, such as the AUC of an attack.
+      title: of the picture.
+      words: what the scores are, written below the axis.
+
+    Raises:
+      ValueError: no models or sets, sets that differ, an empty set, notes on models that are
+        not there, NaN.
+      UserError: the file cannot be written.
+
+    Source: own.
+    """
+    found = _checked(scores)
+    known("notes", notes or {}, found)
+    sets = list(next(iter(found.values())))
+    groups = [values for panel in found.values() for values in panel.values()]
+    edges = bins_of(groups)
+    drawn = {
+        model: {name: densities(values, edges) for name, values in panel.items()}
+        for model, panel in found.items()
+    }
+    tallest = max(heights.max() for panel in drawn.values() for heights in panel.values())
+    labels = [_label(name, [len(panel[name]) for panel in found.values()]) for name in sets]
+    lines = _lines(labels)
+    top = _TOP + (_TITLE if title else 0.0) + len(lines) * _LEGEND
+    head, left = _HEAD + (_ABOUT if notes else 0.0), _PAD + _AXIS
+    step = head + _HIGH + _GAP
+    width, height = sheet(
+        titled(left + _CHART + _PAD, title, _PAD), top + len(found) * step + _FOOT
+    )
+    with pages(path, width, height) as figure:
+        page = Page(figure, width, height)
+        headline(page, title, _PAD)
+        for row, line in enumerate(lines):
+            _legend(page, top - (len(lines) - row - 0.5) * _LEGEND, labels, line)
+        for number, (model, panel) in enumerate(drawn.items()):
+            upper = top + number * step
+            page.text(left, upper + 0.26, cut(model, 58), fontsize=10, fontweight="bold", color=INK)
+            about = cut((notes or {}).get(model, ""), 96)
+            page.text(left, upper + 0.42, about, fontsize=8, color=MUTED)
+            axes = page.axes(left, upper + head, _CHART, _HIGH)
+            _panel(axes, list(panel.values()), edges, tallest)
+        middle = {"ha": "center", "color": MUTED}
+        page.text(left + _CHART / 2, height - 0.27, cut(words, 90), fontsize=8, **middle)
+        beyond = sum(int(((v < edges[0]) | (v > edges[-1])).sum()) for v in groups)
+        if beyond:
+            rest = f"not shown: {beyond} of {sum(map(len, groups))} scores, beyond the ends"
+            page.text(left + _CHART / 2, height - 0.11, rest, fontsize=7, **middle)
+
+
+def bins_of(groups: Sequence[np.ndarray]) -> np.ndarray:
+    """``[bins + 1]``: edges that all panels share.
+
+    They reach from the lowest 0.5 % quantile of any set to the highest 99.5 % quantile: a
+    single score far away leaves the others legible. No score of a set of less than 200 is
+    beyond. The fewer scores the smallest set has, the wider are the bins.
+    """
+    low = min(np.quantile(values, _TAIL, method="lower") for values in groups)
+    high = max(np.quantile(values, 1 - _TAIL, method="higher") for values in groups)
+    if low == high:
+        room = max(0.5, abs(low) / 100)
+        low, high = low - room, high + room
+    count = round(4 * min(map(len, groups)) ** (1 / 3))
+    return np.linspace(low, high, int(np.clip(count, _FEWEST, _MOST)) + 1)
+
+
+def densities(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """``[bins]``: the share of the scores in each bin, divided by its width.
+
+    Scores beyond the edges count in the whole, so that areas can be compared between sets.
+    """
+    made: np.ndarray = np.histogram(values, edges)[0] / len(values) / np.diff(edges)
+    return made
+
+
+def _checked(
+    scores: Mapping[str, Mapping[str, jax.typing.ArrayLike]],
+) -> dict[str, dict[str, np.ndarray]]:
+    if not scores:
+        raise ValueError("scores: expected at least one model, got none")
+    sets = list(next(iter(scores.values())))
+    made: dict[str, dict[str, np.ndarray]] = {}
+    for model, panel in scores.items():
+        label = f"scores[{model!r}]"
+        if not panel:
+            raise ValueError(f"{label}: expected at least one set, got none")
+        if set(panel) != set(sets):
+            raise ValueError(
+                f"{label}: expected the sets {', '.join(sets)}, got {', '.join(panel)}"
+            )
+        made[model] = {
+            name: shaped(f"{label}[{name!r}]", panel[name], ["n"], "a list of scores")
+            for name in sets
+        }
+        for name, values in made[model].items():
+            if not values.size:
+                raise ValueError(f"{label}[{name!r}]: expected at least one score, got none")
+    return made
+
+
+def _label(name: str, sizes: Sequence[int]) -> str:
+    """The name of a set, with its size where all models have the same."""
+    short = cut(name, _LETTERS)
+    return f"{short}, n = {sizes[0]}" if len(set(sizes)) == 1 else short
+
+
+def _lines(labels: Sequence[str]) -> list[list[tuple[int, float]]]:
+    """The sets of each line of the legend, and how far from the left they start, in inches."""
+    lines: list[list[tuple[int, float]]] = [[]]
+    start = 0.0
+    for number, label in enumerate(labels):
+        wide = _KEY + 0.25 + _LETTER * len(label)
+        if lines[-1] and start + wide > _CHART:
+            lines.append([])
+            start = 0.0
+        lines[-1].append((number, start))
+        start += wide
+    return lines
+
+
+def _legend(
+    page: Page, middle: float, labels: Sequence[str], line: Sequence[tuple[int, float]]
+) -> None:
+    for number, start in line:
+        left = _PAD + _AXIS + start
+        sample(page, left, middle, _KEY, number, linewidth=1.5)
+        page.text(left + _KEY + 0.08, middle, labels[number], fontsize=8.5, va="center", color=INK)
+
+
+def _panel(axes: Any, heights: Sequence[np.ndarray], edges: np.ndarray, tallest: float) -> None:
+    for number, densest in enumerate(heights):
+        axes.stairs(densest, edges, **line_of(number), linewidth=1.5, zorder=3)
+    if edges[0] < 0 < edges[-1]:
+        axes.axvline(0, color="0.8", linewidth=0.6)
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.05 * tallest))
+    axes.set_ylabel("density", fontsize=7, color=MUTED, labelpad=2)
+    plain(axes)

@@ -1,0 +1,212 @@
+"""Cascaded unlearning of a GAN: steps that unlearn and steps that learn take turns.
+
+What is known of the published method is its abstract (arXiv 2308.09881): a substitution
+mechanism for the generator, a fake label for the discriminator, both in a cascade with
+learning steps. The equations are a reconstruction, and no claim about the paper's body.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxunlearn.data.sampling import fetch
+from jaxunlearn.latents import Guide
+from jaxunlearn.training.adversarial import Players, average_in, begin_players, players_result
+from jaxunlearn.types import (
+    Batch,
+    Batches,
+    Gan,
+    Info,
+    Key,
+    Needs,
+    Sets,
+    Subset,
+    Unlearner,
+    Variables,
+)
+from jaxunlearn.unlearners.cascade_checks import check_cascade
+from jaxunlearn.unlearners.cascade_memory import Finding, Memory, remember
+from jaxunlearn.unlearners.cascade_steps import (
+    Settings,
+    Update,
+    learn_both,
+    one_of,
+    part_of,
+    unlearn_both,
+    watch,
+)
+from jaxunlearn.unlearners.fake_labels import HOLDOUT_LABELS
+
+__all__ = ["CascadeState", "cascade"]
+
+
+class CascadeState(NamedTuple):
+    """Networks and optimizers, what was found out before, and how far it is.
+
+    Attributes:
+      few: the retained images that learning is confined to; ``None`` for all.
+    """
+
+    players: Players
+    memory: Memory
+    few: Batch | None
+    key: Key
+    turn: jax.Array
+
+
+def cascade(
+    gan: Gan,
+    *,
+    guide: Guide,
+    kind: str = "class",
+    mode: str = "cascade",
+    substitute: str = "other_class_nn",
+    form: str = "image",
+    psi: float = -0.5,
+    label: str | None = None,
+    soft: float = 0.5,
+    strength: float = 10.0,
+    features: float = 0.0,
+    anneal: bool = True,
+    horizon: int = 100,
+    neighbourhood: float = 0.0,
+    ratio: tuple[int, int] = (1, 1),
+    few: int | None = None,
+    space: str = "z",
+    pool: int = 4096,
+    latents: int = 512,
+    references: int = 2048,
+    inversion_steps: int = 400,
+    optimizer: optax.GradientTransformation | None = None,
+    r1: float = 0.0,
+    r1_every: int = 16,
+    ema: float = 0.97,
+) -> Unlearner:
+    """Makes a GAN forget a class or some items: substitutes, fake labels, in a cascade.
+
+    A step unlearns, ``D <- grad L_D^u``, ``G <- grad L_G^u``, and then learns
+    (:func:`jaxunlearn.training.adversarial.learn`) on retained images:
+
+    * ``L_D^u``: the fake label's loss on images to be forgotten
+      (:func:`~jaxunlearn.unlearners.fake_labels.fake_label_loss`);
+    * ``L_G^u = s (mean_p (G(z_u) - x_s)_p^2 + features mean_i (phi(G z_u) - phi(x_s))_i^2)``,
+      ``z_u`` latents of what is forgotten, ``x_s`` their substitutes
+      (:func:`~jaxunlearn.latents.substitutes.substitute`), ``phi`` the guide's features;
+      ``s = strength (1 - k / horizon)`` at step ``k``, or ``strength`` without ``anneal``.
+
+    ``z_u`` are, of a class, those of ``pool`` random latents whose images the guide takes for
+    it; of items, their inversion. Statistics of batch normalisation do not move in
+    unlearning. Each network has one optimizer for both kinds of steps.
+
+    Args:
+      gan: see :func:`jaxunlearn.build_gan`.
+      guide: a classifier of the same images, trained apart.
+      kind: ``"class"`` or ``"items"``: what the request is.
+      mode: ``"cascade"``; ``"unlearn_then_learn"``: first half of ``horizon`` steps the one,
+        then the other; ``"learn_only"``: the fine-tuning control; ``"generator_only"``,
+        ``"discriminator_only"``: the other network stays as it is.
+      substitute, form, psi: what takes the place; see there.
+      label, soft: the fake label; by default ``"zero"`` for a class, ``"holdout_quantile"`` for
+        items. Labels by hold-out images read ``unseen`` for a class, ``holdout`` for items.
+      strength, features, anneal, horizon: of ``L_G^u``, above.
+      neighbourhood: random shift of ``z_u``, in deviations of the prior: a ball is moved and
+        not a point, so that the latent space stays continuous.
+      ratio: a step does so many unlearning and so many learning updates, each on an equal
+        part of its batches.
+      few: learning sees so many retained images only; drawn once.
+      space: where codes lie: ``"z"``, or ``"w"`` where there is a mapping network.
+      pool, latents, references, inversion_steps: random latents, latents kept, retained images
+        that substitutes are taken from, steps of the inversion.
+      optimizer: default Adam with rate 2e-4 and ``b1 = .5``.
+      r1, r1_every, ema: as in :func:`jaxunlearn.gan_retrain`; the average follows fast, for
+        there are few steps.
+
+    Returns:
+      The unlearner. It reports ``loss_...``, ``score_forget`` (mean ``sigmoid(d)`` of the
+      images to be forgotten), ``score_gap`` (its distance to that of hold-out images), and
+      for a class ``forget_share``, that of the guide among the images of the step.
+
+    Raises:
+      ValueError: an argument out of range, or that do not go together. When run:
+        ``RequestError`` for a class that the generator never draws.
+
+    Source: a reconstruction from the abstract of arXiv 2308.09881.
+    """
+    label = label or ("zero" if kind == "class" else "holdout_quantile")
+    check_cascade(gan, guide, locals())
+    finding = Finding(
+        kind, substitute, form, psi, space, pool, latents, references, inversion_steps
+    )
+    settings = Settings(
+        gan, guide.model.apply, optimizer or optax.adam(2e-4, b1=0.5), kind, label, soft, features,
+        neighbourhood, space, r1, r1_every, mode != "discriminator_only",
+        mode != "generator_only", substitute != "none",
+    )  # fmt: skip
+    unlearns = mode != "learn_only"
+    compares = label in HOLDOUT_LABELS and unlearns and settings.discriminator
+    needs = Needs(
+        forget=True, retain=True,
+        unseen=compares and kind == "class", holdout=compares and kind == "items",
+    )  # fmt: skip
+
+    def init(variables: Variables, sets: Sets, key: Key, memory: Memory) -> CascadeState:
+        onward, choosing = jax.random.split(key)
+        assert sets.retain is not None
+        kept = None if few is None else _some(sets.retain, few, choosing)
+        players = begin_players(variables, settings.optimizer)
+        return CascadeState(players, memory, kept, onward, jnp.zeros((), jnp.int32))
+
+    def step(state: CascadeState, batches: Batches) -> tuple[CascadeState, Info]:
+        onward, drawing, watching, *keys = jax.random.split(state.key, 3 + sum(ratio))
+        assert batches.retain is not None
+        retained = _of_few(state.few, batches.retain, drawing)
+        left = 1 - state.turn.astype(jnp.float32) / horizon
+        scale = strength * (jnp.maximum(left, 0) if anneal else jnp.ones(()))
+
+        def updates(turn: int) -> list[Update]:
+            found: list[Update] = []
+            if turn < ratio[0] and unlearns:
+                mine, key = part_of(batches, turn, ratio[0]), keys[turn]
+                found.append(lambda p: unlearn_both(settings, p, state.memory, mine, scale, key))
+            if turn < ratio[1]:
+                own, other = part_of(retained, turn, ratio[1]), keys[ratio[0] + turn]
+                found.append(lambda p: learn_both(settings, p, own, state.turn, other))
+            if mode == "unlearn_then_learn" and len(found) == 2:
+                return [one_of(state.turn < horizon // 2, *found)]
+            return found
+
+        players, metrics, finite = state.players, {}, jnp.asarray(True)
+        for turn in range(max(ratio)):
+            for update in updates(turn):
+                players, more, fine = update(players)
+                metrics, finite = {**metrics, **more}, finite & fine
+        if settings.generator:
+            players = players._replace(ema=average_in(players.ema, players.generator, ema))
+        metrics |= watch(settings, players, state.memory, batches, watching)
+        after = CascadeState(players, state.memory, state.few, onward, state.turn + 1)
+        return after, Info(metrics, finite)
+
+    def result(state: CascadeState) -> Variables:
+        return players_result(state.players)
+
+    return Unlearner(init, step, result, needs, remember(gan, guide, finding))
+
+
+def _some(part: Subset, count: int, key: Key) -> Batch:
+    """A few images of a set, drawn without repetition as long as there are enough."""
+    order = jax.random.permutation(key, len(part.indices))
+    # padding last
+    slots = order[jnp.argsort(order >= part.size)][:count].astype(jnp.int32)
+    positions = part.indices[slots]
+    y = part.examples.y[positions]
+    return Batch(fetch(part.examples, positions), y, jnp.ones(len(slots)), slots)
+
+
+def _of_few(few: Batch | None, batch: Batch, key: Key) -> Batch:
+    """A batch of the few images, where there are such."""
+    if few is None:
+        return batch
+    rows = jax.random.randint(key, (len(batch.y),), 0, len(few.y))
+    return jax.tree.map(lambda leaf: leaf[rows], few)

@@ -36,6 +36,7 @@ def draw_album(work: Work) -> list[str]:
     if isinstance(work.plan.model, Gan):
         return draw_gan_album(work)
     plan, folder = work.plan, work.plan.folder / "pictures"
+    assert isinstance(plan.model, Model)
     wanted = {label: _name(work, label) for label in plan.methods}
     wanted = {label: name for label, name in wanted.items() if name in PAGES}
     there = [folder / "confusions.png", *(folder / label for label in wanted)]
@@ -66,6 +67,7 @@ def _name(work: Work, label: str) -> str:
 
 def _subject(work: Work, label: str, name: str, unlearned: Variables) -> Subject:
     plan, task = work.plan, work.task(f"unlearned/{label}")
+    assert isinstance(plan.model, Model)
     stage = f"unlearned/{label}"
     prepared = work.prepared.get(stage)
     if prepared is None:  # it was made in an earlier run

@@ -1,6 +1,7 @@
 """What compares the models of a trial with a retrained one, once all are made."""
 
 import jax
+import numpy as np
 
 from jaxunlearn.judging import extent_of, sample_key
 from jaxunlearn.metrics.distances import frechet_distance
@@ -41,10 +42,11 @@ def compare_images(work: Work) -> dict[str, float]:
     labels = training_labels(plan.sets.forget, plan.sets.retain)
     extract, count = extractor(plan.judge), extent_of(plan).samples
 
-    def seen(variables: Variables, number: int):
+    gan, judge = plan.model, plan.judge
+
+    def seen(variables: Variables, number: int) -> np.ndarray:
         key = jax.random.fold_in(sample_key(plan), number)
-        made = generate(plan.model, variables, plan.judge, labels, key, count)
-        return extract_all(extract, made.images)
+        return extract_all(extract, generate(gan, variables, judge, labels, key, count).images)
 
     names = [name for name in work.stages if work.stages[name].path.exists()]
     (first,) = models_of(work, "retrained/0").values()

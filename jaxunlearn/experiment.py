@@ -112,11 +112,13 @@ def _group(plan: Plan, force: bool, listener: Listener) -> tuple[list[_Done], li
     retrained = make_retrained(home, works)
     unlearned = {label: make_unlearned(home, works, label) for label in plan.methods}
     for n, one in enumerate(works):
-        made = {"original": originals[n]}
-        made |= {f"retrained/{k}": record for k, record in enumerate(retrained[n])}
-        made |= {f"unlearned/{k}": v[n] for k, v in unlearned.items()}
+        records: dict[str, Record | DivergenceError] = {"original": originals[n]}
+        records |= {f"retrained/{k}": record for k, record in enumerate(retrained[n])}
+        records |= {f"unlearned/{k}": v[n] for k, v in unlearned.items()}
         for name, distance in compare_images(one).items():
-            made[name]["metrics"]["ret_fid"] = distance
+            record = records[name]
+            assert not isinstance(record, DivergenceError)
+            record["metrics"]["ret_fid"] = distance
     # the others shared a program, and its time
     alone = min(itertools.chain(*retrained), key=lambda record: record.get("together", 1))
     made = [

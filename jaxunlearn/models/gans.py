@@ -167,8 +167,12 @@ def _functional(shape: tuple[int, ...], networks: Networks) -> Gan:
         ema = jax.tree.map(jnp.copy, generator)
         return {"generator": generator, "discriminator": judge.init(keys[2]), "ema": ema}
 
+    # a network's input may be any tree of arrays
+    look: Any = judge
+    find: Any = mapping
+
     def style(generator: Variables, z: jax.Array, y: jax.Array) -> jax.Array:
-        return z if mapping is None else mapping.apply(_part(generator, "mapping"), (z, y))
+        return z if mapping is None else find.apply(_part(generator, "mapping"), (z, y))
 
     def synthesize(generator: Variables, w: jax.Array) -> jax.Array:
         return synthesis.apply(_part(generator, "synthesis"), w)
@@ -181,12 +185,12 @@ def _functional(shape: tuple[int, ...], networks: Networks) -> Gan:
         return x, whole
 
     def discriminate(discriminator: Variables, x: jax.Array, y: jax.Array) -> jax.Array:
-        return judge.apply(discriminator, (x, y))
+        return look.apply(discriminator, (x, y))
 
     def discriminate_train(
         discriminator: Variables, x: jax.Array, y: jax.Array, key: Key
     ) -> tuple[jax.Array, Variables]:
-        return judge.apply_train(discriminator, (x, y), key)
+        return look.apply_train(discriminator, (x, y), key)
 
     return Gan(
         init, style, synthesize, synthesize_train, discriminate, discriminate_train,

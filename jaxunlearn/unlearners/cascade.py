@@ -67,7 +67,7 @@ def cascade(
     psi: float = -0.5,
     label: str | None = None,
     soft: float = 0.5,
-    strength: float = 10.0,
+    strength: float = 3.0,
     features: float = 0.0,
     anneal: bool = True,
     horizon: int = 100,
@@ -177,7 +177,8 @@ def cascade(
                 return [one_of(state.turn < horizon // 2, *found)]
             return found
 
-        players, metrics, finite = state.players, {}, jnp.asarray(True)
+        players, finite = state.players, jnp.asarray(True)
+        metrics: dict[str, jax.Array] = {}
         for turn in range(max(ratio)):
             for update in updates(turn):
                 players, more, fine = update(players)

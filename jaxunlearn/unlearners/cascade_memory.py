@@ -94,17 +94,19 @@ def remember(gan: Gan, guide: Guide, finding: Finding) -> Preparation:
         width = gan.latent if finding.space == "z" else like.shape[1]
         x = jax.ShapeDtypeStruct((count, *gan.shape), jnp.float32)
         seen = jax.eval_shape(lambda v, x: look(guide.model.apply, v, x)[0], guide.variables, x)
-        real, whole = jnp.float32, jnp.int32
-        return Memory(
-            jax.ShapeDtypeStruct((count, width), real),
-            jax.ShapeDtypeStruct((count,), whole),
-            jax.ShapeDtypeStruct((), whole),
-            jax.ShapeDtypeStruct((width,), real),
-            x,
-            jax.ShapeDtypeStruct(seen.shape, real),
-            jax.ShapeDtypeStruct((count,), real),
-            jax.ShapeDtypeStruct((classes,), jnp.bool_),
-            jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), guide.variables),
+        return jax.eval_shape(
+            lambda known: Memory(
+                code=jnp.zeros((count, width)),
+                y=jnp.zeros(count, jnp.int32),
+                size=jnp.zeros((), jnp.int32),
+                spread=jnp.zeros(width),
+                target=jnp.zeros(x.shape),
+                target_features=jnp.zeros(seen.shape),
+                error=jnp.zeros(count),
+                forgotten=jnp.zeros(classes, bool),
+                guide=known,
+            ),
+            guide.variables,
         )
 
     def run(variables: Variables, sets: Sets, key: Key) -> Memory:

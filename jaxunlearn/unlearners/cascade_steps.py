@@ -63,7 +63,8 @@ def unlearn_both(
 ) -> Updated:
     """``D <- grad L_D^u``, then ``G <- grad L_G^u``, where they unlearn."""
     first, second = jax.random.split(key)
-    metrics, finite = {}, jnp.asarray(True)
+    metrics: dict[str, jax.Array] = {}
+    finite = jnp.asarray(True)
     assert batches.forget is not None
     if settings.discriminator:
         players, metrics, finite = _unlearn_discriminator(settings, players, batches, first)

@@ -2,7 +2,6 @@
 
 from jaxunlearn.latents.guide import Guide, check_guide, look
 from jaxunlearn.latents.inversion import Inversion, invert
-from jaxunlearn.latents.nearest import nearest
 from jaxunlearn.latents.paths import path_images, path_steps
 from jaxunlearn.latents.pool import Pool, draw_pool, images_of
 from jaxunlearn.latents.substitutes import SUBSTITUTES, Known, substitute
@@ -18,7 +17,6 @@ __all__ = [
     "images_of",
     "invert",
     "look",
-    "nearest",
     "path_images",
     "path_steps",
     "substitute",

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.latents.nearest import nearest
 from jaxunlearn.members import in_chunks
+from jaxunlearn.nearest import nearest
 from jaxunlearn.types import Gan, Key, Variables
 
 __all__ = ["SPACES", "Inversion", "invert"]

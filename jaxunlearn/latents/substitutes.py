@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.latents.nearest import nearest
 from jaxunlearn.latents.pool import Pool, images_of
+from jaxunlearn.nearest import nearest
 from jaxunlearn.types import Gan, Key, Variables
 
 __all__ = ["SUBSTITUTES", "Known", "substitute"]

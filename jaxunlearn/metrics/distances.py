@@ -13,23 +13,12 @@ from jax.typing import ArrayLike
 from scipy.stats import rankdata
 
 from jaxunlearn.members import in_chunks
+from jaxunlearn.nearest import as_features
 
-__all__ = ["as_features", "auc", "classifier_score", "frechet_distance", "kernel_distance"]
+__all__ = ["auc", "classifier_score", "frechet_distance", "kernel_distance"]
 
 CHUNK = 256
 """Examples compared with all others at a time."""
-
-
-def as_features(name: str, value: ArrayLike, least: int = 1) -> jax.Array:
-    """``float32 [n, F]`` of what was given under ``name``.
-
-    Raises:
-      ValueError: not two axes, fewer than ``least`` examples, or no feature.
-    """
-    shape = np.shape(value)
-    if len(shape) != 2 or shape[0] < least or shape[1] < 1:
-        raise ValueError(f"{name}: expected [n, F] with n >= {least}, got shape {shape}")
-    return jnp.asarray(value, jnp.float32)
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:

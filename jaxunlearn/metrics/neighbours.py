@@ -13,12 +13,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxunlearn.members import in_chunks
-from jaxunlearn.metrics.distances import as_features
+from jaxunlearn.nearest import CHUNK, as_features, same_width, squared_distances
 
-__all__ = ["NeighbourScores", "nearest", "neighbour_scores"]
-
-CHUNK = 256
-"""Examples compared with all others at a time: bounds the memory to CHUNK x m distances."""
+__all__ = ["NeighbourScores", "neighbour_scores"]
 
 
 class NeighbourScores(NamedTuple):
@@ -70,7 +67,7 @@ def neighbour_scores(real: ArrayLike, generated: ArrayLike, k: int = 5) -> Neigh
     """
     sides = {"real": as_features("real", real), "generated": as_features("generated", generated)}
     real, generated = sides.values()
-    _same_features("generated", generated, "real", real)
+    same_width("generated", generated, "real", real)
     least = min(len(real), len(generated))
     if not 1 <= k < least:
         raise ValueError(f"k: expected 1 <= k < {least}, the smaller set, got {k}")
@@ -85,82 +82,17 @@ def neighbour_scores(real: ArrayLike, generated: ArrayLike, k: int = 5) -> Neigh
     )
 
 
-def nearest(
-    queries: ArrayLike,
-    references: ArrayLike,
-    *,
-    query_labels: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    same: bool | None = None,
-    valid: ArrayLike | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """The nearest reference of each query, by the Euclidean distance.
-
-    Works on traced arrays. Distances are computed as in :func:`neighbour_scores`, in blocks
-    of queries; of references at the same distance the first counts.
-
-    Args:
-      queries: ``[n, F]``.
-      references: ``[m, F]``.
-      query_labels: ``int [n]``, with ``same`` only.
-      reference_labels: ``int [m]``, with ``same`` only.
-      same: ``True``: among references of the query's label; ``False``: among those of another
-        label; ``None``: among all. Static.
-      valid: ``bool [m]``, references that count; ``None`` for all.
-
-    Returns:
-      Places ``int32 [n]`` and distances ``float32 [n]``. Where no reference is allowed:
-      place -1 at distance ``inf``.
-
-    Raises:
-      ValueError: wrong shapes, or labels without ``same`` or the other way round.
-    """
-    queries, references = as_features("queries", queries), as_features("references", references)
-    _same_features("references", references, "queries", queries)
-    labels = {"query_labels": query_labels, "reference_labels": reference_labels}
-    for (name, given), side in zip(labels.items(), (queries, references), strict=True):
-        if (given is None) != (same is None):
-            wanted = "None without same" if same is None else f"labels for same={same}"
-            raise ValueError(f"{name}: expected {wanted}, got {_kind(given)}")
-        _check_length(name, given, len(side))
-    _check_length("valid", valid, len(references))
-    valid = None if valid is None else jnp.asarray(valid)
-    if valid is not None and valid.dtype != jnp.bool_:
-        raise ValueError(f"valid: expected bool [m], got {valid.dtype}")
-    own = None if same is None else tuple(jnp.asarray(v, jnp.int32) for v in labels.values())
-    return _nearest(queries, references, own, valid, same)
-
-
-def _same_features(name: str, x: jax.Array, other: str, y: jax.Array) -> None:
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"{name}: expected {y.shape[1]} features as in {other}, got {x.shape[1]}")
-
-
-def _check_length(name: str, value: ArrayLike | None, length: int) -> None:
-    if value is not None and np.shape(value) != (length,):
-        raise ValueError(f"{name}: expected shape {(length,)}, got {np.shape(value)}")
-
-
-def _kind(value: ArrayLike | None) -> str:
-    return "None" if value is None else f"shape {np.shape(value)}"
-
-
-def _squared(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Squared distances ``[n, m]``; the compiler sums up without storing ``[n, m, F]``."""
-    return jnp.sum(jnp.square(a[:, None] - b[None]), axis=-1)
-
-
 @partial(jax.jit, static_argnames="k")
 def _scores(real: jax.Array, generated: jax.Array, k: int) -> tuple[jax.Array, ...]:
     """Real balls around each generated example; is a real one held, is it covered."""
     real_radii, generated_radii = _radii(real, k), _radii(generated, k)
 
     def balls(places: jax.Array) -> jax.Array:
-        inside = _squared(generated[places], real) <= real_radii[None]
+        inside = squared_distances(generated[places], real) <= real_radii[None]
         return jnp.sum(inside, axis=1, dtype=jnp.int32)
 
     def cover(places: jax.Array) -> tuple[jax.Array, jax.Array]:
-        squared = _squared(real[places], generated)
+        squared = squared_distances(real[places], generated)
         held = jnp.any(squared <= generated_radii[None], axis=1)
         return held, jnp.any(squared <= real_radii[places][:, None], axis=1)
 
@@ -170,40 +102,16 @@ def _scores(real: jax.Array, generated: jax.Array, k: int) -> tuple[jax.Array, .
 
 def _radii(x: jax.Array, k: int) -> jax.Array:
     """``[n]``: squared distance to the k-th nearest of the others."""
-
     everyone = jnp.arange(len(x), dtype=jnp.int32)[None]
 
     def some(places: jax.Array) -> jax.Array:
-        # the nearest left is struck out, k - 1 times: on a CPU top_k sorts, 20 times slower
+        # itself, then the nearest left are struck out: on a CPU top_k takes several times longer
         def strike(_: int, left: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             squared, out = left
             squared = jnp.where(everyone == out[:, None], jnp.inf, squared)
             return squared, jnp.argmin(squared, axis=1).astype(jnp.int32)
 
-        squared, _ = jax.lax.fori_loop(0, k, strike, (_squared(x[places], x), places))
+        squared, _ = jax.lax.fori_loop(0, k, strike, (squared_distances(x[places], x), places))
         return jnp.min(squared, axis=1)
 
     return in_chunks(some, len(x), CHUNK)
-
-
-@partial(jax.jit, static_argnames="same")
-def _nearest(
-    queries: jax.Array,
-    references: jax.Array,
-    labels: tuple[jax.Array, ...] | None,
-    valid: jax.Array | None,
-    same: bool | None,
-) -> tuple[jax.Array, jax.Array]:
-    def some(places: jax.Array) -> tuple[jax.Array, jax.Array]:
-        squared = _squared(queries[places], references)
-        allowed = jnp.ones(squared.shape, bool)
-        if valid is not None:
-            allowed = allowed & valid[None]
-        if labels is not None:
-            alike = labels[0][places][:, None] == labels[1][None]
-            allowed = allowed & (alike if same else ~alike)
-        squared = jnp.where(allowed, squared, jnp.inf)
-        place = jnp.argmin(squared, axis=1).astype(jnp.int32)
-        return jnp.where(jnp.any(allowed, axis=1), place, -1), jnp.sqrt(jnp.min(squared, axis=1))
-
-    return in_chunks(some, len(queries), CHUNK)

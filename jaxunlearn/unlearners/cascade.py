@@ -67,6 +67,7 @@ def cascade(
     psi: float = -0.5,
     label: str | None = None,
     soft: float = 0.5,
+    label_strength: float = 1.0,
     strength: float = 3.0,
     features: float = 0.0,
     anneal: bool = True,
@@ -89,7 +90,7 @@ def cascade(
     A step unlearns, ``D <- grad L_D^u``, ``G <- grad L_G^u``, and then learns
     (:func:`jaxunlearn.training.adversarial.learn`) on retained images:
 
-    * ``L_D^u``: the fake label's loss on images to be forgotten
+    * ``L_D^u``: ``label_strength`` times the fake label's loss on images to be forgotten
       (:func:`~jaxunlearn.unlearners.fake_labels.fake_label_loss`);
     * ``L_G^u = s (mean_p (G(z_u) - x_s)_p^2 + features mean_i (phi(G z_u) - phi(x_s))_i^2)``,
       ``z_u`` latents of what is forgotten, ``x_s`` their substitutes
@@ -108,8 +109,8 @@ def cascade(
         then the other; ``"learn_only"``: the fine-tuning control; ``"generator_only"``,
         ``"discriminator_only"``: the other network stays as it is.
       substitute, form, psi: what takes the place; see there.
-      label, soft: the fake label; by default ``"zero"`` for a class, ``"holdout_quantile"`` for
-        items. Labels by hold-out images read ``unseen`` for a class, ``holdout`` for items.
+      label, soft, label_strength: the fake label; by default ``"zero"`` for a class,
+        ``"holdout_quantile"`` for items. Labels by hold-out images read ``unseen`` for a class, ``holdout`` for items.
       strength, features, anneal, horizon: of ``L_G^u``, above.
       neighbourhood: random shift of ``z_u``, in deviations of the prior: a ball is moved and
         not a point, so that the latent space stays continuous.
@@ -140,8 +141,8 @@ def cascade(
         kind, substitute, form, psi, space, pool, latents, references, inversion_steps
     )
     settings = Settings(
-        gan, guide.model.apply, optimizer or optax.adam(2e-4, b1=0.5), kind, label, soft, features,
-        neighbourhood, space, r1, r1_every, mode != "discriminator_only",
+        gan, guide.model.apply, optimizer or optax.adam(2e-4, b1=0.5), kind, label, soft,
+        label_strength, features, neighbourhood, space, r1, r1_every, mode != "discriminator_only",
         mode != "generator_only", substitute != "none",
     )  # fmt: skip
     unlearns = mode != "learn_only"

@@ -45,7 +45,7 @@ def check_cascade(gan: Gan, guide: Guide, options: Mapping[str, Any]) -> None:
     for name in whole:
         if type(options[name]) is not int or options[name] < 1:
             raise ValueError(f"{name}: expected a positive number, got {options[name]!r}")
-    for name in ("strength", "features", "neighbourhood", "r1"):
+    for name in ("strength", "label_strength", "features", "neighbourhood", "r1"):
         if not options[name] >= 0:
             raise ValueError(f"{name}: expected a number of 0 or more, got {options[name]!r}")
     for name, low, high in (("soft", 0, 1), ("ema", 0, 1)):

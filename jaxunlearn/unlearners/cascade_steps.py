@@ -43,6 +43,7 @@ class Settings(NamedTuple):
     kind: str
     label: str
     soft: float
+    label_strength: float
     features: float
     neighbourhood: float
     space: str
@@ -94,7 +95,7 @@ def _unlearn_discriminator(
             others = gan.discriminate(discriminator, holdout.x, holdout.y)
         logits = gan.discriminate(discriminator, batch.x, batch.y)
         value = fake_label_loss(settings.label, logits, batch.weight, others, settings.soft)
-        return value, discriminator
+        return settings.label_strength * value, discriminator
 
     players, value, finite = learn_discriminator(settings.optimizer, players, loss, key)
     return players, {"loss_unlearn_discriminator": value}, finite & jnp.isfinite(value)

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.metrics.neighbours import CHUNK, NeighbourScores, nearest, neighbour_scores
+from jaxunlearn.metrics.neighbours import NeighbourScores, neighbour_scores
+from jaxunlearn.nearest import CHUNK, nearest
 
 MODES = [None, True, False]
 

@@ -22,9 +22,11 @@ random indices from float32 images on the device and keep no moving average of t
 which ours does.
 
 First, a step of ours and one of ``torch, same`` from the same parameters, images and latent
-vectors are compared in float32: the losses and every gradient that Adam saw, the generator's
-being that of the updated discriminator (``parity``: largest difference, relative to the largest
-entry of the array; the worst array counts). Above a thousandth nothing is timed.
+vectors are compared in float64 (in float32 some unit lies close enough to zero to be cut off
+on one side alone): the losses and every gradient that Adam saw, the generator's being that of the
+updated discriminator (``parity``: largest difference, relative to the largest entry of the array;
+the worst array counts). Our images and logits are float32 all the same. Above
+``TOLERANCE`` nothing is timed.
 
 ``same`` and ``plain``: how many times faster than that way, the median of the ratios within a
 round, in which all ways run in turn; ``ms``: the median milliseconds of a step, compilation
@@ -33,7 +35,6 @@ ratios. On a GPU float32 means TF32 in the products, for all ways.
 """
 
 import argparse
-import contextlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -42,9 +43,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +65,11 @@ RATE, BETAS, SLOPE = 2e-4, (0.5, 0.999), 0.2
 EXAMPLES = 4096
 TOLERANCE = 1e-3
 KINDS = ("same", "plain")
+NETWORKS = ("generator", "discriminator")
 
 Run = Callable[[], Any]
+Arrays = dict[str, dict[str, np.ndarray]]
+"""Network -> name of an array -> the array."""
 
 
 # --- ours
@@ -118,9 +122,9 @@ def our_run(job: loop.Job, sets: Sets, steps: int, length: int, read: bool) -> R
 # --- torch
 
 
-def sizes_of(shapes: Any) -> list[int]:
+def sizes_of(variables: Any) -> list[int]:
     """Channels of the generator's maps, from the smallest to the largest map."""
-    params = shapes["generator"]["params"]["synthesis"]
+    params = variables["generator"]["params"]["synthesis"]
     norms = sorted(name for name in params if name.startswith("norm"))
     return [len(params[name]["scale"]) for name in norms]
 
@@ -165,7 +169,7 @@ class Peer:
       kind: one of ``KINDS``.
       x: ``uint8 [N, H, W, C]``.
       sizes: channels of the generator's maps.
-      dtype: ``"float32"``, or ``"bfloat16"`` by autocast.
+      dtype: ``"float32"``, ``"float64"``, or ``"bfloat16"`` by autocast.
       compiled: whether the networks go through ``torch.compile``.
     """
 
@@ -183,15 +187,19 @@ class Peer:
         self.torch, self.options, self.frugal = torch, options, kind == "same"
         self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
         self.half = dtype == "bfloat16"
+        own = {
+            "device": self.device,
+            "dtype": torch.float64 if dtype == "float64" else torch.float32,
+        }
         self.x = self.tensor(x.transpose(0, 3, 1, 2) / np.float32(127.5) - 1)
-        self.generator = torch_generator(kind == "plain", sizes, options).to(self.device)
-        self.discriminator = torch_discriminator(len(sizes) - 1, options).to(self.device)
-        self.optimizers = [
-            torch.optim.Adam(network.parameters(), RATE, BETAS)
-            for network in (self.generator, self.discriminator)
-        ]
-        self.real = torch.ones(options.batch, device=self.device)
-        self.fake = torch.zeros(options.batch, device=self.device)
+        self.generator = torch_generator(kind == "plain", sizes, options).to(**own)
+        self.discriminator = torch_discriminator(len(sizes) - 1, options).to(**own)
+        self.optimizers = {
+            name: torch.optim.Adam(getattr(self, name).parameters(), RATE, BETAS)
+            for name in NETWORKS
+        }
+        self.real = torch.ones(options.batch, **own)
+        self.fake = torch.zeros(options.batch, **own)
         wrap = torch.compile if compiled else lambda network: network
         self.draw, self.judge = wrap(self.generator), wrap(self.discriminator)
 
@@ -202,9 +210,9 @@ class Peer:
         return self.torch.autocast(self.device, self.torch.bfloat16, enabled=self.half)
 
     def learn(self, x: Any, z: Any) -> tuple[Any, Any]:
-        """One step of both networks; gives the discriminator's and the generator's loss."""
+        """One step of both networks; gives the generator's and the discriminator's loss."""
         cross_entropy = self.torch.nn.functional.binary_cross_entropy_with_logits
-        generator, discriminator = self.optimizers
+        generator, discriminator = self.optimizers.values()
         with self.autocast():
             made = self.draw(z)
             loss = cross_entropy(self.judge(x), self.real)
@@ -221,7 +229,7 @@ class Peer:
         generator.step()
         if self.frugal:
             self.discriminator.requires_grad_(True)
-        return loss.detach(), pull.detach()
+        return pull.detach(), loss.detach()
 
     def run(self) -> None:
         torch, batch = self.torch, self.options.batch
@@ -231,83 +239,99 @@ class Peer:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def load(self, networks: dict[str, list[np.ndarray]]) -> None:
-        """Sets the parameters, as ``channels_first`` gives them."""
+    def load(self, networks: Arrays) -> None:
+        """Takes the parameters, as ``channels_first`` gives them."""
         for name, arrays in networks.items():
-            parameters = list(getattr(self, name).parameters())
-            for parameter, array in zip(parameters, arrays, strict=True):
-                if tuple(parameter.shape) != array.shape:
-                    raise RuntimeError(
-                        f"{name}: expected {tuple(parameter.shape)}, got {array.shape}"
-                    )
+            parameters = getattr(self, name).parameters()
+            for parameter, array in zip(parameters, arrays.values(), strict=True):
                 parameter.data = self.tensor(array)
 
-    def gradients(self) -> dict[str, list[np.ndarray]]:
-        """What Adam saw in the first step: its first moment, which began at zero."""
+    def first_gradients(self) -> dict[str, list[np.ndarray]]:
+        """What Adam saw in the first step: its first moment began at zero."""
         return {
             name: [
-                state["exp_avg"].cpu().numpy() / (1 - BETAS[0])
-                for state in map(optimizer.state.get, getattr(self, name).parameters())
+                optimizer.state[parameter]["exp_avg"].cpu().numpy() / (1 - BETAS[0])
+                for parameter in getattr(self, name).parameters()
             ]
-            for name, optimizer in zip(("generator", "discriminator"), self.optimizers, strict=True)
+            for name, optimizer in self.optimizers.items()
         }
-
-
-@contextlib.contextmanager
-def full_precision(peer: Peer) -> Iterator[None]:
-    """No TF32: the libraries are compared, not their shortcuts."""
-
-    def shortcuts(allowed: bool) -> None:
-        if peer.device == "cuda":
-            peer.torch.backends.cudnn.allow_tf32 = allowed
-            peer.torch.set_float32_matmul_precision("high" if allowed else "highest")
-
-    shortcuts(False)
-    try:
-        with jax.default_matmul_precision("highest"):
-            yield
-    finally:
-        shortcuts(True)
 
 
 # --- parity
 
 
-def channels_first(params: Any, side: int) -> dict[str, np.ndarray]:
-    """One network's arrays as torch has them, in torch's order, by name.
+def channels_first(networks: dict[str, Any], side: int) -> Arrays:
+    """Parameters as torch has them, in torch's order.
 
     Args:
-      params: ``{layer: {name: array}}``.
-      side: of the maps behind the first dense layer, or before the last.
+      networks: ``{"generator": {layer: {name: array}}, "discriminator": ...}``.
+      side: of the maps behind the first dense layer, and before the last.
     """
-    kinds = {layer: layer.rstrip("0123456789") for layer in params}
 
     def place(layer: str) -> tuple[int, bool]:
-        """By level, convolution before normalisation, what has no number at the end."""
-        kind = kinds[layer]
-        level = 0 if kind == "dense" else int(layer.removeprefix(kind) or len(params))
-        return level, kind == "norm"
+        """By level, normalisation last; what has no number stands at one of the ends."""
+        kind = layer.rstrip("0123456789")
+        ends = {"dense": 0, "image": 99, "head": 99}
+        return ends.get(kind) or int(layer.removeprefix(kind) or 0), kind == "norm"
 
-    found = {}
-    for layer in sorted(params, key=place):
-        for name in ("kernel", "scale", "bias"):
-            if name in params[layer]:
-                found[f"{layer} {name}"] = _moved(
-                    kinds[layer], np.asarray(params[layer][name]), side
-                )
-    return found
+    return {
+        network: {
+            f"{layer} {name}": _moved(layer, np.asarray(params[layer][name]), side)
+            for layer in sorted(params, key=place)
+            for name in ("kernel", "scale", "bias")
+            if name in params[layer]
+        }
+        for network, params in networks.items()
+    }
 
 
-def _moved(kind: str, array: np.ndarray, side: int) -> np.ndarray:
-    if kind == "dense":  # to H W C, from Z if it is the kernel
-        own = array.reshape(*array.shape[:-1], side, side, -1)
-        own = np.moveaxis(own, -1, -3).reshape(*array.shape[:-1], -1)
-        return own.T
-    if kind == "head" and array.ndim == 2:  # from H W C
+def _moved(layer: str, array: np.ndarray, side: int) -> np.ndarray:
+    if layer == "dense":  # its outputs are (row, column, channel)
+        pixels = array.reshape(-1, side, side, array.shape[-1] // side**2)
+        return pixels.transpose(3, 1, 2, 0).reshape(array.shape[::-1])
+    if layer == "head" and array.ndim == 2:  # so are its inputs
         return array.reshape(side, side, -1).transpose(2, 0, 1).reshape(1, -1)
-    if kind == "up":  # channels (i, j, c) here, (c, i, j) there
+    if layer.startswith("up"):  # four channels in the order (row, column, channel), here too
         array = array.reshape(*array.shape[:-1], 4, -1).swapaxes(-1, -2).reshape(array.shape)
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+
+
+class Step(NamedTuple):
+    """A step of ours: what went in, and losses and gradients."""
+
+    variables: Any
+    x: np.ndarray
+    z: np.ndarray
+    losses: list[float]
+    gradients: dict[str, Any]
+
+
+def our_step(x: np.ndarray, options: argparse.Namespace) -> Step:
+    """The first step of ``gan_retrain``, in float64."""
+
+    def wide(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    with jax.enable_x64(True):
+        gan = our_gan(options, "float64")
+        method, sets = learning(gan), all_of(x)
+        start = jax.jit(partial(method.init, None))(sets, jax.random.key(1))
+        start = jax.tree.map(wide, start)
+        zero = jnp.zeros((), jnp.int32)
+        batches = draw_batches(sets, jax.random.key(2), zero, options.batch, method.needs)
+        after, info = jax.jit(method.step)(start, batches)
+        # the latent vectors are drawn inside the step
+        noise = jax.random.split(jax.random.split(start.key)[1], 4)[0]
+        z = jax.random.normal(noise, (options.batch, gan.latent))
+    assert batches.retain is not None
+    moments = {name: getattr(after.players, f"{name}_opt")[0].mu for name in NETWORKS}
+    return Step(
+        method.result(start),
+        np.asarray(batches.retain.x, np.float64),
+        np.asarray(z),
+        [float(info.metrics[f"loss_{name}"]) for name in NETWORKS],
+        jax.tree.map(lambda moment: np.asarray(moment) / (1 - BETAS[0]), moments),
+    )
 
 
 def parity(x: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
@@ -316,55 +340,35 @@ def parity(x: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
     Raises:
       RuntimeError: if it is more than ``TOLERANCE``.
     """
-    gan = our_gan(options, "float32")
-    method, sets = learning(gan), all_of(x)
-    needs, size = method.needs, options.batch
-    start = jax.jit(partial(method.init, None))(sets, jax.random.key(1))
-    batches = draw_batches(sets, jax.random.key(2), jnp.int32(0), size, needs)
-    # the latent vectors are drawn inside the step
-    noise = jax.random.split(jax.random.split(start.key)[1], 4)[0]
-    z = jax.random.normal(noise, (size, gan.latent))
-
-    def networks(generator: Any, discriminator: Any) -> dict[str, dict[str, np.ndarray]]:
-        return {
-            "generator": channels_first(generator["synthesis"], side),
-            "discriminator": channels_first(discriminator, side),
-        }
-
-    sizes = sizes_of(jax.eval_shape(gan.init, jax.random.key(0)))
+    step = our_step(x, options)
+    sizes = sizes_of(step.variables)
     side = options.size >> (len(sizes) - 1)
-    peer = Peer("same", x, sizes, options, "float32")
-    players = start.players
-    before = networks(players.generator["params"], players.discriminator["params"])
-    peer.load({name: list(arrays.values()) for name, arrays in before.items()})
-    with full_precision(peer):
-        after, info = jax.jit(method.step)(start, batches)
-        assert batches.retain is not None
-        real = np.moveaxis(np.asarray(batches.retain.x), -1, 1)
-        their_losses = [float(v) for v in peer.learn(peer.tensor(real), peer.tensor(np.asarray(z)))]
-    moments = after.players.generator_opt[0].mu, after.players.discriminator_opt[0].mu
-    mine = networks(*jax.tree.map(lambda moment: moment / (1 - BETAS[0]), moments))
-    losses = [float(info.metrics[f"loss_{name}"]) for name in ("discriminator", "generator")]
-    errors = {"losses": max(map(_difference, map(np.asarray, losses), their_losses))}
-    for name, theirs in peer.gradients().items():
+
+    def moved(networks: dict[str, Any]) -> Arrays:
+        generator = networks["generator"]["synthesis"]
+        return channels_first({**networks, "generator": generator}, side)
+
+    peer = Peer("same", x, sizes, options, "float64")
+    peer.load(moved({name: step.variables[name]["params"] for name in NETWORKS}))
+    losses = peer.learn(peer.tensor(np.moveaxis(step.x, -1, 1)), peer.tensor(step.z))
+    errors = {"losses": max(map(_difference, step.losses, map(float, losses)))}
+    mine = moved(step.gradients)
+    for name, theirs in peer.first_gradients().items():
         pairs = zip(mine[name].items(), theirs, strict=True)
-        errors[name] = max(
-            _difference(own, other) for (where, own), other in pairs if not _idle(where)
-        )
+        errors[name] = max(_difference(own, other) for (key, own), other in pairs if not idle(key))
     worst = max(errors, key=errors.__getitem__)
     if not errors[worst] < TOLERANCE:
         raise RuntimeError(f"{worst}: ours and torch differ by {errors[worst]:.1e}")
     return errors
 
 
-def _idle(where: str) -> bool:
+def idle(name: str) -> bool:
     """Whether batch normalisation takes the parameter away: its gradient is rounding."""
-    layer, name = where.split()
-    return name == "bias" and (layer == "dense" or layer.startswith("up"))
+    return name.endswith("bias") and name.startswith(("dense", "up"))
 
 
 def _difference(mine: Any, theirs: Any) -> float:
-    return float(np.abs(mine - theirs).max() / np.abs(theirs).max())
+    return float(np.max(np.abs(mine - theirs)) / np.max(np.abs(theirs)))
 
 
 # --- the script
@@ -460,7 +464,9 @@ def main() -> None:
 
         if options.threads:
             torch.set_num_threads(options.threads)
-        torch.backends.cudnn.benchmark = True
+        if jax.default_backend() == "gpu":
+            torch.backends.cudnn.benchmark = True
+            torch.set_float32_matmul_precision("high")  # TF32, as XLA, and torch in convolutions
         errors = parity(x, options)
     alone = options.threads == 1 and jax.default_backend() == "cpu"
     clock = time.process_time if alone else time.perf_counter

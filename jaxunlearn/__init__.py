@@ -25,7 +25,14 @@ if TYPE_CHECKING:
         structure,
     )
     from jaxunlearn.concepts import infer_concepts
-    from jaxunlearn.config import Config, DataConfig, ModelConfig, Request, TrainConfig
+    from jaxunlearn.config import (
+        Config,
+        DataConfig,
+        GanConfig,
+        ModelConfig,
+        Request,
+        TrainConfig,
+    )
     from jaxunlearn.data.requests import (
         forget_class,
         forget_classes,
@@ -36,9 +43,10 @@ if TYPE_CHECKING:
     from jaxunlearn.data.sources import load_dataset
     from jaxunlearn.experiment import run
     from jaxunlearn.fit import train, train_many
+    from jaxunlearn.latents import Guide, invert
     from jaxunlearn.members import ensemble
     from jaxunlearn.metrics.evaluate import evaluate
-    from jaxunlearn.models import build, functionalize, variables_of
+    from jaxunlearn.models import build, build_gan, functionalize, variables_of
     from jaxunlearn.pictures import (
         save_concepts,
         save_confusions,
@@ -47,13 +55,20 @@ if TYPE_CHECKING:
         save_patches,
         save_path,
         save_poison,
+        save_samples,
+        save_scores,
+        save_strips,
     )
     from jaxunlearn.report import print_report
-    from jaxunlearn.runner import unlearn, unlearn_many
+    from jaxunlearn.runner import unlearn, unlearn_many, within
     from jaxunlearn.sharding import make_sharding
-    from jaxunlearn.types import Batches, Info, Model, Needs, Sets, Unlearner
+    from jaxunlearn.types import Batches, Gan, Info, Model, Needs, Sets, Unlearner
+    from jaxunlearn.unlearners.adapt_unlearn import adapt_unlearn
+    from jaxunlearn.unlearners.cascade import cascade
     from jaxunlearn.unlearners.concept_poison import concept_poison
+    from jaxunlearn.unlearners.discriminator_ascent import discriminator_ascent
     from jaxunlearn.unlearners.finetune import finetune
+    from jaxunlearn.unlearners.gan_retrain import gan_finetune, gan_retrain
     from jaxunlearn.unlearners.gradient_ascent import gradient_ascent
     from jaxunlearn.unlearners.neuron_path import neuron_path
     from jaxunlearn.unlearners.random_label import random_label
@@ -75,15 +90,16 @@ _HOME = {
         "structure",
     ],
     "concepts": ["infer_concepts"],
-    "config": ["Config", "DataConfig", "ModelConfig", "Request", "TrainConfig"],
+    "config": ["Config", "DataConfig", "GanConfig", "ModelConfig", "Request", "TrainConfig"],
     "data.requests": ["forget_class", "forget_classes", "forget_indices", "forget_random"],
     "data.sets": ["make_sets", "stack_sets", "subset", "whole"],
     "data.sources": ["load_dataset"],
+    "latents": ["Guide", "invert"],
     "members": ["ensemble"],
     "experiment": ["run"],
     "fit": ["train", "train_many"],
     "metrics.evaluate": ["evaluate"],
-    "models": ["build", "functionalize", "variables_of"],
+    "models": ["build", "build_gan", "functionalize", "variables_of"],
     "pictures": [
         "save_concepts",
         "save_confusions",
@@ -92,13 +108,20 @@ _HOME = {
         "save_patches",
         "save_path",
         "save_poison",
+        "save_samples",
+        "save_scores",
+        "save_strips",
     ],
     "report": ["print_report"],
-    "runner": ["unlearn", "unlearn_many"],
+    "runner": ["unlearn", "unlearn_many", "within"],
     "sharding": ["make_sharding"],
-    "types": ["Batches", "Info", "Model", "Needs", "Sets", "Unlearner"],
+    "types": ["Batches", "Gan", "Info", "Model", "Needs", "Sets", "Unlearner"],
+    "unlearners.adapt_unlearn": ["adapt_unlearn"],
+    "unlearners.cascade": ["cascade"],
     "unlearners.concept_poison": ["concept_poison"],
+    "unlearners.discriminator_ascent": ["discriminator_ascent"],
     "unlearners.finetune": ["finetune"],
+    "unlearners.gan_retrain": ["gan_finetune", "gan_retrain"],
     "unlearners.gradient_ascent": ["gradient_ascent"],
     "unlearners.neuron_path": ["neuron_path"],
     "unlearners.random_label": ["random_label"],
@@ -110,6 +133,9 @@ __all__ = [
     "Batches",
     "Config",
     "DataConfig",
+    "Gan",
+    "GanConfig",
+    "Guide",
     "Info",
     "Model",
     "ModelConfig",
@@ -118,11 +144,15 @@ __all__ = [
     "Sets",
     "TrainConfig",
     "Unlearner",
+    "adapt_unlearn",
     "baselines",
     "build",
+    "build_gan",
+    "cascade",
     "concept_maps",
     "concept_poison",
     "conductance",
+    "discriminator_ascent",
     "ensemble",
     "evaluate",
     "features",
@@ -132,10 +162,13 @@ __all__ = [
     "forget_indices",
     "forget_random",
     "functionalize",
+    "gan_finetune",
+    "gan_retrain",
     "grad_cam",
     "gradient_ascent",
     "infer_concepts",
     "integrated_gradients",
+    "invert",
     "layer_integrated_gradients",
     "load_dataset",
     "lrp",
@@ -155,6 +188,9 @@ __all__ = [
     "save_patches",
     "save_path",
     "save_poison",
+    "save_samples",
+    "save_scores",
+    "save_strips",
     "seeds",
     "stack_sets",
     "structure",
@@ -165,6 +201,7 @@ __all__ = [
     "unlearn_many",
     "variables_of",
     "whole",
+    "within",
 ]
 
 

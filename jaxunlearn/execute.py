@@ -222,7 +222,9 @@ def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
     """What the method finds out on the host; of several members side by side."""
     if job.unlearner.prepare is None:
         return None
-    job.unlearner.prepare.shapes(variables, sets)  # what cannot work is told before any work
+    # of one member; what cannot work is told before any work
+    like = jax.eval_shape(lambda v: member(v, 0), variables) if job.mapped_variables else variables
+    job.unlearner.prepare.shapes(like, request(sets, 0))
     if not job.mapped:
         found = prepare(job.unlearner, variables, sets, key)
         return found if job.sharding is None else replicate(found, job.sharding)

@@ -10,6 +10,8 @@ import optax
 
 import jaxunlearn as ju
 from jaxunlearn.config import TrainConfig
+from jaxunlearn.latents import Guide
+from jaxunlearn.models import build_gan
 
 NUM_CLASSES = 4
 SHAPE = (6, 6, 1)
@@ -31,11 +33,14 @@ def blobs():
     return split((30, 50, 40, 60)), split((12, 9, 10, 11)), split((15, 15, 15, 15))
 
 
-def sets(request=None):
-    """The sets of a request on :func:`blobs`."""
+def sets(request=None, gan=False):
+    """The sets of a request on :func:`blobs`; for GANs normalised to lie between -1 and 1."""
     train, unseen, test = blobs()
     request = ju.forget_class(1) if request is None else request
-    return ju.make_sets(*train, request, unseen=unseen, test=test, num_classes=NUM_CLASSES)
+    middle = {"mean": 127.5, "std": 127.5} if gan else {}
+    return ju.make_sets(
+        *train, request, unseen=unseen, test=test, num_classes=NUM_CLASSES, **middle
+    )
 
 
 @functools.cache
@@ -50,6 +55,32 @@ def trained():
     return ju.train(mlp(), ju.whole(sets().forget.examples), jax.random.key(7), config=config)
 
 
+@functools.cache
+def gan(name="mlp_gan", **options):
+    return build_gan(name, SHAPE, NUM_CLASSES, options or {"latent": 6, "features": (32, 16)})
+
+
+@functools.cache
+def trained_gan():
+    """A GAN that draws all four kinds."""
+    method = ju.gan_retrain(gan(), optimizer=optax.adam(2e-3, b1=0.5), r1=0.5, ema=0.95)
+    everything = ju.Sets(retain=ju.whole(sets(gan=True).forget.examples))
+    return ju.unlearn(method, None, everything, jax.random.key(4), steps=400, batch_size=32)
+
+
+@functools.cache
+def guide():
+    """A classifier of what :func:`trained_gan` draws."""
+    config = TrainConfig(epochs=15, batch_size=32, learning_rate=5e-3)
+    everything = ju.whole(sets(gan=True).forget.examples)
+    return Guide(mlp(), ju.train(mlp(), everything, jax.random.key(8), config=config).variables)
+
+
+def _cascade(**options):
+    small = {"pool": 256, "latents": 16, "references": 32, "inversion_steps": 5, "horizon": 4}
+    return lambda m: ju.cascade(m, guide=guide(), r1=0.1, r1_every=2, **{**small, **options})
+
+
 METHODS = {
     "retrain": (lambda m: ju.retrain(m, optimizer=optax.adam(3e-3)), {"steps": 6}),
     "finetune": (lambda m: ju.finetune(m), {"steps": 6}),
@@ -60,7 +91,47 @@ METHODS = {
 }
 """Every registered method with arguments that suit a toy; ``test_contract`` checks the names."""
 
+GAN_METHODS = {
+    "cascade": (_cascade(), {"steps": 4}),
+    "cascade, unlearn_then_learn": (_cascade(mode="unlearn_then_learn"), {"steps": 4}),
+    "cascade, learn_only": (_cascade(mode="learn_only"), {"steps": 4}),
+    "cascade, generator_only": (_cascade(mode="generator_only"), {"steps": 4}),
+    "cascade, discriminator_only": (
+        _cascade(mode="discriminator_only", label="holdout_quantile"),
+        {"steps": 4},
+    ),
+    "gan_retrain": (
+        lambda m: ju.gan_retrain(m, optimizer=optax.adam(1e-3), r1=0.1, r1_every=2),
+        {"steps": 4},
+    ),
+    "gan_finetune": (lambda m: ju.gan_finetune(m), {"steps": 4}),
+    "discriminator_ascent": (lambda m: ju.discriminator_ascent(m), {"steps": 4}),
+    "adapt_unlearn": (
+        lambda m: ju.adapt_unlearn(m, guide=guide(), pool=256, adapt_steps=3, adapt_batch=16),
+        {"steps": 4},
+    ),
+}
+"""The same for GANs; behind a comma a variant."""
+
+ROWS = METHODS | GAN_METHODS
+
 
 @functools.cache
 def method(name):
-    return METHODS[name][0](mlp())
+    return ROWS[name][0](gan() if name in GAN_METHODS else mlp())
+
+
+def original(name):
+    """The variables that a method starts from."""
+    return (trained_gan() if name in GAN_METHODS else trained()).variables
+
+
+def sets_of(name, request=None):
+    return sets(request, gan=name in GAN_METHODS)
+
+
+def kernel_of(name, variables):
+    """A kernel that eight devices can divide."""
+    if name in GAN_METHODS:
+        return variables["generator"]["params"]["synthesis"]["fc1"]["kernel"]
+    return variables["params"]["fc1"]["kernel"]

@@ -51,6 +51,16 @@ METHODS: dict[str, Method] = {
         "substitutes for the generator, a fake label for the discriminator (paper 3)",
         gan=True,
     ),
+    "adapt_unlearn": Method(
+        "jaxunlearn.unlearners.adapt_unlearn:adapt_unlearn",
+        "away from a GAN adapted to the class, on generated images (Adapt then Unlearn)",
+        gan=True,
+    ),
+    "discriminator_ascent": Method(
+        "jaxunlearn.unlearners.discriminator_ascent:discriminator_ascent",
+        "climb the discriminator's loss on the forget set",
+        gan=True,
+    ),
     "gan_retrain": Method(
         "jaxunlearn.unlearners.gan_retrain:gan_retrain",
         "train both networks from scratch on the retain set",

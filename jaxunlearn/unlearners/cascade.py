@@ -110,7 +110,8 @@ def cascade(
         ``"discriminator_only"``: the other network stays as it is.
       substitute, form, psi: what takes the place; see there.
       label, soft, label_strength: the fake label; by default ``"zero"`` for a class,
-        ``"holdout_quantile"`` for items. Labels by hold-out images read ``unseen`` for a class, ``holdout`` for items.
+        ``"holdout_quantile"`` for items. Labels by hold-out images read ``unseen`` for a class,
+        ``holdout`` for items.
       strength, features, anneal, horizon: of ``L_G^u``, above.
       neighbourhood: random shift of ``z_u``, in deviations of the prior: a ball is moved and
         not a point, so that the latent space stays continuous.

@@ -1,6 +1,7 @@
 """What cascaded unlearning finds out before its first step: latents and their substitutes."""
 
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,8 @@ from jaxunlearn.latents import (
     substitute,
 )
 from jaxunlearn.latents.pool import Pool
-from jaxunlearn.types import Gan, Key, Preparation, Sets, Subset, Variables
+from jaxunlearn.members import in_chunks
+from jaxunlearn.types import Apply, Gan, Key, Preparation, Sets, Subset, Variables
 
 __all__ = ["Finding", "Memory", "find_memory", "labels_in", "remember"]
 
@@ -81,33 +83,10 @@ def remember(gan: Gan, guide: Guide, finding: Finding) -> Preparation:
     """The preparation of a method that unlearns latents."""
 
     def shapes(variables: Variables, sets: Sets) -> Any:
-        classes = check_guide(guide, gan)
-        assert sets.forget is not None
-        count = finding.latents
-        if finding.kind == "items":
-            count = min(count, sets.forget.indices.shape[-1])
-        like = jax.eval_shape(
-            lambda g, z: gan.style(g, z, jnp.zeros(1, jnp.int32)),
-            variables["ema"],
-            jax.ShapeDtypeStruct((1, gan.latent), jnp.float32),
-        )
-        width = gan.latent if finding.space == "z" else like.shape[1]
-        x = jax.ShapeDtypeStruct((count, *gan.shape), jnp.float32)
-        seen = jax.eval_shape(lambda v, x: look(guide.model.apply, v, x)[0], guide.variables, x)
-        return jax.eval_shape(
-            lambda known: Memory(
-                code=jnp.zeros((count, width)),
-                y=jnp.zeros(count, jnp.int32),
-                size=jnp.zeros((), jnp.int32),
-                spread=jnp.zeros(width),
-                target=jnp.zeros(x.shape),
-                target_features=jnp.zeros(seen.shape),
-                error=jnp.zeros(count),
-                forgotten=jnp.zeros(classes, bool),
-                guide=known,
-            ),
-            guide.variables,
-        )
+        check_guide(guide, gan)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        known = partial(_find, gan=gan, apply=guide.model.apply, finding=finding)
+        return jax.eval_shape(known, variables["ema"], guide.variables, sets, key)
 
     def run(variables: Variables, sets: Sets, key: Key) -> Memory:
         return find_memory(gan, guide, finding, variables["ema"], sets, key)
@@ -118,82 +97,104 @@ def remember(gan: Gan, guide: Guide, finding: Finding) -> Preparation:
 def find_memory(
     gan: Gan, guide: Guide, finding: Finding, generator: Variables, sets: Sets, key: Key
 ) -> Memory:
-    """Latents, substitutes and all that the steps look up.
+    """Latents, substitutes and all that the steps look up, by one program.
 
     Raises:
-      RequestError: the generator never draws the class.
+      RequestError: the generator never draws the class. Drawn hardly ever, it is a warning.
     """
+    memory = _find(
+        generator, guide.variables, sets, key, gan=gan, apply=guide.model.apply, finding=finding
+    )
+    found = int(memory.size)
+    if finding.kind == "class" and found < FEW_LATENTS:
+        names = [int(label) for label in np.flatnonzero(np.asarray(memory.forgotten))]
+        if not found:
+            raise RequestError(
+                f"sets.forget: expected classes that the generator draws, got {names}, which the "
+                f"guide sees in none of {finding.pool} images: there is nothing for the "
+                "generator to forget"
+            )
+        warnings.warn(
+            f"the guide sees classes {names} in {found} of {finding.pool} generated images: "
+            "the generator hardly draws them",
+            stacklevel=2,
+        )
+    return memory
+
+
+@partial(jax.jit, static_argnames=("gan", "apply", "finding"))
+def _find(
+    generator: Variables,
+    guide: Variables,
+    sets: Sets,
+    key: Key,
+    *,
+    gan: Gan,
+    apply: Apply,
+    finding: Finding,
+) -> Memory:
     forget, retain = sets.forget, sets.retain
     assert forget is not None
     assert retain is not None
     drawing, inverting, choosing, placing = jax.random.split(key, 4)
-    apply, classes = guide.model.apply, check_guide(guide, gan)
-    forgotten = np.zeros(classes, bool)
-    forgotten[[label for label in labels_in(forget) if label < classes]] = True
-    labels = jnp.concatenate([_labels(forget), _labels(retain)])
-    pool = draw_pool(
-        generator, guide.variables, labels, drawing, gan=gan, apply=apply, count=finding.pool
-    )
-    shows = jnp.asarray(forgotten)[pool.label]
+    own, others = (part.examples.y[part.indices] for part in (forget, retain))
+    labels = jnp.concatenate([own, others])
+    pool = draw_pool(generator, guide, labels, drawing, gan=gan, apply=apply, count=finding.pool)
+    forgotten = jnp.zeros(pool.logits.shape[1], bool).at[own].set(True)
     if finding.kind == "class":
-        found = _of_class(gan, generator, finding, pool, jnp.asarray(forgotten))
-        kept = ~shows
+        found = _of_class(gan, generator, finding, pool, forgotten)
+        kept = ~forgotten[pool.label]
     else:
-        found = _of_items(gan, guide, finding, generator, forget, inverting)
+        found = _of_items(gan, apply, finding, generator, guide, forget, inverting)
         kept = jnp.ones(finding.pool, bool)
-    code, y, images, features, size, error = found
-    references = min(finding.references, num_examples(retain))
-    some = jax.random.randint(choosing, (references,), 0, num_examples(retain))
+    references = min(finding.references, len(retain.indices))
+    some = jax.random.randint(choosing, (references,), 0, jnp.maximum(retain.size, 1))
     positions = retain.indices[some]
     retained = fetch(retain.examples, positions)
     known = Known(
-        code, y, images, features, retained, retain.examples.y[positions],
-        look(apply, guide.variables, retained)[0], pool, kept,
+        found.code, found.y, found.images, found.features, retained,
+        retain.examples.y[positions], _features(apply, guide, retained), pool, kept,
     )  # fmt: skip
     target = substitute(
         generator, known, placing, gan=gan, how=finding.substitute, space=finding.space,
         form=finding.form, psi=finding.psi,
     )  # fmt: skip
     spread = jnp.std(pool.z if finding.space == "z" else pool.w, axis=0)
-    seen = look(apply, guide.variables, target)[0]
     return Memory(
-        code, y, size, spread, target, seen, error, jnp.asarray(forgotten), guide.variables
-    )
+        found.code, found.y, found.size, spread, target, _features(apply, guide, target),
+        found.error, forgotten, guide,
+    )  # fmt: skip
 
 
-Found = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+class _Found(NamedTuple):
+    """What is to be forgotten; fields as in :class:`Known` and :class:`Memory`."""
+
+    code: jax.Array
+    y: jax.Array
+    images: jax.Array
+    features: jax.Array
+    size: jax.Array
+    error: jax.Array
 
 
 def _of_class(
     gan: Gan, generator: Variables, finding: Finding, pool: Pool, forgotten: jax.Array
-) -> Found:
+) -> _Found:
     """Latents whose images the guide takes for the class, the surest first."""
-    chance = jnp.sum(jax.nn.softmax(pool.logits) * forgotten[None], axis=1)
-    order = jnp.argsort(-jnp.where(forgotten[pool.label], 1 + chance, chance))
-    order = order[: finding.latents]
-    size = jnp.minimum(jnp.sum(forgotten[pool.label]), finding.latents).astype(jnp.int32)
-    names = [int(label) for label in np.flatnonzero(np.asarray(forgotten))]
-    if int(size) == 0:
-        raise RequestError(
-            f"sets.forget: expected classes that the generator draws, got {names}, which the "
-            f"guide sees in none of {finding.pool} images: there is nothing for the generator "
-            "to forget (mode='discriminator_only' makes the discriminator forget)"
-        )
-    if int(size) < FEW_LATENTS:
-        warnings.warn(
-            f"the guide sees classes {names} in {int(size)} of {finding.pool} generated "
-            "images: the generator hardly draws them",
-            stacklevel=2,
-        )
+    chance = jnp.sum(jax.nn.softmax(pool.logits), axis=1, where=forgotten[None])
+    shows = forgotten[pool.label]
+    order = jnp.argsort(-jnp.where(shows, 1 + chance, chance))[: finding.latents]
+    size = jnp.minimum(jnp.sum(shows, dtype=jnp.int32), finding.latents)
     code = (pool.z if finding.space == "z" else pool.w)[order]
     images = images_of(gan, generator, pool.w[order])
-    error = jnp.zeros(len(order))
-    return code, pool.label[order], images, pool.features[order], size, error
+    # conditional generators are asked for the label that gave the image
+    return _Found(code, pool.y[order], images, pool.features[order], size, jnp.zeros(len(order)))
 
 
 def _of_items(
-    gan: Gan, guide: Guide, finding: Finding, generator: Variables, forget: Subset, key: Key
-) -> Found:
+    gan: Gan, apply: Apply, finding: Finding, generator: Variables, guide: Variables,
+    forget: Subset, key: Key,
+) -> _Found:  # fmt: skip
     """Latents of the images themselves."""
     count = min(finding.latents, len(forget.indices))
     positions = forget.indices[:count]
@@ -201,10 +202,10 @@ def _of_items(
     found = invert(
         generator, images, y, key, gan=gan, space=finding.space, steps=finding.inversion_steps
     )
-    features, _ = look(guide.model.apply, guide.variables, images)
     size = jnp.minimum(forget.size, count).astype(jnp.int32)
-    return found.code, y, images, features, size, found.error
+    return _Found(found.code, y, images, _features(apply, guide, images), size, found.error)
 
 
-def _labels(part: Subset) -> jax.Array:
-    return part.examples.y[part.indices[: num_examples(part)]]
+def _features(apply: Apply, guide: Variables, images: jax.Array) -> jax.Array:
+    """What the guide sees in images ``[n, ...]``, some at a time."""
+    return in_chunks(lambda rows: look(apply, guide, images[rows])[0], len(images), CHUNK)

@@ -14,23 +14,26 @@ from jaxunlearn.types import Batches, Sets
 from jaxunlearn.unlearners import METHODS as REGISTRY
 from tests import toy
 
-NAMES = sorted(toy.METHODS)
+NAMES = sorted(toy.ROWS)
 CLASSES = (0, 1, 3)
 
 
 def run(name, variables=None, sets=None, key=None, method=None, **options):
-    variables = toy.trained().variables if variables is None else variables
+    variables = toy.original(name) if variables is None else variables
     return ju.unlearn(
         method or toy.method(name),
         variables,
-        toy.sets() if sets is None else sets,
+        toy.sets_of(name) if sets is None else sets,
         jax.random.key(3) if key is None else key,
         batch_size=16,
-        **{**toy.METHODS[name][1], **options},
+        **{**toy.ROWS[name][1], **options},
     )
 
 
 def close(a, b, tolerance=1e-5):
+    if tolerance and "generator" in a:
+        # Adam makes a step of what rounding leaves of a vanishing gradient
+        tolerance = 5e-4
     chex.assert_trees_all_close(jax.device_get(a), jax.device_get(b), atol=tolerance, rtol=0)
 
 
@@ -40,13 +43,13 @@ def differs(a, b):
 
 
 def test_the_table_holds_every_registered_method():
-    assert set(toy.METHODS) == set(REGISTRY)
+    assert {name.partition(",")[0] for name in NAMES} == set(REGISTRY)
 
 
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryMethod:
     def test_the_original_is_untouched(self, name):
-        variables = jax.tree.map(jnp.copy, toy.trained().variables)
+        variables = jax.tree.map(jnp.copy, toy.original(name))
         before = jax.device_get(variables)
         out = run(name, variables)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(variables), before)
@@ -56,7 +59,7 @@ class TestEveryMethod:
         assert not given & made
 
     def test_the_result_has_the_form_of_the_original(self, name):
-        given, made = toy.trained().variables, run(name).variables
+        given, made = toy.original(name), run(name).variables
         assert jax.tree.structure(given) == jax.tree.structure(made)
         given, made = (jax.tree.map(lambda a: (a.shape, a.dtype), t) for t in (given, made))
         assert given == made
@@ -71,8 +74,8 @@ class TestEveryMethod:
             result=chex.assert_max_traces(method.result, n=1),
         )
         run(name, method=counted)
-        other = jax.tree.map(lambda leaf: leaf * 0.9, toy.trained().variables)
-        run(name, other, toy.sets(ju.forget_class(1)), jax.random.key(9), method=counted)
+        other = jax.tree.map(lambda leaf: leaf * 0.9, toy.original(name))
+        run(name, other, toy.sets_of(name, ju.forget_class(1)), jax.random.key(9), method=counted)
 
     def test_same_key_same_numbers(self, name):
         close(run(name).variables, run(name).variables, tolerance=0)
@@ -80,8 +83,8 @@ class TestEveryMethod:
     def test_seeds_mapped_equal_the_loop(self, name):
         keys = jax.random.split(jax.random.key(5), 3)
         many = ju.unlearn_many(
-            toy.method(name), toy.trained().variables, toy.sets(), keys,
-            batch_size=16, **toy.METHODS[name][1],
+            toy.method(name), toy.original(name), toy.sets_of(name), keys,
+            batch_size=16, **toy.ROWS[name][1],
         )  # fmt: skip
         for number, key in enumerate(keys):
             one = run(name, key=key).variables
@@ -90,11 +93,11 @@ class TestEveryMethod:
     @pytest.mark.parametrize("vectorise", [False, True])
     def test_classes_mapped_equal_the_loop(self, name, vectorise):
         """One program for classes of 30, 50 and 60 examples; mapped in both ways."""
-        requests = [toy.sets(ju.forget_class(label)) for label in CLASSES]
+        requests = [toy.sets_of(name, ju.forget_class(label)) for label in CLASSES]
         keys = jax.random.split(jax.random.key(6), len(CLASSES))
         many = ju.unlearn_many(
-            toy.method(name), toy.trained().variables, ju.stack_sets(requests), keys,
-            batch_size=16, vectorise=vectorise, **toy.METHODS[name][1],
+            toy.method(name), toy.original(name), ju.stack_sets(requests), keys,
+            batch_size=16, vectorise=vectorise, **toy.ROWS[name][1],
         )  # fmt: skip
         for number, (one, key) in enumerate(zip(requests, keys, strict=True)):
             alone = run(name, sets=one, key=key).variables
@@ -122,7 +125,7 @@ class TestEveryMethod:
         declared = {field for field in Batches._fields if getattr(method.needs, field)}
         assert shown
         assert all(seen == declared for seen in shown)
-        bare = Sets(**{field: getattr(toy.sets(), field) for field in declared})
+        bare = Sets(**{field: getattr(toy.sets_of(name), field) for field in declared})
         close(run(name, sets=bare).variables, everything, tolerance=0)
 
     def test_init_and_preparation_see_no_example_of_other_sets(self, name):
@@ -156,7 +159,7 @@ class TestEveryMethod:
     def test_a_missing_set_is_named(self, name):
         first = next(f for f in Batches._fields if getattr(toy.method(name).needs, f))
         with pytest.raises(RequestError, match=f"needs {first} examples, got none"):
-            run(name, sets=toy.sets()._replace(**{first: None}))
+            run(name, sets=toy.sets_of(name)._replace(**{first: None}))
 
     @pytest.mark.parametrize("mesh", ["data", "fsdp", "data=2,model=4"])
     def test_eight_devices_equal_one(self, name, mesh):
@@ -171,7 +174,7 @@ class TestEveryMethod:
             wanted = NamedSharding(sharding.mesh, spec)
             assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), where
         if mesh != "data":
-            assert not many["params"]["fc1"]["kernel"].sharding.is_fully_replicated
+            assert not toy.kernel_of(name, many).sharding.is_fully_replicated
 
 
 def test_constrain_leaves_keys_alone():

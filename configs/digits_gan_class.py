@@ -10,7 +10,13 @@ from jaxunlearn.config import Config, DataConfig, GanConfig, ModelConfig, Reques
 
 def get_config() -> Config:
     """Cascaded unlearning in all modes, beside two retrained GANs."""
-    cascade = {"method": "cascade", "steps": 150, "r1": 0.5}
+    cascade = {
+        "method": "cascade",
+        "steps": 150,
+        "learning_rate": 1e-3,
+        "ratio": (1, 2),
+        "r1": 0.5,
+    }
     return Config(
         name="digits_gan_class",
         data=DataConfig(name="digits", unseen=200),
@@ -26,7 +32,13 @@ def get_config() -> Config:
         request=Request(classes=(3,)),
         methods={
             "cascade": cascade,
+            "cascade_average": {**cascade, "substitute": "average"},
+            "unlearn_then_learn": {**cascade, "mode": "unlearn_then_learn"},
+            "generator_only": {**cascade, "mode": "generator_only"},
+            "discriminator_only": {**cascade, "mode": "discriminator_only"},
             "learn_only": {**cascade, "mode": "learn_only"},
+            "discriminator_ascent": {"steps": 50},
+            "adapt_unlearn": {"steps": 150, "adapt_steps": 150, "r1": 0.5},
         },
         oracles=2,
     )

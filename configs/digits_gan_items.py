@@ -13,10 +13,13 @@ def get_config() -> Config:
     cascade = {
         "method": "cascade",
         "substitute": "same_class_nn",
-        "steps": 100,
-        "r1": 0.5,
+        "steps": 200,
         "learning_rate": 1e-3,
         "ratio": (1, 2),
+        "strength": 1.0,
+        "label_strength": 3.0,
+        "r1": 0.5,
+        "ema": 0.99,
     }
     return Config(
         name="digits_gan_items",
@@ -36,6 +39,7 @@ def get_config() -> Config:
             "label_zero": {**cascade, "label": "zero"},
             "label_mean": {**cascade, "label": "holdout_mean"},
             "label_mse": {**cascade, "label": "holdout_logit_mse"},
+            "discriminator_only": {**cascade, "mode": "discriminator_only"},
             "learn_only": {**cascade, "mode": "learn_only"},
         },
         oracles=2,

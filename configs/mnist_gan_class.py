@@ -15,8 +15,11 @@ def get_config() -> Config:
     """The published data set; network, schedule and quality measures are ours."""
     cascade = {
         "method": "cascade",
-        "steps": 40,
+        "steps": 60,
         "learning_rate": 1e-3,
+        "ratio": (1, 3),
+        "strength": 1.0,
+        "label_strength": 0.5,
         "r1": 1.0,
         "ema": 0.9,
         "pool": 2048,
@@ -40,6 +43,8 @@ def get_config() -> Config:
         methods={
             "cascade": cascade,
             "learn_only": {**cascade, "mode": "learn_only"},
+            "discriminator_ascent": {"steps": 60, "ema": 0.9},
+            "adapt_unlearn": {"steps": 60, "adapt_steps": 60, "r1": 1.0, "ema": 0.9, "pool": 2048},
         },
         oracles=1,
     )

@@ -65,4 +65,4 @@ def test_quantile_labels_leave_equal_distributions_where_they_are():
     """A batch that is the hold-out itself has, near enough, no gradient on average."""
     d = jnp.sort(jax.random.normal(jax.random.key(0), (400,)))
     gradient = jax.grad(lambda v: fake_label_loss("holdout_quantile", v, jnp.ones(400), d))(d)
-    assert float(jnp.abs(gradient).max()) * 400 < 0.02
+    assert float(jnp.abs(gradient).max()) * 400 < 0.1

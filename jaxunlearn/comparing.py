@@ -1,21 +1,24 @@
-"""What compares the models of a trial with a retrained one, once all are made."""
+"""What is to be said of a GAN's trial once all of its models are made."""
 
 import jax
 import numpy as np
 
 from jaxunlearn.judging import extent_of, sample_key
 from jaxunlearn.metrics.distances import frechet_distance
+from jaxunlearn.metrics.generated import MEMORISED
 from jaxunlearn.metrics.samples import (
     extract_all,
     extractor,
+    features_of,
     generate,
     training_labels,
 )
+from jaxunlearn.predict import predict
 from jaxunlearn.stages import load_stage
 from jaxunlearn.types import Gan, Variables
-from jaxunlearn.work import Work
+from jaxunlearn.work import Record, Work
 
-__all__ = ["compare_images", "models_of"]
+__all__ = ["compare_images", "models_of", "notes_on_images"]
 
 
 def models_of(work: Work, *names: str) -> dict[str, Variables]:
@@ -54,3 +57,36 @@ def compare_images(work: Work) -> dict[str, float]:
     return {
         name: frechet_distance(seen(models_of(work, name)[name], 0), reference) for name in names
     }
+
+
+def notes_on_images(work: Work, original: Record) -> list[str]:
+    """What C-FID is computed on and how small it can be; whether there was anything to attack."""
+    plan = work.plan
+    if not isinstance(plan.model, Gan):
+        return []
+    assert plan.judge is not None
+    assert plan.sets.retain is not None
+    count, extract = extent_of(plan).samples, extractor(plan.judge)
+    real = features_of(extract, plan.sets.retain, count)
+    notes = []
+    if plan.sets.test_retain is not None:
+        unseen = features_of(extract, plan.sets.test_retain, count)
+        right = predict(plan.judge.model.apply, plan.judge.variables, plan.sets.test_retain)
+        notes.append(
+            f"C-FID: {real.shape[1]} features of a classifier ({plan.config.gan.classifier.name}, "
+            f"accuracy {right.accuracy:.3f} on retained test images) trained on the same data, "
+            f"{len(real)} retained against {count} generated images; between retained training "
+            f"and test images it is {frechet_distance(real, unseen):.2f}"
+        )
+        if min(len(real), len(unseen)) <= 2 * real.shape[1]:
+            notes.append(
+                f"few images: {min(len(real), len(unseen))} for {real.shape[1]} features, "
+                "distances are too small"
+            )
+    gap = original["metrics"].get("membership_gap")
+    if gap is not None and gap < MEMORISED:
+        notes.append(
+            f"the original's discriminator has not memorised what is to be forgotten (its AUC is "
+            f"{gap:.3f} from 0.5): the rows on membership tell nothing"
+        )
+    return notes

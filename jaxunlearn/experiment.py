@@ -15,7 +15,7 @@ import numpy as np
 from jaxunlearn import report
 from jaxunlearn.album import draw_album
 from jaxunlearn.classifiers import classifier_stages, with_classifiers
-from jaxunlearn.comparing import compare_images
+from jaxunlearn.comparing import compare_images, notes_on_images
 from jaxunlearn.config import Config
 from jaxunlearn.data.requests import describe
 from jaxunlearn.errors import DivergenceError
@@ -85,12 +85,14 @@ class _Done(NamedTuple):
       diverged: a sentence for each method that failed.
       records: of every model.
       trial: which one of several it is.
+      notes: what else is to be said of it.
     """
 
     judged: Judged
     diverged: list[str]
     records: list[Record]
     trial: Trial | None
+    notes: list[str]
 
 
 def _fresh(plan: Plan) -> Iterator[Plan]:
@@ -122,8 +124,8 @@ def _group(plan: Plan, force: bool, listener: Listener) -> tuple[list[_Done], li
     # the others shared a program, and its time
     alone = min(itertools.chain(*retrained), key=lambda record: record.get("together", 1))
     made = [
-        _trial(one, originals[n], retrained[n], {k: v[n] for k, v in unlearned.items()}, alone)
-        for n, one in enumerate(plans)
+        _trial(works[n], originals[n], retrained[n], {k: v[n] for k, v in unlearned.items()}, alone)
+        for n in range(len(works))
     ]
     return made, works
 
@@ -136,7 +138,7 @@ def _told(plan: Plan, listener: Listener) -> Listener:
 
 
 def _trial(
-    plan: Plan,
+    work: Work,
     original: Record,
     retrained: Sequence[Record],
     unlearned: Mapping[str, Record | DivergenceError],
@@ -155,7 +157,7 @@ def _trial(
         own = record["metrics"]
         rows[label] = {**own, **speedups(alone["metrics"], own)}
     judged = Judged(rows, [one["metrics"] for one in retrained], alone["metrics"])
-    return _Done(judged, diverged, records, plan.trial)
+    return _Done(judged, diverged, records, work.plan.trial, notes_on_images(work, original))
 
 
 def _lines(done: Sequence[_Done]) -> Iterator[dict[str, Any]]:
@@ -174,7 +176,7 @@ def _report(plan: Plan, done: Sequence[_Done], more: Sequence[str]) -> dict[str,
     notes = []
     for one in done:
         which = f"{one.trial.kind} {one.trial.number} " if one.trial else ""
-        notes += [f"{which}{note}" for note in one.diverged]
+        notes += [f"{which}{note}" for note in [*one.diverged, *one.notes]]
     versions = [record["versions"] for one in done for record in one.records]
     if any(version != versions[0] for version in versions):
         notes.append("not all models were made with the same versions: see their records")

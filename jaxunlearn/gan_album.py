@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,10 +11,9 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.judging import extent_of, sample_key
 from jaxunlearn.latents import path_images, path_steps
 from jaxunlearn.metrics.distances import auc
-from jaxunlearn.metrics.generated import forgets_class, refer_gan, score_of
-from jaxunlearn.metrics.samples import generate, training_labels
+from jaxunlearn.metrics.generated import refer_gan
+from jaxunlearn.metrics.samples import forgets_class, logits_of, samples_of, shows_forgotten
 from jaxunlearn.pictures import save_samples, save_scores, save_strips
-from jaxunlearn.predict import predict
 from jaxunlearn.types import Gan, Variables
 from jaxunlearn.unlearners.cascade_memory import labels_in
 from jaxunlearn.work import Work
@@ -67,17 +65,15 @@ def _draw_samples(path: Path, work: Work, gan: Gan, models: dict[str, Variables]
     assert plan.judge is not None
     assert plan.sets.forget is not None
     assert plan.sets.retain is not None
-    asked = training_labels(plan.sets.forget, plan.sets.retain)
-    key = jax.random.fold_in(sample_key(plan), 0)
+    key, extent = sample_key(plan), extent_of(plan)
     made = {
-        name: generate(gan, variables, plan.judge, asked, key, extent_of(plan).samples)
+        name: samples_of(gan, variables, plan.sets, key, plan.judge, extent)
         for name, variables in models.items()
     }
     rows = np.arange(min(IMAGES, extent_of(plan).samples))
     marks = None
     if forgets_class(plan.sets):
-        forgotten = labels_in(plan.sets.forget)
-        shown = {name: np.isin(one.label, forgotten) for name, one in made.items()}
+        shown = {name: shows_forgotten(one, plan.sets) for name, one in made.items()}
         # a third of the places for what showed the class in the original
         own = np.flatnonzero(shown["original"])[: IMAGES // 3]
         rest = np.flatnonzero(~shown["original"])[: len(rows) - len(own)]
@@ -120,7 +116,7 @@ def _draw_scores(path: Path, work: Work, gan: Gan, models: dict[str, Variables])
     notes = {}
     for name, variables in models.items():
         scores[name] = {
-            part: predict(score_of(gan), variables["discriminator"], some).logits[:, 0]
+            part: logits_of(gan, variables["discriminator"], some)
             for part, some in parts.items()
             if some is not None
         }

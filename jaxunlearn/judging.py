@@ -6,12 +6,12 @@ import jax
 
 from jaxunlearn.metrics.generated import (
     GAN_MEASURES,
-    Extent,
     GanReference,
     measure_gan,
     refer_gan,
 )
 from jaxunlearn.metrics.measure import MEASURES, Reference, measure, refer
+from jaxunlearn.metrics.samples import Extent
 from jaxunlearn.plan import Plan
 from jaxunlearn.types import Gan, Variables
 

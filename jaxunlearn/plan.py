@@ -1,12 +1,8 @@
 """All of a run that is known before any training: data, sets, network, methods, stages."""
 
-import dataclasses
-import inspect
 import json
 import math
-import typing
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +10,6 @@ import jax
 import numpy as np
 
 from jaxunlearn import checkpoint
-from jaxunlearn.concepts.attributes import TABLES
 from jaxunlearn.config import Config, ModelConfig, Request, to_dict
 from jaxunlearn.data.dataset import Dataset
 from jaxunlearn.data.requests import separate
@@ -22,27 +17,20 @@ from jaxunlearn.data.sets import num_examples, request, stratified_mask
 from jaxunlearn.data.sources import load_dataset
 from jaxunlearn.data.split import divide, positions
 from jaxunlearn.errors import ConfigError
-from jaxunlearn.execute import visible_sets
 from jaxunlearn.fit import recipe
 from jaxunlearn.latents import Guide
-from jaxunlearn.loop import begin
-from jaxunlearn.metrics.generated import forgets_class
 from jaxunlearn.metrics.published import HEADS
 from jaxunlearn.metrics.table import Trial
 from jaxunlearn.models import GANS, build, build_gan, check_model
-from jaxunlearn.overrides import check_types, check_value
-from jaxunlearn.runner import within
+from jaxunlearn.ordered import Problem, build_method
+from jaxunlearn.overrides import check_types
 from jaxunlearn.sharding import Sharding, make_sharding
 from jaxunlearn.stages import Stage
 from jaxunlearn.training.augment import make_augment
 from jaxunlearn.training.optimizers import make_optimizer
 from jaxunlearn.types import Gan, Key, Model, Sets, Unlearner
-from jaxunlearn.unlearners import METHODS, load_method, method_options
 
 __all__ = ["Plan", "equip", "identify", "prepare", "stages_of", "write_plan"]
-
-RUNNER_OPTIONS = ("method", "steps", "batch_size", "chunk", "stop")
-OPTIMIZER_OPTIONS = ("optimizer", "learning_rate", "schedule", "weight_decay", "momentum", "betas")
 
 
 class Plan(NamedTuple):
@@ -129,8 +117,12 @@ def prepare(config: Config, runs: Path) -> Plan:
 def equip(plan: Plan, guide: Guide | None, judge: Guide | None) -> Plan:
     """The plan with its methods, which may be led by a classifier."""
     plan = plan._replace(guide=guide, judge=judge)
+    problem = Problem(
+        plan.config, plan.model, request(plan.sets, 0), plan.retained, plan.class_names,
+        len(plan.requests) > 1, guide,
+    )  # fmt: skip
     options = plan.config.methods
-    return plan._replace(methods={k: _build_method(k, own, plan) for k, own in options.items()})
+    return plan._replace(methods={k: build_method(k, own, problem) for k, own in options.items()})
 
 
 def _between_ones(data: Dataset) -> Dataset:
@@ -205,77 +197,6 @@ def _check_values(config: Config) -> None:
 
 def _is_folder_name(text: str) -> bool:
     return text not in ("", ".", "..") and Path(text).name == text
-
-
-def _build_method(
-    label: str, options: Mapping[str, Any], plan: Plan
-) -> tuple[Unlearner, dict[str, Any]]:
-    """A method from its options; those of the runner and of the optimizer are taken out."""
-    config, sets = plan.config, request(plan.sets, 0)
-    name = options.get("method", label)
-    own = method_options(name)
-    is_gan = isinstance(plan.model, Gan)
-    if METHODS[name].gan != is_gan:
-        suitable = sorted(n for n, row in METHODS.items() if row.gan == is_gan)
-        raise ConfigError(
-            f"methods.{label}: expected one of {suitable} for the model {config.model.name}, "
-            f"got {name!r}"
-        )
-    kinds = typing.get_type_hints(load_method(name))
-    allowed = {*RUNNER_OPTIONS, *own, *(OPTIMIZER_OPTIONS if "optimizer" in own else ())}
-    unknown = sorted(set(options) - allowed)
-    if unknown:
-        raise ConfigError(
-            f"methods.{label}: expected options among {', '.join(sorted(allowed))}, got {unknown}"
-        )
-    runner = _runner_options(label, options, plan)
-    steps = runner.get("steps", math.ceil(plan.retained / runner["batch_size"]))
-    arguments = {key: options[key] for key in options if key in own and key != "optimizer"}
-    given = {"horizon": steps, "guide": plan.guide}
-    given["kind"] = "class" if sets.forget is not None and forgets_class(sets) else "items"
-    if options.get("bank") in TABLES:
-        given["class_names"] = plan.class_names
-    for key, value in arguments.items():
-        check_value(f"methods.{label}.{key}", value, kinds.get(key, Any))
-    arguments = {**{key: value for key, value in given.items() if key in own}, **arguments}
-    try:
-        if "optimizer" in own:
-            chosen = {key: options[key] for key in OPTIMIZER_OPTIONS if key in options}
-            if chosen or is_gan or own["optimizer"].default is inspect.Parameter.empty:
-                train = dataclasses.replace(config.train, **{"schedule": "constant", **chosen})
-                check_types(train)
-                arguments["optimizer"] = make_optimizer(train, steps)
-        method = load_method(name)(plan.model, **arguments)
-        # what a method refuses when it sees model and data, found out before any training
-        like = jax.eval_shape(plan.model.init, jax.random.key(0))
-        shown = visible_sets(method.needs, sets)
-        prepared = method.prepare and method.prepare.shapes(like, shown)
-        jax.eval_shape(partial(begin, method), like, shown, jax.random.key(0), prepared)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"methods.{label}: {error}") from error
-    if not method.needs.once:
-        return method, {"steps": steps, **runner}
-    if "steps" in options:
-        raise ConfigError(f"methods.{label}.steps: expected none for a single pass, got {steps}")
-    return method, runner
-
-
-def _runner_options(label: str, options: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """What of a method's options is the runner's."""
-    runner = {"batch_size": options.get("batch_size", plan.config.train.batch_size)}
-    runner |= {key: options[key] for key in ("steps", "chunk") if key in options}
-    for key, value in runner.items():
-        if type(value) is not int or value < 1:
-            raise ConfigError(f"methods.{label}.{key}: expected a positive number, got {value!r}")
-    if "stop" in options:
-        check_value(f"methods.{label}.stop", options["stop"], Mapping[str, float])
-        if len(plan.requests) > 1:
-            raise ConfigError(
-                f"methods.{label}.stop: expected none where each class is forgotten, all with "
-                "the same number of steps"
-            )
-        runner["stop"] = within(**options["stop"])
-    return runner
 
 
 def identify(request: Request) -> dict[str, Any]:

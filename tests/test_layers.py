@@ -17,6 +17,7 @@ LAYERS = [
     ["execute", "unlearners", "pictures"],
     ["runner", "report"],
     ["fit", "metrics", "stages", "pages"],
+    ["ordered"],
     ["plan", "progress"],
     ["judging"],
     ["trials", "work"],

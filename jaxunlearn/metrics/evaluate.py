@@ -1,40 +1,44 @@
 """Several models beside the retrained ones, in one call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from jaxunlearn.errors import expect
 from jaxunlearn.execute import Outcome
+from jaxunlearn.latents import Guide
 from jaxunlearn.members import member
-from jaxunlearn.metrics.measure import Reference, measure, refer
+from jaxunlearn.metrics.generated import measure_gan, refer_gan
+from jaxunlearn.metrics.measure import measure, refer
 from jaxunlearn.metrics.table import make_report, speedups
 from jaxunlearn.models import functionalize
-from jaxunlearn.types import Apply, Key, Model, Sets, Variables
+from jaxunlearn.types import Apply, Gan, Key, Model, Sets, Variables
 
 __all__ = ["costs", "evaluate", "member_of"]
 
 
 def evaluate(
-    model: Model | Apply,
+    model: Model | Apply | Gan,
     models: Mapping[str, Variables | Outcome],
     oracles: Variables | Outcome | Sequence[Variables],
     sets: Sets,
     key: Key | None = None,
     *,
     title: str = "unlearning",
+    judge: Guide | None = None,
 ) -> dict[str, Any]:
     """The report on several models of one network; show it with ``print_report``.
 
     Args:
-      model: see :func:`jaxunlearn.functionalize`.
+      model: see :func:`jaxunlearn.functionalize`; or a GAN.
       models: by name, ``"original"`` first; given as outcomes of ``train`` and
         ``unlearn`` they bring their time along.
       oracles: retrained models: an outcome of ``train_many``, variables stacked along a
         leading axis, or a sequence. An outcome's time is divided by its members.
       sets: of the request, with test examples.
-      key: for relearning; default ``jax.random.key(0)``.
+      key: of all that is drawn; default ``jax.random.key(0)``.
+      judge: of GANs: a classifier of their images, not the guide that a method was given.
 
     Raises:
       ValueError: no ``"original"`` among the models, or sets without forget or retain.
@@ -44,24 +48,34 @@ def evaluate(
         raise ValueError(f"models: expected an entry 'original', got {list(models)}")
     expect("sets", sets, Sets, "; make_sets makes them")
     key = jax.random.key(0) if key is None else key
-    model = functionalize(model)
     original = models["original"]
     given = original.variables if isinstance(original, Outcome) else original
-    reference = refer(model, given, sets)
+    look = _judged_by(model, given, sets, key, judge)
     names = ["original", *(name for name in models if name != "original")]
-    rows = {name: _row(model, models[name], sets, key, reference) for name in names}
-    references = [_row(model, one, sets, key, reference) for one in _members(oracles)]
+    rows = {name: _row(look, models[name]) for name in names}
+    references = [_row(look, one) for one in _members(oracles)]
     for name, row in rows.items():
         if name != "original" and "seconds" in row and references and "seconds" in references[0]:
             row |= speedups(references[0], row)
     return make_report(title, rows, references)
 
 
-def _row(
-    model: Model, one: Variables | Outcome, sets: Sets, key: Key, reference: Reference
-) -> dict[str, Any]:
-    variables = one.variables if isinstance(one, Outcome) else one
-    values = measure(model, variables, sets, key, reference=reference)
+def _judged_by(
+    model: Model | Apply | Gan, original: Variables, sets: Sets, key: Key, judge: Guide | None
+) -> Callable[[Variables], dict[str, Any]]:
+    """What tells the values of a model, given the original."""
+    if isinstance(model, Gan):
+        if judge is None:
+            raise ValueError("judge: expected a Guide to judge a GAN's images by, got None")
+        known = refer_gan(model, original, sets, key, judge)
+        return lambda variables: measure_gan(model, variables, sets, key, judge, known)
+    network = functionalize(model)
+    reference = refer(network, original, sets)
+    return lambda variables: measure(network, variables, sets, key, reference=reference)
+
+
+def _row(look: Callable[[Variables], dict[str, Any]], one: Variables | Outcome) -> dict[str, Any]:
+    values = look(one.variables if isinstance(one, Outcome) else one)
     return values | costs(one) if isinstance(one, Outcome) else values
 
 

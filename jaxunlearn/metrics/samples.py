@@ -12,21 +12,40 @@ from jaxunlearn.data.sampling import fetch
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.latents import Guide, look
 from jaxunlearn.latents.pool import images_of
-from jaxunlearn.types import Apply, Gan, Key, Subset, Variables
+from jaxunlearn.types import Apply, Gan, Key, Sets, Subset, Variables
+from jaxunlearn.unlearners.cascade_memory import labels_in
 
 __all__ = [
+    "DEFAULT_EXTENT",
+    "Extent",
     "Extractor",
     "Samples",
     "extract_all",
     "extractor",
     "features_of",
+    "forgets_class",
     "generate",
+    "logits_of",
+    "samples_of",
     "see",
+    "shows_forgotten",
     "training_labels",
 ]
 
 Extractor = Callable[[jax.Array], jax.Array]
 """``images [n, ...] -> features [n, F]``: what C-FID and its like are computed on."""
+
+
+class Extent(NamedTuple):
+    """How much is measured; see :class:`jaxunlearn.GanConfig`."""
+
+    samples: int = 5000
+    inverted: int = 64
+    inversion_steps: int = 200
+    downstream_steps: int = 300
+
+
+DEFAULT_EXTENT = Extent()
 
 
 class Samples(NamedTuple):
@@ -106,3 +125,43 @@ def extract_all(extract: Extractor, images: jax.Array, chunk: int = 500) -> np.n
     """Features of images ``[n, ...]``, some at a time, ``[n, F]`` on the host."""
     parts = [extract(images[at : at + chunk]) for at in range(0, len(images), chunk)]
     return np.concatenate([np.asarray(part, np.float32) for part in parts])
+
+
+def forgets_class(sets: Sets) -> bool:
+    """Whether whole classes are forgotten, none of which is retained."""
+    assert sets.forget is not None
+    assert sets.retain is not None
+    return not set(labels_in(sets.forget)) & set(labels_in(sets.retain))
+
+
+def samples_of(
+    gan: Gan, variables: Variables, sets: Sets, key: Key, judge: Guide, extent: Extent
+) -> Samples:
+    """The images that a model is judged by; of the same latents for all models."""
+    assert sets.forget is not None
+    assert sets.retain is not None
+    labels = training_labels(sets.forget, sets.retain)
+    return generate(gan, variables, judge, labels, jax.random.fold_in(key, 0), extent.samples)
+
+
+def shows_forgotten(samples: Samples, sets: Sets) -> np.ndarray:
+    """Which images the judge takes for what is forgotten, ``bool [n]``; of items none."""
+    assert sets.forget is not None
+    if not forgets_class(sets):
+        return np.zeros(len(samples.label), bool)
+    return np.isin(samples.label, labels_in(sets.forget))
+
+
+@partial(jax.jit, static_argnames="gan")
+def _discriminate(discriminator: Variables, x: jax.Array, y: jax.Array, *, gan: Gan) -> jax.Array:
+    return gan.discriminate(discriminator, x, y)
+
+
+def logits_of(gan: Gan, discriminator: Variables, part: Subset, chunk: int = 500) -> np.ndarray:
+    """The discriminator's logits on a set's images with their labels, ``[n]``."""
+    positions = part.indices[: num_examples(part)]
+    logits = [
+        _discriminate(discriminator, fetch(part.examples, some), part.examples.y[some], gan=gan)
+        for some in (positions[at : at + chunk] for at in range(0, len(positions), chunk))
+    ]
+    return np.concatenate([np.asarray(some) for some in logits])

@@ -32,6 +32,10 @@ the worst array counts). Our images and logits are float32 all the same. Above
 round, in which all ways run in turn; ``ms``: the median milliseconds of a step, compilation
 apart. With one thread the clock is the processor's. Times on a shared CPU mean little: quote the
 ratios. On a GPU float32 means TF32 in the products, for all ways.
+
+Measured on one core (``--threads 1``), jax 0.10.2, torch 2.13.0, ours in chunks against same
+and plain: .69 and .58 at ``--width 32``, .69 and .55 at 64. What is lost is lost in the kernels'
+gradients; a program of its own also faults in its temporary memory at each call.
 """
 
 import argparse

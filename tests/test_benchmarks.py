@@ -10,6 +10,10 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
     "conv_gradient.py": ["--small", "--batch", "4", "--steps", "2", "--repeats", "1"],
+    "gan_throughput.py": [
+        "--size", "8", "--width", "4", "--latent", "4", "--batch", "4", "--steps", "2",
+        "--rounds", "1",
+    ],
     "integrated_gradients.py": [
         "--networks", "resnet", "--stages", "1", "1", "--width", "4", "--batches", "2",
         "--rounds", "1", "--steps", "3",

@@ -13,24 +13,17 @@ Shapes: ``B`` images, ``H, W`` pixels, ``C`` channels in, ``O`` channels out,
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxunlearn.models.kernel_gradient import Geometry, kernel_gradient
+
 __all__ = ["conv", "max_pool"]
 
 _NUMBERS = ("NHWC", "HWIO", "NHWC")
-
-
-class _Geometry(NamedTuple):
-    """The static arguments of a two-dimensional convolution, hashable."""
-
-    strides: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    dilation: tuple[int, int]
-    precision: Any
 
 
 def conv(
@@ -50,9 +43,8 @@ def conv(
     ``y[b, p, q, o] = sum_ijc x[b, p s + i d, q s + j d, c] k[i, j, c, o]`` with
     stride ``s`` and kernel dilation ``d``, of the padded ``x``. The gradient of
     the input is a convolution with the flipped, transposed kernel. The gradient
-    of the kernel is, on CPUs, one matrix product for each kernel row, of the
-    shifted and strided inputs with the gradient of the output; elsewhere it is
-    XLA's own. Gradients of gradients, ``vmap`` and ``scan`` work; forward mode
+    of the kernel is, on CPUs, that of :mod:`jaxunlearn.models.kernel_gradient`;
+    elsewhere it is XLA's own. Gradients of gradients, ``vmap`` and ``scan`` work; forward mode
     (``jax.jvp``) does not, unless it differentiates a gradient.
 
     It takes the arguments of ``lax.conv_general_dilated``, so that it serves as
@@ -102,7 +94,7 @@ def conv(
         padding = lax.padtype_to_pads(inputs.shape[1:3], reach, (down, across), padding)
     (top, bottom), (left, right) = padding
     pads = ((int(top), int(bottom)), (int(left), int(right)))
-    return _conv(inputs, kernel, _Geometry((down, across), pads, (step_i, step_j), precision))
+    return _conv(inputs, kernel, Geometry((down, across), pads, (step_i, step_j), precision))
 
 
 def _is_nhwc(inputs: jax.Array, kernel: jax.Array, dimension_numbers: Any) -> bool:
@@ -112,7 +104,7 @@ def _is_nhwc(inputs: jax.Array, kernel: jax.Array, dimension_numbers: Any) -> bo
     return numbers == lax.conv_dimension_numbers(inputs.shape, kernel.shape, _NUMBERS)
 
 
-def _plain(inputs: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
+def _plain(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     return lax.conv_general_dilated(
         inputs,
         kernel,
@@ -125,21 +117,21 @@ def _plain(inputs: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Arr
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(inputs: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
+def _conv(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     return _plain(inputs, kernel, geometry)
 
 
 def _conv_forward(
-    inputs: jax.Array, kernel: jax.Array, geometry: _Geometry
+    inputs: jax.Array, kernel: jax.Array, geometry: Geometry
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _plain(inputs, kernel, geometry), (inputs, kernel)
 
 
 def _conv_backward(
-    geometry: _Geometry, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
+    geometry: Geometry, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     inputs, kernel = residuals
-    by_matmul = functools.partial(_kernel_gradient, shape=kernel.shape, geometry=geometry)
+    by_matmul = functools.partial(kernel_gradient, shape=kernel.shape, geometry=geometry)
 
     def by_xla(inputs: jax.Array, grad: jax.Array) -> jax.Array:
         transpose = jax.linear_transpose(lambda k: _plain(inputs, k, geometry), kernel)
@@ -153,7 +145,7 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _input_gradient(
-    grad: jax.Array, kernel: jax.Array, shape: tuple[int, ...], geometry: _Geometry
+    grad: jax.Array, kernel: jax.Array, shape: tuple[int, ...], geometry: Geometry
 ) -> jax.Array:
     """``[B, H, W, C]``: the flipped, transposed kernel over the dilated gradient."""
     pads = []
@@ -174,43 +166,6 @@ def _input_gradient(
         dimension_numbers=_NUMBERS,
         precision=geometry.precision,
     )
-
-
-def _kernel_gradient(
-    inputs: jax.Array, grad: jax.Array, shape: tuple[int, ...], geometry: _Geometry
-) -> jax.Array:
-    """``[h, w, C, O]``: a matrix product for each kernel row.
-
-    The columns of a row are concatenated: with few channels (one, in the first
-    layer) a product for each kernel entry would be too thin to be fast, and all
-    rows at once would copy the input ``h w`` times instead of ``w`` times.
-    """
-    (high, wide, channels, outputs), (rows, columns) = shape, grad.shape[1:3]
-    (down, across), (step_i, step_j) = geometry.strides, geometry.dilation
-    zero = jnp.zeros((), inputs.dtype)
-    edges = ((0, 0, 0), *((low, up, 0) for low, up in geometry.padding), (0, 0, 0))
-    padded = lax.pad(inputs, zero, edges)
-
-    def strided(array: jax.Array, start: int, size: int, stride: int, axis: int) -> jax.Array:
-        return lax.slice_in_dim(array, start, start + (size - 1) * stride + 1, stride, axis)
-
-    shifted = jnp.concatenate(
-        [strided(padded, j * step_j, columns, across, 2) for j in range(wide)], axis=-1
-    )
-    flat_grad = grad.reshape(-1, outputs)
-    # summed over B H' W' terms, which half precision cannot hold
-    half = jnp.finfo(grad.dtype).bits < 32
-    products = [
-        lax.dot_general(
-            strided(shifted, i * step_i, rows, down, 1).reshape(-1, wide * channels),
-            flat_grad,
-            (((0,), (0,)), ((), ())),
-            precision=geometry.precision,
-            preferred_element_type=jnp.float32 if half else None,
-        )
-        for i in range(high)
-    ]
-    return jnp.stack(products).reshape(shape).astype(grad.dtype)
 
 
 def max_pool(inputs: jax.Array, window: int = 2) -> jax.Array:

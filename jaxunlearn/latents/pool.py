@@ -44,29 +44,26 @@ def images_of(gan: Gan, generator: Variables, w: jax.Array, chunk: int = CHUNK) 
     return in_chunks(lambda rows: gan.synthesize(generator, w[rows]), len(w), chunk)
 
 
-@partial(jax.jit, static_argnames=("gan", "apply", "count"))
+@partial(jax.jit, static_argnames=("gan", "apply"))
 def draw_pool(
     generator: Variables,
     guide: Variables,
-    labels: jax.Array,
+    y: jax.Array,
     key: Key,
     *,
     gan: Gan,
     apply: Apply,
-    count: int,
 ) -> Pool:
     """Draws latents from the prior and looks at their images, some at a time.
 
     Args:
       generator: of the GAN.
       guide: the classifier's variables.
-      labels: ``int [N]``; a conditional generator is asked for labels drawn from these.
+      y: ``int32 [P]``, labels that a conditional generator is asked for.
       apply: of the classifier.
-      count: ``P``.
     """
-    noise, asking = jax.random.split(key)
-    z = jax.random.normal(noise, (count, gan.latent))
-    y = labels[jax.random.randint(asking, (count,), 0, len(labels))].astype(jnp.int32)
+    count = len(y)
+    z = jax.random.normal(key, (count, gan.latent))
 
     def some(rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         w = gan.style(generator, z[rows], y[rows])

@@ -35,7 +35,8 @@ class Known(NamedTuple):
 
     Attributes:
       code: ``[n, Z]`` or ``[n, W]``, latents of what is forgotten.
-      y: ``int32 [n]``, its labels.
+      y: ``int32 [n]``, labels that a conditional generator was asked for.
+      label: ``int32 [n]``, what it shows.
       images: ``[n, ...]``, what is forgotten: given images, or generated ones of a class.
       features: ``[n, F]``, what the guide sees in them.
       retained: ``[m, ...]``, images that are retained; ``retained_y``, ``retained_features``
@@ -46,6 +47,7 @@ class Known(NamedTuple):
 
     code: jax.Array
     y: jax.Array
+    label: jax.Array
     images: jax.Array
     features: jax.Array
     retained: jax.Array
@@ -100,7 +102,7 @@ def substitute(
             codes = known.pool.z if space == "z" else known.pool.w
             near, _ = nearest(known.code, codes, valid=known.kept)
             return make(known.pool.w[near])
-        labels = {"query_labels": known.y, "reference_labels": known.retained_y}
+        labels = {"query_labels": known.label, "reference_labels": known.retained_y}
         near, _ = nearest(
             known.features, known.retained_features, same=how == "same_class_nn", **labels
         )

@@ -301,8 +301,9 @@ def _sorted_pool(
     count: int,
 ) -> Drawn:
     # which labels the other classes have is not told to a method that sees no other set
-    asked = jnp.arange(max(gan.num_classes, 1), dtype=jnp.int32)
-    found = draw_pool(generator, guide, asked, key, gan=gan, apply=apply, count=count)
+    noise, asking = jax.random.split(key)
+    asked = jax.random.randint(asking, (count,), 0, max(gan.num_classes, 1), jnp.int32)
+    found = draw_pool(generator, guide, asked, noise, gan=gan, apply=apply)
     own = forget.examples.y[forget.indices]
     forgotten = jnp.zeros(found.logits.shape[1], bool).at[own].set(True)
     shows = forgotten[found.label]

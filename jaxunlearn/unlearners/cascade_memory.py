@@ -138,8 +138,16 @@ def _find(
     assert retain is not None
     drawing, inverting, choosing, placing = jax.random.split(key, 4)
     own, others = (part.examples.y[part.indices] for part in (forget, retain))
-    labels = jnp.concatenate([own, others])
-    pool = draw_pool(generator, guide, labels, drawing, gan=gan, apply=apply, count=finding.pool)
+    noise, asking = jax.random.split(drawing)
+    total = jnp.maximum(forget.size + retain.size, 1)
+    places = jax.random.randint(asking, (finding.pool,), 0, total)
+    # of all training examples; not of what pads the sets
+    asked = jnp.where(
+        places < forget.size,
+        own[jnp.minimum(places, len(own) - 1)],
+        others[jnp.clip(places - forget.size, 0, len(others) - 1)],
+    )
+    pool = draw_pool(generator, guide, asked, noise, gan=gan, apply=apply)
     forgotten = jnp.zeros(pool.logits.shape[1], bool).at[own].set(True)
     if finding.kind == "class":
         found = _of_class(gan, generator, finding, pool, forgotten)
@@ -152,7 +160,7 @@ def _find(
     positions = retain.indices[some]
     retained = fetch(retain.examples, positions)
     known = Known(
-        found.code, found.y, found.images, found.features, retained,
+        found.code, found.y, found.label, found.images, found.features, retained,
         retain.examples.y[positions], _features(apply, guide, retained), pool, kept,
     )  # fmt: skip
     target = substitute(
@@ -171,6 +179,7 @@ class _Found(NamedTuple):
 
     code: jax.Array
     y: jax.Array
+    label: jax.Array
     images: jax.Array
     features: jax.Array
     size: jax.Array
@@ -180,15 +189,23 @@ class _Found(NamedTuple):
 def _of_class(
     gan: Gan, generator: Variables, finding: Finding, pool: Pool, forgotten: jax.Array
 ) -> _Found:
-    """Latents whose images the guide takes for the class, the surest first."""
-    chance = jnp.sum(jax.nn.softmax(pool.logits), axis=1, where=forgotten[None])
+    """Latents whose images the guide takes for the class, in the order they were drawn."""
     shows = forgotten[pool.label]
-    order = jnp.argsort(-jnp.where(shows, 1 + chance, chance))[: finding.latents]
+    # not by how sure the guide is: that is a tie wherever its softmax is saturated
+    order = jnp.argsort(~shows, stable=True)[: finding.latents]
     size = jnp.minimum(jnp.sum(shows, dtype=jnp.int32), finding.latents)
     code = (pool.z if finding.space == "z" else pool.w)[order]
     images = images_of(gan, generator, pool.w[order])
-    # conditional generators are asked for the label that gave the image
-    return _Found(code, pool.y[order], images, pool.features[order], size, jnp.zeros(len(order)))
+    # a conditional generator is asked for the label that gave the image
+    return _Found(
+        code,
+        pool.y[order],
+        pool.label[order],
+        images,
+        pool.features[order],
+        size,
+        jnp.zeros(len(order)),
+    )
 
 
 def _of_items(
@@ -203,7 +220,7 @@ def _of_items(
         generator, images, y, key, gan=gan, space=finding.space, steps=finding.inversion_steps
     )
     size = jnp.minimum(forget.size, count).astype(jnp.int32)
-    return _Found(found.code, y, images, _features(apply, guide, images), size, found.error)
+    return _Found(found.code, y, y, images, _features(apply, guide, images), size, found.error)
 
 
 def _features(apply: Apply, guide: Variables, images: jax.Array) -> jax.Array:

@@ -44,8 +44,9 @@ def gradients(function, x, kernel, *args, **kwargs):
         ((6, 7), (2, 3), (1, 1), ((3, 0), (-1, 2)), (1, 1)),
     ],
 )
-def test_gradients_equal_xla(size, kernel_size, strides, padding, dilation):
-    x, kernel = draw((3, *size, 2), (*kernel_size, 2, 4))
+@pytest.mark.parametrize(("channels", "outputs"), [(2, 4), (5, 2)])
+def test_gradients_equal_xla(size, kernel_size, strides, padding, dilation, channels, outputs):
+    x, kernel = draw((3, *size, channels), (*kernel_size, channels, outputs))
     args, kwargs = (strides, padding), {"rhs_dilation": dilation}
     chex.assert_trees_all_equal(conv(x, kernel, *args, **kwargs), plain(x, kernel, *args, **kwargs))
     chex.assert_trees_all_close(

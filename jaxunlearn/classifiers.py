@@ -11,7 +11,7 @@ import jax
 
 from jaxunlearn import checkpoint
 from jaxunlearn.config import to_dict
-from jaxunlearn.data.sets import whole
+from jaxunlearn.data.sets import request, whole
 from jaxunlearn.fit import train
 from jaxunlearn.latents import Guide
 from jaxunlearn.plan import Plan, equip
@@ -57,6 +57,7 @@ def _make(plan: Plan, name: str, stage: Stage, force: bool, listener: Listener) 
     if check_stage(stage, force):
         listener(name, None)
         return Guide(plan.guide.model, load_stage(stage, plan.guide.variables)[0])
+    sets = request(plan.sets, 0)
     everything = whole(plan.sets.forget.examples)
     number = list(classifier_stages(plan)).index(name)
     key = jax.random.fold_in(jax.random.fold_in(plan.key, CLASSIFIERS), number)
@@ -65,7 +66,7 @@ def _make(plan: Plan, name: str, stage: Stage, force: bool, listener: Listener) 
             plan.guide.model, everything, key, config=plan.config.gan.classifier_train,
             on_chunk=partial(listener, name),
         )  # fmt: skip
-    test = [p for p in (plan.sets.test_forget, plan.sets.test_retain) if p is not None]
+    test = [p for p in (sets.test_forget, sets.test_retain) if p is not None]
     found = [predict(plan.guide.model.apply, outcome.variables, part) for part in test]
     right = sum(one.accuracy * len(one.labels) for one in found)
     record: dict[str, Any] = {

@@ -30,6 +30,7 @@ def get_config() -> Config:
         "method": "cascade",
         "steps": 300,
         "ratio": (1, 3),
+        "batch_size": 96,
         "strength": 1.0,
         "label_strength": 0.5,
         "r1": 0.02,

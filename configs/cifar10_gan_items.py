@@ -18,6 +18,7 @@ def get_config() -> Config:
         "space": "w",
         "steps": 300,
         "ratio": (1, 3),
+        "batch_size": 96,
         "strength": 1.0,
         "r1": 0.02,
         "ema": 0.98,

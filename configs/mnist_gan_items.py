@@ -19,6 +19,7 @@ def get_config() -> Config:
         "steps": 60,
         "learning_rate": 1e-3,
         "ratio": (1, 3),
+        "batch_size": 63,
         "strength": 1.0,
         "r1": 1.0,
         "ema": 0.9,

@@ -10,11 +10,12 @@ from jaxunlearn.metrics.samples import (
     extract_all,
     extractor,
     features_of,
+    forgets_class,
     generate,
     training_labels,
 )
 from jaxunlearn.predict import predict
-from jaxunlearn.stages import load_stage
+from jaxunlearn.stages import is_there, load_stage
 from jaxunlearn.types import Gan, Variables
 from jaxunlearn.work import Record, Work
 
@@ -25,7 +26,7 @@ def models_of(work: Work, *names: str) -> dict[str, Variables]:
     """Models of a trial by stage, ``unlearned/cascade``; those that were not made left out."""
     found = {"original": work.begun}
     for name in names:
-        if name != "original" and work.stages[name].path.exists():
+        if name != "original" and is_there(work.stages[name]):
             found[name] = load_stage(work.stages[name], work.like)[0]
     return {name: found[name] for name in names if name in found}
 
@@ -42,7 +43,10 @@ def compare_images(work: Work) -> dict[str, float]:
     assert plan.judge is not None
     assert plan.sets.forget is not None
     assert plan.sets.retain is not None
-    labels = training_labels(plan.sets.forget, plan.sets.retain)
+    parts = [plan.sets.forget, plan.sets.retain]
+    if plan.model.num_classes and forgets_class(plan.sets):
+        parts = parts[1:]  # a retrained generator never learned the others
+    labels = training_labels(*parts)
     extract, count = extractor(plan.judge), extent_of(plan).samples
 
     gan, judge = plan.model, plan.judge
@@ -51,7 +55,7 @@ def compare_images(work: Work) -> dict[str, float]:
         key = jax.random.fold_in(sample_key(plan), number)
         return extract_all(extract, generate(gan, variables, judge, labels, key, count).images)
 
-    names = [name for name in work.stages if work.stages[name].path.exists()]
+    names = [name for name, stage in work.stages.items() if is_there(stage)]
     (first,) = models_of(work, "retrained/0").values()
     reference = seen(first, 1)
     return {
@@ -81,7 +85,7 @@ def notes_on_images(work: Work, original: Record) -> list[str]:
         if min(len(real), len(unseen)) <= 2 * real.shape[1]:
             notes.append(
                 f"few images: {min(len(real), len(unseen))} for {real.shape[1]} features, "
-                "distances are too small"
+                "C-FID is too large"
             )
     gap = original["metrics"].get("membership_gap")
     if gap is not None and gap < MEMORISED:

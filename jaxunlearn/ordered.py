@@ -84,6 +84,12 @@ def build_method(
     for key, value in arguments.items():
         check_value(f"methods.{label}.{key}", value, kinds.get(key, Any))
     arguments = {**{key: value for key, value in given.items() if key in own}, **arguments}
+    for count in arguments.get("ratio", ()):
+        if type(count) is int and count > 0 and runner["batch_size"] % count:
+            raise ConfigError(
+                f"methods.{label}.ratio: expected parts that divide the batch of "
+                f"{runner['batch_size']}, got {count}"
+            )
     try:
         if "optimizer" in own:
             chosen = {key: options[key] for key in OPTIMIZER_OPTIONS if key in options}

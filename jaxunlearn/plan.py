@@ -16,9 +16,10 @@ from jaxunlearn.data.requests import separate
 from jaxunlearn.data.sets import num_examples, request, stratified_mask
 from jaxunlearn.data.sources import load_dataset
 from jaxunlearn.data.split import divide, positions
-from jaxunlearn.errors import ConfigError
+from jaxunlearn.errors import ConfigError, RequestError
 from jaxunlearn.fit import recipe
 from jaxunlearn.latents import Guide
+from jaxunlearn.metrics.generated import NEIGHBOURS
 from jaxunlearn.metrics.published import HEADS
 from jaxunlearn.metrics.table import Trial
 from jaxunlearn.models import GANS, build, build_gan, check_model
@@ -85,6 +86,11 @@ def prepare(config: Config, runs: Path) -> Plan:
         # of all classes, not of those asked for: so no class depends on which others are
         retained = round(len(data.train_y) * (1 - 1 / num_classes))
     shape = data.train_x.shape[1:]
+    if is_gan and num_examples(sets.retain) <= NEIGHBOURS + 1:
+        raise RequestError(
+            f"request: expected more than {NEIGHBOURS + 1} retained images to judge a generator "
+            f"by, got {num_examples(sets.retain)}"
+        )
     model = _network(config.model, shape, num_classes)
     recipe(model, config.train, retained, config.gan)
     classifier = _classifier(config, shape, num_classes) if is_gan else None
@@ -166,10 +172,13 @@ def _check_values(config: Config) -> None:
         raise ConfigError(f"seeds: expected at least 1, got {config.seeds}")
     if config.seeds > 1 and config.request.each:
         raise ConfigError(f"seeds: expected 1 beside request.each, got {config.seeds}")
-    for name in ("samples", "inversion_steps"):
-        if getattr(config.gan, name) < 1:
-            found = getattr(config.gan, name)
-            raise ConfigError(f"gan.{name}: expected a positive number, got {found}")
+    least = {"samples": NEIGHBOURS + 2, "inverted": 0, "inversion_steps": 1, "r1": 0}
+    least |= {"downstream_steps": 0, "r1_every": 1, "ema": 0}
+    for name, low in least.items():
+        found = getattr(config.gan, name)
+        if not found >= low or (name == "ema" and found >= 1):
+            wanted = "a number from 0 to below 1" if name == "ema" else f"{low} or more"
+            raise ConfigError(f"gan.{name}: expected {wanted}, got {found}")
     if config.at_a_time is not None and config.at_a_time < 1:
         raise ConfigError(f"at_a_time: expected at least 1, got {config.at_a_time}")
     for label, given in config.published.values.items():

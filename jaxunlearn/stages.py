@@ -18,7 +18,7 @@ from jaxunlearn.execute import Progress, Resume
 from jaxunlearn.manifest import check_replaceable
 from jaxunlearn.types import State, Variables
 
-__all__ = ["Keeper", "Stage", "check_stage", "finish_stage", "load_stage"]
+__all__ = ["Keeper", "Stage", "check_stage", "finish_stage", "is_there", "load_stage"]
 
 SAVE_EVERY = 30.0
 """Seconds between two saves of an unfinished stage."""
@@ -47,7 +47,7 @@ def check_stage(stage: Stage, force: bool) -> bool:
     if force:
         # a folder of the user's in this place is found out before any training
         check_replaceable(stage.path, overwrite=True)
-        return _sound(stage)
+        return is_there(stage)
     there = checkpoint.read_record(stage.path).get("inputs")
     if there == _plain(stage.inputs):
         return True
@@ -57,7 +57,8 @@ def check_stage(stage: Stage, force: bool) -> bool:
     )
 
 
-def _sound(stage: Stage) -> bool:
+def is_there(stage: Stage) -> bool:
+    """Whether a sound model lies there that was made with the stage's own settings."""
     try:
         checkpoint.verify(stage.path)
         return checkpoint.read_record(stage.path).get("inputs") == _plain(stage.inputs)

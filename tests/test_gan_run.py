@@ -106,7 +106,9 @@ MISTAKES = [
     ({"model": ModelConfig(name="dcgan", options={"width": 0})}, "positive integer as width"),
     ({"model": ModelConfig(name="mlp_gan", options={"widht": 1})}, "as option of mlp_gan"),
     ({"train": TrainConfig(augment="crop_flip")}, "train.augment: expected 'none' for a GAN"),
-    ({"gan": GanConfig(samples=0)}, "gan.samples: expected a positive number"),
+    ({"gan": GanConfig(samples=3)}, "gan.samples: expected 7 or more, got 3"),
+    ({"gan": GanConfig(r1=-1.0)}, "gan.r1: expected 0 or more"),
+    ({"gan": GanConfig(ema=1.5)}, "gan.ema: expected a number from 0 to below 1"),
     (
         {"gan": GanConfig(classifier=ModelConfig(name="dcgan"))},
         "gan.classifier.name: expected a classifier",

@@ -100,13 +100,19 @@ def substitute(
     if how in ("same_class_nn", "other_class_nn"):
         if form == "latent":
             codes = known.pool.z if space == "z" else known.pool.w
-            near, _ = nearest(known.code, codes, valid=known.kept)
+            near, _ = nearest(
+                known.code, codes, valid=known.kept, same=how == "same_class_nn",
+                query_labels=known.label, reference_labels=known.pool.label,
+            )  # fmt: skip
+            near = jnp.where(near < 0, jnp.argmax(known.kept), near)
             return make(known.pool.w[near])
         labels = {"query_labels": known.label, "reference_labels": known.retained_y}
         near, _ = nearest(
             known.features, known.retained_features, same=how == "same_class_nn", **labels
         )
-        return known.retained[near]
+        # where nothing has such a label, what is there already
+        missing = (near < 0).reshape(-1, *(1,) * (known.images.ndim - 1))
+        return jnp.where(missing, known.images, known.retained[near])
     if how == "truncation":
         if space == "z":
             return make_z(psi * known.code)

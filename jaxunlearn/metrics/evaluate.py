@@ -11,6 +11,7 @@ from jaxunlearn.latents import Guide
 from jaxunlearn.members import member
 from jaxunlearn.metrics.generated import measure_gan, refer_gan
 from jaxunlearn.metrics.measure import measure, refer
+from jaxunlearn.metrics.samples import Extractor
 from jaxunlearn.metrics.table import make_report, speedups
 from jaxunlearn.models import functionalize
 from jaxunlearn.types import Apply, Gan, Key, Model, Sets, Variables
@@ -27,6 +28,7 @@ def evaluate(
     *,
     title: str = "unlearning",
     judge: Guide | None = None,
+    extract: Extractor | None = None,
 ) -> dict[str, Any]:
     """The report on several models of one network; show it with ``print_report``.
 
@@ -39,6 +41,7 @@ def evaluate(
       sets: of the request, with test examples.
       key: of all that is drawn; default ``jax.random.key(0)``.
       judge: of GANs: a classifier of their images, not the guide that a method was given.
+      extract: features for C-FID and the like, ``images -> [n, F]``; default: the judge's.
 
     Raises:
       ValueError: no ``"original"`` among the models, or sets without forget or retain.
@@ -50,7 +53,7 @@ def evaluate(
     key = jax.random.key(0) if key is None else key
     original = models["original"]
     given = original.variables if isinstance(original, Outcome) else original
-    look = _judged_by(model, given, sets, key, judge)
+    look = _judged_by(model, given, sets, key, judge, extract)
     names = ["original", *(name for name in models if name != "original")]
     rows = {name: _row(look, models[name]) for name in names}
     references = [_row(look, one) for one in _members(oracles)]
@@ -61,14 +64,21 @@ def evaluate(
 
 
 def _judged_by(
-    model: Model | Apply | Gan, original: Variables, sets: Sets, key: Key, judge: Guide | None
+    model: Model | Apply | Gan,
+    original: Variables,
+    sets: Sets,
+    key: Key,
+    judge: Guide | None,
+    extract: Extractor | None,
 ) -> Callable[[Variables], dict[str, Any]]:
     """What tells the values of a model, given the original."""
     if isinstance(model, Gan):
         if judge is None:
             raise ValueError("judge: expected a Guide to judge a GAN's images by, got None")
         known = refer_gan(model, original, sets, key, judge)
-        return lambda variables: measure_gan(model, variables, sets, key, judge, known)
+        return lambda variables: measure_gan(
+            model, variables, sets, key, judge, known, extract=extract
+        )
     network = functionalize(model)
     reference = refer(network, original, sets)
     return lambda variables: measure(network, variables, sets, key, reference=reference)

@@ -32,6 +32,7 @@ def truth(
     assert forget is not None
     assert retain is not None
     found = {}
+    learning, drawing = jax.random.split(key)
     if num_examples(sets.test_forget):
         assert sets.test_forget is not None
         found["discriminator_probe"] = linear_probe(
@@ -43,9 +44,9 @@ def truth(
         size=jnp.asarray(num_examples(forget) + num_examples(retain), jnp.int32),
     )
     returned = unlearn(
-        _relearner(gan), variables, Sets(retain=whole), key, steps=RELEARNED, batch_size=64
+        _relearner(gan), variables, Sets(retain=whole), learning, steps=RELEARNED, batch_size=64
     )
-    samples = samples_of(gan, returned.variables, sets, key, judge, extent)
+    samples = samples_of(gan, returned.variables, sets, drawing, judge, extent)
     return {**found, "relearned_share": float(shows_forgotten(samples, sets).mean())}
 
 
@@ -72,7 +73,7 @@ def _relearner(gan: Gan) -> Unlearner:
 def downstream(model: Model, samples: Samples, sets: Sets, key: Key, extent: Extent) -> float:
     """Accuracy on retained test images of a classifier trained on generated ones.
 
-    Its labels are the judge's, or what a conditional generator was asked for.
+    Its labels are the judge's.
     """
     assert sets.test_retain is not None
     part = as_subset(

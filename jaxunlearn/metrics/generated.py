@@ -37,12 +37,13 @@ from jaxunlearn.unlearners.cascade_memory import labels_in
 __all__ = [
     "GAN_MEASURES",
     "MEMORISED",
+    "NEIGHBOURS",
     "GanReference",
     "measure_gan",
     "refer_gan",
 ]
 
-GAN_MEASURES = 1
+GAN_MEASURES = 2
 """Raised when a measure is added or changes: models judged by other ones are judged anew."""
 
 NEIGHBOURS, COMPARED = 5, 2000
@@ -115,8 +116,8 @@ def measure_gan(
     Raises:
       RequestError: fewer retained images than the metrics need.
     """
-    assert sets.forget is not None
-    assert sets.retain is not None
+    if sets.forget is None or sets.retain is None:
+        raise ValueError("sets: expected forget and retain, got a request without one of them")
     if num_examples(sets.retain) <= NEIGHBOURS + 1:
         raise RequestError(
             f"sets.retain: expected more than {NEIGHBOURS + 1} images to judge a generator by, "
@@ -134,6 +135,8 @@ def measure_gan(
         values |= _continuity(gan, variables, sets, reference)
         values |= truth(gan, variables, sets, again, judge, extent)
     values |= _membership(gan, variables, sets)
+    if gan.num_classes and forgets_class(sets):
+        samples = samples_of(gan, variables, sets, key, judge, extent, retained=True)
     if extent.inverted:
         values |= _inversions(gan, variables, sets, inverting, extent)
     values |= _quality(samples, sets, judge, extract or extractor(judge), extent)

@@ -109,16 +109,15 @@ def extractor(judge: Guide) -> Extractor:
     return lambda images: see(judge, images)[0]
 
 
-def training_labels(forget: Subset, retain: Subset) -> jax.Array:
-    """Labels of all training examples, ``int32 [N]``."""
-    parts = [part.examples.y[part.indices[: num_examples(part)]] for part in (forget, retain)]
-    return jnp.concatenate(parts)
+def training_labels(*parts: Subset) -> jax.Array:
+    """Labels of all examples of some sets, ``int32 [N]``."""
+    return jnp.concatenate([part.examples.y[part.indices[: num_examples(part)]] for part in parts])
 
 
 def features_of(extract: Extractor, part: Subset, count: int, seed: int = 0) -> np.ndarray:
     """Features of a set's images, at most ``count`` of them drawn at random, ``[n, F]``."""
     places = np.random.default_rng(seed).permutation(num_examples(part))[:count]
-    return extract_all(extract, fetch(part.examples, part.indices[np.sort(places)]))
+    return extract_all(extract, fetch(part.examples, part.indices[places]))
 
 
 def extract_all(extract: Extractor, images: jax.Array, chunk: int = 500) -> np.ndarray:
@@ -135,13 +134,25 @@ def forgets_class(sets: Sets) -> bool:
 
 
 def samples_of(
-    gan: Gan, variables: Variables, sets: Sets, key: Key, judge: Guide, extent: Extent
+    gan: Gan,
+    variables: Variables,
+    sets: Sets,
+    key: Key,
+    judge: Guide,
+    extent: Extent,
+    *,
+    retained: bool = False,
 ) -> Samples:
-    """The images that a model is judged by; of the same latents for all models."""
+    """The images that a model is judged by; of the same latents for all models.
+
+    ``retained``: a conditional generator is asked for labels of retained images alone, for a
+    retrained one never learned the others.
+    """
     assert sets.forget is not None
     assert sets.retain is not None
-    labels = training_labels(sets.forget, sets.retain)
-    return generate(gan, variables, judge, labels, jax.random.fold_in(key, 0), extent.samples)
+    parts = (sets.retain,) if retained else (sets.forget, sets.retain)
+    own = jax.random.fold_in(key, 0)
+    return generate(gan, variables, judge, training_labels(*parts), own, extent.samples)
 
 
 def shows_forgotten(samples: Samples, sets: Sets) -> np.ndarray:
@@ -159,9 +170,13 @@ def _discriminate(discriminator: Variables, x: jax.Array, y: jax.Array, *, gan: 
 
 def logits_of(gan: Gan, discriminator: Variables, part: Subset, chunk: int = 500) -> np.ndarray:
     """The discriminator's logits on a set's images with their labels, ``[n]``."""
-    positions = part.indices[: num_examples(part)]
+    count = num_examples(part)
+    # equal chunks of a multiple of 4: what couples the images of a batch couples all alike
+    size = min(chunk, -(-count // 4) * 4)
+    places = np.arange(-(-count // size) * size) % count
+    positions = part.indices[places].reshape(-1, size)
     logits = [
         _discriminate(discriminator, fetch(part.examples, some), part.examples.y[some], gan=gan)
-        for some in (positions[at : at + chunk] for at in range(0, len(positions), chunk))
+        for some in positions
     ]
-    return np.concatenate([np.asarray(some) for some in logits])
+    return np.concatenate([np.asarray(some) for some in logits])[:count]

@@ -138,7 +138,8 @@ class DCGanDiscriminator(nnx.Module):
                 setattr(self, f"norm{level}", nnx.BatchNorm(wide, momentum=0.9, **kind))
             channels = wide
         side = shape[0] >> self.downs
-        self.head = nnx.Linear(side**2 * channels, 1, **kind)
+        # in float32: in half precision logits tie, and ranks with them
+        self.head = nnx.Linear(side**2 * channels, 1, rngs=rngs)
 
     def __call__(self, inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, _ = inputs
@@ -147,4 +148,4 @@ class DCGanDiscriminator(nnx.Module):
             if self.norm and level > 1:
                 x = getattr(self, f"norm{level}")(x)
             x = nnx.leaky_relu(x, SLOPE)
-        return self.head(x.reshape(x.shape[0], -1)).astype(jnp.float32)[:, 0]
+        return self.head(x.reshape(x.shape[0], -1).astype(jnp.float32))[:, 0]

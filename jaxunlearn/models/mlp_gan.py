@@ -67,11 +67,12 @@ class MLPDiscriminator(nnx.Module):
         for number, width in enumerate(features, 1):
             setattr(self, f"fc{number}", nnx.Linear(size, width, dtype=dtype, rngs=rngs))
             size = width
-        self.head = nnx.Linear(size, 1, dtype=dtype, rngs=rngs)
+        # in float32: in half precision logits tie, and ranks with them
+        self.head = nnx.Linear(size, 1, rngs=rngs)
 
     def __call__(self, inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, _ = inputs
         x = x.reshape(x.shape[0], -1)
         for number in range(1, self.depth + 1):
             x = nnx.leaky_relu(getattr(self, f"fc{number}")(x), SLOPE)
-        return self.head(x).astype(jnp.float32)[:, 0]
+        return self.head(x.astype(jnp.float32))[:, 0]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.data.sampling import fetch
+from jaxunlearn.data.sampling import fetch, shuffled
 from jaxunlearn.latents import Guide
 from jaxunlearn.training.adversarial import Players, average_in, begin_players, players_result
 from jaxunlearn.types import (
@@ -34,6 +34,7 @@ from jaxunlearn.unlearners.cascade_steps import (
     learn_both,
     one_of,
     part_of,
+    rest,
     unlearn_both,
     watch,
 )
@@ -117,7 +118,8 @@ def cascade(
         not a point, so that the latent space stays continuous.
       ratio: a step does so many unlearning and so many learning updates, each on an equal
         part of its batches.
-      few: learning sees so many retained images only; drawn once.
+      few: learning sees so many retained images only, drawn once; substitutes are taken from
+        ``references`` retained images all the same.
       space: where codes lie: ``"z"``, or ``"w"`` where there is a mapping network.
       pool, latents, references, inversion_steps: random latents, latents kept, retained images
         that substitutes are taken from, steps of the inversion.
@@ -168,16 +170,17 @@ def cascade(
         scale = strength * (jnp.maximum(left, 0) if anneal else jnp.ones(()))
 
         def updates(turn: int) -> list[Update]:
-            found: list[Update] = []
+            first: Update | None = None
+            then: Update | None = None
             if turn < ratio[0] and unlearns:
                 mine, key = part_of(batches, turn, ratio[0]), keys[turn]
-                found.append(lambda p: unlearn_both(settings, p, state.memory, mine, scale, key))
+                first = lambda p: unlearn_both(settings, p, state.memory, mine, scale, key)  # noqa: E731
             if turn < ratio[1]:
                 own, other = part_of(retained, turn, ratio[1]), keys[ratio[0] + turn]
-                found.append(lambda p: learn_both(settings, p, own, state.turn, other))
-            if mode == "unlearn_then_learn" and len(found) == 2:
-                return [one_of(state.turn < horizon // 2, *found)]
-            return found
+                then = lambda p: learn_both(settings, p, own, state.turn, other)  # noqa: E731
+            if mode == "unlearn_then_learn":
+                return [one_of(state.turn < horizon // 2, first or rest, then or rest)]
+            return [update for update in (first, then) if update is not None]
 
         players, finite = state.players, jnp.asarray(True)
         metrics: dict[str, jax.Array] = {}
@@ -194,14 +197,17 @@ def cascade(
     def result(state: CascadeState) -> Variables:
         return players_result(state.players)
 
-    return Unlearner(init, step, result, needs, remember(gan, guide, finding))
+    moves = unlearns and settings.generator and settings.substitutes
+    return Unlearner(init, step, result, needs, remember(gan, guide, finding, moves, few))
 
 
 def _some(part: Subset, count: int, key: Key) -> Batch:
     """A few images of a set, drawn without repetition as long as there are enough."""
-    order = jax.random.permutation(key, len(part.indices))
-    # padding last
-    slots = order[jnp.argsort(order >= part.size)][:count].astype(jnp.int32)
+    size = jnp.maximum(part.size, 1)
+    places = jnp.arange(count, dtype=jnp.int32)
+    # an order that does not depend on the set's capacity
+    seed = jax.random.bits(key, (2,), jnp.uint32)
+    slots = shuffled(seed, places // size, places % size, size)
     positions = part.indices[slots]
     y = part.examples.y[positions]
     return Batch(fetch(part.examples, positions), y, jnp.ones(len(slots)), slots)

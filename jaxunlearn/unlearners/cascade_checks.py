@@ -65,5 +65,13 @@ def check_cascade(gan: Gan, guide: Guide, options: Mapping[str, Any]) -> None:
             "substitute: expected another than 'same_class_nn' for a class, of which nothing "
             "is retained"
         )
+    asks = options["substitute"] == "projection" or (
+        options["substitute"] == "truncation" and options["space"] == "z"
+    )
+    if gan.num_classes and options["kind"] == "class" and asks:
+        raise ValueError(
+            "substitute: expected another for a conditional generator, which would be asked for "
+            f"the class itself, got {options['substitute']!r}"
+        )
     if options["space"] == "w" and not gan.maps:
         raise ValueError("space: expected 'z' for a generator without a mapping network, got 'w'")

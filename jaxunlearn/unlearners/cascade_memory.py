@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data.sampling import fetch
+from jaxunlearn.data.sampling import fetch, shuffled
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.errors import RequestError
 from jaxunlearn.latents import (
@@ -79,8 +79,17 @@ def labels_in(part: Subset) -> list[int]:
     return sorted({int(label) for label in np.asarray(part.examples.y)[chosen]})
 
 
-def remember(gan: Gan, guide: Guide, finding: Finding) -> Preparation:
-    """The preparation of a method that unlearns latents."""
+def remember(
+    gan: Gan, guide: Guide, finding: Finding, moves: bool = True, few: int | None = None
+) -> Preparation:
+    """The preparation of a method that unlearns latents.
+
+    Args:
+      moves: whether the generator unlearns; else no latent is looked for.
+      few: retained images that learning is confined to.
+    """
+    if not moves:
+        finding = finding._replace(substitute="none", pool=1, latents=1, inversion_steps=1)
 
     def shapes(variables: Variables, sets: Sets) -> Any:
         check_guide(guide, gan)
@@ -89,9 +98,36 @@ def remember(gan: Gan, guide: Guide, finding: Finding) -> Preparation:
         return jax.eval_shape(known, variables["ema"], guide.variables, sets, key)
 
     def run(variables: Variables, sets: Sets, key: Key) -> Memory:
-        return find_memory(gan, guide, finding, variables["ema"], sets, key)
+        _check(finding, sets, moves, few)
+        if moves:
+            return find_memory(gan, guide, finding, variables["ema"], sets, key)
+        known = partial(_find, gan=gan, apply=guide.model.apply, finding=finding)
+        return known(variables["ema"], guide.variables, sets, key)
 
     return Preparation(run, shapes)
+
+
+def _check(finding: Finding, sets: Sets, moves: bool, few: int | None) -> None:
+    """Raises a :class:`RequestError` where the request is not of the kind that was said."""
+    assert sets.forget is not None
+    assert sets.retain is not None
+    shared = sorted(set(labels_in(sets.forget)) & set(labels_in(sets.retain)))
+    if finding.kind == "class" and shared:
+        raise RequestError(
+            f"kind: expected 'items' for a request that retains images of classes {shared}, got "
+            "'class'"
+        )
+    count = num_examples(sets.forget)
+    if finding.kind == "items" and moves and count > finding.latents:
+        raise RequestError(
+            f"latents: expected at least the {count} items to be forgotten, got {finding.latents}"
+        )
+    if few is not None and few > num_examples(sets.retain):
+        warnings.warn(
+            f"few: expected at most the {num_examples(sets.retain)} retained images, got {few}: "
+            "some count twice",
+            stacklevel=2,
+        )
 
 
 def find_memory(
@@ -155,9 +191,11 @@ def _find(
     else:
         found = _of_items(gan, apply, finding, generator, guide, forget, inverting)
         kept = jnp.ones(finding.pool, bool)
-    references = min(finding.references, len(retain.indices))
-    some = jax.random.randint(choosing, (references,), 0, jnp.maximum(retain.size, 1))
-    positions = retain.indices[some]
+    places = jnp.arange(finding.references, dtype=jnp.int32)
+    size = jnp.maximum(retain.size, 1)
+    seed = jax.random.bits(choosing, (2,), jnp.uint32)
+    # without repetition as long as there are enough, whatever the set's capacity
+    positions = retain.indices[shuffled(seed, places // size, places % size, size)]
     retained = fetch(retain.examples, positions)
     known = Known(
         found.code, found.y, found.label, found.images, found.features, retained,

@@ -150,6 +150,9 @@ def watch(
         return jnp.mean(jax.nn.sigmoid(gan.discriminate(players.discriminator, some.x, some.y)))
 
     found = {"score_forget": score(batch)}
+    if settings.kind == "items" and settings.substitutes:
+        inside = jnp.arange(len(memory.error)) < memory.size
+        found["inversion_error"] = jnp.mean(memory.error, where=inside)
     if holdout is not None:
         found["score_gap"] = jnp.abs(found["score_forget"] - score(holdout))
     if settings.kind == "class":
@@ -165,10 +168,19 @@ def part_of(tree: Any, number: int, count: int) -> Any:
     """An equal part of batches, out of ``count``."""
 
     def cut(leaf: jax.Array) -> jax.Array:
-        size = len(leaf) // count
+        size, left = divmod(len(leaf), count)
+        if left:
+            raise ValueError(
+                f"ratio: expected parts that divide the batch of {len(leaf)} images, got {count}"
+            )
         return leaf[number * size : (number + 1) * size]
 
     return tree if count == 1 else jax.tree.map(cut, tree)
+
+
+def rest(players: Players) -> Updated:
+    """No update."""
+    return players, {}, jnp.asarray(True)
 
 
 def one_of(first: jax.Array, one: Update, other: Update) -> Update:

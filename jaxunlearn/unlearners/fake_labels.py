@@ -54,7 +54,11 @@ def fake_label_loss(
 
 
 def _quantiles(values: jax.Array, others: jax.Array) -> jax.Array:
-    """For each value the one of the others that has the same rank, ``[B]``."""
-    count = len(values)
+    """For each value the one of the others that has the same rank, ``[B]``.
+
+    The value of rank ``r`` of ``n`` is the quantile ``(r + .5) / n``; that of others of rank
+    ``s`` of ``m`` the quantile ``(s + .5) / m``, with straight lines between (Hazen).
+    """
     rank = jnp.argsort(jnp.argsort(values)).astype(jnp.float32)
-    return jnp.quantile(others, (rank + 0.5) / count)
+    place = (rank + 0.5) / len(values) * len(others) - 0.5
+    return jnp.interp(place, jnp.arange(len(others), dtype=jnp.float32), jnp.sort(others))

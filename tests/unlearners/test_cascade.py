@@ -171,8 +171,9 @@ class TestSteps:
             jax.tree.map(np.testing.assert_array_equal, made[kept], original[kept])
         jax.tree.map(np.testing.assert_array_equal, made["ema"], original["ema"])
 
-    def test_unlearning_comes_first_and_learning_then(self):
-        out = run(mode="unlearn_then_learn", steps=4)
+    @pytest.mark.parametrize("ratio", [(1, 1), (1, 2), (2, 1)])
+    def test_unlearning_comes_first_and_learning_then(self, ratio):
+        out = run(mode="unlearn_then_learn", steps=4, ratio=ratio)
         first, then = out.history["loss_unlearn_discriminator"], out.history["loss_discriminator"]
         assert (first[:2] != 0).all()
         assert (first[2:] == 0).all()
@@ -191,6 +192,10 @@ class TestSteps:
         assert differs(few, run(steps=2).variables)
         one, other = run(few=1, steps=2).variables, few
         jax.tree.map(np.testing.assert_array_equal, one, other)
+
+    def test_a_ratio_that_does_not_divide_the_batch_is_an_error(self):
+        with pytest.raises(ValueError, match="ratio: expected parts that divide the batch of 16"):
+            run(ratio=(1, 3))
 
     def test_a_ratio_divides_the_batches(self):
         out = run(ratio=(2, 1))
@@ -241,6 +246,21 @@ def test_a_guide_of_other_images_is_an_error():
     wrong = ju.Guide(other, jax.eval_shape(other.init, jax.random.key(0)))
     with pytest.raises(ValueError, match="guide: expected"):
         ju.cascade(toy.gan(), guide=wrong)
+
+
+def test_items_taken_for_a_class_are_an_error():
+    with pytest.raises(RequestError, match="kind: expected 'items' for a request that retains"):
+        run(items(), kind="class")
+
+
+def test_more_items_than_latents_are_an_error():
+    with pytest.raises(RequestError, match="latents: expected at least the 8 items"):
+        run(items(), kind="items", latents=4)
+
+
+def test_few_images_that_are_not_there_are_told():
+    with pytest.warns(UserWarning, match="few: expected at most the 130 retained images"):
+        run(few=500, steps=1)
 
 
 def test_an_item_outside_the_training_set_is_an_error():

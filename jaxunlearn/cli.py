@@ -107,7 +107,7 @@ def _show(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     from jaxunlearn.data.sources import SOURCES
-    from jaxunlearn.models import MODELS
+    from jaxunlearn.models import GANS, MODELS
     from jaxunlearn.overrides import list_configs
     from jaxunlearn.sharding import PRESETS
     from jaxunlearn.unlearners import METHODS
@@ -115,6 +115,7 @@ def _list(options: argparse.Namespace) -> int:
     _section("configurations", {name: _first_line(p) for name, p in list_configs().items()})
     _section("methods", {name: method.summary for name, method in METHODS.items()})
     _section("models", {name: row[1] for name, row in MODELS.items()})
+    _section("GANs", {name: row[1] for name, row in GANS.items()})
     _section("data", SOURCES)
     _section("meshes", dict.fromkeys(PRESETS, ""))
     _section("finished runs", dict.fromkeys(_finished(Path(options.runs)), ""))

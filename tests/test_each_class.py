@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxunlearn import checkpoint, stages, work
+from jaxunlearn import checkpoint, judging, stages, work
 from jaxunlearn.cli import main
 from jaxunlearn.experiment import run as run_config
 from jaxunlearn.metrics.measure import JUDGED, measure
@@ -44,7 +44,7 @@ def accuracies(model, variables, sets, key, *, reference=None):
 def quick():
     """How models are made and kept is as ever; judged by accuracies, timed once, not drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "measure", accuracies)
+        patch.setattr(judging, "measure", accuracies)
         patch.setattr(work, "REPEATS", 1)
         patch.setattr(files, "save_png", lambda report, path: None)
         yield

@@ -2,6 +2,9 @@
 
 import functools
 import math
+import warnings
+
+import jax.numpy as jnp
 
 from jaxunlearn.config import GanConfig, TrainConfig
 from jaxunlearn.data.sets import num_examples
@@ -11,7 +14,7 @@ from jaxunlearn.models import check_model, functionalize
 from jaxunlearn.runner import unlearn, unlearn_many
 from jaxunlearn.sharding import Sharding
 from jaxunlearn.training.optimizers import make_optimizer
-from jaxunlearn.types import Apply, Gan, Key, Model, Sets, Subset, Unlearner
+from jaxunlearn.types import Apply, Examples, Gan, Key, Model, Sets, Subset, Unlearner
 from jaxunlearn.unlearners.gan_retrain import gan_retrain
 from jaxunlearn.unlearners.retrain import retrain
 
@@ -86,17 +89,35 @@ def _prepare(
         )
     shape = part.examples.x.shape[1:]
     if isinstance(model, Gan):
-        check_images(model, shape)
+        check_images(model, part.examples)
     else:
         model = functionalize(model)
         check_model(model, shape, labels=part.examples.y)
     return recipe(model, config, num_examples(part), gan)
 
 
-def check_images(gan: Gan, shape: tuple[int, ...]) -> None:
-    """Raises a :class:`ConfigError` unless a GAN makes images of this shape."""
+def check_images(gan: Gan, examples: Examples) -> None:
+    """Whether images are such as a GAN can make.
+
+    Raises:
+      ConfigError: they have another shape. Warns where they do not lie between -1 and 1.
+    """
+    shape = examples.x.shape[1:]
     if gan.shape != tuple(shape):
         raise ConfigError(f"gan: expected images {list(gan.shape)}, got {list(shape)}")
+    axes = tuple(range(examples.x.ndim - 1))
+    ends = [
+        (end(examples.x, axis=axes, keepdims=True).astype(jnp.float32) - examples.mean[None])
+        / examples.std[None]
+        for end in (jnp.min, jnp.max)
+    ]
+    low, high = float(jnp.min(ends[0])), float(jnp.max(ends[1]))
+    if max(-low, high) > 1 + 1e-3:
+        warnings.warn(
+            f"part: expected images between -1 and 1, as generated ones lie, got {low:.3g} to "
+            f"{high:.3g}; see mean and std of make_sets",
+            stacklevel=2,
+        )
 
 
 def recipe(

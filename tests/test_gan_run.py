@@ -201,3 +201,18 @@ def test_evaluate_judges_gans():
     sets = toy.sets(gan=True)
     with pytest.raises(ValueError, match="judge: expected a Guide"):
         ju.evaluate(toy.gan(), {"original": original}, [original.variables], sets)
+
+
+def test_images_out_of_range_are_told():
+    everything = ju.whole(toy.sets(gan=False).forget.examples)
+    config = TrainConfig(epochs=0.1, batch_size=16, learning_rate=1e-3)
+    key = jax.random.key(0)
+    ju.train(toy.gan(), ju.whole(toy.sets(gan=True).forget.examples), key, config=config)
+    beyond = everything._replace(
+        examples=everything.examples._replace(mean=jnp.full((1, 1, 1), 9.0))
+    )
+    wide = beyond._replace(examples=beyond.examples._replace(std=jnp.full((1, 1, 1), 100.0)))
+    with pytest.warns(UserWarning, match="part: expected images between -1 and 1"):
+        ju.train(toy.gan(), wide, key, config=config)
+    with pytest.raises(ConfigError, match=r"gan: expected images \[8, 8, 1\], got \[6, 6, 1\]"):
+        ju.train(ju.build_gan("mlp_gan", (8, 8, 1)), everything, key, config=config)

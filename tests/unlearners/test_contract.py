@@ -93,6 +93,8 @@ class TestEveryMethod:
     @pytest.mark.parametrize("vectorise", [False, True])
     def test_classes_mapped_equal_the_loop(self, name, vectorise):
         """One program for classes of 30, 50 and 60 examples; mapped in both ways."""
+        if vectorise and "," in name:
+            pytest.skip("a variant: that its method vectorises is tested with the method")
         requests = [toy.sets_of(name, ju.forget_class(label)) for label in CLASSES]
         keys = jax.random.split(jax.random.key(6), len(CLASSES))
         many = ju.unlearn_many(
@@ -163,6 +165,8 @@ class TestEveryMethod:
 
     @pytest.mark.parametrize("mesh", ["data", "fsdp", "data=2,model=4"])
     def test_eight_devices_equal_one(self, name, mesh):
+        if name in toy.GAN_METHODS and mesh != "fsdp":
+            pytest.skip("GANs take long to compile: on one mesh")
         rules = ((r"kernel$", ("model",)),) if "model" in mesh else ()
         sharding = make_sharding(mesh, rules)
         assert sharding.mesh.size == 8

@@ -52,7 +52,11 @@ def check_cascade(gan: Gan, guide: Guide, options: Mapping[str, Any]) -> None:
         if not low <= options[name] <= high:
             raise ValueError(f"{name}: expected a number from 0 to 1, got {options[name]!r}")
     ratio, few = options["ratio"], options["few"]
-    if len(ratio) != 2 or any(type(n) is not int or n < 1 for n in ratio):
+    if (
+        not isinstance(ratio, tuple | list)
+        or len(ratio) != 2
+        or any(type(n) is not int or n < 1 for n in ratio)
+    ):
         raise ValueError(f"ratio: expected two positive numbers, got {ratio!r}")
     if few is not None and (type(few) is not int or few < 1):
         raise ValueError(f"few: expected a positive number or None, got {few!r}")

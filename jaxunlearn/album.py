@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxunlearn.data.sets import num_examples
+from jaxunlearn.data.sets import labels_of, num_examples
 from jaxunlearn.errors import UserError
 from jaxunlearn.execute import prepare
 from jaxunlearn.gan_album import draw_gan_album
-from jaxunlearn.pages import PAGES, Subject, draw_method, labels_of
+from jaxunlearn.pages import PAGES, Subject, draw_method
 from jaxunlearn.pictures import save_confusions
 from jaxunlearn.predict import predict
 from jaxunlearn.stages import load_stage

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.comparing import models_of
-from jaxunlearn.data.sets import num_examples
+from jaxunlearn.data.sets import labels_of, num_examples
 from jaxunlearn.errors import UserError
 from jaxunlearn.judging import extent_of, sample_key
 from jaxunlearn.latents import path_images, path_steps
@@ -15,7 +15,6 @@ from jaxunlearn.metrics.generated import refer_gan
 from jaxunlearn.metrics.samples import forgets_class, logits_of, samples_of, shows_forgotten
 from jaxunlearn.pictures import save_samples, save_scores, save_strips
 from jaxunlearn.types import Gan, Variables
-from jaxunlearn.unlearners.cascade_memory import labels_in
 from jaxunlearn.work import Work
 
 __all__ = ["draw_gan_album"]
@@ -94,7 +93,7 @@ def _draw_strips(path: Path, work: Work, gan: Gan, models: dict[str, Variables])
     if not count:
         return
     half = len(known.through)
-    y = jnp.full(count, labels_in(plan.sets.forget)[0], jnp.int32)
+    y = jnp.full(count, labels_of(plan.sets.forget)[0], jnp.int32)
     strips = {
         name: path_images(
             variables["ema"], known.ends[:count], known.through[:count],

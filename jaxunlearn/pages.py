@@ -20,7 +20,7 @@ from jaxunlearn.concepts import (
     typical_patches,
 )
 from jaxunlearn.data.sampling import fetch
-from jaxunlearn.data.sets import num_examples, whole
+from jaxunlearn.data.sets import labels_of, num_examples, whole
 from jaxunlearn.loop import own_key
 from jaxunlearn.pictures import (
     save_concepts,
@@ -38,7 +38,7 @@ from jaxunlearn.unlearners.kept import share_of
 from jaxunlearn.unlearners.poison import patch_pixels
 from jaxunlearn.unlearners.poison_copies import Recipe, directions, donors_of, poisoned_copies
 
-__all__ = ["PAGES", "Subject", "draw_method", "labels_of"]
+__all__ = ["PAGES", "Subject", "draw_method"]
 
 IMAGES = 6
 """Rows of a picture of images."""
@@ -243,12 +243,6 @@ def _draw_poison(
         folder / "poison.png", fetch(forget.examples, positions), made.x, framed, recipe.patch,
         forget.examples.y[positions], made.y[:count], lent, class_names=subject.class_names,
     )  # fmt: skip
-
-
-def labels_of(part: Subset) -> list[int]:
-    """The classes that a subset has examples of."""
-    own = np.asarray(part.examples.y)[np.asarray(part.indices)[: num_examples(part)]]
-    return [int(label) for label in np.unique(own)]
 
 
 def _first(part: Subset, count: int) -> Examples:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxunlearn.types import Batch, Batches, Examples, Key, Needs, Sets, Subset
 
-__all__ = ["draw", "draw_batches", "fetch", "in_order", "pick", "shuffled"]
+__all__ = ["draw", "draw_batches", "fetch", "in_order", "pick", "random_slots", "shuffled"]
 
 # Each round lets every position swap with one partner; 6 log2(N) / 4 rounds already
 # leave no bias that a test of N = 10^5 positions can see, 24 cover 2^16 and more.
@@ -52,6 +52,16 @@ def shuffled(seed: jax.Array, epoch: jax.Array, position: jax.Array, size: jax.A
         return jnp.where(coin == 1, partner, x)
 
     return jax.lax.fori_loop(0, ROUNDS, swap_or_not, x).astype(jnp.int32)
+
+
+def random_slots(part: Subset, key: Key, count: int) -> jax.Array:
+    """``int32 [count]``: places in a subset, none twice as long as there are enough.
+
+    They depend on its size alone, not on its capacity.
+    """
+    seed = jax.random.bits(key, (2,), jnp.uint32)
+    ranks, size = jnp.arange(count, dtype=jnp.int32), jnp.maximum(part.size, 1)
+    return shuffled(seed, ranks // size, ranks % size, size)
 
 
 def fetch(examples: Examples, positions: jax.Array) -> jax.Array:

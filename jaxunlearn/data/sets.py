@@ -16,6 +16,7 @@ from jaxunlearn.types import Examples, Sets, Subset
 __all__ = [
     "alone",
     "as_examples",
+    "labels_of",
     "make_sets",
     "num_examples",
     "request",
@@ -90,6 +91,12 @@ def whole(examples: Examples) -> Subset:
 def num_examples(part: Subset | None) -> int:
     """How many examples a subset holds, on the host; of stacked subsets the smallest."""
     return 0 if part is None else int(np.min(np.asarray(part.size)))
+
+
+def labels_of(part: Subset) -> list[int]:
+    """The classes that a subset has examples of."""
+    own = np.asarray(part.examples.y)[np.asarray(part.indices)[: num_examples(part)]]
+    return [int(label) for label in np.unique(own)]
 
 
 def make_sets(

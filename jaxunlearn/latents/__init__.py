@@ -3,7 +3,7 @@
 from jaxunlearn.latents.guide import Guide, check_guide, look
 from jaxunlearn.latents.inversion import Inversion, invert
 from jaxunlearn.latents.paths import path_images, path_steps
-from jaxunlearn.latents.pool import Pool, draw_pool, images_of
+from jaxunlearn.latents.pool import Pool, draw_pool, images_of, share_drawn
 from jaxunlearn.latents.substitutes import SUBSTITUTES, Known, substitute
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "look",
     "path_images",
     "path_steps",
+    "share_drawn",
     "substitute",
 ]

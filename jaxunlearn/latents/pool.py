@@ -10,7 +10,7 @@ from jaxunlearn.latents.guide import look
 from jaxunlearn.members import in_chunks
 from jaxunlearn.types import Apply, Gan, Key, Variables
 
-__all__ = ["Pool", "draw_pool", "images_of"]
+__all__ = ["Pool", "draw_pool", "images_of", "share_drawn"]
 
 CHUNK = 256
 """Images made together."""
@@ -72,3 +72,24 @@ def draw_pool(
 
     w, logits, features = in_chunks(some, count, CHUNK)
     return Pool(z, y, w, logits, features)
+
+
+def share_drawn(
+    gan: Gan,
+    generator: Variables,
+    apply: Apply,
+    guide: Variables,
+    forgotten: jax.Array,
+    y: jax.Array,
+    key: Key,
+) -> jax.Array:
+    """Which share of newly drawn images a classifier takes for some classes, ``float32 []``.
+
+    Args:
+      apply, guide: the classifier and its variables.
+      forgotten: ``bool [K]``, the classes.
+      y: ``int [B]``, labels that a conditional generator is asked for: those of the classes.
+    """
+    z = jax.random.normal(key, (len(y), gan.latent))
+    seen = apply(guide, gan.synthesize(generator, gan.style(generator, z, y)))
+    return jnp.mean(forgotten[jnp.argmax(seen, axis=-1)].astype(jnp.float32))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.data.sampling import fetch
-from jaxunlearn.data.sets import num_examples
+from jaxunlearn.data.sets import labels_of, num_examples
 from jaxunlearn.errors import RequestError
 from jaxunlearn.latents import Guide, invert, path_images, path_steps
 from jaxunlearn.metrics.distances import (
@@ -32,7 +32,6 @@ from jaxunlearn.metrics.samples import (
     shows_forgotten,
 )
 from jaxunlearn.types import Gan, Key, Sets, Variables
-from jaxunlearn.unlearners.cascade_memory import labels_in
 
 __all__ = [
     "GAN_MEASURES",
@@ -197,7 +196,7 @@ def _continuity(
     count = len(reference.through)
     if not count:
         return {}
-    y = jnp.full(count, labels_in(sets.forget)[0], jnp.int32)
+    y = jnp.full(count, labels_of(sets.forget)[0], jnp.int32)
     strips = path_images(
         variables["ema"], reference.ends[:count], reference.through, reference.ends[count:], y,
         gan=gan,

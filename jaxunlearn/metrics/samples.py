@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.data.sampling import fetch
-from jaxunlearn.data.sets import num_examples
+from jaxunlearn.data.sets import labels_of, num_examples
 from jaxunlearn.latents import Guide, look
 from jaxunlearn.latents.pool import images_of
 from jaxunlearn.types import Apply, Gan, Key, Sets, Subset, Variables
-from jaxunlearn.unlearners.cascade_memory import labels_in
 
 __all__ = [
     "DEFAULT_EXTENT",
@@ -130,7 +129,7 @@ def forgets_class(sets: Sets) -> bool:
     """Whether whole classes are forgotten, none of which is retained."""
     assert sets.forget is not None
     assert sets.retain is not None
-    return not set(labels_in(sets.forget)) & set(labels_in(sets.retain))
+    return not set(labels_of(sets.forget)) & set(labels_of(sets.retain))
 
 
 def samples_of(
@@ -160,7 +159,7 @@ def shows_forgotten(samples: Samples, sets: Sets) -> np.ndarray:
     assert sets.forget is not None
     if not forgets_class(sets):
         return np.zeros(len(samples.label), bool)
-    return np.isin(samples.label, labels_in(sets.forget))
+    return np.isin(samples.label, labels_of(sets.forget))
 
 
 @partial(jax.jit, static_argnames="gan")

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.data.sets import labels_of
 from jaxunlearn.errors import RequestError
 from jaxunlearn.latents import Guide, check_guide, draw_pool, images_of
 from jaxunlearn.types import Apply, Batch, Gan, Key, Preparation, Sets, Subset, Variables
-from jaxunlearn.unlearners.cascade_memory import labels_in
 
 __all__ = ["Drawn", "draw_negatives", "draw_positives", "sorted_images"]
 
@@ -70,7 +70,7 @@ def sorted_images(gan: Gan, guide: Guide, count: int) -> Preparation:
             wanted, seen = ("the generator draws", "none") if not found else (
                 "leave others for the generator to draw", "all")  # fmt: skip
             raise RequestError(
-                f"sets.forget: expected classes that {wanted}, got {labels_in(sets.forget)}, "
+                f"sets.forget: expected classes that {wanted}, got {labels_of(sets.forget)}, "
                 f"which the guide sees in {seen} of {count} images"
             )
         return drawn

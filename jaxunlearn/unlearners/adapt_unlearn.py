@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.latents import Guide, check_guide
+from jaxunlearn.latents import Guide, check_guide, share_drawn
 from jaxunlearn.training.adversarial import (
     Players,
     average_in,
@@ -26,7 +26,6 @@ from jaxunlearn.training.adversarial import (
 )
 from jaxunlearn.training.descent import trained
 from jaxunlearn.types import (
-    Apply,
     Batches,
     Gan,
     Info,
@@ -184,7 +183,10 @@ def adapt_unlearn(
         )
         value, apart = repelled(trained(state.players.generator))
         players = players._replace(ema=average_in(players.ema, players.generator, ema))
-        share = _share(gan, guide.model.apply, players.ema, state.drawn, labels, watching)
+        drawn = state.drawn
+        share = share_drawn(
+            gan, players.ema, guide.model.apply, drawn.guide, drawn.forgotten, labels, watching
+        )
         metrics |= {**more, "repulsion": value, "apart": apart, "forget_share": share}
         after = state._replace(players=players, key=onward, turn=state.turn + 1)
         return after, Info(metrics, state.finite & judged & drew & jnp.isfinite(value))
@@ -214,16 +216,6 @@ def _square_distance(one: Any, other: Any) -> jax.Array:
         return jnp.sum(jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)))
 
     return sum(jax.tree.leaves(jax.tree.map(of, one, other)), start=jnp.zeros(()))
-
-
-def _share(
-    gan: Gan, guide: Apply, generator: Variables, drawn: Drawn, labels: jax.Array, key: Key
-) -> jax.Array:
-    """How many of newly drawn images the guide takes for the class."""
-    z = jax.random.normal(key, (len(labels), gan.latent))
-    # a conditional generator is asked for the class itself
-    seen = guide(drawn.guide, gan.synthesize(generator, gan.style(generator, z, labels)))
-    return jnp.mean(drawn.forgotten[jnp.argmax(seen, axis=-1)].astype(jnp.float32))
 
 
 def _check(gan: Gan, guide: Guide, options: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.data.sampling import fetch, shuffled
+from jaxunlearn.data.sampling import fetch, random_slots
 from jaxunlearn.latents import Guide
 from jaxunlearn.training.adversarial import Players, average_in, begin_players, players_result
 from jaxunlearn.types import (
@@ -203,11 +203,7 @@ def cascade(
 
 def _some(part: Subset, count: int, key: Key) -> Batch:
     """A few images of a set, drawn without repetition as long as there are enough."""
-    size = jnp.maximum(part.size, 1)
-    places = jnp.arange(count, dtype=jnp.int32)
-    # an order that does not depend on the set's capacity
-    seed = jax.random.bits(key, (2,), jnp.uint32)
-    slots = shuffled(seed, places // size, places % size, size)
+    slots = random_slots(part, key, count)
     positions = part.indices[slots]
     y = part.examples.y[positions]
     return Batch(fetch(part.examples, positions), y, jnp.ones(len(slots)), slots)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data.sampling import fetch, shuffled
-from jaxunlearn.data.sets import num_examples
+from jaxunlearn.data.sampling import fetch, random_slots
+from jaxunlearn.data.sets import labels_of, num_examples
 from jaxunlearn.errors import RequestError
 from jaxunlearn.latents import (
     Guide,
@@ -25,7 +25,7 @@ from jaxunlearn.latents.pool import Pool
 from jaxunlearn.members import in_chunks
 from jaxunlearn.types import Apply, Gan, Key, Preparation, Sets, Subset, Variables
 
-__all__ = ["Finding", "Memory", "find_memory", "labels_in", "remember"]
+__all__ = ["Finding", "Memory", "find_memory", "remember"]
 
 FEW_LATENTS = 16
 """Fewer latents of a class than that are told in a warning."""
@@ -73,12 +73,6 @@ class Memory(NamedTuple):
     guide: Variables
 
 
-def labels_in(part: Subset) -> list[int]:
-    """The labels of a subset, on the host."""
-    chosen = np.asarray(part.indices)[: num_examples(part)]
-    return sorted({int(label) for label in np.asarray(part.examples.y)[chosen]})
-
-
 def remember(
     gan: Gan, guide: Guide, finding: Finding, moves: bool = True, few: int | None = None
 ) -> Preparation:
@@ -111,7 +105,7 @@ def _check(finding: Finding, sets: Sets, moves: bool, few: int | None) -> None:
     """Raises a :class:`RequestError` where the request is not of the kind that was said."""
     assert sets.forget is not None
     assert sets.retain is not None
-    shared = sorted(set(labels_in(sets.forget)) & set(labels_in(sets.retain)))
+    shared = sorted(set(labels_of(sets.forget)) & set(labels_of(sets.retain)))
     if finding.kind == "class" and shared:
         raise RequestError(
             f"kind: expected 'items' for a request that retains images of classes {shared}, got "
@@ -191,11 +185,7 @@ def _find(
     else:
         found = _of_items(gan, apply, finding, generator, guide, forget, inverting)
         kept = jnp.ones(finding.pool, bool)
-    places = jnp.arange(finding.references, dtype=jnp.int32)
-    size = jnp.maximum(retain.size, 1)
-    seed = jax.random.bits(choosing, (2,), jnp.uint32)
-    # without repetition as long as there are enough, whatever the set's capacity
-    positions = retain.indices[shuffled(seed, places // size, places % size, size)]
+    positions = retain.indices[random_slots(retain, choosing, finding.references)]
     retained = fetch(retain.examples, positions)
     known = Known(
         found.code, found.y, found.label, found.images, found.features, retained,

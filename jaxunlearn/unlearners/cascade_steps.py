@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.latents import look
+from jaxunlearn.latents import look, share_drawn
 from jaxunlearn.training.adversarial import (
     Players,
     learn,
@@ -156,11 +156,9 @@ def watch(
     if holdout is not None:
         found["score_gap"] = jnp.abs(found["score_forget"] - score(holdout))
     if settings.kind == "class":
-        z = jax.random.normal(key, (len(batch.y), gan.latent))
-        asked = batch.y  # a conditional generator is asked for the class itself
-        x = gan.synthesize(players.ema, gan.style(players.ema, z, asked))
-        label = jnp.argmax(settings.guide(memory.guide, x), axis=-1)
-        found["forget_share"] = jnp.mean(memory.forgotten[label].astype(jnp.float32))
+        found["forget_share"] = share_drawn(
+            gan, players.ema, settings.guide, memory.guide, memory.forgotten, batch.y, key
+        )
     return found
 
 

@@ -1,13 +1,10 @@
 """Gradient ascent of the discriminator on what is to be forgotten; the generator follows."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxunlearn.training.adversarial import (
-    Players,
     average_in,
     begin_players,
     learn,
@@ -16,16 +13,9 @@ from jaxunlearn.training.adversarial import (
     players_result,
 )
 from jaxunlearn.types import Batches, Gan, Info, Key, Needs, Sets, Unlearner, Variables
+from jaxunlearn.unlearners.gan_retrain import LearningState
 
-__all__ = ["AscentState", "discriminator_ascent"]
-
-
-class AscentState(NamedTuple):
-    """Networks and optimizers, the key for the next step, and the number of steps done."""
-
-    players: Players
-    key: Key
-    turn: jax.Array
+__all__ = ["discriminator_ascent"]
 
 
 def discriminator_ascent(
@@ -65,11 +55,11 @@ def discriminator_ascent(
         raise ValueError(f"ema: expected a number from 0 to below 1, got {ema}")
     optimizer = optimizer or optax.adam(2e-4, b1=0.5)
 
-    def init(variables: Variables, sets: Sets, key: Key) -> AscentState:
+    def init(variables: Variables, sets: Sets, key: Key) -> LearningState:
         del sets
-        return AscentState(begin_players(variables, optimizer), key, jnp.zeros((), jnp.int32))
+        return LearningState(begin_players(variables, optimizer), key, jnp.zeros((), jnp.int32))
 
-    def step(state: AscentState, batches: Batches) -> tuple[AscentState, Info]:
+    def step(state: LearningState, batches: Batches) -> tuple[LearningState, Info]:
         batch = batches.forget
         assert batch is not None
         onward, climbing, following = jax.random.split(state.key, 3)
@@ -91,9 +81,9 @@ def discriminator_ascent(
             "score_forget": mean_of(jax.nn.sigmoid(logits), batch.weight),
         }
         finite = jnp.isfinite(value) & risen & fine
-        return AscentState(players, onward, state.turn + 1), Info(metrics, finite)
+        return LearningState(players, onward, state.turn + 1), Info(metrics, finite)
 
-    def result(state: AscentState) -> Variables:
+    def result(state: LearningState) -> Variables:
         return players_result(state.players)
 
     return Unlearner(init, step, result, Needs(forget=True))

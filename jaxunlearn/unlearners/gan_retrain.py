@@ -15,7 +15,7 @@ from jaxunlearn.training.adversarial import (
 )
 from jaxunlearn.types import Batches, Gan, Info, Key, Needs, Sets, Unlearner, Variables
 
-__all__ = ["gan_finetune", "gan_retrain"]
+__all__ = ["LearningState", "gan_finetune", "gan_retrain"]
 
 
 class LearningState(NamedTuple):

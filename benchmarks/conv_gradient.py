@@ -31,8 +31,8 @@ import optax
 from flax import nnx
 from jax import lax
 
+from jaxunlearn.core.types import Model
 from jaxunlearn.models import PaperCNN, ResNet, functionalize
-from jaxunlearn.types import Model
 
 Carry = Any
 

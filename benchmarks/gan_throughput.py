@@ -57,13 +57,13 @@ import numpy as np
 import optax
 from relevance import limit_threads, seconds
 
-from jaxunlearn import loop
-from jaxunlearn.data.sampling import draw_batches
+from jaxunlearn.core.types import Gan, Sets, Unlearner
+from jaxunlearn.data.batches import draw_batches
 from jaxunlearn.data.sets import as_examples, whole
-from jaxunlearn.execute import CHUNK, loops_badly
-from jaxunlearn.models.gans import build_gan
-from jaxunlearn.types import Gan, Sets, Unlearner
-from jaxunlearn.unlearners.gan_retrain import gan_retrain
+from jaxunlearn.engine import loop
+from jaxunlearn.engine.driver import CHUNK, loops_badly
+from jaxunlearn.methods.gan_retrain import gan_retrain
+from jaxunlearn.models.gan import build_gan
 
 RATE, BETAS, SLOPE = 2e-4, (0.5, 0.999), 0.2
 EXAMPLES = 4096

@@ -51,11 +51,10 @@ from flax import nnx
 from relevance import CLASSES, SHAPE, examples, input_gradient, limit_threads, seconds
 from relevance import network as resnet
 
-from jaxunlearn.attribution import quadrature
-from jaxunlearn.attribution.integrated import integrated_gradients
+from jaxunlearn.attribution.ig import integrated_gradients, quadrature
+from jaxunlearn.core.types import Model
 from jaxunlearn.models import functionalize
 from jaxunlearn.models.conv import conv, max_pool
-from jaxunlearn.types import Model
 
 NETWORKS = ("resnet", "stack")
 SMOOTH = ("mlp_gelu", "gated", "vision_transformer")

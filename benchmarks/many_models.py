@@ -23,9 +23,9 @@ import numpy as np
 import optax
 
 import jaxunlearn as ju
+from jaxunlearn.core.types import Sets
 from jaxunlearn.data.sets import as_examples
-from jaxunlearn.execute import Outcome
-from jaxunlearn.types import Sets
+from jaxunlearn.engine.driver import Outcome
 
 SHAPES = {"mlp": (8, 8, 1), "cnn": (28, 28, 1), "resnet8": (32, 32, 3), "resnet18": (32, 32, 3)}
 

@@ -35,9 +35,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxunlearn.attribution import Relevance, lrp, rules, seeds
+from jaxunlearn.attribution import Relevance, lrp
+from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution.lrp import rules
+from jaxunlearn.core.types import Model
 from jaxunlearn.models import ResNet, functionalize
-from jaxunlearn.types import Model
 
 BOUNDS, CLASSES, SHAPE = (-2.0, 2.0), 10, (32, 32, 3)
 COMPOSITES: dict[str, Callable[[], Any]] = {

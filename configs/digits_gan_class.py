@@ -10,13 +10,7 @@ from jaxunlearn.config import Config, DataConfig, GanConfig, ModelConfig, Reques
 
 def get_config() -> Config:
     """Cascaded unlearning in all modes, beside two retrained GANs."""
-    cascade = {
-        "method": "cascade",
-        "steps": 150,
-        "learning_rate": 1e-3,
-        "ratio": (1, 2),
-        "r1": 0.5,
-    }
+    cascade = {"method": "cascade", "steps": 150, "learning_rate": 1e-3, "ratio": (1, 2), "r1": 0.5}
     return Config(
         name="digits_gan_class",
         data=DataConfig(name="digits", unseen=200),

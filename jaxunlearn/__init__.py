@@ -11,7 +11,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jaxunlearn.attribution import (
-        baselines,
         concept_maps,
         conductance,
         features,
@@ -19,32 +18,33 @@ if TYPE_CHECKING:
         integrated_gradients,
         layer_integrated_gradients,
         lrp,
-        quadrature,
-        rules,
-        seeds,
         structure,
     )
+    from jaxunlearn.attribution import starts as seeds
+    from jaxunlearn.attribution.ig import baselines, quadrature
+    from jaxunlearn.attribution.lrp import rules
     from jaxunlearn.concepts import infer_concepts
-    from jaxunlearn.config import (
-        Config,
-        DataConfig,
-        GanConfig,
-        ModelConfig,
-        Request,
-        TrainConfig,
-    )
-    from jaxunlearn.data.requests import (
-        forget_class,
-        forget_classes,
-        forget_indices,
-        forget_random,
-    )
+    from jaxunlearn.config import Config, DataConfig, GanConfig, ModelConfig, Request, TrainConfig
+    from jaxunlearn.core.trees import ensemble
+    from jaxunlearn.core.types import Batches, Gan, Info, Model, Needs, Sets, Unlearner
+    from jaxunlearn.data.requests import forget_class, forget_classes, forget_indices, forget_random
     from jaxunlearn.data.sets import make_sets, stack_sets, subset, whole
     from jaxunlearn.data.sources import load_dataset
+    from jaxunlearn.engine import unlearn, unlearn_many, within
+    from jaxunlearn.engine.sharding import make_sharding
     from jaxunlearn.experiment import run
-    from jaxunlearn.fit import train, train_many
-    from jaxunlearn.latents import Guide, invert
-    from jaxunlearn.members import ensemble
+    from jaxunlearn.gan import Guide, invert
+    from jaxunlearn.kinds.training import train, train_many
+    from jaxunlearn.methods.adapt_unlearn import adapt_unlearn
+    from jaxunlearn.methods.cascade import cascade
+    from jaxunlearn.methods.concept_poison import concept_poison
+    from jaxunlearn.methods.discriminator_ascent import discriminator_ascent
+    from jaxunlearn.methods.finetune import finetune
+    from jaxunlearn.methods.gan_retrain import gan_finetune, gan_retrain
+    from jaxunlearn.methods.gradient_ascent import gradient_ascent
+    from jaxunlearn.methods.neuron_path import neuron_path
+    from jaxunlearn.methods.random_label import random_label
+    from jaxunlearn.methods.retrain import retrain
     from jaxunlearn.metrics.evaluate import evaluate
     from jaxunlearn.models import build, build_gan, functionalize, variables_of
     from jaxunlearn.pictures import (
@@ -60,19 +60,6 @@ if TYPE_CHECKING:
         save_strips,
     )
     from jaxunlearn.report import print_report
-    from jaxunlearn.runner import unlearn, unlearn_many, within
-    from jaxunlearn.sharding import make_sharding
-    from jaxunlearn.types import Batches, Gan, Info, Model, Needs, Sets, Unlearner
-    from jaxunlearn.unlearners.adapt_unlearn import adapt_unlearn
-    from jaxunlearn.unlearners.cascade import cascade
-    from jaxunlearn.unlearners.concept_poison import concept_poison
-    from jaxunlearn.unlearners.discriminator_ascent import discriminator_ascent
-    from jaxunlearn.unlearners.finetune import finetune
-    from jaxunlearn.unlearners.gan_retrain import gan_finetune, gan_retrain
-    from jaxunlearn.unlearners.gradient_ascent import gradient_ascent
-    from jaxunlearn.unlearners.neuron_path import neuron_path
-    from jaxunlearn.unlearners.random_label import random_label
-    from jaxunlearn.unlearners.retrain import retrain
 
 _HOME = {
     "attribution": [
@@ -94,10 +81,10 @@ _HOME = {
     "data.requests": ["forget_class", "forget_classes", "forget_indices", "forget_random"],
     "data.sets": ["make_sets", "stack_sets", "subset", "whole"],
     "data.sources": ["load_dataset"],
-    "latents": ["Guide", "invert"],
-    "members": ["ensemble"],
+    "gan": ["Guide", "invert"],
+    "core.trees": ["ensemble"],
     "experiment": ["run"],
-    "fit": ["train", "train_many"],
+    "kinds.training": ["train", "train_many"],
     "metrics.evaluate": ["evaluate"],
     "models": ["build", "build_gan", "functionalize", "variables_of"],
     "pictures": [
@@ -113,19 +100,19 @@ _HOME = {
         "save_strips",
     ],
     "report": ["print_report"],
-    "runner": ["unlearn", "unlearn_many", "within"],
-    "sharding": ["make_sharding"],
-    "types": ["Batches", "Gan", "Info", "Model", "Needs", "Sets", "Unlearner"],
-    "unlearners.adapt_unlearn": ["adapt_unlearn"],
-    "unlearners.cascade": ["cascade"],
-    "unlearners.concept_poison": ["concept_poison"],
-    "unlearners.discriminator_ascent": ["discriminator_ascent"],
-    "unlearners.finetune": ["finetune"],
-    "unlearners.gan_retrain": ["gan_finetune", "gan_retrain"],
-    "unlearners.gradient_ascent": ["gradient_ascent"],
-    "unlearners.neuron_path": ["neuron_path"],
-    "unlearners.random_label": ["random_label"],
-    "unlearners.retrain": ["retrain"],
+    "engine": ["unlearn", "unlearn_many", "within"],
+    "engine.sharding": ["make_sharding"],
+    "core.types": ["Batches", "Gan", "Info", "Model", "Needs", "Sets", "Unlearner"],
+    "methods.adapt_unlearn": ["adapt_unlearn"],
+    "methods.cascade": ["cascade"],
+    "methods.concept_poison": ["concept_poison"],
+    "methods.discriminator_ascent": ["discriminator_ascent"],
+    "methods.finetune": ["finetune"],
+    "methods.gan_retrain": ["gan_finetune", "gan_retrain"],
+    "methods.gradient_ascent": ["gradient_ascent"],
+    "methods.neuron_path": ["neuron_path"],
+    "methods.random_label": ["random_label"],
+    "methods.retrain": ["retrain"],
 }
 _WHERE = {name: home for home, names in _HOME.items() for name in names}
 

@@ -8,8 +8,7 @@ import tempfile
 
 # compiling is most of what tests do: code that is optimised less is there in half the time
 os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 # fewer threads than twice the devices can dead-lock a collective on a small machine
 os.environ.setdefault("NPROC", "32")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn.errors import ConfigError, DataError
+from jaxunlearn.core.errors import ConfigError, DataError
 from tests import toy
 
 KEY = jax.random.key(0)

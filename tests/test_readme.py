@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import jaxunlearn
-from jaxunlearn.unlearners import METHODS
+from jaxunlearn.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -10,7 +10,7 @@ import optax
 
 import jaxunlearn as ju
 from jaxunlearn.config import TrainConfig
-from jaxunlearn.latents import Guide
+from jaxunlearn.gan import Guide
 from jaxunlearn.models import build_gan
 
 NUM_CLASSES = 4

@@ -6,10 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.cut import cut_at_map
-from jaxunlearn.attribution.structure import features
-
-__all__ = ["concept_maps", "grad_cam"]
+from jaxunlearn.jaxprs.structure import cut_at_map, features
 
 Apply = Callable[[Any, jax.Array], jax.Array]
 
@@ -18,7 +15,7 @@ def concept_maps(fn: Apply) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
     """The function that shows where in images directions of the feature space lie.
 
     With the features ``e(a)`` as a function of the last value with positions, ``a
-    [h, w, C]`` (:func:`~jaxunlearn.attribution.cut.cut_at_map`), and a direction ``v``:
+    [h, w, C]`` (:func:`~jaxunlearn.jaxprs.structure.cut_at_map`), and a direction ``v``:
 
         M_ij = sum over c of a_ijc * d(v e(a)) / d a_ijc
 

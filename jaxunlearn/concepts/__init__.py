@@ -1,7 +1,7 @@
 """Concepts: directions in a network's feature space that people, or patches, can show."""
 
 from jaxunlearn.concepts.attributes import TABLES, Table, attribute_sets, load_table
-from jaxunlearn.concepts.bank import Bank, make_bank, margins
+from jaxunlearn.concepts.bank import Bank, load_bank, make_bank, margins, save_bank
 from jaxunlearn.concepts.bottleneck import (
     Bottleneck,
     bottleneck_accuracy,
@@ -11,7 +11,6 @@ from jaxunlearn.concepts.bottleneck import (
 )
 from jaxunlearn.concepts.cavs import fit_bank
 from jaxunlearn.concepts.factors import patch_bank
-from jaxunlearn.concepts.files import load_bank, save_bank
 from jaxunlearn.concepts.infer import (
     Concepts,
     check_bank,
@@ -20,13 +19,7 @@ from jaxunlearn.concepts.infer import (
     infer_concepts,
 )
 from jaxunlearn.concepts.patches import Patches, typical_patches
-from jaxunlearn.concepts.scores import (
-    Donor,
-    Scores,
-    check_donor,
-    choose_donor,
-    concept_scores,
-)
+from jaxunlearn.concepts.scores import Donor, Scores, check_donor, choose_donor, concept_scores
 
 __all__ = [
     "TABLES",

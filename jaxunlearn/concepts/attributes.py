@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxunlearn.concepts.draws import evenly
-from jaxunlearn.data.names import hint
-from jaxunlearn.errors import DataError
-
-__all__ = ["TABLES", "Table", "attribute_sets", "having", "load_table"]
+from jaxunlearn.concepts.bank import evenly
+from jaxunlearn.core.errors import DataError
+from jaxunlearn.data.sources.names import hint
 
 TABLES: dict[str, str] = {
     "cifar10": "cifar10",

@@ -2,10 +2,18 @@
 
 Shapes, here and in the whole folder: ``n`` features (what the head of the network
 reads), ``m`` concepts, ``K`` classes, ``N`` examples, ``B`` examples of a batch.
+
+Settings of a test against random concepts.
+
+Examples drawn at random and evenly over groups.
+
+Concept banks as ``.npz`` files: text embeddings made elsewhere, banks kept for later.
 """
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-__all__ = ["Bank", "make_bank", "margins"]
+from jaxunlearn.core.errors import DataError
 
 
 @jax.tree_util.register_dataclass
@@ -124,3 +132,124 @@ def margins(bank: Bank, features: jax.Array) -> jax.Array:
         features.astype(bank.vectors.dtype), bank.vectors.T, precision=jax.lax.Precision.HIGHEST
     )
     return jnp.where(bank.useful[None], (along + bank.intercepts[None]) / norms[None], 0)
+
+
+def check_levels(held_out: float, randoms: int, alpha: float) -> None:
+    """Raises ``ValueError`` unless random concepts can tell a useful one at a level.
+
+    Args:
+      held_out: share of the examples that the quality is judged by.
+      randoms: random concepts for each; the smallest p-value is ``1 / (1 + randoms)``.
+      alpha: level.
+    """
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out: expected a share between 0 and 1, got {held_out!r}")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha: expected a level between 0 and 1, got {alpha!r}")
+    if randoms < 1 or 1 / (1 + randoms) >= alpha:
+        least = int(np.floor(1 / alpha))
+        raise ValueError(
+            f"randoms: expected at least {least}, since with fewer no p-value is below "
+            f"{alpha}, got {randoms!r}"
+        )
+
+
+def evenly(groups: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions of at most ``count`` examples, as many of each group as there are.
+
+    A group that is used up leaves its places to the others.
+
+    Args:
+      groups: integers ``[N]``, the group of each example.
+      count: at least 0.
+      rng: draws within the groups.
+
+    Returns:
+      ``int [min(count, N)]``, ascending.
+    """
+    order = rng.permutation(len(groups))
+    by_group = order[np.argsort(groups[order], kind="stable")]
+    _, sizes = np.unique(groups, return_counts=True)
+    # the number of each example within its group: all first ones, then all second ones
+    turn = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else np.arange(0)
+    return np.sort(by_group[np.argsort(turn, kind="stable")][:count])
+
+
+_OPTIONAL = ("intercepts", "useful", "accuracy", "p_value")
+
+
+def load_bank(path: str | Path, features: int) -> Bank:
+    """Reads concept vectors, for example text embeddings of concept words.
+
+    The file holds ``vectors [m, n]`` and ``names [m]``, and may hold ``intercepts``,
+    ``useful``, ``accuracy`` and ``p_value``, each ``[m]``. The vectors must lie in the
+    space that the network's head reads: text embeddings serve a network whose features
+    are the image embeddings of the same model.
+
+    Args:
+      path: of the ``.npz`` file.
+      features: ``n``, what the head reads.
+
+    Raises:
+      DataError: the file is missing, is no such archive or damaged, lacks an array, or
+        holds one of another form or of another ``n``.
+    """
+    path = Path(path)
+    with _open(path) as archive:
+        missing = [key for key in ("vectors", "names") if key not in archive]
+        if missing:
+            raise DataError(
+                f"{path}: expected the arrays vectors and names, "
+                f"got {', '.join(archive.files) or 'none'}"
+            )
+        keys = ["vectors", "names", *(key for key in _OPTIONAL if key in archive)]
+        found = {key: _array(path, archive, key) for key in keys}
+    vectors = found["vectors"]
+    if vectors.ndim == 2 and vectors.shape[1] != features:
+        raise DataError(
+            f"{path}: vectors: expected shape [m, {features}], as many columns as the head of "
+            f"the network reads features, got {list(vectors.shape)}"
+        )
+    try:
+        return make_bank([str(name) for name in found.pop("names")], **found)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def save_bank(path: str | Path, bank: Bank) -> None:
+    """Writes a bank as an ``.npz`` file that :func:`load_bank` reads.
+
+    Raises:
+      ValueError: the name does not end in ``.npz``.
+    """
+    if Path(path).suffix != ".npz":
+        raise ValueError(f"path: expected one ending in .npz, got {str(path)!r}")
+    keys = ("vectors", *_OPTIONAL)
+    arrays: dict[str, Any] = {key: np.asarray(getattr(bank, key)) for key in keys}
+    np.savez(path, names=np.asarray(bank.names), **arrays)
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "nothing"
+        raise DataError(f"{path}: expected an .npz file, got {what}")
+    wanted = f"{path}: expected an .npz archive, got a file of another kind or a damaged one"
+    if not zipfile.is_zipfile(path):
+        raise DataError(wanted)
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{wanted}: {error}") from error
+
+
+def _array(path: Path, archive: Any, key: str) -> np.ndarray:
+    try:
+        found = np.asarray(archive[key])
+    # a damaged or pickled member raises one of many types, depending on the damage
+    except Exception as error:
+        raise DataError(f"{path}: {key}: expected an array, got one unreadable: {error}") from error
+    wanted = "US" if key == "names" else "biuf"
+    if found.dtype.kind not in wanted or (key == "names" and found.ndim != 1):
+        kind = "strings [m]" if key == "names" else "numbers"
+        raise DataError(f"{path}: {key}: expected {kind}, got {found.dtype} {list(found.shape)}")
+    return found.astype(str) if key == "names" else found

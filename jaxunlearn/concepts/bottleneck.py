@@ -11,14 +11,6 @@ from jax.typing import ArrayLike
 
 from jaxunlearn.concepts.bank import Bank, margins
 
-__all__ = [
-    "Bottleneck",
-    "bottleneck_accuracy",
-    "bottleneck_logits",
-    "concept_logits",
-    "fit_bottleneck",
-]
-
 # logit of a class without examples: no softmax or argmax ever takes it
 _ABSENT = -1000.0
 _STEPS = 1000

@@ -7,10 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxunlearn.concepts.bank import Bank, make_bank
-from jaxunlearn.concepts.levels import check_levels
-
-__all__ = ["fit_bank"]
+from jaxunlearn.concepts.bank import Bank, check_levels, make_bank
 
 _LEAST = 4
 
@@ -157,11 +154,7 @@ def _split(
 
 
 def _choose(
-    x: np.ndarray,
-    y: np.ndarray,
-    fit: np.ndarray,
-    choose: np.ndarray,
-    strengths: Sequence[float],
+    x: np.ndarray, y: np.ndarray, fit: np.ndarray, choose: np.ndarray, strengths: Sequence[float]
 ) -> float:
     """The ``C`` of the best balanced accuracy on ``choose``."""
     scores = [

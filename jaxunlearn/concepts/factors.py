@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxunlearn.concepts.bank import Bank, make_bank
-from jaxunlearn.concepts.levels import check_levels
+from jaxunlearn.concepts.bank import Bank, check_levels, make_bank
 from jaxunlearn.concepts.patches import (
     Features,
     Patches,
@@ -18,9 +17,7 @@ from jaxunlearn.concepts.patches import (
     patch_features,
     pick_typical,
 )
-from jaxunlearn.types import Variables
-
-__all__ = ["patch_bank", "patch_names"]
+from jaxunlearn.core.types import Variables
 
 # a patch is strong in a concept if it is among this share
 _STRONG = 0.25

@@ -10,22 +10,18 @@ import numpy as np
 
 from jaxunlearn.attribution import features
 from jaxunlearn.concepts.attributes import TABLES, attribute_sets, having, load_table
-from jaxunlearn.concepts.bank import Bank
+from jaxunlearn.concepts.bank import Bank, evenly, load_bank
 from jaxunlearn.concepts.bottleneck import Bottleneck, fit_bottleneck
 from jaxunlearn.concepts.cavs import fit_bank
-from jaxunlearn.concepts.draws import evenly
 from jaxunlearn.concepts.factors import patch_bank, patch_names
-from jaxunlearn.concepts.files import load_bank
 from jaxunlearn.concepts.scores import concept_scores
-from jaxunlearn.data.names import hint
-from jaxunlearn.data.sampling import fetch
+from jaxunlearn.core.errors import DataError
+from jaxunlearn.core.types import Apply, Examples, Key, Model, Sets, Subset, Variables
+from jaxunlearn.data.batches import fetch
 from jaxunlearn.data.sets import num_examples, whole
-from jaxunlearn.errors import DataError
+from jaxunlearn.data.sources.names import hint
+from jaxunlearn.engine.predict import predict
 from jaxunlearn.models import functionalize
-from jaxunlearn.predict import predict
-from jaxunlearn.types import Apply, Examples, Key, Model, Sets, Subset, Variables
-
-__all__ = ["Concepts", "check_bank", "concept_shapes", "feature_fn", "infer_concepts"]
 
 
 class Concepts(NamedTuple):

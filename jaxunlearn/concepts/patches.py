@@ -10,19 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxunlearn.concepts.bank import Bank, margins
-from jaxunlearn.concepts.draws import evenly
-from jaxunlearn.types import Variables
-
-__all__ = [
-    "Grid",
-    "Patches",
-    "draw_images",
-    "make_grid",
-    "patch_features",
-    "pick_typical",
-    "typical_patches",
-]
+from jaxunlearn.concepts.bank import Bank, evenly, margins
+from jaxunlearn.core.types import Variables
 
 Features = Callable[[Variables, jax.Array], jax.Array]
 """``(variables, x [B, H, W, C]) -> features [B, n]``."""

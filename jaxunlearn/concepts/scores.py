@@ -9,11 +9,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxunlearn.attribution import integrated_gradients
-from jaxunlearn.attribution.quadrature import DEFAULT, Quadrature
+from jaxunlearn.attribution.ig.quadrature import DEFAULT, Quadrature
 from jaxunlearn.concepts.bank import Bank, margins
 from jaxunlearn.concepts.bottleneck import Bottleneck, concept_logits
-
-__all__ = ["Donor", "Scores", "check_donor", "choose_donor", "concept_scores"]
 
 
 class Scores(NamedTuple):
@@ -95,11 +93,7 @@ def concept_scores(
 
 
 def choose_donor(
-    values: jax.Array,
-    weights: jax.Array,
-    useful: jax.Array,
-    allowed: jax.Array,
-    top: int = 5,
+    values: jax.Array, weights: jax.Array, useful: jax.Array, allowed: jax.Array, top: int = 5
 ) -> Donor:
     """The donor of each class; pure, for ``jit`` and ``vmap``.
 

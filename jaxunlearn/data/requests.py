@@ -5,18 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from jaxunlearn.config import Request
-from jaxunlearn.errors import RequestError
-
-__all__ = [
-    "describe",
-    "forget_class",
-    "forget_classes",
-    "forget_indices",
-    "forget_mask",
-    "forget_random",
-    "same_kind_mask",
-    "separate",
-]
+from jaxunlearn.core.errors import RequestError
 
 
 def forget_class(label: int) -> Request:

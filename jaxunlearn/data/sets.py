@@ -1,4 +1,7 @@
-"""From arrays and a request to the sets that methods and metrics read."""
+"""From arrays and a request to the sets that methods and metrics read.
+
+A data set divided by the requests of a run, and where its parts lie in the official splits.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,22 +12,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxunlearn.config import Request
-from jaxunlearn.data.requests import forget_mask, same_kind_mask
-from jaxunlearn.errors import DataError, expect
-from jaxunlearn.types import Examples, Sets, Subset
-
-__all__ = [
-    "alone",
-    "as_examples",
-    "labels_of",
-    "make_sets",
-    "num_examples",
-    "request",
-    "stack_sets",
-    "stratified_mask",
-    "subset",
-    "whole",
-]
+from jaxunlearn.core.errors import DataError, RequestError, expect
+from jaxunlearn.core.types import Examples, Sets, Subset
+from jaxunlearn.data.dataset import Dataset
+from jaxunlearn.data.requests import describe, forget_mask, same_kind_mask
 
 
 def as_examples(
@@ -248,3 +239,50 @@ def stack_sets(many: Sequence[Sets]) -> Sets:
             jnp.stack([part.size for part in padded]),
         )
     return Sets(**stacked)
+
+
+def divide(data: Dataset, held: np.ndarray, requests: Sequence[Request]) -> Sets:
+    """The sets of one request, or those of several stacked; the images are shared.
+
+    Args:
+      held: ``bool [N]``, which images of the test split no training nor evaluation sees.
+
+    Raises:
+      RequestError: of several requests, one has no examples in a part where others have.
+      DataError: see :func:`jaxunlearn.data.sets.make_sets`.
+    """
+    # once on the device, for all of them
+    x, y = jnp.asarray(data.train_x), jnp.asarray(data.train_y)
+    unseen, test = (
+        (jnp.asarray(data.test_x[part]), jnp.asarray(data.test_y[part])) for part in (held, ~held)
+    )
+    many = [
+        make_sets(
+            x, y, one, unseen=unseen, test=test, mean=data.mean, std=data.std,
+            num_classes=len(data.class_names),
+        )
+        for one in requests
+    ]  # fmt: skip
+    if len(many) == 1:
+        return many[0]
+    for name in Sets._fields:
+        there = [getattr(sets, name) is not None for sets in many]
+        if any(there) and not all(there):
+            lacking = describe(requests[there.index(False)])
+            raise RequestError(
+                f"request.each: expected {name} examples of every class or of none, got none "
+                f"for {lacking!r}; see data.unseen"
+            )
+    return stack_sets(many)
+
+
+def positions(sets: Sets, held: np.ndarray) -> dict[str, np.ndarray]:
+    """Where in the official splits the examples of each set of one request lie."""
+    unseen, test = np.flatnonzero(held), np.flatnonzero(~held)
+    carved = {"unseen": unseen, "holdout": unseen, "test_forget": test, "test_retain": test}
+    found = {}
+    for name, part in sets._asdict().items():
+        if part is not None:
+            own = np.asarray(part.indices)[: num_examples(part)]
+            found[name] = carved[name][own] if name in carved else own
+    return found

@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["Judge", "fit_judge", "loss_attack"]
-
 Judge = Callable[[np.ndarray], float]
 """Softmax vectors ``[M, K]`` -> the share of them judged unseen."""
 

@@ -5,18 +5,16 @@ from typing import Any
 
 import jax
 
-from jaxunlearn.errors import expect
-from jaxunlearn.execute import Outcome
-from jaxunlearn.latents import Guide
-from jaxunlearn.members import member
+from jaxunlearn.core.errors import expect
+from jaxunlearn.core.trees import member
+from jaxunlearn.core.types import Apply, Gan, Key, Model, Sets, Variables
+from jaxunlearn.engine.driver import Outcome
+from jaxunlearn.gan import Guide
 from jaxunlearn.metrics.generated import measure_gan, refer_gan
 from jaxunlearn.metrics.measure import measure, refer
 from jaxunlearn.metrics.samples import Extractor
 from jaxunlearn.metrics.table import make_report, speedups
 from jaxunlearn.models import functionalize
-from jaxunlearn.types import Apply, Gan, Key, Model, Sets, Variables
-
-__all__ = ["costs", "evaluate", "member_of"]
 
 
 def evaluate(

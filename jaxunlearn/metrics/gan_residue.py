@@ -7,18 +7,16 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.attribution import features
+from jaxunlearn.core.types import Apply, Gan, Key, Model, Sets, Subset, Unlearner, Variables
 from jaxunlearn.data.sets import num_examples
-from jaxunlearn.latents import Guide
-from jaxunlearn.metrics.residue import linear_probe
+from jaxunlearn.engine import unlearn
+from jaxunlearn.engine.predict import predict
+from jaxunlearn.gan import Guide
+from jaxunlearn.methods.gan_retrain import gan_finetune
+from jaxunlearn.methods.retrain import retrain
+from jaxunlearn.methods.shares import as_subset
+from jaxunlearn.metrics.relearning import linear_probe
 from jaxunlearn.metrics.samples import Extent, Samples, samples_of, shows_forgotten
-from jaxunlearn.predict import predict
-from jaxunlearn.runner import unlearn
-from jaxunlearn.types import Apply, Gan, Key, Model, Sets, Subset, Unlearner, Variables
-from jaxunlearn.unlearners.gan_retrain import gan_finetune
-from jaxunlearn.unlearners.kept import as_subset
-from jaxunlearn.unlearners.retrain import retrain
-
-__all__ = ["downstream", "truth"]
 
 RELEARNED = 50
 """Steps of relearning."""

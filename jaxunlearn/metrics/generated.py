@@ -6,18 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data.sampling import fetch
+from jaxunlearn.core.errors import RequestError
+from jaxunlearn.core.types import Gan, Key, Sets, Variables
+from jaxunlearn.data.batches import fetch
 from jaxunlearn.data.sets import labels_of, num_examples
-from jaxunlearn.errors import RequestError
-from jaxunlearn.latents import Guide, invert, path_images, path_steps
+from jaxunlearn.gan import Guide, invert, path_images, path_steps
 from jaxunlearn.metrics.distances import (
     auc,
     classifier_score,
     frechet_distance,
     kernel_distance,
+    neighbour_scores,
 )
 from jaxunlearn.metrics.gan_residue import downstream, truth
-from jaxunlearn.metrics.neighbours import neighbour_scores
 from jaxunlearn.metrics.samples import (
     DEFAULT_EXTENT,
     Extent,
@@ -31,16 +32,6 @@ from jaxunlearn.metrics.samples import (
     samples_of,
     shows_forgotten,
 )
-from jaxunlearn.types import Gan, Key, Sets, Variables
-
-__all__ = [
-    "GAN_MEASURES",
-    "MEMORISED",
-    "NEIGHBOURS",
-    "GanReference",
-    "measure_gan",
-    "refer_gan",
-]
 
 GAN_MEASURES = 2
 """Raised when a measure is added or changes: models judged by other ones are judged anew."""

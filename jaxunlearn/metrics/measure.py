@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxunlearn.attribution import features
+from jaxunlearn.core.types import Apply, Key, Model, Sets, Variables
 from jaxunlearn.data.sets import num_examples
+from jaxunlearn.engine.predict import Predictions, predict
 from jaxunlearn.metrics.attacks import Judge, fit_judge, loss_attack
-from jaxunlearn.metrics.residue import linear_probe, relearn_curve, relearn_steps
+from jaxunlearn.metrics.relearning import linear_probe, relearn_curve, relearn_steps
 from jaxunlearn.models import check_model, functionalize
-from jaxunlearn.predict import Predictions, predict
-from jaxunlearn.types import Apply, Key, Model, Sets, Variables
-
-__all__ = ["MEASURES", "Reference", "measure", "refer"]
 
 RELEARNED = 0.95
 """Share of the original's forget accuracy at which a class counts as known again."""

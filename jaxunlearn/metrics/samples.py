@@ -8,28 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data.sampling import fetch
+from jaxunlearn.core.types import Apply, Gan, Key, Sets, Subset, Variables
+from jaxunlearn.data.batches import fetch
 from jaxunlearn.data.sets import labels_of, num_examples
-from jaxunlearn.latents import Guide, look
-from jaxunlearn.latents.pool import images_of
-from jaxunlearn.types import Apply, Gan, Key, Sets, Subset, Variables
-
-__all__ = [
-    "DEFAULT_EXTENT",
-    "Extent",
-    "Extractor",
-    "Samples",
-    "extract_all",
-    "extractor",
-    "features_of",
-    "forgets_class",
-    "generate",
-    "logits_of",
-    "samples_of",
-    "see",
-    "shows_forgotten",
-    "training_labels",
-]
+from jaxunlearn.gan import Guide, look
+from jaxunlearn.gan.guide import images_of
 
 Extractor = Callable[[jax.Array], jax.Array]
 """``images [n, ...] -> features [n, F]``: what C-FID and its like are computed on."""

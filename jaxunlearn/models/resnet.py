@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxunlearn.errors import ConfigError
+from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.models.conv import conv
-
-__all__ = ["ResNet"]
 
 
 class _Block(nnx.Module):

@@ -1,10 +1,8 @@
 """What a network does and what was done to it, as pictures: one call, one PNG."""
 
-from jaxunlearn.pictures.concepts import save_concepts
+from jaxunlearn.pictures.concepts import save_concepts, save_maps, save_patches
 from jaxunlearn.pictures.confusions import save_confusions
 from jaxunlearn.pictures.heatmaps import save_heatmaps
-from jaxunlearn.pictures.maps import save_maps
-from jaxunlearn.pictures.patches import save_patches
 from jaxunlearn.pictures.path import save_path
 from jaxunlearn.pictures.poison import save_poison
 from jaxunlearn.pictures.samples import save_samples

@@ -7,10 +7,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn.pictures.marks import class_word, cut, headline, shaped, titled
-from jaxunlearn.pictures.style import INK, MUTED, Page, diverging, legend, pages
-
-__all__ = ["save_confusions", "shares"]
+from jaxunlearn.pictures.style import (
+    INK,
+    MUTED,
+    Page,
+    class_word,
+    cut,
+    diverging,
+    headline,
+    legend,
+    pages,
+    shaped,
+    titled,
+)
 
 # inches
 _PAD, _GAP, _HEAD, _TITLE, _KEY, _LETTER = 0.25, 0.35, 0.55, 0.34, 0.5, 0.064

@@ -8,8 +8,6 @@ import numpy as np
 
 from jaxunlearn.pictures.style import INK, MUTED, Page, diverging, legend, pages, signed
 
-__all__ = ["Column", "Panel", "draw"]
-
 # inches
 _STEP, _GAP, _PICTURE, _LEFT, _RIGHT = 0.34, 1.42, 1.2, 0.35, 0.8
 _TOP, _HEAD, _FOOT, _KEY = 0.2, 0.55, 0.75, 0.6

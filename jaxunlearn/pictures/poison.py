@@ -7,20 +7,20 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxunlearn.pictures.images import to_rgb
-from jaxunlearn.pictures.marks import (
+from jaxunlearn.pictures.style import (
     DONOR,
+    MUTED,
     TARGET,
+    Page,
     class_word,
     cut,
     framed,
     headline,
+    pages,
     titled,
+    to_rgb,
     whole,
 )
-from jaxunlearn.pictures.style import MUTED, Page, pages
-
-__all__ = ["save_poison"]
 
 # inches
 _PAD, _CELL, _NEAR, _APART, _ABOVE, _TOP, _TITLE = 0.25, 1.1, 0.08, 0.4, 0.3, 0.3, 0.34

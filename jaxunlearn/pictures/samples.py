@@ -8,10 +8,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn.pictures.marks import FRAME, cut, headline, titled
-from jaxunlearn.pictures.style import INK, MUTED, Page, as_numbers, pages
-
-__all__ = ["cell", "known", "place", "save_samples", "sheet", "tiles", "toned"]
+from jaxunlearn.pictures.style import (
+    FRAME,
+    INK,
+    MUTED,
+    Page,
+    as_numbers,
+    cut,
+    headline,
+    pages,
+    titled,
+)
 
 # inches
 _PAD, _TOP, _TITLE, _HEAD, _ABOUT, _APART, _LEAST = 0.25, 0.1, 0.35, 0.3, 0.17, 0.2, 2.5

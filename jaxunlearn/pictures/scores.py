@@ -7,12 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn.pictures.marks import cut, headline, shaped, titled
 from jaxunlearn.pictures.samples import known, sheet
 from jaxunlearn.pictures.strips import line_of, plain, sample
-from jaxunlearn.pictures.style import INK, MUTED, Page, pages
-
-__all__ = ["bins_of", "densities", "save_scores"]
+from jaxunlearn.pictures.style import INK, MUTED, Page, cut, headline, pages, shaped, titled
 
 # inches
 _PAD, _TOP, _TITLE, _HEAD, _ABOUT, _CHART, _HIGH, _GAP = 0.25, 0.1, 0.35, 0.35, 0.15, 5.6, 1.2, 0.25

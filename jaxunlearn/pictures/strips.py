@@ -7,11 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn.pictures.marks import cut, headline, shaped, titled
 from jaxunlearn.pictures.samples import cell, known, place, sheet, tiles, toned
-from jaxunlearn.pictures.style import MUTED, Page, pages
-
-__all__ = ["line_of", "plain", "sample", "save_strips"]
+from jaxunlearn.pictures.style import MUTED, Page, cut, headline, pages, shaped, titled
 
 # inches
 _PAD, _TOP, _TITLE, _LINE, _LETTER, _GAP, _FOOT = 0.25, 0.1, 0.35, 0.2, 0.085, 0.35, 0.25
@@ -101,10 +98,7 @@ def save_strips(
 
 def line_of(number: int) -> dict[str, Any]:
     """Colour and dashes of the n-th line, the same in all charts of a picture."""
-    return {
-        "color": _COLOURS[number % len(_COLOURS)],
-        "linestyle": _DASHES[number % len(_DASHES)],
-    }
+    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _DASHES[number % len(_DASHES)]}
 
 
 def sample(page: Page, left: float, middle: float, wide: float, number: int, **style: Any) -> None:

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.report.cells import ORIGINAL, RETRAINED, count, number, trial_kind
-
-__all__ = ["save_png"]
+from jaxunlearn.report.text import ORIGINAL, RETRAINED, count, number, trial_kind
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from jaxunlearn.report.cells import (
+from jaxunlearn.report.text import (
     ORIGINAL,
     RETRAINED,
     beside_paper,
@@ -21,8 +21,6 @@ from jaxunlearn.report.cells import (
     paper_legend,
     trial_kind,
 )
-
-__all__ = ["ReportTable", "print_report", "to_table"]
 
 _LAST = ["floor", "ideal"]
 

@@ -15,28 +15,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxunlearn.core.types import Batch, Gan, Key, Variables
 from jaxunlearn.training.descent import trained, with_trained
-from jaxunlearn.types import Batch, Gan, Key, Variables
-
-__all__ = [
-    "Players",
-    "average_in",
-    "begin_players",
-    "descend",
-    "learn",
-    "learn_discriminator",
-    "learn_generator",
-    "mean_of",
-    "players_result",
-    "real_or_generated",
-]
 
 
 class Players(NamedTuple):
     """The networks of a GAN and the states of their optimizers.
 
     Attributes:
-      generator, discriminator, ema: as in the variables of a :class:`~jaxunlearn.types.Gan`.
+      generator, discriminator, ema: as in the variables of a :class:`~jaxunlearn.core.types.Gan`.
       generator_opt, discriminator_opt: optax states.
     """
 
@@ -97,10 +84,7 @@ DiscriminatorLoss = Callable[[Variables, Key], tuple[jax.Array, Variables]]
 
 
 def learn_discriminator(
-    optimizer: optax.GradientTransformation,
-    players: Players,
-    loss: DiscriminatorLoss,
-    key: Key,
+    optimizer: optax.GradientTransformation, players: Players, loss: DiscriminatorLoss, key: Key
 ) -> tuple[Players, jax.Array, jax.Array]:
     """One update of the discriminator by any loss; gives players, loss, whether finite."""
     before = players.discriminator

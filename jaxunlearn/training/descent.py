@@ -10,19 +10,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.errors import ConfigError
-from jaxunlearn.types import Batch, Batches, Info, Key, Model, Needs, Sets, Unlearner, Variables
-
-__all__ = [
-    "DescentState",
-    "LossAndMore",
-    "Objective",
-    "accuracy",
-    "cross_entropy",
-    "descent",
-    "trained",
-    "with_trained",
-]
+from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.types import (
+    Batch,
+    Batches,
+    Info,
+    Key,
+    Model,
+    Needs,
+    Sets,
+    Unlearner,
+    Variables,
+)
 
 
 class DescentState(NamedTuple):

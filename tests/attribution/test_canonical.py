@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxunlearn.attribution.canonical import canonical
-from jaxunlearn.attribution.integrated import integrated_gradients
+from jaxunlearn.attribution.ig import integrated_gradients
+from jaxunlearn.jaxprs.replay import canonical
 
 
 def draw(seed, *shape):
@@ -48,11 +48,7 @@ CONVOLUTIONS = {
         (6, 2, 3, 3),
         (2, 4, 6, 7),
     ),
-    "one axis": (
-        convolution(("NCW", "OIW", "NCW"), window_strides=(2,)),
-        (5, 4, 3),
-        (2, 4, 7),
-    ),
+    "one axis": (convolution(("NCW", "OIW", "NCW"), window_strides=(2,)), (5, 4, 3), (2, 4, 7)),
 }
 
 

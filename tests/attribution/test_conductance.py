@@ -13,10 +13,13 @@ from flax import linen, nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxunlearn.attribution import quadrature
-from jaxunlearn.attribution.integrated import integrated_gradients
-from jaxunlearn.attribution.layers import conductance, layer_integrated_gradients
-from jaxunlearn.attribution.named import named
+from jaxunlearn.attribution.ig import (
+    conductance,
+    integrated_gradients,
+    layer_integrated_gradients,
+    quadrature,
+)
+from jaxunlearn.jaxprs.replay import named
 
 LAYERS = {
     "mlp_relu": ["act1", "act2"],

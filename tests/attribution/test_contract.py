@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from networks import NETWORKS
 
-from jaxunlearn.attribution import lrp, rules, seeds
+from jaxunlearn.attribution import lrp
+from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution.lrp import rules
 
 REST = ("", rules.epsilon())
 RULES = {

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn.attribution.cut import cut_at_features, cut_at_map
 from jaxunlearn.attribution.maps import concept_maps, grad_cam
+from jaxunlearn.jaxprs.structure import cut_at_features, cut_at_map
 
 KEY = jax.random.key(0)
 NETWORKS = {"mlp": (6, 6, 1), "cnn": (8, 8, 1), "resnet8": (8, 8, 3)}

@@ -6,7 +6,8 @@ import nets
 import numpy as np
 import pytest
 
-from jaxunlearn.attribution import lrp, rules
+from jaxunlearn.attribution import lrp
+from jaxunlearn.attribution.lrp import rules
 
 CASES = {
     # network: the taps of the reference at each unit's output and input; relevance
@@ -19,11 +20,7 @@ CASES = {
         "fc1": ("fc1", "pool2"),
         "fc2": ("fc2", "relu3"),
     },
-    "avgpool_net": {
-        "conv1": ("relu1", "input"),
-        "conv2": ("relu2", "pool1"),
-        "fc": ("fc", "gap"),
-    },
+    "avgpool_net": {"conv1": ("relu1", "input"), "conv2": ("relu2", "pool1"), "fc": ("fc", "gap")},
 }
 REST = ("", rules.epsilon())
 RULES = {

@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxunlearn.attribution import baselines, quadrature, seeds
-from jaxunlearn.attribution.integrated import integrated_gradients
+from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution.ig import baselines, integrated_gradients, quadrature
 
 RULES = {
     "gausslegendre": quadrature.gauss_legendre,

@@ -9,7 +9,9 @@ import pytest
 from flax import linen, nnx
 from jax import lax
 
-from jaxunlearn.attribution import lrp, rules, seeds
+from jaxunlearn.attribution import lrp
+from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution.lrp import rules
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from networks import NETWORKS
 
-from jaxunlearn.attribution import lrp, rules, seeds
+from jaxunlearn.attribution import lrp
+from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution.lrp import rules
 
 
 @pytest.fixture(autouse=True)
@@ -182,7 +184,8 @@ def test_9_seeds_say_what_they_are():
 def test_10_a_path_in_layer_space_is_not_conductance_and_trapezoid_weights_sum_to_one():
     from jax.ad_checkpoint import checkpoint_name
 
-    from jaxunlearn.attribution import conductance, layer_integrated_gradients, quadrature
+    from jaxunlearn.attribution import conductance, layer_integrated_gradients
+    from jaxunlearn.attribution.ig import quadrature
 
     # h = (x^2, x), f = h1 h2: straight in h from 0 to (1, 1), or along the curve of x
     def net(variables, x):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from jaxunlearn.attribution import baselines, quadrature
+from jaxunlearn.attribution.ig import baselines, quadrature
 
 DEGREES = {  # polynomials that n nodes integrate exactly
     quadrature.gauss_legendre: lambda n: 2 * n - 1,

@@ -12,9 +12,11 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from networks import NETWORKS, Draws
 
-from jaxunlearn.attribution import lrp, rules, seeds, structure
-from jaxunlearn.attribution.steps import plan
-from jaxunlearn.attribution.trace import trace
+from jaxunlearn.attribution import lrp, structure
+from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution.lrp import rules
+from jaxunlearn.jaxprs.program import trace
+from jaxunlearn.jaxprs.steps import plan
 
 DRAW = Draws(11)
 X = DRAW(4, 6)

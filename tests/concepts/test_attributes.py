@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jaxunlearn.concepts import TABLES, attribute_sets, load_table
-from jaxunlearn.concepts.draws import evenly
-from jaxunlearn.errors import DataError
+from jaxunlearn.concepts.bank import evenly
+from jaxunlearn.core.errors import DataError
 
 CLASSES = {
     "cifar10": [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.concepts import load_bank, make_bank, margins, save_bank
-from jaxunlearn.errors import DataError
+from jaxunlearn.core.errors import DataError
 
 
 def bank(**options):

@@ -17,9 +17,9 @@ from jaxunlearn.concepts import (
     infer_concepts,
 )
 from jaxunlearn.config import TrainConfig
-from jaxunlearn.data.digits_source import load_digits
-from jaxunlearn.data.sampling import fetch
-from jaxunlearn.errors import DataError
+from jaxunlearn.core.errors import DataError
+from jaxunlearn.data.batches import fetch
+from jaxunlearn.data.sources.digits import load_digits
 from tests import toy
 
 KEY = jax.random.key(0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.attribution import quadrature
+from jaxunlearn.attribution.ig import quadrature
 from jaxunlearn.concepts import (
     Bottleneck,
     check_donor,

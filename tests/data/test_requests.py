@@ -3,8 +3,8 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.config import Request
+from jaxunlearn.core.errors import RequestError
 from jaxunlearn.data.requests import describe, forget_mask, same_kind_mask, separate
-from jaxunlearn.errors import RequestError
 
 LABELS = np.array([0, 1, 2, 1, 0, 2, 2])
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxunlearn.data.sampling import draw, draw_batches, fetch, in_order, shuffled
+from jaxunlearn.core.types import Needs, Sets
+from jaxunlearn.data.batches import draw, draw_batches, fetch, in_order, shuffled
 from jaxunlearn.data.sets import as_examples, subset
-from jaxunlearn.types import Needs, Sets
 
 MANY, ONCE = Needs(retain=True), Needs(retain=True, once=True)
 

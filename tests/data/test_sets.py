@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
+from jaxunlearn.core.errors import DataError
 from jaxunlearn.data.sets import as_examples, num_examples, stratified_mask, subset, whole
-from jaxunlearn.errors import DataError
 from tests import toy
 
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from jaxunlearn.config import DataConfig
+from jaxunlearn.core.errors import DataError
 from jaxunlearn.data.sources import SOURCES, load_dataset
-from jaxunlearn.errors import DataError
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tfds"
 COUNTS = {"train": (12, 12), "test": (16,)}  # examples of each shard: 40 in all
@@ -216,10 +216,7 @@ def test_validation_serves_as_test(tmp_path, config):
 def test_differing_shapes_need_image_size(tmp_path, config):
     sides = [(SIZE, SIZE + i % 4) for i in range(8)]
     write_tfds(
-        tmp_path / "tfds",
-        shape=(None, None, 3),
-        splits={"train": (8,), "test": (8,)},
-        sizes=sides,
+        tmp_path / "tfds", shape=(None, None, 3), splits={"train": (8,), "test": (8,)}, sizes=sides
     )
     fails(config(), "one shape", "(12, 12, 3)", "(12, 13, 3)", "data.image_size=")
     assert load_dataset(config(image_size=10)).train_x.shape == (8, 10, 10, 3)
@@ -301,7 +298,7 @@ def test_unwritable_cache_is_a_warning(shapes, config, tmp_path):
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    from jaxunlearn.data.cache import cache_root
+    from jaxunlearn.data.dataset import cache_root
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
@@ -423,7 +420,7 @@ def test_preparing_without_tensorflow_says_what_to_do(config, tmp_path, monkeypa
 
 
 def test_failed_download_says_what_to_do(monkeypatch):
-    from jaxunlearn.data import tfds_library
+    from jaxunlearn.data.sources import tfds_decode as tfds_library
 
     class Builder:
         data_path = "somewhere/mnist"

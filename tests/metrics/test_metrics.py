@@ -5,13 +5,13 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.data.sets import as_examples, subset
-from jaxunlearn.execute import Outcome
+from jaxunlearn.engine.driver import Outcome
+from jaxunlearn.engine.predict import predict
 from jaxunlearn.metrics.attacks import fit_judge, loss_attack
 from jaxunlearn.metrics.evaluate import member_of
 from jaxunlearn.metrics.measure import measure, refer
-from jaxunlearn.metrics.residue import linear_probe, relearn_curve, relearn_steps
+from jaxunlearn.metrics.relearning import linear_probe, relearn_curve, relearn_steps
 from jaxunlearn.metrics.table import METRICS, make_report
-from jaxunlearn.predict import predict
 from tests import toy
 
 KEY = jax.random.key(0)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.metrics.neighbours import NeighbourScores, neighbour_scores
-from jaxunlearn.nearest import CHUNK, nearest
+from jaxunlearn.core.nearest import CHUNK, nearest
+from jaxunlearn.metrics.distances import NeighbourScores, neighbour_scores
 
 MODES = [None, True, False]
 

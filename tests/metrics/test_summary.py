@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxunlearn.metrics.published import compare
-from jaxunlearn.metrics.summary import estimate, floor, paired, spread
-from jaxunlearn.metrics.table import Judged, Trial, make_report, summarise
+from jaxunlearn.metrics.statistics import estimate, floor, paired, spread
+from jaxunlearn.metrics.table import Judged, Trial, compare, make_report, summarise
 
 T4, T1 = 2.7764, 12.7062  # Student's t, .975, 4 and 1 degrees of freedom, from a printed table
 

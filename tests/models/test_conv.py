@@ -61,8 +61,7 @@ def test_anything_else_is_the_plain_operation(special):
     x, kernel = draw((2, 5, 5, 4), (3, 3, 4 // special.get("feature_group_count", 1), 4))
     args = ((1, 1), ((1, 1), (1, 1)))
     chex.assert_trees_all_close(
-        gradients(conv, x, kernel, *args, **special),
-        gradients(plain, x, kernel, *args, **special),
+        gradients(conv, x, kernel, *args, **special), gradients(plain, x, kernel, *args, **special)
     )
 
 

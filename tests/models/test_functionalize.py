@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import pytest
 from flax import linen, nnx
 
-from jaxunlearn.errors import ConfigError
+from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.types import Model
 from jaxunlearn.models import check_model, functionalize, variables_of
-from jaxunlearn.types import Model
 
 X = jax.random.normal(jax.random.key(5), (6, 4))
 KEY = jax.random.key(0)

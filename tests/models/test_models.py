@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.errors import ConfigError
+from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.models import MODELS, build, check_model
 
 SMALL = {

@@ -5,10 +5,9 @@ import optax
 import pytest
 
 from jaxunlearn.config import TrainConfig
-from jaxunlearn.errors import ConfigError
-from jaxunlearn.training.augment import crop_flip, make_augment
+from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.training.descent import cross_entropy, trained, with_trained
-from jaxunlearn.training.optimizers import make_optimizer
+from jaxunlearn.training.optimizers import crop_flip, make_augment, make_optimizer
 
 
 def steps(config, gradients, total=10):

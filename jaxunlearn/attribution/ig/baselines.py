@@ -1,0 +1,162 @@
+"""Baselines: what an input is compared with, made from the input ``x [B, ...]``.
+
+A baseline is an array or a function of ``x``. The functions made here are pytrees, so
+that they can be arguments of a jitted function. As an array, and as what a function
+returns, a baseline has one of the shapes
+
+* ``[]``: one number everywhere;
+* ``[...]``: one example, for all of ``x``;
+* ``[B, ...]`` or ``[1, ...]``: one for each example;
+* ``[n, B, ...]`` or ``[n, 1, ...]``: n of them, over which attributions are averaged.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Baseline = Callable[[jax.Array], jax.Array] | jax.typing.ArrayLike
+"""An array, or a function from ``x [B, ...]`` to one, of a shape named above."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Zero:
+    """See :func:`zero`."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, ...]``: the baseline."""
+        return jnp.zeros_like(x)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Noise:
+    """See :func:`noise`."""
+
+    key: jax.Array
+    scale: jax.typing.ArrayLike
+    mean: jax.typing.ArrayLike
+    n: int = field(metadata={"static": True})
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[n, B, ...]``: the baselines."""
+        drawn = jax.random.normal(self.key, (self.n, *x.shape), x.dtype)
+        return jnp.asarray(self.mean, x.dtype) + jnp.asarray(self.scale, x.dtype) * drawn
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Blurred:
+    """See :func:`blurred`."""
+
+    sigma: float = field(metadata={"static": True})
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, H, W, C]``: the baseline."""
+        if x.ndim != 4:
+            raise ValueError(f"blurred: expected images [B, H, W, C], got shape {x.shape}")
+        rows, columns = (jnp.asarray(_blur(n, self.sigma), x.dtype) for n in x.shape[1:3])
+        return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x)
+
+
+def zero() -> Zero:
+    """Zeros: black, or the mean image where inputs are normalised."""
+    return Zero()
+
+
+def mean(examples: jax.typing.ArrayLike) -> jax.Array:
+    """``[...]``, the mean of examples ``[N, ...]``: one baseline for all."""
+    return jnp.mean(jnp.asarray(examples), axis=0)
+
+
+def several(examples: jax.typing.ArrayLike) -> jax.Array:
+    """``[n, 1, ...]``: each of ``[n, ...]`` is a baseline for all; attributions are averaged.
+
+    With examples of the training set this is Expected Gradients without its sampling.
+
+    Source: Erion et al. 2021 (Expected Gradients).
+    """
+    return jnp.asarray(examples)[:, None]
+
+
+def noise(
+    key: jax.Array,
+    n: int = 8,
+    *,
+    scale: jax.typing.ArrayLike = 1.0,
+    mean: jax.typing.ArrayLike = 0.0,
+) -> Noise:
+    """n baselines ``mean + scale * normal``, drawn for each example and averaged over.
+
+    Inside ``shard_map`` every shard draws alike, unless each is given a key of its own.
+
+    Args:
+      key: the same key draws the same baselines.
+      n: how many.
+      scale: standard deviation.
+      mean: a number, or an array that broadcasts against ``x`` at equal rank.
+
+    Raises:
+      ValueError: if ``n`` is below 1.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"noise: expected n of at least 1, got {n!r}")
+    return Noise(key=key, scale=scale, mean=mean, n=n)
+
+
+def blurred(sigma: float) -> Blurred:
+    """Images ``[B, H, W, C]`` through a Gaussian: what remains is where, not what.
+
+    Behind the border of the image nothing is assumed: the kernel is cut there and
+    normalised again, so that a constant image stays as it is.
+
+    Args:
+      sigma: standard deviation in pixels.
+
+    Raises:
+      ValueError: if ``sigma`` is not positive; when applied, if ``x`` has another rank.
+
+    Source: Fong and Vedaldi 2017 (blur as the absence of a feature).
+    """
+    if not sigma > 0 or not math.isfinite(sigma):
+        raise ValueError(f"blurred: expected a positive sigma, got {sigma!r}")
+    return Blurred(sigma=float(sigma))
+
+
+def resolve(baseline: Any, x: jax.Array) -> jax.Array:
+    """Baselines ``[n, B or 1, ...]`` of the dtype of ``x``.
+
+    Raises:
+      TypeError: if ``x`` holds integers and the baseline does not.
+      ValueError: if the shape is none of those of a :data:`Baseline`.
+    """
+    found = jnp.asarray(baseline(x) if callable(baseline) else baseline)
+    if jnp.issubdtype(x.dtype, jnp.integer) and not jnp.issubdtype(found.dtype, jnp.integer):
+        raise TypeError(f"baseline: expected integers as in x, got {found.dtype}")
+    found = found.astype(x.dtype)
+    if found.ndim == 0:
+        return jnp.broadcast_to(found, (1, 1, *x.shape[1:]))
+    wanted = x.shape[1:]
+    if found.ndim == x.ndim - 1 and found.shape == wanted:
+        return found[None, None]
+    if found.ndim == x.ndim and found.shape[1:] == wanted and found.shape[0] in (1, x.shape[0]):
+        return found[None]
+    rows = found.shape[1:2]
+    if found.ndim == x.ndim + 1 and found.shape[2:] == wanted and rows in ((1,), x.shape[:1]):
+        return found
+    raise ValueError(
+        f"baseline: expected one for each example {x.shape}, one for all {wanted} or "
+        f"several (n, {x.shape[0]} or 1, *{wanted}), got shape {found.shape}"
+    )
+
+
+def _blur(n: int, sigma: float) -> np.ndarray:
+    """``[n, n]``: a Gaussian filter along an axis of that length, rows of sum 1."""
+    apart = np.subtract.outer(np.arange(n), np.arange(n))
+    kernel = np.exp(-0.5 * (apart / sigma) ** 2)
+    return kernel / kernel.sum(axis=1, keepdims=True)

@@ -1,0 +1,320 @@
+"""Rules that weigh by the contributions as they are: LRP-0, epsilon, norm; and pass.
+
+Rules for the first layer, whose input is not what a relu let through.
+
+Rules that tell positive from negative contributions: z+, alpha-beta, gamma.
+
+With ``p = W+ a+ + W- a- + c+`` and ``n = W+ a- + W- a+ + c-``, the output is ``z = p + n``.
+Hence one extra forward operation serves all three (``n = z - p``), two where the input has
+both signs; and one or two transposed ones, twice as many for both signs.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxunlearn.attribution.lrp.affine import Affine
+from jaxunlearn.attribution.lrp.ledger import Loss, no_loss
+from jaxunlearn.attribution.lrp.rules.base import Propagated, Rule, check_positive, share
+
+
+def epsilon(eps: float = 1e-6, *, bias: bool = True) -> Rule:
+    """The epsilon rule: ``R_a = a * W' (R / stab(z))``.
+
+    One transposed operation; the forward pass is used again.
+
+    Args:
+      eps: what keeps the division from zero; it absorbs relevance.
+      bias: whether ``c`` is part of ``z`` and absorbs its share.
+
+    Raises:
+      ValueError: if ``eps`` is not positive (see :func:`zero`).
+
+    Source: Bach et al. 2015, eq. 58.
+    """
+    check_positive("eps", eps, "; LRP-0 is zero()")
+    return _by_contribution(f"epsilon({eps:g})", eps, bias)
+
+
+def zero(*, bias: bool = True) -> Rule:
+    """LRP-0: ``R_a = a * W' (R / z)``; what sits on ``z = 0`` is dropped.
+
+    Args:
+      bias: as in :func:`epsilon`.
+
+    Source: Bach et al. 2015, eq. 56.
+    """
+    return _by_contribution("zero", 0.0, bias)
+
+
+def norm(eps: float = 1e-6) -> Rule:
+    """Each input by its share of the output: the epsilon rule of the operation itself.
+
+    What average pools and sums of data follow.
+
+    Raises:
+      ValueError: if ``eps`` is not positive.
+
+    Source: Anders et al. 2021 (zennit, "Norm").
+    """
+    check_positive("eps", eps)
+    return _by_contribution("norm", eps, True)
+
+
+def _by_contribution(name: str, eps: float, bias: bool) -> Rule:
+    def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
+        del z
+        s, loss = share(relevance, affine.linear(), affine.bias() if bias else None, eps)
+        return Propagated(a * affine.transpose(s), loss)
+
+    return Rule(name, propagate)
+
+
+def identity() -> Rule:
+    """The pass rule: ``R_a = R``, for a unit whose input has the shape of its output.
+
+    Raises:
+      ValueError: when applied, if the shapes differ.
+
+    Source: Montavon et al. 2019, for layers that are left out.
+    """
+
+    def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
+        del affine
+        if a.shape != z.shape:
+            raise ValueError(
+                "rules: expected a unit that keeps its shape for identity(), "
+                f"got {a.shape} -> {z.shape}"
+            )
+        return Propagated(relevance, no_loss(relevance))
+
+    return Rule("identity", propagate)
+
+
+def zbox(low: ArrayLike, high: ArrayLike, eps: float = 1e-6) -> Rule:
+    """The z-box rule, for inputs that lie between bounds, such as pixels.
+
+    ``s = R / stab(W a - W+ l - W- h)``; ``R_a = a * W' s - l * W+' s - h * W-' s``.
+
+    Args:
+      low, high: the bounds ``l`` and ``h``, broadcast against the input as the unit reads it
+        (normalised pixels if the function is given normalised pixels).
+      eps: keeps the division from zero.
+
+    Raises:
+      ValueError: if a lower bound is above its upper bound, or ``eps`` is not positive.
+
+    Source: Montavon et al. 2017, eq. 17 (z^B).
+    """
+    check_positive("eps", eps)
+    traced = isinstance(low, jax.core.Tracer) or isinstance(high, jax.core.Tracer)
+    if not traced and np.any(np.asarray(low) > np.asarray(high)):
+        raise ValueError(f"low, high: expected low <= high, got {low} and {high}")
+
+    def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
+        del z
+        kernel = affine.kernel()
+        up, down = jnp.maximum(kernel, 0), jnp.minimum(kernel, 0)
+        floor = jnp.broadcast_to(jnp.asarray(low, a.dtype), a.shape)
+        ceiling = jnp.broadcast_to(jnp.asarray(high, a.dtype), a.shape)
+        bounds = affine.forward(floor, up) + affine.forward(ceiling, down)
+        s, loss = share(relevance, affine.linear() - bounds, None, eps)
+        # W = W+ + W-: two transposed operations, not three
+        below = (a - floor) * affine.transpose(s, up) + (a - ceiling) * affine.transpose(s, down)
+        return Propagated(below, loss)
+
+    return Rule("zbox", propagate)
+
+
+def wsquare(eps: float = 1e-6, *, bias: bool = True) -> Rule:
+    """The w2 rule: by squared weights, whatever the input.
+
+    ``s = R / stab(W^2 1 + c^2)``; ``R_a = W^2' s``.
+
+    Args:
+      eps: keeps the division from zero.
+      bias: whether ``c^2`` is part of the denominator and absorbs its share.
+
+    Raises:
+      ValueError: if ``eps`` is not positive.
+
+    Source: Montavon et al. 2017, eq. 11.
+    """
+    check_positive("eps", eps)
+
+    def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
+        del z
+        kernel = jnp.square(affine.kernel())
+        shift = jnp.square(affine.bias()) if bias else None
+        s, loss = share(relevance, affine.forward(jnp.ones_like(a), kernel), shift, eps)
+        return Propagated(affine.transpose(s, kernel), loss)
+
+    return Rule("wsquare", propagate)
+
+
+def flat(eps: float = 1e-6) -> Rule:
+    """The flat rule: alike to all inputs of a unit (all weights 1, no bias).
+
+    Args:
+      eps: keeps the division from zero.
+
+    Raises:
+      ValueError: if ``eps`` is not positive.
+
+    Source: Lapuschkin et al. 2019.
+    """
+    check_positive("eps", eps)
+
+    def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
+        del z
+        kernel = jnp.ones_like(affine.kernel())
+        s, loss = share(relevance, affine.forward(jnp.ones_like(a), kernel), None, eps)
+        return Propagated(affine.transpose(s, kernel), loss)
+
+    return Rule("flat", propagate)
+
+
+def zplus(eps: float = 1e-6, *, bias: bool = True) -> Rule:
+    """The z+ rule: only what raises the output counts.
+
+    ``s = R / stab(W+ a+ + W- a- + c+)``; ``R_a = a+ * W+' s + a- * W-' s``.
+
+    Args:
+      eps: keeps the division from zero.
+      bias: whether ``c+`` is part of the denominator and absorbs its share.
+
+    Raises:
+      ValueError: if ``eps`` is not positive.
+
+    Source: Montavon et al. 2017 (deep Taylor), extended to inputs of both signs.
+    """
+    check_positive("eps", eps)
+
+    def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
+        del z
+        up, _ = _parts(affine)
+        shift = jnp.maximum(affine.bias(), 0) if bias else None
+        s, loss = share(relevance, _raised(affine, a), shift, eps)
+        if affine.nonnegative:
+            return Propagated(a * affine.transpose(s, up), loss)
+        return Propagated(_returned(affine, a, s, None), loss)
+
+    return Rule("zplus", propagate)
+
+
+def alpha_beta(
+    alpha: float = 2.0, beta: float = 1.0, eps: float = 1e-6, *, bias: bool = True
+) -> Rule:
+    """The alpha-beta rule: what raises and what lowers the output, weighed apart.
+
+    ``s = R / stab(p)``, ``t = R / stab(n)``, and ``R_a = alpha (a+ * W+' s + a- * W-' s)
+    - beta (a+ * W-' t + a- * W+' t)``.
+
+    Args:
+      alpha, beta: their difference is 1, neither is negative.
+      eps: keeps the divisions from zero.
+      bias: whether ``c+`` and ``c-`` are part of the denominators.
+
+    Raises:
+      ValueError: if ``alpha - beta`` is not 1, one is negative, or ``eps`` is not positive.
+
+    Source: Bach et al. 2015, eq. 60.
+    """
+    check_positive("eps", eps)
+    if beta < 0 or abs(alpha - beta - 1) > 1e-9:
+        raise ValueError(f"alpha, beta: expected alpha - beta = 1, both >= 0, got {alpha}, {beta}")
+
+    def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
+        del z
+        raised = _raised(affine, a)
+        lowered = -_lowered(affine, a, raised)
+        # below the rounding of the larger part the smaller one is not known
+        least = jnp.maximum(raised * jnp.finfo(raised.dtype).eps, eps)
+        c = affine.bias() if bias else jnp.zeros_like(lowered)
+        s, gained = share(alpha * relevance, raised, jnp.maximum(c, 0), eps)
+        t, lost = share(-beta * relevance, lowered, jnp.maximum(-c, 0), least)
+        loss = Loss(*(one + other for one, other in zip(gained, lost, strict=True)))
+        return Propagated(_returned(affine, a, s, -t), loss)
+
+    return Rule(f"alpha_beta({alpha:g}, {beta:g})", propagate)
+
+
+def gamma(gamma: float = 0.25, eps: float = 1e-6, *, bias: bool = True) -> Rule:
+    """The gamma rule for inputs and outputs of both signs.
+
+    What has the sign of the output counts ``1 + gamma`` times::
+
+        z > 0:  s = R / stab(z + gamma p),  contributions of p times 1 + gamma
+        z < 0:  s = R / stab(z + gamma n),  contributions of n times 1 + gamma
+
+    and what sits on ``z = 0`` is dropped.
+
+    Args:
+      gamma: not negative; 0 is the epsilon rule, large values come close to z+.
+      eps: keeps the division from zero.
+      bias: whether ``c`` is part of the denominators; the sign is that of ``z`` either way.
+
+    Raises:
+      ValueError: if ``gamma`` is negative or ``eps`` not positive.
+
+    Source: Montavon et al. 2019, in the signed form of Andeol et al. 2021.
+    """
+    check_positive("eps", eps)
+    if gamma < 0:
+        raise ValueError(f"gamma: expected a number >= 0, got {gamma}")
+
+    def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
+        linear, raised = affine.linear(), _raised(affine, a)
+        up, more = z > 0, 1 + gamma
+        part = jnp.where(up, raised, _lowered(affine, a, raised))
+        shift = None
+        if bias:
+            c = affine.bias()
+            shift = c + gamma * jnp.where(up, jnp.maximum(c, 0), jnp.minimum(c, 0))
+        silent = jnp.where(z == 0, relevance, 0)
+        s, loss = share(relevance - silent, linear + gamma * part, shift, eps)
+        below = _returned(affine, a, s * jnp.where(up, more, 1), s * jnp.where(up, 1, more))
+        return Propagated(below, loss._replace(dead=loss.dead + silent))
+
+    return Rule(f"gamma({gamma:g})", propagate)
+
+
+def _parts(affine: Affine) -> tuple[jax.Array, jax.Array]:
+    kernel = affine.kernel()
+    return jnp.maximum(kernel, 0), jnp.minimum(kernel, 0)
+
+
+def _raised(affine: Affine, a: jax.Array) -> jax.Array:
+    """``W+ a+ + W- a-``: the sum of the positive contributions."""
+    up, down = _parts(affine)
+    if affine.nonnegative:
+        return affine.forward(a, up)
+    return affine.forward(jnp.maximum(a, 0), up) + affine.forward(jnp.minimum(a, 0), down)
+
+
+def _lowered(affine: Affine, a: jax.Array, raised: jax.Array) -> jax.Array:
+    """``W- a+ + W+ a-``: the sum of the negative contributions.
+
+    What is left of the output, at no pass; in half precision, where a difference of sums
+    has no digits to spare, by passes of its own.
+    """
+    if jnp.finfo(raised.dtype).bits >= 32:
+        return jnp.minimum(affine.linear() - raised, 0)
+    up, down = _parts(affine)
+    if affine.nonnegative:
+        return affine.forward(a, down)
+    return affine.forward(jnp.maximum(a, 0), down) + affine.forward(jnp.minimum(a, 0), up)
+
+
+def _returned(affine: Affine, a: jax.Array, s: jax.Array, t: jax.Array | None) -> jax.Array:
+    """``s`` back along the positive contributions, ``t`` along the negative ones."""
+    up, down = _parts(affine)
+
+    def along(first: jax.Array, second: jax.Array) -> jax.Array:
+        back = affine.transpose(s, first)
+        return back if t is None else back + affine.transpose(t, second)
+
+    if affine.nonnegative:
+        return a * along(up, down)
+    return jnp.maximum(a, 0) * along(up, down) + jnp.minimum(a, 0) * along(down, up)

@@ -1,0 +1,200 @@
+"""The way back: relevance from the output to the input, one step after the other."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn.attribution.lrp import crossings as attention
+from jaxunlearn.attribution.lrp import crossings as maxima
+from jaxunlearn.attribution.lrp import crossings as routes
+from jaxunlearn.attribution.lrp import ledger
+from jaxunlearn.attribution.lrp import rules as _rules
+from jaxunlearn.attribution.lrp.affine import Affine
+from jaxunlearn.attribution.lrp.ledger import Absorbed, Loss
+from jaxunlearn.attribution.lrp.rules import OperationRule, Rule, Rules
+from jaxunlearn.jaxprs.axes import Axis
+from jaxunlearn.jaxprs.primitives import LOSING
+from jaxunlearn.jaxprs.program import where
+from jaxunlearn.jaxprs.steps import Plan, Step
+
+_ABSORBING = ("linear", "pool", "sum", "matmul", "softmax", "choice")
+_NORM = _rules.norm(routes.NORM_EPS)
+_Value = TypeVar("_Value")
+
+Crossed = tuple[list[jax.Array], Loss | None]
+"""Relevance of each of a step's inputs, and what was absorbed, if the rule says so."""
+
+
+class Sweep:
+    """One pass back through a plan; collects what :class:`Relevance` shows.
+
+    Attributes:
+      neurons, inputs, named, ledger: as in ``Relevance``, in the order they were met.
+    """
+
+    def __init__(self, planned: Plan, rules: Rules, env: dict[int, Any]) -> None:
+        self.planned = planned
+        self.rules = rules
+        self.chosen = _rules.assign(rules, planned.units)
+        self.env = env
+        self.found: dict[int, jax.Array] = {}
+        self.neurons: dict[str, jax.Array] = {}
+        self.inputs: dict[str, jax.Array] = {}
+        self.named: dict[str, jax.Array] = {}
+        self.ledger: dict[str, Absorbed] = {}
+
+    def run(self, start: jax.Array) -> jax.Array:
+        """The relevance of ``x``, from that of the output."""
+        program = self.planned.program
+        self.found[program.out] = start
+        for step in reversed(self.planned.steps):
+            if step.unit is not None or any(v in self.found for v in step.outs):
+                self.back(step)
+        first = self.found.get(program.x)
+        return jnp.zeros(program.shape(program.x), start.dtype) if first is None else first
+
+    def in_order(self, values: dict[str, _Value]) -> dict[str, _Value]:
+        """In execution order, which is how a person reads a network."""
+        return dict(reversed(values.items()))
+
+    def back(self, step: Step) -> None:
+        """Takes one step back."""
+        above = [self.take(v) for v in step.outs]
+        below, loss = self.cross(step, above)
+        into = [v for v in step.ins if v in self.planned.program.data]
+        for value, relevance in zip(into, below, strict=True):
+            known = self.found.get(value)
+            self.found[value] = relevance if known is None else known + relevance
+        if step.unit is not None:
+            self.neurons[step.key] = self.features_last(step.outs[0], above[0])
+            self.inputs[step.key] = below[0]
+        if step.name == "name":
+            self.named[step.key] = above[0]
+        own = _rules.for_operation(self.rules, step.name) is not None
+        if own or step.kind in _ABSORBING or step.name in LOSING:
+            self.account(step, above, list(zip(into, below, strict=True)), loss)
+
+    def take(self, value: int) -> jax.Array:
+        """The relevance of a value, all of whose consumers have been crossed."""
+        relevance = self.found.pop(value, None)
+        if relevance is None:
+            like = self.env[value]
+            floating = jnp.issubdtype(like.dtype, jnp.floating)
+            return jnp.zeros(like.shape, like.dtype if floating else jnp.float32)
+        return relevance
+
+    def cross(self, step: Step, above: list[jax.Array]) -> Crossed:
+        """The relevance of a step's inputs that depend on the data."""
+        env, op = self.env, step.ops[0]
+        own = None if step.unit is not None else _rules.for_operation(self.rules, step.name)
+        if isinstance(own, OperationRule):
+            return self.by_operation(own, step, above), None
+        if own is not None and step.kind != "pool":
+            raise ValueError(
+                f"rules: expected rules.operation(...) for the primitive {step.name!r}, which is "
+                f"no linear unit, got {own.name}"
+            )
+        a, z = env[step.ins[0]], env[step.outs[0]]
+        match step.kind:
+            case "linear":
+                assert step.unit is not None
+                return self.by_rule(self.chosen[step.unit], step, a, z, above[0])
+            case "pool":
+                return self.by_rule(own or _NORM, step, a, z, above[0])
+            case "pass":
+                return [routes.passed(above[0], a)], None
+            case "sum":
+                return routes.summed(op, above[0], z, [env[v] for v in step.ins])
+            case "layout":
+                return routes.layout(op, self.planned.program, env, above), None
+            case "lookup":
+                return [routes.looked_up(op, above[0], a)], None
+            case "max":
+                return [maxima.winner(op, a, z, above[0])], None
+            case "choice":
+                chosen = routes.chosen(op, above[0], [env[v] for v in op.ins])
+                data = self.planned.program.data
+                pairs = zip(step.ins, chosen, strict=True)
+                return [relevance for v, relevance in pairs if v in data], None
+            case "gate":
+                return attention.gate(above[0]), None
+            case "matmul":
+                return attention.matmul(op, above[0], z, [env[v] for v in step.ins])
+            case "softmax":
+                below, loss = attention.softmax(above[0], a, z, step.axes)
+                return [below], loss
+            case _:
+                raise NotImplementedError(_refusal(step))
+
+    def by_rule(
+        self, rule: Rule, step: Step, a: jax.Array, z: jax.Array, above: jax.Array
+    ) -> Crossed:
+        affine = Affine(self.planned.program, step, self.env)
+        out = rule.propagate(affine, a, z, above)
+        below, loss = out if isinstance(out, _rules.Propagated) else (out, None)
+        if below.shape != a.shape:
+            raise ValueError(
+                f"rules: expected {rule.name} to return relevance {a.shape} for {step.key}, "
+                f"got {below.shape}"
+            )
+        return [below], loss
+
+    def by_operation(
+        self, rule: OperationRule, step: Step, above: list[jax.Array]
+    ) -> list[jax.Array]:
+        op, program = step.ops[0], self.planned.program
+        ins, outs = ([self.env[v] for v in some] for some in (op.ins, op.outs))
+        data = [i for i, v in enumerate(op.ins) if v in step.ins and v in program.data]
+        operation = _rules.Operation(step.name, op.params, ins, outs, data)
+        below = list(rule.propagate(operation, above))
+        shapes = [program.shape(op.ins[i]) for i in data]
+        found = [getattr(r, "shape", type(r).__name__) for r in below]
+        if found != shapes:
+            raise ValueError(
+                f"rules: expected {rule.name} to return relevance {shapes} for {step.key}, "
+                f"got {found}"
+            )
+        return below
+
+    def features_last(self, value: int, relevance: jax.Array) -> jax.Array:
+        """``[B, ..., features]`` also where an operation put its neurons elsewhere."""
+        examples, neurons = self.planned.examples.get(value), self.planned.neurons.get(value)
+        shape = relevance.shape
+        if examples is None or neurons is None:
+            return relevance
+        if not (examples.exact(shape) and neurons[1].exact(shape)):
+            return relevance
+        if examples.dim == neurons[1].dim:
+            return relevance
+        return jnp.moveaxis(relevance, (examples.dim, neurons[1].dim), (0, -1))
+
+    def account(
+        self,
+        step: Step,
+        above: list[jax.Array],
+        below: list[tuple[int, jax.Array]],
+        loss: Loss | None,
+    ) -> None:
+        """Enters what the step absorbed into the ledger."""
+        axes: Mapping[int, Axis | None] = self.planned.examples
+        touched = (*step.outs, *(value for value, _ in below))
+        if self.planned.program.shape(self.planned.program.x)[0] == 1:
+            axes = dict.fromkeys(touched)  # one example: wherever it lies
+        if any(v not in axes for v in touched):
+            return
+        self.ledger[step.key] = ledger.entry(
+            [(r, axes[v]) for v, r in zip(step.outs, above, strict=True)],
+            [(r, axes[v]) for v, r in below],
+            loss,
+        )
+
+
+def _refusal(step: Step) -> str:
+    op = step.ops[0]
+    return (
+        f"relevance propagation does not cover the primitive '{op.name}' on {len(step.ins)} "
+        f"value(s) that depend on the data, at {where(op)}; to say how relevance crosses it, "
+        f"add ('{op.name}', rules.operation(propagate)) to the rules"
+    )

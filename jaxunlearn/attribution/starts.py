@@ -1,0 +1,111 @@
+"""Seeds: the relevance that propagation starts from, made from the logits ``[B, K]``.
+
+A seed is a pytree, so that it can be an argument of a jitted function.
+Logits are meant, before any softmax.
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ArgMax:
+    """See :func:`argmax`."""
+
+    times_logit: bool = field(default=False, metadata={"static": True})
+
+    def __call__(self, logits: jax.Array) -> jax.Array:
+        """``[B, K]``: the seed."""
+        return _one_hot(jnp.argmax(logits, axis=-1), logits, self.times_logit)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Label:
+    """See :func:`label`."""
+
+    y: jax.Array
+    times_logit: bool = field(default=False, metadata={"static": True})
+
+    def __call__(self, logits: jax.Array) -> jax.Array:
+        """``[B, K]``: the seed."""
+        return _one_hot(_labels("label", self.y, logits), logits, self.times_logit)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Margin:
+    """See :func:`margin`."""
+
+    y: jax.Array
+    times_logit: bool = field(default=False, metadata={"static": True})
+
+    def __call__(self, logits: jax.Array) -> jax.Array:
+        """``[B, K]``: the seed."""
+        y = _labels("margin", self.y, logits)
+        others = jnp.where(jax.nn.one_hot(y, logits.shape[-1], dtype=bool), -jnp.inf, logits)
+        rival = _one_hot(jnp.argmax(others, axis=-1), logits, self.times_logit)
+        return _one_hot(y, logits, self.times_logit) - rival
+
+
+def argmax(*, times_logit: bool = False) -> ArgMax:
+    """1 on the largest logit (the first of equals), 0 elsewhere.
+
+    Args:
+      times_logit: the logit itself instead of 1.
+
+    Source: arXiv 2410.23693 (with 1); Bach et al. 2015 (with the logit).
+    """
+    return ArgMax(times_logit=times_logit)
+
+
+def label(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Label:
+    """1 on the logit of a class, 0 elsewhere.
+
+    Args:
+      y: ``int [B]``, or one class for all examples.
+      times_logit: the logit itself instead of 1.
+
+    Raises:
+      ValueError: when applied, if ``y`` has another shape.
+    """
+    return Label(y=jnp.asarray(y), times_logit=times_logit)
+
+
+def margin(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Margin:
+    """1 on the logit of a class, -1 on the largest of the others, 0 elsewhere.
+
+    What speaks for the class and against its best rival, rather than for both.
+
+    Args:
+      y: ``int [B]``, or one class for all examples.
+      times_logit: the logits themselves instead of 1 and -1: the sum is their difference.
+
+    Raises:
+      ValueError: when applied, if ``y`` has another shape.
+
+    Source: own; as a seed of contrasts, Gu et al. 2018 (contrastive LRP).
+    """
+    return Margin(y=jnp.asarray(y), times_logit=times_logit)
+
+
+def _labels(name: str, y: jax.Array, logits: jax.Array) -> jax.Array:
+    if jnp.shape(y) not in ((), logits.shape[:1]):
+        raise ValueError(
+            f"{name}: expected one label or labels [{logits.shape[0]}], got shape {jnp.shape(y)}"
+        )
+    classes = logits.shape[-1]
+    if not isinstance(y, jax.core.Tracer) and np.any(
+        (np.asarray(y) < 0) | (np.asarray(y) >= classes)
+    ):
+        raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got {np.asarray(y)}")
+    return jnp.broadcast_to(jnp.asarray(y), logits.shape[:1])
+
+
+def _one_hot(y: jax.Array, logits: jax.Array, times_logit: bool) -> jax.Array:
+    seed = jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
+    return seed * logits if times_logit else seed

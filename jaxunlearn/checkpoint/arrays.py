@@ -1,0 +1,168 @@
+"""The arrays of a checkpoint: a table of the tree's leaves, and Orbax for the contents.
+
+Orbax writes the arrays under their leaf paths (``params/dense/kernel``), each process
+and device its own part. The table, ``leaves.json``, holds what Orbax does not know:
+the keys of each path, the generators of typed keys, and arrays without elements.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from jaxunlearn.checkpoint.folder import LEAVES, VARIABLES
+from jaxunlearn.core.errors import CheckpointError
+
+
+class Spec(NamedTuple):
+    """How a leaf is stored.
+
+    Attributes:
+      path: its keys in the tree.
+      shape: of the array; for a typed key, of its ``uint32`` data.
+      dtype: of the leaf; ``key<...>`` for a typed key.
+      impl: the generator of a typed key; ``None`` for any other leaf.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    impl: str | None
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+Leaves = dict[str, tuple[Spec, Any]]
+"""Leaf path -> (how it is stored, the leaf), in the order of the tree."""
+
+
+def flatten(tree: Any) -> Leaves:
+    """Raises ``TypeError`` for a leaf that is no array, ``ValueError`` for equal paths."""
+    found: Leaves = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        path = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
+        name = "/".join(path)
+        if name in found:
+            raise ValueError(f"expected distinct leaf paths, got {name!r} twice")
+        leaf = leaf if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else np.asarray(leaf)
+        if not _is_key(leaf) and leaf.dtype.kind in "OUSMm":  # objects, texts, dates
+            raise TypeError(f"leaf {name!r}: expected an array, got dtype {leaf.dtype}")
+        found[name] = _spec(path, leaf), leaf
+    return found
+
+
+def write(path: Path, leaves: Leaves) -> None:
+    """Writes the table and the arrays into the folder ``path``; called by all processes."""
+    if jax.process_index() == 0:
+        table = [spec._asdict() for spec, _ in leaves.values()]
+        (path / LEAVES).write_text(json.dumps(table, indent=2) + "\n")
+    arrays = {name: _storable(leaf) for name, (spec, leaf) in leaves.items() if not _empty(spec)}
+    if arrays:  # Orbax refuses an empty tree, and arrays without elements
+        ocp.save(path / VARIABLES, arrays)
+
+
+def read(path: Path, like: Any = None) -> Any:
+    """Reads what ``write`` wrote, as ``checkpoint.load`` describes."""
+    stored = _read_table(path)
+    # without ``like``, as if like NumPy arrays
+    wanted = {n: (s, _template(s)) for n, s in stored.items()} if like is None else flatten(like)
+    _check_alike(path, {name: spec for name, (spec, _) in wanted.items()}, stored)
+    targets = {name: _target(leaf, stored[name]) for name, (_, leaf) in wanted.items()}
+    arrays = {name: _zeros(targets[name]) for name, spec in stored.items() if _empty(spec)}
+    rest = {name: target for name, target in targets.items() if name not in arrays}
+    try:
+        arrays |= ocp.load(path / VARIABLES, rest) if rest else {}
+    except Exception as error:  # Orbax has many kinds
+        raise CheckpointError(f"cannot read checkpoint {path}: {error}") from error
+    leaves = {name: _finish(arrays[name], leaf, stored[name]) for name, (_, leaf) in wanted.items()}
+    if like is None:
+        return _nest({stored[name].path: leaf for name, leaf in leaves.items()})
+    return jax.tree.unflatten(jax.tree.structure(like), leaves.values())
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _spec(path: tuple[str, ...], leaf: Any) -> Spec:
+    if not _is_key(leaf):
+        return Spec(path, tuple(leaf.shape), str(leaf.dtype), None)
+    data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    # an abstract key has no key_impl; it is only compared, and that by its dtype
+    impl = str(jax.random.key_impl(leaf)) if isinstance(leaf, jax.Array) else None
+    return Spec(path, data.shape, str(leaf.dtype), impl)
+
+
+def _empty(spec: Spec) -> bool:
+    return 0 in spec.shape
+
+
+def _storable(leaf: Any) -> Any:
+    array = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    several = jax.process_count() > 1
+    if isinstance(array, jax.Array) and not (several and array.is_fully_addressable):
+        return array
+    # of several processes one alone holds it: that Orbax saves only from NumPy
+    return np.asarray(array)
+
+
+def _read_table(path: Path) -> dict[str, Spec]:
+    rows = json.loads((path / LEAVES).read_text())
+    specs = [
+        Spec(tuple(row["path"]), tuple(row["shape"]), row["dtype"], row["impl"]) for row in rows
+    ]
+    return {"/".join(spec.path): spec for spec in specs}
+
+
+def _check_alike(path: Path, wanted: dict[str, Spec], stored: dict[str, Spec]) -> None:
+    for name in wanted | stored:
+        expected, got = (str(specs.get(name, "none")) for specs in (wanted, stored))
+        if expected != got:
+            raise CheckpointError(
+                f"checkpoint {path}: leaf {name!r}: expected {expected}, got {got}"
+            )
+
+
+def _template(spec: Spec) -> np.ndarray:
+    """An array of this shape that takes no memory."""
+    dtype = np.uint32 if spec.impl else jnp.dtype(spec.dtype)
+    return np.broadcast_to(np.zeros((), dtype), spec.shape)
+
+
+def _target(leaf: Any, spec: Spec) -> Any:
+    """What tells Orbax the kind of array to make: a sharded one or a NumPy array."""
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None or (isinstance(leaf, jax.Array) and not leaf.committed):
+        return _template(spec)
+    dtype = jnp.uint32 if spec.impl else leaf.dtype
+    return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding)
+
+
+def _zeros(target: Any) -> Any:
+    array = np.zeros(target.shape, target.dtype)
+    return array if isinstance(target, np.ndarray) else jax.device_put(array, target.sharding)
+
+
+def _finish(array: Any, leaf: Any, spec: Spec) -> Any:
+    """From the array as Orbax made it to a leaf of the kind of ``leaf``."""
+    if isinstance(leaf, np.ndarray | np.generic):
+        return array
+    array = jnp.array(array) if isinstance(array, np.ndarray) else array
+    return jax.random.wrap_key_data(array, impl=spec.impl) if spec.impl else array
+
+
+def _nest(leaves: dict[tuple[str, ...], Any]) -> Any:
+    if () in leaves:
+        return leaves[()]
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = leaf
+    return tree

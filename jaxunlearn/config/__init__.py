@@ -1,0 +1,172 @@
+"""One experiment as frozen dataclasses: what is written beside every checkpoint.
+
+Pure Python: neither JAX nor NumPy is imported, so that a mistake on the command
+line is reported at once.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "GanConfig",
+    "ModelConfig",
+    "Published",
+    "Request",
+    "TrainConfig",
+    "to_dict",
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and how they are split."""
+
+    # "digits" (embedded), a TFDS name or folder ("mnist", "cifar10"), or a path to an .npz
+    name: str = "digits"
+    # TFDS data directory; None: TFDS's own default, downloading where needed
+    dir: str | None = None
+    # images taken from the official test split, never trained nor evaluated on
+    unseen: int = 400
+    # images are resized to this many pixels a side; None: kept, and must all agree
+    image_size: int | None = None
+    # folder for decoded arrays; None: the user's cache directory
+    cache: str | None = None
+    # seed of the test split's division into unseen and test
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    # a name of `jaxunlearn list`
+    name: str = "mlp"
+    # keyword arguments of the network's constructor
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the original and the retrained models are trained."""
+
+    epochs: float = 20.0
+    batch_size: int = 128
+    # "sgd" (Nesterov momentum), "adam" or "adamw"
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    # "constant" or "cosine" (to zero)
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    # of "adam" and "adamw": decay of the means of gradients and of their squares
+    betas: tuple[float, float] = (0.9, 0.999)
+    # "none" or "crop_flip" (zero-padded random crop and mirror image)
+    augment: str = "none"
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """What concerns generators and discriminators alone; read where ``model`` is one of them."""
+
+    # weight of the R1 penalty, and every how many steps it is taken
+    r1: float = 0.0
+    r1_every: int = 16
+    # decay of the generator's moving average, whose images count
+    ema: float = 0.999
+    # the classifiers of the run: a guide for the methods, a judge for the metrics
+    classifier: ModelConfig = field(default_factory=ModelConfig)
+    classifier_train: TrainConfig = field(default_factory=TrainConfig)
+    # generated images that a model is judged by
+    samples: int = 5000
+    # images inverted, and steps of an inversion, for the metrics; 0 images: not measured
+    inverted: int = 64
+    inversion_steps: int = 200
+    # steps of training a classifier on generated images; 0: not measured
+    downstream_steps: int = 300
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be forgotten: exactly one of classes, indices and share, or each class.
+
+    Attributes:
+      classes: every training example of these classes.
+      indices: these positions of the training split.
+      share: this share of the training split, drawn at random with ``seed``.
+      each: not one request but many: every class by itself, of all classes or of those in
+        ``classes``. The original is trained once, and each method runs for all of them
+        as one program.
+    """
+
+    classes: tuple[int, ...] = ()
+    indices: tuple[int, ...] = ()
+    share: float = 0.0
+    seed: int = 0
+    each: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """A paper's numbers on the same task, shown beside ours."""
+
+    # where they come from and what differs there (hardware, network)
+    source: str = ""
+    # label of a model ("original", "retrained" or one of the methods) -> metric -> value; the
+    # metrics: jaxunlearn.metrics.table.HEADS
+    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+DIGITS_METHODS: Mapping[str, Mapping[str, Any]] = {
+    "neuron_path": {"per_sample": 20, "neurons": 20},
+    "path_head_only": {
+        "method": "neuron_path",
+        "per_sample": 20,
+        "neurons": 20,
+        "weights": ("class",),
+    },
+    "finetune": {"steps": 100},
+    "gradient_ascent": {"steps": 30, "optimizer": "adam", "learning_rate": 1e-4},
+    "random_label": {"steps": 50},
+    "concept_poison": {"bank": "digits", "steps": 200, "optimizer": "adam", "learning_rate": 3e-3},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole experiment; the defaults are the embedded one."""
+
+    # the run's folder below the runs directory
+    name: str = "digits"
+    # every random choice but the data split follows from it
+    seed: int = 0
+    # so many runs of the whole, with seed, seed + 1, ...: means and confidence intervals
+    seeds: int = 1
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    gan: GanConfig = field(default_factory=GanConfig)
+    request: Request = field(default_factory=lambda: Request(classes=(3,)))
+    # label -> options: "method" (default: the label), "steps", "batch_size", the optimizer's
+    # "optimizer", "learning_rate", "schedule", "weight_decay", "momentum", and the
+    # method's own keyword arguments
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: dict(DIGITS_METHODS))
+    # retrained models of each seed, or of each class where ``request.each``; two or more on the
+    # same request give the oracle-against-oracle noise floor
+    oracles: int = 3
+    # on accelerators: so many models at a time where many share a program; None: all at once
+    at_a_time: int | None = None
+    # "single", "data" or "fsdp", over all devices
+    mesh: str = "single"
+    # (regex on the parameter path, mesh axes of the trailing dimensions); before the preset's own
+    rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+    # what a paper reports, for the table beside ours
+    published: Published = field(default_factory=Published)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as nested plain dictionaries, lists and scalars (JSON)."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,81 @@
+"""Many models in one program."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def member(tree: Any, number: int) -> Any:
+    """One member of a tree whose leaves have a leading axis of members."""
+    return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+def in_chunks(fn: Callable[[jax.Array], Any], count: int, size: int) -> Any:
+    """``fn`` of ``0 .. count - 1``, a few at a time, to bound the memory.
+
+    Args:
+      fn: from places ``int32 [size]`` to a tree with leaves ``[size, ...]``.
+      count: static; the last chunk repeats the last place.
+      size: of a chunk, at most.
+
+    Returns:
+      The tree, with leaves ``[count, ...]``.
+    """
+    size = min(size, count)
+    turns = -(-count // size)
+    places = jnp.minimum(jnp.arange(turns * size, dtype=jnp.int32), count - 1)
+    found = jax.lax.map(fn, places.reshape(turns, size))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
+
+
+def ensemble(
+    fn: Callable[..., Any],
+    in_axes: Sequence[Any],
+    *,
+    vectorise: bool | None = None,
+    batch_size: int | None = None,
+) -> Callable[..., Any]:
+    """Maps ``fn`` over a leading axis, in the way that pays on this back end.
+
+    On CPU one member after the other (``lax.map``): vectorised members would become
+    grouped convolutions there, 2 to 3 times slower than a loop. On accelerators all
+    members at once (``vmap``), or ``batch_size`` at a time where memory is short.
+
+    Args:
+      fn: a function of positional pytrees.
+      in_axes: one entry an argument, each a prefix of that argument with leaves
+        ``0`` (mapped) or ``None`` (shared by all members).
+      vectorise: all members at once, or one after the other; default: by back end.
+      batch_size: vectorised members at a time; ``None`` for all.
+
+    Returns:
+      A function of the same arguments; every leaf of its result has a leading axis.
+    """
+
+    def mapped(*args: Any) -> Any:
+        at_once = jax.default_backend() != "cpu" if vectorise is None else vectorise
+        if at_once and batch_size is None:
+            return jax.vmap(fn, tuple(in_axes))(*args)
+        leaves, treedef = jax.tree.flatten(args)
+        mapped_leaves = jax.tree.leaves(
+            jax.tree.map(
+                lambda axis, part: jax.tree.map(lambda _: axis is not None, part),
+                tuple(in_axes),
+                args,
+                is_leaf=lambda node: node is None,
+            )
+        )
+        varying = [leaf for leaf, own in zip(leaves, mapped_leaves, strict=True) if own]
+
+        def member(theirs: list[Any]) -> Any:
+            rest = iter(theirs)
+            merged = [
+                next(rest) if own else leaf for leaf, own in zip(leaves, mapped_leaves, strict=True)
+            ]
+            return fn(*jax.tree.unflatten(treedef, merged))
+
+        return jax.lax.map(member, varying, batch_size=batch_size if at_once else None)
+
+    return mapped

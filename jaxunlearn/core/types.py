@@ -1,0 +1,234 @@
+"""The words of the library as types.
+
+Shapes, here and everywhere: ``N`` examples of a split, ``M`` capacity of a
+subset, ``B`` examples of a batch, ``K`` classes, ``...`` the shape of one
+example (images are ``H, W, C``).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Key = jax.Array
+"""A typed key, ``jax.random.key(seed)``."""
+
+Variables = Any
+"""What a model computes with: a mapping ``{"params": ..., <other collections>}``
+whose other collections (batch statistics, say) are not trained; or any pytree
+without a ``"params"`` entry, all of which is trained."""
+
+State = Any
+"""A pytree that an unlearner carries from step to step."""
+
+Apply = Callable[[Variables, jax.Array], jax.Array]
+"""``apply(variables, x [B, ...]) -> logits [B, K]``, in inference mode."""
+
+
+class Model(NamedTuple):
+    """A network as pure functions; :func:`jaxunlearn.functionalize` makes one.
+
+    Attributes:
+      init: ``key -> variables``, freshly drawn.
+      apply: ``variables, x -> logits``, in inference mode.
+      apply_train: ``variables, x, key -> (logits, variables)``, in training mode;
+        the variables returned differ in the collections that are not trained
+        (running batch statistics); the key feeds dropout.
+    """
+
+    init: Callable[[Key], Variables]
+    apply: Apply
+    apply_train: Callable[[Variables, jax.Array, Key], tuple[jax.Array, Variables]]
+
+
+class Gan(NamedTuple):
+    """A generator and a discriminator as pure functions; :func:`jaxunlearn.build_gan` makes one.
+
+    Its variables are ``{"generator": ..., "discriminator": ..., "ema": ...}``, each laid out
+    like those of a :class:`Model`; ``"ema"`` is a moving average of the generator, which is
+    what images are taken from. ``Z`` is the size of a latent vector ``z``, drawn from the
+    standard normal distribution, ``W`` that of a style ``w``.
+
+    Attributes:
+      init: ``key -> variables``, freshly drawn; ``"ema"`` equals ``"generator"``.
+      style: ``generator, z [B, Z], y int [B] -> w [B, W]``; ``z`` itself where the generator
+        has no mapping network. Networks without labels do not read ``y``.
+      synthesize: ``generator, w -> x [B, ...]``, in inference mode.
+      synthesize_train: ``generator, w, key -> (x, generator)``, in training mode; the variables
+        returned differ in the collections that are not trained; the key feeds noise.
+      discriminate: ``discriminator, x, y -> d [B]``, the logit of being real, in inference mode.
+      discriminate_train: ``discriminator, x, y, key -> (d, discriminator)``.
+      latent: ``Z``.
+      shape: of one image.
+      num_classes: of the labels that the networks read; 0 if they read none.
+      couples: whether an image's logit depends on the others of its batch (batch
+        normalisation, standard deviation over the batch): then real and generated images
+        are passed separately.
+      maps: whether the generator has a mapping network, so that ``w`` is not ``z``.
+    """
+
+    init: Callable[[Key], Variables]
+    style: Callable[[Variables, jax.Array, jax.Array], jax.Array]
+    synthesize: Callable[[Variables, jax.Array], jax.Array]
+    synthesize_train: Callable[[Variables, jax.Array, Key], tuple[jax.Array, Variables]]
+    discriminate: Callable[[Variables, jax.Array, jax.Array], jax.Array]
+    discriminate_train: Callable[
+        [Variables, jax.Array, jax.Array, Key], tuple[jax.Array, Variables]
+    ]
+    latent: int
+    shape: tuple[int, ...]
+    num_classes: int
+    couples: bool
+    maps: bool
+
+
+class Examples(NamedTuple):
+    """Labelled examples as they lie on the device, shared by many subsets.
+
+    Attributes:
+      x: ``[N, ...]``, integers or floats, not yet normalised.
+      y: ``int32 [N]``, class labels.
+      mean: broadcasts against one example; subtracted by the reader.
+      std: broadcasts against one example; divides after the subtraction.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    mean: jax.Array
+    std: jax.Array
+
+
+class Subset(NamedTuple):
+    """Some of the examples: the first ``size`` of ``indices``.
+
+    ``size`` is an array, not a shape, so that subsets of different sizes and
+    one capacity run in one compiled program and map over a leading axis.
+
+    Attributes:
+      examples: what is shared.
+      indices: ``int32 [M]``, positions in ``examples``; those behind ``size``
+        are padding and repeat valid ones.
+      size: ``int32 []``, between 0 and ``M``.
+    """
+
+    examples: Examples
+    indices: jax.Array
+    size: jax.Array
+
+
+class Batch(NamedTuple):
+    """Examples drawn from a subset, normalised.
+
+    Attributes:
+      x: ``float32 [B, ...]``.
+      y: ``int32 [B]``; all ``-1`` for a method that declared not to need labels.
+      weight: ``float32 [B]``, 1 for an example that counts, 0 for padding.
+      slot: ``int32 [B]``, places in the subset, from 0 to ``size - 1``: where ``init``,
+        which sees the whole subset in its order, computed something of each example.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    weight: jax.Array
+    slot: jax.Array
+
+
+class Sets(NamedTuple):
+    """What a request to forget makes of the data; a field may be ``None``.
+
+    Attributes:
+      forget: training examples to be forgotten.
+      retain: all other training examples.
+      unseen: examples of what is to be forgotten that no training saw.
+      holdout: examples of everything else that no training saw.
+      test_forget: test examples of what is to be forgotten (evaluation only).
+      test_retain: all other test examples (evaluation only).
+    """
+
+    forget: Subset | None = None
+    retain: Subset | None = None
+    unseen: Subset | None = None
+    holdout: Subset | None = None
+    test_forget: Subset | None = None
+    test_retain: Subset | None = None
+
+
+class Batches(NamedTuple):
+    """One step's batch of each set that the unlearner declared."""
+
+    forget: Batch | None = None
+    retain: Batch | None = None
+    unseen: Batch | None = None
+    holdout: Batch | None = None
+
+
+class Needs(NamedTuple):
+    """What an unlearner may see; the runner passes nothing else.
+
+    Attributes:
+      forget, retain, unseen, holdout: whether the set is passed.
+      labels: whether labels are passed with the examples.
+      once: a single pass: every step brings examples not seen before, the last
+        batch is padded with weight 0, and the number of steps follows from the
+        size of the sets. Otherwise the sets are shuffled and repeated for as
+        many steps as the caller asks.
+      samples: with ``once``, at most so many examples of each set, drawn at
+        random; ``None`` for all.
+    """
+
+    forget: bool = False
+    retain: bool = False
+    unseen: bool = False
+    holdout: bool = False
+    labels: bool = True
+    once: bool = False
+    samples: int | None = None
+
+
+class Info(NamedTuple):
+    """Diagnostics of one step: read by a person or a stop rule, never carried.
+
+    Attributes:
+      metrics: named scalars (``loss``, ``accuracy``, ...).
+      finite: ``bool []``, whether loss and update were finite.
+    """
+
+    metrics: dict[str, jax.Array]
+    finite: jax.Array
+
+
+class Preparation(NamedTuple):
+    """What a method finds out on the host, before its compiled part.
+
+    For fits by libraries that know arrays only (scikit-learn), on the sets that the
+    method declared. Its time counts as the method's.
+
+    Attributes:
+      run: ``variables, sets, key -> prepared``, any pytree of arrays, whose shapes do not
+        depend on values; of several members it is run for each.
+      shapes: ``variables, sets -> prepared`` as ``jax.ShapeDtypeStruct``, from arrays or
+        their shapes; raises what ``run`` would, as far as that can be told.
+    """
+
+    run: Callable[[Variables, "Sets", Key], Any]
+    shapes: Callable[[Variables, "Sets"], Any]
+
+
+class Unlearner(NamedTuple):
+    """A method that makes a model forget, as pure functions.
+
+    Attributes:
+      init: ``variables, sets, key -> state``; all that is computed before the loop. With a
+        preparation: ``variables, sets, key, prepared -> state``.
+      step: ``state, batches -> (state, info)``; compiled once.
+      result: ``state -> variables`` of the same structure, shapes and dtypes as
+        those given to ``init``.
+      needs: which sets ``init`` and ``step`` may see.
+      prepare: what is found out before ``init``, where that cannot be compiled.
+    """
+
+    init: Callable[..., State]
+    step: Callable[[State, Batches], tuple[State, Info]]
+    result: Callable[[State], Variables]
+    needs: Needs
+    prepare: Preparation | None = None

@@ -1,0 +1,184 @@
+"""Image sets in the folder layout of TensorFlow Datasets (TFDS), as arrays.
+
+A prepared folder ``NAME/[CONFIG/]VERSION`` is found and checked without TFDS;
+TFDS is imported to decode it, once, and to prepare a set that is not there yet.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn.config import DataConfig
+from jaxunlearn.core.errors import DataError
+from jaxunlearn.data.dataset import Dataset, cache_root, read_entry, write_entry
+from jaxunlearn.data.sources.names import SOURCES, hint, unknown
+from jaxunlearn.data.sources.tfds_decode import Shards, decode, prepare
+
+# changes when what is cached for the same folder changes
+_CACHE_FORMAT = 1
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+# NAME, NAME/CONFIG, either with :VERSION; nothing that climbs out of the folder
+_NAME = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)*)(:(?P<version>\d+\.\d+\.\d+))?")
+_DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+
+
+def load_tfds(config: DataConfig) -> Dataset:
+    """The image set ``config.name`` from the cache, from a prepared folder, or from TFDS.
+
+    With ``config.dir`` the set is only ever read, from that folder. Without, it is
+    read from TFDS's own folder (``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``)
+    and downloaded and prepared there if absent, which needs TensorFlow once.
+
+    Raises:
+      DataError: see :func:`jaxunlearn.data.sources.load_dataset`.
+    """
+    folder = _find_folder(config)
+    shards = _check_folder(folder)
+    entry = cache_root(config.cache) / _entry_name(config, folder, shards)
+    dataset = read_entry(entry)
+    if dataset is None:
+        dataset = decode(folder, shards, config.image_size)
+        write_entry(entry, dataset)
+    return dataset
+
+
+# Finding the folder
+
+
+def _find_folder(config: DataConfig) -> Path:
+    match = _NAME.fullmatch(config.name)
+    root = config.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    folder = Path(os.path.expanduser(root))
+    if match is None:
+        raise unknown(config.name, SOURCES)
+    if config.dir is not None and not folder.is_dir():
+        raise DataError(f"data.dir: expected a folder, found none at {folder}")
+    version = _version_folder(folder / match["path"], match["version"])
+    if version is not None:
+        return version
+    if config.dir is None:
+        return prepare(config.name)
+    raise _not_below(folder, match["path"], config.name)
+
+
+def _version_folder(folder: Path, version: str | None) -> Path | None:
+    """The folder of that version, or of the highest; ``None`` if there is none."""
+    if version is not None:
+        return folder / version if (folder / version).is_dir() else None
+    found = [v for v in _listing(folder) if _VERSION.fullmatch(v)]
+    return folder / max(found, key=lambda v: [int(n) for n in v.split(".")]) if found else None
+
+
+def _not_below(root: Path, path: str, name: str) -> DataError:
+    folder = root / path
+    if folder.is_dir():
+        return DataError(
+            f"{folder}: expected the version folder of {name!r}, such as 1.0.0, "
+            f"found {_listed(_listing(folder))}"
+        )
+    here = [entry for entry in _listing(root) if (root / entry).is_dir()]
+    download = " (unset data.dir to have TFDS download it)" if name in SOURCES else ""
+    return DataError(
+        f"{folder}: expected the data set {name!r} in TFDS layout, found no such folder in "
+        f"{root}, only {_listed(here)}{download}; built in are {', '.join(SOURCES)}"
+        f"{hint(name, [*SOURCES, *here])}"
+    )
+
+
+def _listing(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return []
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "nothing"
+
+
+# Checking it
+
+
+def _check_folder(folder: Path) -> Shards:
+    """Checks by names and sizes, without TFDS, that both splits are there in full."""
+    info = _read_json(folder, "dataset_info.json")
+    _read_json(folder, "features.json")
+    formats = [info.get("fileFormat"), *info.get("alternativeFileFormats", [])]
+    if "array_record" not in formats:
+        raise DataError(
+            f"{folder}: expected files of the format array_record, which is read without "
+            f"TensorFlow, found {formats[0]}; prepare the set again in another folder with "
+            "TFDS's file_format='array_record' and set data.dir to that folder"
+        )
+    splits = {split["name"]: split for split in info.get("splits", [])}
+    test = "test" if "test" in splits else "validation"
+    if "train" not in splits or test not in splits:
+        raise DataError(
+            f"{folder}: expected the splits train and test (or validation), found {_listed(splits)}"
+        )
+    name = info.get("name", "")
+    return {split: _check_shards(folder, name, splits[split]) for split in ("train", test)}
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__} instead of an object")
+        return content
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder}: expected a complete data set in TFDS layout, found no {name}, "
+            f"only {_listed(_listing(folder))}"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{folder / name}: expected JSON as TFDS writes it, got {error}") from error
+
+
+def _check_shards(folder: Path, name: str, split: dict[str, Any]) -> list[tuple[Path, int]]:
+    counts = [int(n) for n in split.get("shardLengths", [])]
+    if sum(counts) == 0:
+        raise DataError(
+            f"{folder / 'dataset_info.json'}: expected shardLengths with at least one example "
+            f"for the split {split['name']}, found {split.get('shardLengths')}"
+        )
+    shards = [
+        (folder / _shard_name(split, name, index, len(counts)), count)
+        for index, count in enumerate(counts)
+    ]
+    missing = [path.name for path, _ in shards if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{folder}: expected {len(shards)} shards of the split {split['name']}, "
+            f"found {len(shards) - len(missing)}; missing: {_listed(missing[:5])}"
+        )
+    for path, count in shards:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: expected {count} examples, found an empty file")
+    return shards
+
+
+def _shard_name(split: dict[str, Any], name: str, index: int, total: int) -> str:
+    values = {"DATASET": name, "SPLIT": split["name"], "FILEFORMAT": "array_record"}
+    values |= {"SHARD_INDEX": f"{index:05d}", "NUM_SHARDS": f"{total:05d}"}
+    values["SHARD_X_OF_Y"] = f"{index:05d}-of-{total:05d}"
+    template = split.get("filepathTemplate") or _DEFAULT_TEMPLATE
+    return re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), template)
+
+
+def _entry_name(config: DataConfig, folder: Path, shards: Shards) -> str:
+    """Changes with whatever changes the decoded arrays."""
+    metadata = [
+        (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(folder.iterdir())
+        if path.name.endswith((".json", ".labels.txt"))
+    ]
+    files = [path for split in shards.values() for path, _ in split]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    identity = [_CACHE_FORMAT, config.name, config.image_size, list(shards), metadata, stats]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return f"{re.sub('[^A-Za-z0-9_.-]', '-', config.name)}-{digest[:20]}"

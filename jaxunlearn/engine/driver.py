@@ -1,0 +1,315 @@
+"""The Python side of a run: check, compile, loop over chunks, read diagnostics."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.core.errors import DivergenceError, RequestError
+from jaxunlearn.core.trees import member
+from jaxunlearn.core.types import (
+    Batches,
+    Info,
+    Key,
+    Needs,
+    Sets,
+    State,
+    Subset,
+    Unlearner,
+    Variables,
+)
+from jaxunlearn.data.sets import alone, num_examples, request
+from jaxunlearn.engine.loop import Job, advance, has_weight_gradient_convolution, init, result
+from jaxunlearn.engine.sharding import place, replicate
+
+CHUNK = 32
+"""Steps between two looks at the diagnostics, where the loop is compiled."""
+
+PREPARATION = 0x70726570
+"""Folded into the key of a run, for what is found out before it."""
+
+COMPILING = (
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+"""What jax tells of compilation; tracing, which may nest, is not counted."""
+
+
+class Outcome(NamedTuple):
+    """What a run gives back.
+
+    Attributes:
+      variables: the new model; shares no memory with the one given.
+      history: each diagnostic as ``[steps]``, or ``[steps, members]``.
+      steps: steps done.
+      examples: examples seen, counted with repetition, by one member.
+      seconds: wall time without compilation and callbacks; laying out the arrays included.
+      compile_seconds: time to trace, lower and compile; of a preparation, whose programs
+        are its own, to lower and compile.
+      prepared: what the method's preparation found, if it has one.
+      memory: bytes that the largest of the compiled programs holds on one device while it
+        runs: arguments (the data of its sets included), results and temporaries, an
+        argument given up for a result counted once. ``None`` if the compiler does not tell.
+        Allocators report a peak too, but that of the whole process: it never falls, so that
+        of several runs in one process only the largest could be told.
+    """
+
+    variables: Variables
+    history: dict[str, np.ndarray]
+    steps: int
+    examples: int
+    seconds: float
+    compile_seconds: float
+    memory: int | None = None
+    prepared: Any = None
+
+
+class Resume(NamedTuple):
+    """Where a killed run stood: the state after ``step`` steps and the time spent."""
+
+    state: State
+    step: int
+    seconds: float
+    history: dict[str, np.ndarray]
+
+
+class Progress(NamedTuple):
+    """What a callback sees after each chunk; ``state`` is donated by the next one.
+
+    Copy or save ``state`` before returning.
+    """
+
+    state: State
+    step: int
+    steps: int
+    seconds: float
+    history: dict[str, np.ndarray]
+
+
+OnChunk = Callable[[Progress], None]
+ResumeFrom = Callable[[State], Resume | None]
+
+
+class Options(NamedTuple):
+    """How to go through the steps; see :func:`jaxunlearn.unlearn`."""
+
+    steps: int | None
+    chunk: int | None
+    stop: Callable[[dict[str, np.ndarray]], bool] | None
+    on_chunk: OnChunk | None
+    resume: ResumeFrom | None
+
+
+class _Clock:
+    """Compilation, and what callbacks do, apart from the run itself; memory on the way."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.compiling = 0.0
+        self.outside = 0.0
+        self.memory = 0
+
+    @contextlib.contextmanager
+    def account(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
+
+    @contextlib.contextmanager
+    def split(self) -> Iterator[None]:
+        """Of what runs here and compiles programs of its own, their compilation apart."""
+        spent: list[float] = []
+
+        def note(event: str, duration_secs: float, **_: str | int) -> None:
+            if event in COMPILING:
+                spent.append(duration_secs)
+
+        jax.monitoring.register_event_duration_secs_listener(note)
+        try:
+            yield
+        finally:
+            jax.monitoring.unregister_event_duration_listener(note)
+            self.compiling += sum(spent)
+
+    def compile(self, jitted: Any, *args: Any, **options: Any) -> None:
+        # jit keeps the program, so that the call that follows finds it
+        with self.account("compiling"):
+            program = jitted.lower(*args, **options).compile()
+            self.memory = max(self.memory, _held(program))
+
+    def running(self) -> float:
+        return time.perf_counter() - self.start - self.compiling - self.outside
+
+
+def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Options) -> Outcome:
+    """Runs a job; see :func:`jaxunlearn.unlearn`."""
+    sets = visible_sets(job.unlearner.needs, sets)
+    steps = _count_steps(job, sets, options.steps)
+    clock = _Clock()
+    if job.sharding is not None:
+        variables = place(variables, job.sharding)
+        sets, key = replicate((sets, key), job.sharding)
+    before = clock.running()
+    with clock.split():
+        prepared = jax.block_until_ready(_prepare(job, variables, sets, key))
+    preparing = clock.running() - before
+    clock.compile(init, variables, sets, key, prepared, job=job)
+    state = jax.block_until_ready(init(variables, sets, key, prepared, job=job))
+    done, history = 0, {}
+    with clock.account("outside"):
+        found = options.resume(state) if options.resume else None
+    if found is not None:
+        state, done, history = found.state, found.step, dict(found.history)
+        clock.start -= found.seconds
+        clock.outside += preparing  # which the time of the killed run holds already
+
+    with clock.account("compiling"):
+        slow = loops_badly(job, variables, sets, key, prepared)
+        chunk = min(options.chunk or CHUNK, 1 if slow else CHUNK)
+    zero = np.int32(0)
+    clock.compile(advance, state, sets, key, zero, zero, job=job, length=chunk)
+    while done < steps:
+        count = min(chunk, steps - done)
+        state, infos = advance(
+            state, sets, key, np.int32(done), np.int32(count), job=job, length=chunk
+        )
+        latest = _read(infos, count, done, job.mapped)
+        done += count
+        history = {
+            name: np.concatenate([history[name], new]) if name in history else new
+            for name, new in latest.items()
+        }
+        if options.on_chunk is not None:
+            progress = Progress(state, done, steps, clock.running(), history)
+            with clock.account("outside"):
+                options.on_chunk(progress)
+        if options.stop is not None and options.stop(latest):
+            break
+    clock.compile(result, state, job=job)
+    made = jax.block_until_ready(result(state, job=job))
+    seen = _examples_seen(job, sets, done)
+    return Outcome(
+        made, history, done, seen, clock.running(), clock.compiling, clock.memory or None, prepared
+    )
+
+
+def prepare(unlearner: Unlearner, variables: Variables, sets: Sets, key: Key) -> Any:
+    """What a method finds out on the host of the sets that it declared; ``None`` if nothing.
+
+    Args:
+      key: of the run.
+    """
+    if unlearner.prepare is None:
+        return None
+    shown = alone(visible_sets(unlearner.needs, sets))
+    # not the key itself: what is drawn here has nothing to do with what is drawn later
+    return unlearner.prepare.run(variables, shown, jax.random.fold_in(key, PREPARATION))
+
+
+def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
+    """What the method finds out on the host; of several members side by side."""
+    if job.unlearner.prepare is None:
+        return None
+    # of one member; what cannot work is told before any work
+    like = jax.eval_shape(lambda v: member(v, 0), variables) if job.mapped_variables else variables
+    job.unlearner.prepare.shapes(like, request(sets, 0))
+    if not job.mapped:
+        found = prepare(job.unlearner, variables, sets, key)
+        return found if job.sharding is None else replicate(found, job.sharding)
+    each = [
+        prepare(
+            job.unlearner,
+            member(variables, n) if job.mapped_variables else variables,
+            request(sets, n),
+            key[n],
+        )
+        for n in range(len(key))
+    ]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def _held(program: Any) -> int:
+    """Bytes that a compiled program holds on one device; 0 if the compiler does not tell."""
+    told = program.memory_analysis()
+    if told is None:
+        return 0
+    whole = told.argument_size_in_bytes + told.output_size_in_bytes + told.temp_size_in_bytes
+    return whole - told.alias_size_in_bytes
+
+
+def visible_sets(needs: Needs, sets: Sets) -> Sets:
+    """Only what a method declared; :class:`RequestError` if some of it is missing."""
+    names = [name for name in Batches._fields if getattr(needs, name)]
+    for name in names:
+        if num_examples(getattr(sets, name)) == 0:
+            raise RequestError(
+                f"sets: the method needs {name} examples, got none; "
+                f"present: {[n for n in Batches._fields if num_examples(getattr(sets, n))]}"
+            )
+    shown = {name: getattr(sets, name) for name in names}
+    if not needs.labels:
+        shown = {name: _without_labels(part) for name, part in shown.items()}
+    return Sets(**shown)
+
+
+def _without_labels(part: Subset) -> Subset:
+    return part._replace(examples=part.examples._replace(y=jnp.full_like(part.examples.y, -1)))
+
+
+def _count_steps(job: Job, sets: Sets, steps: int | None) -> int:
+    needs = job.unlearner.needs
+    if not needs.once:
+        if steps is None or steps < 1:
+            raise ValueError(f"steps: expected a positive number for this method, got {steps}")
+        return steps
+    if steps is not None:
+        raise ValueError(f"steps: expected None for a method of a single pass, got {steps}")
+    largest = max(int(np.max(np.asarray(part.size))) for part in sets if part is not None)
+    return math.ceil(min(largest, needs.samples or largest) / job.batch_size)
+
+
+def loops_badly(job: Job, variables: Variables, sets: Sets, key: Key, prepared: Any) -> bool:
+    """Whether this is a CPU and the step holds what must not run in a compiled loop there.
+
+    Args:
+      prepared: arrays, or their shapes and dtypes.
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    zero = np.int32(0)
+    state = jax.eval_shape(partial(init, job=job), variables, sets, key, prepared)
+    traced = advance.trace(state, sets, key, zero, zero, job=job, length=CHUNK)
+    return has_weight_gradient_convolution(traced.jaxpr)
+
+
+def _read(infos: Info, count: int, start: int, mapped: bool) -> dict[str, np.ndarray]:
+    """A chunk's diagnostics on the host, ``[count]`` or ``[count, R]``; raises on NaN."""
+    host = jax.device_get(infos)
+    if mapped:
+        host = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1), host)
+    host = jax.tree.map(lambda leaf: leaf[:count], host)
+    bad = np.flatnonzero(~host.finite.reshape(count, -1).all(axis=1))
+    if len(bad):
+        values = {name: leaf[bad[0]].tolist() for name, leaf in host.metrics.items()}
+        raise DivergenceError(
+            f"step {start + int(bad[0])}: expected a finite loss and update, got one that is not, "
+            f"with {values}; a smaller learning rate may help"
+        )
+    return dict(host.metrics)
+
+
+def _examples_seen(job: Job, sets: Sets, steps: int) -> int:
+    needs = job.unlearner.needs
+    parts = [part for part in sets if part is not None]
+    if not needs.once:
+        return steps * job.batch_size * len(parts)
+    sizes = [int(np.max(np.asarray(part.size))) for part in parts]
+    return sum(min(size, needs.samples or size) for size in sizes)

@@ -1,0 +1,160 @@
+"""The three compiled functions of a run: init, a chunk of steps, result.
+
+They are compiled once for each job; ``jax.jit`` keeps the programs.
+
+Whether a step may run inside a compiled loop on CPU.
+
+XLA's weight gradient of a convolution is many times slower there inside a loop
+than outside (jax issue 12868). The convolution of the built-in models avoids it;
+a user's own model may not.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from jaxunlearn.core.trees import ensemble
+from jaxunlearn.core.types import Batches, Info, Key, Sets, State, Subset, Unlearner, Variables
+from jaxunlearn.data.batches import draw_batches
+from jaxunlearn.data.sets import alone
+from jaxunlearn.engine.sharding import Sharding, constrain, constrain_batches
+
+
+class Job(NamedTuple):
+    """All that is static in the compiled functions.
+
+    Attributes:
+      unlearner: the method.
+      batch_size: ``B``, of each set.
+      sharding: mesh and rules, or ``None``.
+      mapped: whether state, keys and diagnostics have a leading axis of members.
+      mapped_variables, mapped_sets: whether these have it, too.
+      vectorise: members at once, or one after the other.
+      at_a_time: vectorised members at a time; ``None`` for all.
+    """
+
+    unlearner: Unlearner
+    batch_size: int
+    sharding: Sharding | None = None
+    mapped: bool = False
+    mapped_variables: bool = False
+    mapped_sets: bool = False
+    vectorise: bool = False
+    at_a_time: int | None = None
+
+
+def _over(job: Job, fn: Callable[..., Any], in_axes: tuple[Any, ...]) -> Callable[..., Any]:
+    if not job.mapped:
+        return fn
+    return ensemble(fn, in_axes, vectorise=job.vectorise, batch_size=job.at_a_time)
+
+
+def _sets_axes(job: Job) -> Any:
+    if not job.mapped_sets:
+        return None
+    present = [name for name in Batches._fields if getattr(job.unlearner.needs, name)]
+    return Sets(**{name: Subset(None, 0, 0) for name in present})  # type: ignore[arg-type]
+
+
+def own_key(key: Key) -> Key:
+    """What a method's ``init`` gets of the key of a run; batches follow from the rest."""
+    return jax.random.split(key)[0]
+
+
+def begin(unlearner: Unlearner, variables: Variables, sets: Sets, key: Key, prepared: Any) -> State:
+    """A method's own ``init``, with what it prepared, if it prepares anything."""
+    if unlearner.prepare is None:
+        return unlearner.init(variables, sets, key)
+    return unlearner.init(variables, sets, key, prepared)
+
+
+@partial(jax.jit, static_argnames="job")
+def init(variables: Variables, sets: Sets, key: Key, prepared: Any, *, job: Job) -> State:
+    """The state before the first step; shares no memory with what was given."""
+
+    def one(variables: Variables, sets: Sets, key: Key, prepared: Any) -> State:
+        shown = alone(sets)  # free where the method reads none of the examples
+        state = constrain(
+            begin(job.unlearner, variables, shown, own_key(key), prepared), job.sharding
+        )
+        # jit hands an unchanged input back as the same array; a donated copy of it
+        # would take the user's model along
+        return jax.tree.map(jnp.copy, state)
+
+    axes = (0 if job.mapped_variables else None, _sets_axes(job), 0, 0)
+    return _over(job, one, axes)(variables, sets, key, prepared)
+
+
+@partial(jax.jit, static_argnames=("job", "length"), donate_argnames="state")
+def advance(
+    state: State, sets: Sets, key: Key, start: jax.Array, count: jax.Array, *, job: Job,
+    length: int,
+) -> tuple[State, Info]:  # fmt: skip
+    """``count`` steps, at most ``length``; diagnostics fill ``[length]`` places."""
+
+    def step(state: State, sets: Sets, order: Key, number: jax.Array) -> tuple[State, Info]:
+        batches = draw_batches(sets, order, number, job.batch_size, job.unlearner.needs)
+        state, info = job.unlearner.step(state, constrain_batches(batches, job.sharding))
+        return constrain(state, job.sharding), info
+
+    def one(state: State, sets: Sets, key: Key) -> tuple[State, Info]:
+        _, order = jax.random.split(key)
+        if length == 1:
+            state, info = step(state, sets, order, start)
+            return state, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], info)
+        blank = jax.eval_shape(step, state, sets, order, start)[1]
+        infos = jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), blank)
+
+        def body(turn: jax.Array, carry: tuple[State, Info]) -> tuple[State, Info]:
+            state, info = step(carry[0], sets, order, start + turn)
+            write = jax.tree.map(lambda all_, leaf: all_.at[turn].set(leaf), carry[1], info)
+            return state, write
+
+        # a count that is an array: the last, shorter chunk runs in the same program
+        return jax.lax.fori_loop(0, count, body, (state, infos))
+
+    return _over(job, one, (0, _sets_axes(job), 0))(state, sets, key)
+
+
+@partial(jax.jit, static_argnames="job")
+def result(state: State, *, job: Job) -> Variables:
+    """The new model."""
+
+    def one(state: State) -> Variables:
+        return constrain(job.unlearner.result(state), job.sharding)
+
+    return _over(job, one, (0,))(state)
+
+
+def has_weight_gradient_convolution(jaxpr: Jaxpr | ClosedJaxpr) -> bool:
+    """Whether a jaxpr computes a convolution's weight gradient as a convolution on CPU.
+
+    Such a convolution contracts over the batch: jax writes it with the batch of the
+    left operand in the place of its features. Branches that
+    ``jax.lax.platform_dependent`` keeps for other platforms do not count.
+    """
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if eqn.primitive.name == "conv_general_dilated":
+            numbers = eqn.params["dimension_numbers"]
+            if numbers.lhs_spec[0] != numbers.out_spec[0]:
+                return True
+        if any(has_weight_gradient_convolution(inner) for inner in _inner_on_cpu(eqn.params)):
+            return True
+    return False
+
+
+def _inner_on_cpu(params: dict[str, Any]) -> list[Jaxpr | ClosedJaxpr]:
+    platforms = params.get("branches_platforms")
+    if platforms is not None:
+        chosen = next(n for n, names in enumerate(platforms) if names is None or "cpu" in names)
+        return [params["branches"][chosen]]
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, Jaxpr | ClosedJaxpr):
+                found.append(item)
+    return found

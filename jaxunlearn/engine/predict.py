@@ -1,0 +1,73 @@
+"""Logits of a whole subset, as one compiled program."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.core.types import Apply, Subset, Variables
+from jaxunlearn.data.batches import in_order
+from jaxunlearn.data.sets import num_examples
+
+
+@partial(jax.jit, static_argnames=("apply", "batch_size", "batches"))
+def _outputs(
+    variables: Variables, part: Subset, *, apply: Apply, batch_size: int, batches: int
+) -> jax.Array:
+    def one(step: jax.Array) -> jax.Array:
+        return apply(variables, in_order(part, step, batch_size).x)
+
+    out = jax.lax.map(one, jnp.arange(batches, dtype=jnp.int32))
+    return out.reshape(-1, *out.shape[2:])
+
+
+class Predictions:
+    """A model's outputs on one subset, on the host.
+
+    Attributes:
+      logits: ``float32 [M, K]``.
+      labels: ``int [M]``.
+    """
+
+    def __init__(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        self.logits = logits
+        self.labels = labels
+
+    @property
+    def log_softmax(self) -> np.ndarray:
+        """``float64 [M, K]``."""
+        z = self.logits.astype(np.float64)
+        z -= z.max(axis=1, keepdims=True)
+        return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+    @property
+    def softmax(self) -> np.ndarray:
+        """``float64 [M, K]``."""
+        return np.exp(self.log_softmax)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Cross-entropy of each example, ``float64 [M]``."""
+        return -self.log_softmax[np.arange(len(self.labels)), self.labels]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of examples whose largest logit is the label's."""
+        return float(np.mean(self.logits.argmax(axis=1) == self.labels))
+
+
+def predict(apply: Apply, variables: Variables, part: Subset, batch_size: int = 500) -> Predictions:
+    """Runs a network over a subset in order.
+
+    Args:
+      apply: ``variables, x -> [B, K]``; any per-example output serves, features too.
+      part: what to run on; not empty.
+    """
+    size = num_examples(part)
+    batch_size = min(batch_size, part.indices.shape[0])
+    batches = math.ceil(part.indices.shape[0] / batch_size)
+    out = _outputs(variables, part, apply=apply, batch_size=batch_size, batches=batches)
+    labels = np.asarray(part.examples.y)[np.asarray(part.indices)[:size]]
+    return Predictions(np.asarray(out[:size], np.float32), labels)

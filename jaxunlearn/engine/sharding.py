@@ -1,0 +1,158 @@
+"""Meshes, and where each parameter lies on them: rules as data.
+
+A rule is (regex on the parameter path, names of mesh axes); the names belong to
+the *trailing* dimensions of the array, so that one rule serves dense and
+convolution kernels alike. The first rule that matches wins; no rule: replicated.
+Optimizer states repeat the parameters' paths and so follow the same rules.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.types import Batches
+
+Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
+
+PRESETS: dict[str, Rules] = {"single": (), "data": (), "fsdp": ((r".*", ("data",)),)}
+"""``single``: one device. ``data``: parameters replicated, batches divided. ``fsdp``:
+batches divided and the last dimension of every parameter divided likewise."""
+
+
+class Sharding(NamedTuple):
+    """A mesh and the rules for parameters; hashable, so that it can be static.
+
+    Attributes:
+      mesh: the devices; batches are divided over its first axis.
+      rules: see the module's docstring.
+    """
+
+    mesh: Mesh
+    rules: Rules
+
+
+def make_sharding(
+    mesh: str = "single", rules: Rules = (), devices: Sequence[jax.Device] | None = None
+) -> Sharding:
+    """A mesh over the devices with the rules of a preset.
+
+    Args:
+      mesh: a name in :data:`PRESETS`, or axes with sizes such as ``"data=2,model=4"``.
+      rules: tried before those of the preset.
+      devices: default: all of them.
+
+    Raises:
+      ConfigError: unknown preset, sizes that do not multiply to the number of
+        devices, a rule that names an axis the mesh does not have, a wrong regex.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if mesh in PRESETS:
+        devices = devices[:1] if mesh == "single" else devices
+        axes_of = {"data": len(devices)}
+    else:
+        axes_of = _parse_axes(mesh)
+    names, sizes = tuple(axes_of), tuple(axes_of.values())
+    if int(np.prod(sizes)) != len(devices):
+        raise ConfigError(
+            f"mesh: expected axes for {len(devices)} devices, got {mesh!r} = {int(np.prod(sizes))}"
+        )
+    rules = tuple((pattern, tuple(axes)) for pattern, axes in rules)
+    for pattern, axes in rules:
+        unknown = [axis for axis in axes if axis is not None and axis not in names]
+        if unknown:
+            raise ConfigError(
+                f"rules: {pattern!r} expects mesh axes among {list(names)}, got {unknown}"
+            )
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(
+                f"rules: expected a regular expression, got {pattern!r}: {error}"
+            ) from None
+    grid = np.asarray(devices).reshape(sizes)
+    # Auto axes: with Explicit ones, jax's default, sharded convolution kernels raise
+    made = Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
+    return Sharding(made, rules + PRESETS.get(mesh, ()))
+
+
+def _parse_axes(text: str) -> dict[str, int]:
+    found = re.findall(r"(\w+)=(\d+)", text)
+    if ",".join(f"{name}={size}" for name, size in found) != text.replace(" ", "") or not found:
+        raise ConfigError(
+            f"mesh: expected one of {', '.join(PRESETS)} or axes such as 'data=2,model=4', "
+            f"got {text!r}"
+        )
+    return {name: int(size) for name, size in found}
+
+
+def spec_of(path: str, shape: tuple[int, ...], sharding: Sharding) -> PartitionSpec:
+    """The partition of one array, by the first rule whose regex is found in ``path``.
+
+    Names that do not divide their dimension, or lie before the first dimension, are
+    dropped: a bias of 10 on 8 devices is replicated.
+    """
+    matching = (axes for pattern, axes in sharding.rules if re.search(pattern, path))
+    axes = next(matching, ())[-len(shape) :] if shape else ()
+    sizes = shape[len(shape) - len(axes) :]
+    fitting = [
+        axis if axis is not None and size % sharding.mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, sizes, strict=True)
+    ]
+    return PartitionSpec(*[None] * (len(shape) - len(axes)), *fitting)
+
+
+def _shardings(tree: Any, sharding: Sharding) -> Any:
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return NamedSharding(sharding.mesh, PartitionSpec())
+        return NamedSharding(sharding.mesh, spec_of(name, leaf.shape, sharding))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def constrain(tree: Any, sharding: Sharding | None) -> Any:
+    """Inside a compiled function: keeps parameters and what repeats their paths in place."""
+    if sharding is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, _shardings(tree, sharding))
+
+
+def constrain_batches(batches: Batches, sharding: Sharding | None) -> Batches:
+    """Inside a compiled function: divides each batch over the mesh's first axis."""
+    if sharding is None:
+        return batches
+    axis = sharding.mesh.axis_names[0]
+    size = sharding.mesh.shape[axis]
+
+    def one(leaf: jax.Array) -> jax.Array:
+        # a batch that does not divide stays whole on every device
+        spec = PartitionSpec(axis) if leaf.shape[0] % size == 0 else PartitionSpec()
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(sharding.mesh, spec))
+
+    return jax.tree.map(one, batches)
+
+
+def abstract(tree: Any, sharding: Sharding) -> Any:
+    """Shapes and dtypes of a tree, with the shardings that its rules give."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        tree,
+        _shardings(tree, sharding),
+    )
+
+
+def place(tree: Any, sharding: Sharding) -> Any:
+    """Lays a parameter tree out on the mesh; may share memory with what was given."""
+    return jax.device_put(tree, _shardings(tree, sharding))
+
+
+def replicate(tree: Any, sharding: Sharding) -> Any:
+    """Lays a tree out whole on every device; may share memory with what was given."""
+    return jax.device_put(tree, NamedSharding(sharding.mesh, PartitionSpec()))

@@ -1,0 +1,141 @@
+"""A run is a folder, and each model in it a stage that is made once.
+
+A stage remembers what it depends on (its *inputs*). Asked for again with the same
+inputs it is loaded; with others it is an error, never an overwrite, unless forced.
+While it is being made its state is saved beside it, so that a killed run continues.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxunlearn import checkpoint
+from jaxunlearn.checkpoint.folder import check_replaceable
+from jaxunlearn.core.errors import CheckpointError
+from jaxunlearn.core.types import State, Variables
+from jaxunlearn.engine.driver import Progress, Resume
+
+SAVE_EVERY = 30.0
+"""Seconds between two saves of an unfinished stage."""
+
+
+class Stage(NamedTuple):
+    """Where a model lies, and all that it depends on.
+
+    Attributes:
+      path: the checkpoint's folder.
+      inputs: JSON; equal inputs give equal numbers.
+    """
+
+    path: Path
+    inputs: Mapping[str, Any]
+
+
+def check_stage(stage: Stage, force: bool) -> bool:
+    """Whether the stage is there already.
+
+    Raises:
+      CheckpointError: it is there, but with other inputs, and ``force`` is not set.
+    """
+    if not stage.path.exists():
+        return False
+    if force:
+        # a folder of the user's in this place is found out before any training
+        check_replaceable(stage.path, overwrite=True)
+        return is_there(stage)
+    there = checkpoint.read_record(stage.path).get("inputs")
+    if there == _plain(stage.inputs):
+        return True
+    raise CheckpointError(
+        f"{stage.path}: was made with other settings ({_difference(there, stage.inputs)}); "
+        "give the run another name (name=...), or overwrite with --force"
+    )
+
+
+def is_there(stage: Stage) -> bool:
+    """Whether a sound model lies there that was made with the stage's own settings."""
+    try:
+        checkpoint.verify(stage.path)
+        return checkpoint.read_record(stage.path).get("inputs") == _plain(stage.inputs)
+    except CheckpointError:
+        return False
+
+
+def load_stage(stage: Stage, like: Variables) -> tuple[Variables, dict[str, Any]]:
+    """The model and its record; verified against its manifest."""
+    try:
+        return checkpoint.load(stage.path, like)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; --force makes this model again") from error
+
+
+def finish_stage(stage: Stage, variables: Variables, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Saves a finished model and removes what was kept of its making."""
+    full = {"inputs": _plain(stage.inputs), **record}
+    checkpoint.save(stage.path, variables, full, overwrite=stage.path.exists())
+    Keeper(stage).forget()
+    return full
+
+
+class Keeper:
+    """Saves the state of an unfinished stage now and then, and finds it again."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.path = stage.path.with_name(stage.path.name + ".unfinished")
+        self.inputs = _plain(stage.inputs)
+        self.saved = time.monotonic()
+
+    def keep(self, progress: Progress) -> None:
+        """To be called after each chunk; saves if the last save is some time ago."""
+        if time.monotonic() - self.saved < SAVE_EVERY or progress.step == progress.steps:
+            return
+        record = {
+            "inputs": self.inputs,
+            "step": progress.step,
+            "seconds": progress.seconds,
+            "history": {name: value.tolist() for name, value in progress.history.items()},
+        }
+        checkpoint.save(self.path, progress.state, record, overwrite=True)
+        self.saved = time.monotonic()
+
+    def find(self, fresh: State) -> Resume | None:
+        """Where a killed run stood; ``None`` if it left nothing, or nothing of use."""
+        if not self.path.exists():
+            return None
+        try:
+            if checkpoint.read_record(self.path)["inputs"] != self.inputs:
+                return None
+            state, record = checkpoint.load(self.path, fresh)
+        except CheckpointError:
+            # only a convenience: a damaged one costs time, not correctness
+            return None
+        history = {name: np.asarray(v, np.float32) for name, v in record["history"].items()}
+        return Resume(state, record["step"], record["seconds"], history)
+
+    def forget(self) -> None:
+        """Removes what was kept."""
+        checkpoint.remove(self.path)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: tuples are lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _difference(there: Any, asked: Any, prefix: str = "") -> str:
+    there, asked = _plain(there), _plain(asked)
+    if not (isinstance(there, dict) and isinstance(asked, dict)):
+        return f"{prefix or 'inputs'}: {there!r} there, {asked!r} asked"
+    found = [
+        _difference(there.get(key), asked.get(key), f"{prefix}.{key}" if prefix else key)
+        for key in sorted({*there, *asked})
+        if there.get(key) != asked.get(key)
+    ]
+    return "; ".join(found[:3]) + ("; ..." if len(found) > 3 else "")

@@ -1,0 +1,1 @@
+"""What a trace of a function says: its operations, axes, linear units and structure."""

@@ -1,0 +1,299 @@
+"""A jaxpr, and all that it calls, as one list of operations on numbered values.
+
+Calls (``jit``, ``custom_jvp_call``, ``custom_vjp_call``, ``remat``) are stepped into; a
+``scan`` that the data goes through is unrolled, so that every step of it has
+operands of its own.
+
+A function as a flat list of primitive operations, each value known to
+depend on the data or not.
+
+What follows sees one sequence in true execution order with every operand of every
+operation: calls are stepped into, and loops that the data goes through written out.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+
+MAX_UNROLLED = 20_000
+"""Operations that one loop may become."""
+
+
+def names(text: str) -> frozenset[str]:
+    """A set of words, which reads better than a list of quoted ones."""
+    return frozenset(text.split())
+
+
+# Names differ between versions of JAX; all of them only call what they hold.
+_CALLS = names(
+    "jit pjit closed_call core_call xla_call remat remat2 checkpoint "
+    "custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr"
+)
+_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
+
+class Op(NamedTuple):
+    """One primitive applied to values; a value is its number."""
+
+    primitive: Any
+    params: dict[str, Any]
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    source_info: Any
+    callers: tuple[Any, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The primitive's name."""
+        return str(self.primitive.name)
+
+
+class Flattener:
+    """Numbers the values of a jaxpr and of all that it calls.
+
+    Attributes:
+      avals: shape and dtype of every value.
+      consts: values known at trace time.
+      data: the values that depend on the data.
+      ops: the operations, in execution order.
+    """
+
+    def __init__(self) -> None:
+        self.avals: dict[int, Any] = {}
+        self.consts: dict[int, Any] = {}
+        self.data: set[int] = set()
+        self.ops: list[Op] = []
+
+    def new(self, aval: Any, data: bool = False) -> int:
+        """A value not seen before."""
+        number = len(self.avals)
+        self.avals[number] = aval
+        if data:
+            self.data.add(number)
+        return number
+
+    def _const(self, aval: Any, value: Any) -> int:
+        number = self.new(aval)
+        self.consts[number] = value
+        return number
+
+    def inline(self, body: Any, args: list[int], callers: tuple[Any, ...] = ()) -> list[int]:
+        """Appends the operations of a (closed) jaxpr; returns its outputs."""
+        jaxpr, consts = getattr(body, "jaxpr", body), getattr(body, "consts", ())
+        env: dict[Any, int] = {}
+        for var, value in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = self._const(var.aval, value)
+        env.update(zip(jaxpr.invars, args, strict=True))
+
+        def read(atom: Any) -> int:
+            if isinstance(atom, core.Literal):
+                return self._const(atom.aval, atom.val)
+            return env[atom]
+
+        for eqn in jaxpr.eqns:
+            ins = [read(atom) for atom in eqn.invars]
+            data = not self.data.isdisjoint(ins)
+            inner = _body(eqn, data)
+            if inner is not None:
+                outs = self.inline(inner, ins, (*callers, eqn.source_info))
+            else:
+                outs = [self.new(var.aval, data) for var in eqn.outvars]
+                source = eqn.source_info, callers
+                self.ops.append(Op(eqn.primitive, eqn.params, tuple(ins), tuple(outs), *source))
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+
+def _body(eqn: Any, data: bool) -> Any:
+    """What an equation does in smaller steps; ``None`` if it is one step."""
+    if eqn.primitive.name in _CALLS:
+        return next(eqn.params[name] for name in _BODIES if name in eqn.params)
+    if eqn.primitive.name == "scan" and data:
+        size = eqn.params["length"] * len(eqn.params["jaxpr"].eqns)
+        return _unrolled(eqn) if 0 < size <= MAX_UNROLLED else None
+    return None
+
+
+def _unrolled(eqn: Any) -> Any:
+    """The jaxpr of a scan with its loop written out."""
+    p = eqn.params
+    step: Callable[..., Any] = core.jaxpr_as_fun(p["jaxpr"])
+    first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
+    order = range(p["length"])
+
+    def loop(*args: Any) -> list[Any]:
+        carry, found = list(args[first:last]), {}
+        for i in reversed(order) if p["reverse"] else order:
+            row = (lax.index_in_dim(x, i, keepdims=False) for x in args[last:])
+            out = step(*args[:first], *carry, *row)
+            carry, found[i] = list(out[: p["num_carry"]]), out[p["num_carry"] :]
+        stacked = zip(*(found[i] for i in order), strict=True)
+        return carry + [jnp.stack(column) for column in stacked]
+
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    return jax.make_jaxpr(loop)(*shapes)
+
+
+class Program(NamedTuple):
+    """A traced ``fn(variables, x)``.
+
+    Attributes:
+      ops: what the output needs, in execution order.
+      avals: shape and dtype of every value.
+      leaves: the values that are leaves of ``variables``.
+      paths: the key path of each leaf, joined by ``/``.
+      x: the value that is the data.
+      out: the value that is the output.
+      consts: values known at trace time (literals, arrays closed over).
+      data: the values that depend on ``x``.
+      origins: for each other value, the positions in ``leaves`` it comes from.
+      made_by: the operation that each value is a result of.
+    """
+
+    ops: tuple[Op, ...]
+    avals: dict[int, Any]
+    leaves: tuple[int, ...]
+    paths: tuple[str, ...]
+    x: int
+    out: int
+    consts: dict[int, Any]
+    data: frozenset[int]
+    origins: dict[int, frozenset[int]]
+    made_by: dict[int, Op]
+
+    def shape(self, value: int) -> tuple[int, ...]:
+        """Shape of a value."""
+        return tuple(self.avals[value].shape)
+
+    def data_ins(self, op: Op) -> list[int]:
+        """Positions of the operands that depend on the data."""
+        return [i for i, v in enumerate(op.ins) if v in self.data]
+
+    def leaf(self, value: int) -> int | None:
+        """The largest leaf that a value which is not data comes from.
+
+        Largest, because a kernel may be scaled on its way (weight
+        standardisation, spectral norm): the kernel is then what counts.
+        """
+        origins = self.origins.get(value)
+        if not origins:
+            return None
+        return max(sorted(origins), key=lambda i: math.prod(self.shape(self.leaves[i])))
+
+
+def where(op: Op) -> str:
+    """File and line of the caller's code that an operation stems from.
+
+    Inside a jitted function, first the line that called it: the function may
+    have been traced for another caller, whose lines it then remembers.
+    """
+    try:
+        from jax._src import source_info_util
+
+        infos = (*op.callers[:1], op.source_info)
+        lines = [str(source_info_util.summarize(info)) for info in infos]
+    except Exception:  # a private helper: a message must not depend on it
+        lines = []
+    known = [line for line in dict.fromkeys(lines) if line]
+    return " -> ".join(known) or "an unknown line"
+
+
+def _live(ops: list[Op], out: int) -> tuple[Op, ...]:
+    """The operations that the output needs."""
+    needed, kept = {out}, []
+    for op in reversed(ops):
+        if needed.intersection(op.outs):
+            needed.update(op.ins)
+            kept.append(op)
+    return tuple(reversed(kept))
+
+
+def trace(fn: Callable[[Any, jax.Array], jax.Array], variables: Any, x: Any) -> Program:
+    """Traces ``fn(variables, x)`` without computing anything.
+
+    Args:
+      fn: any function that JAX can trace, from a pytree and one array to one array.
+      variables: a pytree of arrays, or of their shapes and dtypes.
+      x: ``[B, ...]``, the data, or its shape and dtype.
+
+    Raises:
+      TypeError: if ``x`` or the output is not one array.
+      ValueError: if the output does not depend on ``x``.
+    """
+    if not jax.tree_util.all_leaves([x]):
+        raise TypeError(f"x: expected one array, got a {type(x).__name__}")
+    named, _ = jax.tree_util.tree_flatten_with_path(variables)
+    closed, shapes = traced(fn, variables, x)
+    if not jax.tree_util.all_leaves([shapes]):
+        raise TypeError(f"fn: expected one array as output, got a {type(shapes).__name__}")
+
+    flat = Flattener()
+    args = [flat.new(aval) for aval in closed.in_avals[:-1]]
+    args.append(flat.new(closed.in_avals[-1], data=True))
+    (out,) = flat.inline(closed, args)
+    ops = _live(flat.ops, out)
+    if out not in flat.data:
+        raise ValueError("fn: expected an output that depends on x, got a constant")
+    return Program(
+        ops=ops,
+        avals=flat.avals,
+        leaves=tuple(args[:-1]),
+        paths=tuple(jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in named),
+        x=args[-1],
+        out=out,
+        consts=flat.consts,
+        data=frozenset(flat.data),
+        origins=_origins(ops, args[:-1], flat.data),
+        made_by={out: op for op in ops for out in op.outs},
+    )
+
+
+def traced(fn: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
+    """The closed jaxpr of ``fn(*args)``, and the shapes of its outputs."""
+    return jax.make_jaxpr(fn, return_shape=True)(*jax.tree.map(_shape, args))
+
+
+def _shape(value: Any) -> Any:
+    """As an operand of a trace: inside ``shard_map`` it says along which axes it varies."""
+    varies = getattr(getattr(value, "aval", None), "vma", None)
+    if not varies:
+        return value
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, vma=varies)  # type: ignore[call-arg]
+
+
+def _origins(ops: tuple[Op, ...], leaves: list[int], data: set[int]) -> dict[int, frozenset[int]]:
+    """Which leaves the values that are not data come from."""
+    origins = {value: frozenset([i]) for i, value in enumerate(leaves)}
+    for op in ops:
+        if data.isdisjoint(op.ins):
+            union = frozenset[int]().union(*(origins.get(v, frozenset()) for v in op.ins))
+            origins.update((v, union) for v in op.outs)
+    return origins
+
+
+def bind(op: Op, ins: list[Any]) -> list[Any]:
+    """Applies an operation to operands; always returns a list of outputs."""
+    outs = op.primitive.bind(*ins, **op.primitive.get_bind_params(op.params))
+    return list(outs) if op.primitive.multiple_results else [outs]
+
+
+def evaluate(program: Program, variables: Any, x: Any, until: int | None = None) -> dict[int, Any]:
+    """All values of a program, or those computed up to the value ``until``."""
+    env: dict[int, Any] = dict(program.consts)
+    env.update(zip(program.leaves, map(_array, jax.tree_util.tree_leaves(variables)), strict=True))
+    env[program.x] = _array(x)
+    for op in program.ops:
+        if until in env:
+            break
+        env.update(zip(op.outs, bind(op, [env[v] for v in op.ins]), strict=True))
+    return env
+
+
+def _array(value: Any) -> Any:
+    # Typed keys and tracers are jax.Arrays already and stay as they are.
+    return value if isinstance(value, jax.Array) else jnp.asarray(value)

@@ -1,0 +1,348 @@
+"""Groups a traced program into steps that relevance crosses at once.
+
+Shapes of several operations that one rule belongs to: softmax, normalisers.
+"""
+
+from typing import Literal, NamedTuple
+
+from jaxunlearn.jaxprs.axes import Axis, Contraction, carry, contraction, looked_up
+from jaxunlearn.jaxprs.primitives import (
+    ADDITIONS,
+    CHOICES,
+    ELEMENTWISE,
+    INDEXED,
+    LAYOUT,
+    LINEAR,
+    MAXIMA,
+    PRODUCTS,
+    SCALING,
+    SHAPED,
+    SUBTRACTION,
+    SUMS,
+    Signs,
+)
+from jaxunlearn.jaxprs.program import Op, Program, names
+from jaxunlearn.jaxprs.units import Unit, Units
+
+Kind = Literal[
+    "linear", "pool", "max", "layout", "lookup", "sum", "pass", "softmax", "matmul", "gate",
+    "choice", "unknown",
+]  # fmt: skip
+
+
+class Step(NamedTuple):
+    """Operations that relevance crosses at once.
+
+    Attributes:
+      kind: see :func:`plan`.
+      name: of the primitive, or ``softmax``; what rules and the ledger know it by.
+      key: ``name``, with ``#1``, ``#2``, ... appended where there are several;
+        of a linear step that of its unit, of a marked value its mark.
+      ops: the operations; the first is the one that the step is named by.
+      ins: the values that relevance goes to.
+      outs: the values that relevance comes from.
+      unit: the position of a linear step among the units.
+      dims: the dimensions of a linear step.
+      nonnegative: whether the input is known to have no negative element.
+      axes: what a softmax runs over.
+    """
+
+    kind: Kind
+    ops: tuple[Op, ...]
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    name: str = ""
+    key: str = ""
+    unit: int | None = None
+    dims: Contraction | None = None
+    nonnegative: bool = False
+    axes: tuple[int, ...] = ()
+
+
+class Plan(NamedTuple):
+    """A program as steps.
+
+    Attributes:
+      program: what was traced.
+      steps: in execution order.
+      units: the linear steps as the user sees them, in execution order.
+      examples: for each data value, where the axis of the examples lies; values
+        in which it cannot be told are absent.
+      neurons: for each data value whose features are the neurons of one unit,
+        that unit and where their axis lies.
+    """
+
+    program: Program
+    steps: tuple[Step, ...]
+    units: tuple[Unit, ...]
+    examples: dict[int, Axis]
+    neurons: dict[int, tuple[int, Axis]]
+
+
+def plan(program: Program) -> Plan:
+    """Groups a program into steps; nothing is computed.
+
+    The kinds: ``linear`` (one operation with a constant kernel and what is folded into
+    it); ``pool`` (sums of one data value, with a constant factor); ``max``; ``layout``;
+    ``lookup`` (rows of a constant table); ``sum`` (or difference of two data values);
+    ``pass`` (element by element, one data value; and what a normaliser divides);
+    ``softmax``; ``matmul`` (of two data values); ``gate`` (their product element by
+    element); ``choice`` (one of several, element by element); ``unknown``.
+    """
+    return _Planner(program).run()
+
+
+class _Planner:
+    """One walk over the operations; every method adds to what is known so far."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.units = Units(program)
+        self.signs = Signs(program)
+        self.patterns = Patterns(program)
+        self.steps: list[Step] = []
+        self.names: dict[tuple[str, str], int] = {}
+        self.root: dict[int, int] = {}
+        self.neurons: dict[int, tuple[int, Axis]] = {}
+        shape = program.shape(program.x)
+        self.examples = {program.x: Axis(0, 1, shape[0])} if shape else {}
+
+    def run(self) -> Plan:
+        absorbed: set[int] = set()
+        for op in self.program.ops:
+            positions = self.program.data_ins(op)
+            if not positions:
+                self.signs.follow(op)
+                continue
+            if op.outs[0] in absorbed:
+                continue
+            step = self.named(self.step(op, positions))
+            absorbed.update(o.outs[0] for o in step.ops)
+            self.steps.append(step)
+            for inner in step.ops:
+                self.follow(inner, step)
+        units = tuple(self.units.found)
+        return Plan(self.program, tuple(self.steps), units, self.examples, self.neurons)
+
+    def named(self, step: Step) -> Step:
+        if step.unit is not None:
+            return step._replace(name=step.ops[0].name, key=self.units.found[step.unit].key)
+        op = step.ops[0]
+        name = step.kind if step.kind == "softmax" else op.name
+        shown = op.params["name"] if name == "name" else name
+        number = self.names.get((name, shown), 0)
+        self.names[name, shown] = number + 1
+        return step._replace(name=name, key=f"{shown}#{number}" if number else shown)
+
+    def step(self, op: Op, positions: list[int]) -> Step:
+        """The step that begins with an operation on data."""
+        values = tuple(op.ins[i] for i in positions)
+        if op.name in LINEAR and len(positions) == 1:
+            return self.linear(op, positions)
+        if op.name == "dot_general":
+            return _step("matmul", op)
+        if op.name in SUMS:
+            chain = self.units.chain(op, SCALING, frozenset())
+            return Step("pool", (op, *chain), values, (chain or [op])[-1].outs)
+        if op.name in MAXIMA:
+            return Step("max", (op,), values, op.outs)
+        if op.name in INDEXED:
+            # where to read depends on the data: the relevance belongs to what is read
+            return Step("layout" if 0 in positions else "lookup", (op,), values[:1], op.outs)
+        if op.name in LAYOUT or (op.name == "select_n" and 0 not in positions):
+            return Step("layout", (op,), values, op.outs)
+        if op.name in ELEMENTWISE:
+            return self.elementwise(op, values)
+        return Step("unknown", (op,), values, op.outs)
+
+    def elementwise(self, op: Op, values: tuple[int, ...]) -> Step:
+        if op.name == "name":
+            # not taken for its root: relevance is to stop by
+            return Step("pass", (op,), values, op.outs)
+        roots = {self.root.get(v, v) for v in values}
+        if len(roots) == 1:
+            self.root[op.outs[0]] = root = roots.pop()
+            return Step("pass", (op,), (root,), op.outs)
+        softmax = self.patterns.softmax(op)
+        if softmax is not None:
+            return Step("softmax", (op,), (softmax[0],), op.outs, axes=softmax[1])
+        if op.name in ADDITIONS | SUBTRACTION:
+            return Step("sum", (op,), values, op.outs)
+        if op.name in PRODUCTS:
+            normaliser = self.patterns.normaliser(op)
+            if normaliser is not None:
+                return Step("pass", (op,), (op.ins[1 - normaliser],), op.outs)
+            return Step("gate", (op,), values, op.outs)
+        if op.name in CHOICES:
+            return Step("choice", (op,), op.ins[1:] if op.name == "select_n" else op.ins, op.outs)
+        return Step("unknown", (op,), values, op.outs)
+
+    def linear(self, op: Op, positions: list[int]) -> Step:
+        (data,) = positions
+        if op.name != "dot_general" and data != 0:
+            return _step("unknown", op)
+        dims = contraction(op, self.program, data)
+        chain = self.units.folded(op, dims)
+        self.units.add(op, dims, chain, self.neurons.get(op.ins[data]))
+        return Step(
+            kind="linear",
+            ops=(op, *chain),
+            ins=(op.ins[data],),
+            outs=((chain or [op])[-1]).outs,
+            unit=len(self.units.found) - 1,
+            dims=dims,
+            nonnegative=op.ins[data] in self.signs,
+        )
+
+    def follow(self, op: Op, step: Step) -> None:
+        """Carries what is known of the operands over to the results."""
+        if op is step.ops[0] and step.kind in ("linear", "matmul"):
+            self.begin(op, step)
+            return
+        self.signs.follow(op)
+        if step.kind == "lookup":
+            found = looked_up(op, self.program, self.examples.get(op.ins[1]))
+            if found is not None:
+                self.examples[op.outs[0]] = found
+            return
+        positions = [i for i in self.program.data_ins(op) if op.name not in INDEXED or i == 0]
+        if step.kind == "unknown" or not positions:
+            return
+        same = op.name in ELEMENTWISE
+        examples = {
+            carry(op, self.program, i, self.examples.get(op.ins[i]), same) for i in positions
+        }
+        axis = examples.pop() if len(examples) == 1 else None
+        if axis is not None:
+            self.examples.update((v, axis) for v in op.outs)
+        if step.kind not in ("sum", "gate", "choice", "softmax"):
+            neurons = {self.carried(op, i, same) for i in positions}
+            whose = neurons.pop() if len(neurons) == 1 else None
+            if whose is not None:
+                self.neurons.update((v, whose) for v in op.outs)
+
+    def carried(self, op: Op, position: int, same: bool) -> tuple[int, Axis] | None:
+        unit, axis = self.neurons.get(op.ins[position], (0, None))
+        axis = carry(op, self.program, position, axis, same)
+        return None if axis is None else (unit, axis)
+
+    def begin(self, op: Op, step: Step) -> None:
+        """A linear operation keeps the examples apart and makes new features."""
+        found = set()
+        for position in self.program.data_ins(op):
+            dims = contraction(op, self.program, position)
+            axis = self.examples.get(op.ins[position])
+            kept = None if axis is None else dims.kept.get(axis.dim)
+            found.add(None if axis is None or kept is None else axis._replace(dim=kept))
+        axis = found.pop() if len(found) == 1 else None
+        if axis is not None:
+            self.examples[op.outs[0]] = axis
+        if step.unit is not None and step.dims is not None and len(step.dims.made) == 1:
+            (dim,) = step.dims.made
+            size = self.program.shape(op.outs[0])[dim]
+            self.neurons[op.outs[0]] = step.unit, Axis(dim, 1, size)
+
+
+def _step(kind: Kind, op: Op) -> Step:
+    return Step(kind, (op,), op.ins, op.outs)
+
+
+_REDUCTIONS = names("reduce_sum reduce_max reduce_window_sum")
+_STILL = names("convert_element_type copy name pcast pvary reduce_precision stop_gradient")
+
+
+class Patterns:
+    """Looks backwards from an operation for what it is the end of."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.made_by = program.made_by
+
+    def softmax(self, op: Op) -> tuple[int, tuple[int, ...]] | None:
+        """``x``, and the axes summed over, where an operation is the division of
+        ``exp(x - max x) / sum exp(x - max x)``.
+        """
+        if op.name != "div":
+            return None
+        exp = self._maker(op.ins[0])
+        total = self._maker(op.ins[1], _STILL | SHAPED)
+        if exp is None or exp.name != "exp" or total is None or total.name != "reduce_sum":
+            return None
+        if self._value(total.ins[0]) != self._value(op.ins[0]):
+            return None
+        axes = tuple(total.params["axes"])
+        shifted = self.made_by.get(exp.ins[0])
+        if shifted is not None and shifted.name == "sub" and self._is_max(shifted):
+            return shifted.ins[0], axes
+        return exp.ins[0], axes
+
+    def _is_max(self, shifted: Op) -> bool:
+        """Whether ``x - m`` subtracts what does not change a softmax: a maximum of ``x``."""
+        if shifted.ins[1] not in self.program.data:
+            return False
+        highest = self._maker(shifted.ins[1], _STILL | SHAPED | names("max select_n"))
+        return highest is not None and highest.name == "reduce_max"
+
+    def _maker(self, value: int, through: frozenset[str] = _STILL) -> Op | None:
+        """The operation that made a value, behind operations that only pass it on."""
+        op = self.made_by.get(value)
+        while op is not None and op.name in through:
+            onward = [op.ins[i] for i in self.program.data_ins(op)]
+            if len(set(onward)) != 1:
+                return op
+            op = self.made_by.get(onward[0])
+        return op
+
+    def _value(self, value: int) -> int:
+        """What a value is behind operations that pass it on, or mask it by a constant."""
+        op = self.made_by.get(value)
+        while op is not None and op.name in _STILL | {"select_n"}:
+            onward = self.program.data_ins(op)
+            if len(onward) != 1 or (op.name == "select_n" and onward == [0]):
+                break
+            value = op.ins[onward[0]]
+            op = self.made_by.get(value)
+        return value
+
+    def normaliser(self, op: Op) -> int | None:
+        """Which operand of a product or quotient of data normalises the other.
+
+        It does if it is made of reductions (mean, sum, maximum) alone, element by element,
+        and is divided by: the standard deviation of a layer norm, the length of a vector, the
+        sum over a window. A product with a root of a mean is a gate, not a normalisation.
+
+        Returns:
+          The position of the normaliser among the operands, or ``None``.
+        """
+        if op.name == "div":
+            return 1 if self._reduced(op.ins[1], inverted=True) else None
+        return next((place for place in (1, 0) if self._reduced(op.ins[place], False)), None)
+
+    def _reduced(self, value: int, inverted: bool) -> bool:
+        waiting, seen, found = [value], set(), False
+        while waiting:
+            here = waiting.pop()
+            if here not in self.program.data or here in seen:
+                continue
+            seen.add(here)
+            op = self.made_by.get(here)
+            if op is not None and (op.name in _REDUCTIONS or self._squares(op)):
+                found = True
+                continue
+            if op is None or op.name not in ELEMENTWISE | SHAPED:
+                return False
+            inverted = inverted or self._inverts(op)
+            waiting.extend(op.ins)
+        return found and inverted
+
+    def _squares(self, op: Op) -> bool:
+        """A sum of squares, written as a product of a value with itself."""
+        return op.name == "dot_general" and self._value(op.ins[0]) == self._value(op.ins[1])
+
+    def _inverts(self, op: Op) -> bool:
+        if op.name == "div":
+            return self.program.data_ins(op) == [1]
+        if op.name == "integer_pow":
+            return bool(op.params["y"] < 0)
+        exponent = self.program.consts.get(op.ins[-1]) if op.name == "pow" else None
+        return op.name == "rsqrt" or (exponent is not None and bool(exponent < 0))

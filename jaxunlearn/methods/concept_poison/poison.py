@@ -1,0 +1,232 @@
+"""Data poisoning on whole batches: where a patch goes, what it shows, which label it gets.
+
+Beside the shapes of :mod:`jaxunlearn.core.types`: ``c`` patches of an image, ``h, w`` the cells
+of a coarse map. A corner is the ``(row, column)`` of a patch's upper left pixel. Every
+function is pure, compiles and maps; sizes of patches and of results are static.
+
+Source: Chang et al. 2024 (arXiv 2405.15662); the arrays are own.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.core.types import Key
+from jaxunlearn.methods.shares import check_share
+
+PLACES = ("localized", "center", "random", "full", "none", "gradcam", "top")
+"""Where the paper pastes: the concept's peak, and its ablations."""
+
+LABELS = ("targeted", "random", "keep")
+"""What the paper makes of the labels."""
+
+_PAPER = 64 / 224
+
+
+def check_patch(patch: int, shape: Sequence[int]) -> None:
+    """Refuses a patch that does not fit into images of ``shape [H, W, ...]``.
+
+    Raises:
+      ValueError: not between 1 and ``min(H, W)`` pixels.
+    """
+    if patch < 1:
+        raise ValueError(f"patch: expected at least 1 pixel, got {patch}")
+    if patch > min(shape[:2]):
+        raise ValueError(
+            f"patch: expected at most {min(shape[:2])} pixels, as the images {list(shape)}, "
+            f"got {patch}"
+        )
+
+
+def patch_pixels(share: float | None, shape: Sequence[int]) -> int:
+    """``round(share * min(H, W))``, at least 1: the side of a patch.
+
+    Args:
+      share: of the shorter side; ``None`` for the paper's 64 of 224 pixels.
+      shape: ``[H, W, ...]`` of an image.
+
+    Raises:
+      ValueError: a share that is not in (0, 1].
+    """
+    share = _PAPER if share is None else share
+    check_share(share, "patch")
+    return max(1, round(share * min(shape[:2])))
+
+
+def peaks(maps: jax.Array, count: int, patch: int, shape: Sequence[int]) -> jax.Array:
+    """Corners of patches centred on the strongest cells of maps.
+
+    Cell ``(i, j)`` is centred at ``((i + .5) H / h, (j + .5) W / w)``; a patch that would
+    leave the image is moved into it. Each patch after the first takes the strongest cell
+    whose patch overlaps no earlier one; without such a cell, the strongest whose centre
+    no earlier patch covers; then any not yet taken. Of equal cells the first in
+    row order; NaN counts as weakest.
+
+    Args:
+      maps: ``[B, h, w]``.
+      count: ``c``, patches for each image.
+      patch: pixels of a side.
+      shape: ``[H, W, ...]`` of an image.
+
+    Returns:
+      ``int32 [B, c, 2]``, strongest first.
+
+    Raises:
+      ValueError: maps of other rank, no patch, a patch that does not fit.
+    """
+    check_patch(patch, shape)
+    if maps.ndim != 3:
+        raise ValueError(f"maps: expected [B, h, w], got {maps.shape}")
+    if count < 1:
+        raise ValueError(f"count: expected a positive number, got {count}")
+    centres, corners = _cells(maps.shape[1:], patch, shape)
+
+    def one(strength: jax.Array) -> jax.Array:
+        order = jnp.argsort(-strength)
+        places = jnp.arange(order.size, dtype=jnp.int32)
+        rank = jnp.zeros_like(places).at[order].set(places)
+
+        def take(level: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+            best = jnp.argmin(level * order.size + rank)
+            corner = corners[best]
+            overlaps = (jnp.abs(corners - corner[None]) < patch).all(-1)
+            away = centres - corner.astype(jnp.float32)[None]
+            covered = ((away >= 0) & (away < patch)).all(-1)
+            worse = sum(x.astype(jnp.int32) for x in (overlaps, covered, places == best))
+            return jnp.maximum(level, worse), corner
+
+        return jax.lax.scan(take, jnp.zeros_like(places), None, length=count)[1]
+
+    return jax.vmap(one)(maps.reshape(len(maps), -1))
+
+
+def central(batch: int, patch: int, shape: Sequence[int]) -> jax.Array:
+    """``int32 [B, 1, 2]``: corners of patches in the middle of images ``[H, W, ...]``.
+
+    Raises:
+      ValueError: a patch that does not fit.
+    """
+    check_patch(patch, shape)
+    middle = np.array([(side - patch) // 2 for side in shape[:2]], np.int32)
+    return jnp.broadcast_to(jnp.asarray(middle)[None, None], (batch, 1, 2))
+
+
+def anywhere(key: Key, batch: int, patch: int, shape: Sequence[int]) -> jax.Array:
+    """``int32 [B, 1, 2]``: corners uniform over all places where a patch fits ``[H, W, ...]``.
+
+    Raises:
+      ValueError: a patch that does not fit.
+    """
+    check_patch(patch, shape)
+    keys = jax.random.split(key)
+    ends = [side - patch + 1 for side in shape[:2]]
+    drawn = [
+        jax.random.randint(k, (batch, 1), 0, end, jnp.int32)
+        for k, end in zip(keys, ends, strict=True)
+    ]
+    return jnp.stack(drawn, axis=-1)
+
+
+def crop(images: jax.Array, corners: jax.Array, patch: int) -> jax.Array:
+    """Cuts patches out of images.
+
+    Args:
+      images: ``[B, H, W, C]``.
+      corners: ``int [B, c, 2]``; one that leaves the image is moved into it.
+      patch: pixels of a side.
+
+    Returns:
+      ``[B, c, patch, patch, C]`` of the images' dtype.
+
+    Raises:
+      ValueError: shapes that do not fit, a patch that does not fit.
+    """
+    corners = _inside(images, corners, patch)
+
+    def one(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, _start(corner), (patch, patch, image.shape[-1]))
+
+    return jax.vmap(jax.vmap(one, (None, 0)))(images, corners)
+
+
+def paste(images: jax.Array, patches: jax.Array, corners: jax.Array) -> jax.Array:
+    """Puts patches into images, later ones over earlier ones.
+
+    Args:
+      images: ``[B, H, W, C]``.
+      patches: ``[B, c, p, p, C]`` of the same dtype.
+      corners: ``int [B, c, 2]``; one that leaves the image is moved into it.
+
+    Returns:
+      ``[B, H, W, C]`` of the images' dtype.
+
+    Raises:
+      ValueError: shapes or dtypes that do not fit, a patch that does not fit.
+    """
+    if patches.dtype != images.dtype:
+        raise ValueError(f"patches: expected {images.dtype}, as the images, got {patches.dtype}")
+    patch = patches.shape[-2]
+    expected = (*corners.shape[:2], patch, patch, images.shape[-1])
+    if patches.shape != expected:
+        raise ValueError(f"patches: expected shape {expected}, got {patches.shape}")
+    corners = _inside(images, corners, patch)
+
+    def put(image: jax.Array, one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return jax.lax.dynamic_update_slice(image, one[0], _start(one[1])), None
+
+    return jax.vmap(lambda image, *them: jax.lax.scan(put, image, them)[0])(
+        images, patches, corners
+    )
+
+
+def poison_labels(
+    kind: str, labels: jax.Array, donors: jax.Array, num_classes: int, key: Key
+) -> jax.Array:
+    """The labels of poisoned images, ``int32 [B]``.
+
+    Args:
+      kind: ``"targeted"`` the donor class, ``"random"`` uniform over all classes, the
+        true one among them (as the paper does), ``"keep"`` the label as it was.
+      labels, donors: ``int [B]``.
+      num_classes: ``K``.
+      key: of the random labels.
+
+    Raises:
+      ValueError: another kind.
+    """
+    if kind == "targeted":
+        return donors.astype(jnp.int32)
+    if kind == "random":
+        return jax.random.randint(key, labels.shape, 0, num_classes, jnp.int32)
+    if kind == "keep":
+        return labels.astype(jnp.int32)
+    raise ValueError(f"labels: expected one of {', '.join(LABELS)}, got {kind!r}")
+
+
+def _cells(cells: Sequence[int], patch: int, shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """Centres ``float32 [h w, 2]`` of cells, and corners ``int32 [h w, 2]`` of their patches."""
+    centres, corners = [], []
+    for count, side in zip(cells, shape[:2], strict=True):
+        centre = (np.arange(count) + 0.5) * side / count
+        centres.append(centre)
+        corners.append(np.clip(np.floor(centre - patch / 2 + 0.5), 0, side - patch))
+    flat = [np.stack(np.meshgrid(*x, indexing="ij"), -1).reshape(-1, 2) for x in (centres, corners)]
+    return jnp.asarray(flat[0], jnp.float32), jnp.asarray(flat[1], jnp.int32)
+
+
+def _inside(images: jax.Array, corners: jax.Array, patch: int) -> jax.Array:
+    """The corners, moved so that their patches lie within the images."""
+    if images.ndim != 4:
+        raise ValueError(f"images: expected [B, H, W, C], got {images.shape}")
+    check_patch(patch, images.shape[1:])
+    if corners.ndim != 3 or corners.shape[0] != len(images) or corners.shape[-1] != 2:
+        raise ValueError(f"corners: expected [{len(images)}, c, 2], got {corners.shape}")
+    # slices of JAX read a negative start from the end
+    limits = jnp.array([side - patch for side in images.shape[1:3]], corners.dtype)
+    return jnp.clip(corners, 0, limits[None, None])
+
+
+def _start(corner: jax.Array) -> tuple[jax.Array, ...]:
+    return corner[0], corner[1], jnp.zeros_like(corner[0])

@@ -1,0 +1,26 @@
+"""Fine-tuning on what is retained."""
+
+import optax
+
+from jaxunlearn.core.types import Apply, Model, Needs, Unlearner
+from jaxunlearn.methods.retrain import learn_retained
+from jaxunlearn.models import functionalize
+from jaxunlearn.training.descent import descent
+
+
+def finetune(
+    model: Model | Apply,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    augment: str = "none",
+) -> Unlearner:
+    """``theta <- theta - eta grad l(B_r)``: hopes that what is not repeated is forgotten.
+
+    Args:
+      model: see :func:`jaxunlearn.functionalize`.
+      optimizer: default SGD with Nesterov momentum .9 and rate .01.
+      augment: a name in ``AUGMENTATIONS``.
+    """
+    optimizer = optimizer or optax.sgd(0.01, momentum=0.9, nesterov=True)
+    objective = learn_retained(functionalize(model), augment)
+    return descent(objective, optimizer, Needs(retain=True))

@@ -1,0 +1,221 @@
+"""From the relevance of neurons to those that are edited.
+
+The smallest budget that makes a model forget, judged by unseen examples alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn.core.types import Apply, Batch, Batches, Subset, Variables
+from jaxunlearn.training.descent import accuracy
+
+SCORES = ("votes", "relevance")
+
+
+class Budget(NamedTuple):
+    """How many neurons of each layer are edited.
+
+    Attributes:
+      kind: ``"neurons"`` (so many), ``"share"`` (of the layer's width) or
+        ``"cumulative"`` (as many as hold this share of its positive relevance).
+      value: how much of it.
+    """
+
+    kind: str
+    value: float
+
+
+class Tally(NamedTuple):
+    """What is counted of one layer's ``n`` neurons over some examples.
+
+    Attributes:
+      votes: ``float32 [n]``, in how many examples a neuron was among the K most relevant.
+      relevance: ``float32 [n]``, its summed relevance.
+      examples: ``float32 []``, how many were looked at.
+    """
+
+    votes: jax.Array
+    relevance: jax.Array
+    examples: jax.Array
+
+
+Tallies = tuple[Tally, ...]
+"""Of each layer."""
+
+
+class Ranking(NamedTuple):
+    """Neurons from the best to be edited to the worst.
+
+    Attributes:
+      order: ``int32 [n]``.
+      score: ``float32 [n]``, by neuron.
+      relevance: ``float32 [n]``, by neuron; a mean, less what is specific to other classes.
+    """
+
+    order: jax.Array
+    score: jax.Array
+    relevance: jax.Array
+
+
+def empty(width: int) -> Tally:
+    """Nothing counted yet."""
+    zeros = jnp.zeros(width, jnp.float32)
+    return Tally(zeros, zeros, jnp.zeros((), jnp.float32))
+
+
+def count(
+    tallies: Tallies, values: Sequence[jax.Array], weight: jax.Array, per_sample: int
+) -> Tallies:
+    """Adds a batch.
+
+    Args:
+      tallies: of each layer.
+      values: for each layer the relevance of its neurons, ``float32 [B, n]``.
+      weight: ``float32 [B]``, 0 for padding.
+      per_sample: K; at most a layer's width.
+    """
+    each = weight[:, None]
+
+    def one(tally: Tally, relevance: jax.Array) -> Tally:
+        _, top = jax.lax.top_k(relevance, min(per_sample, relevance.shape[1]))
+        noted = jnp.zeros_like(relevance).at[jnp.arange(len(relevance))[:, None], top].set(1)
+        return Tally(
+            votes=tally.votes + jnp.sum(noted * each, axis=0),
+            relevance=tally.relevance + jnp.sum(relevance * each, axis=0),
+            examples=tally.examples + jnp.sum(weight),
+        )
+
+    return tuple(map(one, tallies, values))
+
+
+def ranking(own: Tally, others: Tally | None, score: str, specificity: float) -> Ranking:
+    """Neurons by score, those of equal score by relevance, then by index.
+
+    ``s_n = f_n - specificity * g_n`` with ``f`` the share of votes or the mean
+    relevance over the examples to be forgotten, and ``g`` the same over the others.
+
+    Args:
+      own: of the examples to be forgotten.
+      others: of examples of other classes; ``None`` for ``g = 0``.
+      score: one of :data:`SCORES`.
+      specificity: see above.
+    """
+
+    def contrast(name: str) -> jax.Array:
+        mean = getattr(own, name) / jnp.maximum(own.examples, 1)
+        if others is None:
+            return mean
+        return mean - specificity * getattr(others, name) / jnp.maximum(others.examples, 1)
+
+    by, relevance = contrast(score), contrast("relevance")
+    return Ranking(jnp.lexsort((-relevance, -by)), by, relevance)
+
+
+def choose(ranked: Ranking, kind: str, value: jax.Array) -> jax.Array:
+    """``bool [n]``: the best neurons that a budget allows; none of score 0 or less.
+
+    * ``neurons``: the first ``value``;
+    * ``share``: the first ``round(value n)``, at least one;
+    * ``cumulative``: the shortest beginning of the order whose positive relevance is at
+      least ``value`` times that of all neurons.
+
+    Args:
+      ranked: the neurons in order.
+      kind: see :class:`Budget`.
+      value: ``float32 []``.
+    """
+    n = len(ranked.order)
+    place = jnp.zeros(n, jnp.int32).at[ranked.order].set(jnp.arange(n, dtype=jnp.int32))
+    if kind == "cumulative":
+        held = jnp.cumsum(jnp.maximum(ranked.relevance, 0)[ranked.order])
+        before = jnp.concatenate([jnp.zeros_like(held[:1]), held[:-1]])
+        inside = (before < value * held[-1])[place]
+    else:
+        most = value if kind == "neurons" else jnp.maximum(jnp.round(value * n), 1)
+        inside = place.astype(jnp.float32) < most
+    return inside & (ranked.score > 0)
+
+
+def grid(budget: Budget) -> tuple[float, ...]:
+    """Budgets to try, ascending: the given one times ``2 ** (-i / 2)``, ``i = 0 .. 14``.
+
+    Whole numbers of neurons, each once.
+    """
+    values = [budget.value * 2 ** (-i / 2) for i in range(15)]
+    if budget.kind == "neurons":
+        values = [float(max(round(value), 1)) for value in values]
+    return tuple(sorted(set(values)))
+
+
+def room(part: Subset | None, samples: int) -> Batch:
+    """An empty batch, large enough for a single pass over a subset."""
+    assert part is not None
+    places = min(samples, part.indices.shape[0])
+    return Batch(
+        x=jnp.zeros((places, *part.examples.x.shape[1:]), jnp.float32),
+        y=jnp.zeros(places, jnp.int32),
+        weight=jnp.zeros(places, jnp.float32),
+        slot=jnp.zeros(places, jnp.int32),
+    )
+
+
+def keep(shown: Batches, batches: Batches) -> Batches:
+    """The examples so far, and behind them those of the next batches."""
+
+    def behind(old: Batch | None, new: Batch | None) -> Batch | None:
+        if old is None or new is None:
+            return old
+        start = jnp.sum(old.weight).astype(jnp.int32)
+        places = start + jnp.arange(len(new.y), dtype=jnp.int32)
+        # a single pass pads its end alone: what does not fit is padding
+        pairs = zip(old, new, strict=True)
+        return Batch(*(kept.at[places].set(added, mode="drop") for kept, added in pairs))
+
+    return Batches(*(behind(old, new) for old, new in zip(shown, batches, strict=True)))
+
+
+def smallest(
+    edited: Callable[[jax.Array], Variables],
+    apply: Apply,
+    values: tuple[float, ...],
+    shown: Batches,
+    target: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The smallest budget with which the unseen examples are forgotten.
+
+    Of those with ``accuracy(unseen) <= target`` the first of the largest
+    ``accuracy(holdout)`` is taken, where there is a holdout; else the first. Where none
+    is low enough, the first of the lowest ``accuracy(unseen)``.
+
+    Args:
+      edited: budget -> the edited model; tried one after the other, in one program.
+      apply: the network.
+      values: budgets, ascending.
+      shown: ``unseen`` examples of what is to be forgotten and, or not, ``holdout``
+        examples of other classes.
+      target: accuracy to get down to.
+
+    Returns:
+      The budget, ``float32 []``, and diagnostics: itself and the accuracies.
+    """
+
+    def trial(value: jax.Array) -> dict[str, jax.Array]:
+        variables = edited(value)
+        parts = {"unseen": shown.unseen, "holdout": shown.holdout}
+        return {
+            f"accuracy_{name}": accuracy(apply(variables, part.x), part)
+            for name, part in parts.items()
+            if part is not None
+        }
+
+    budgets = jnp.asarray(values, jnp.float32)
+    found = jax.lax.map(trial, budgets)
+    unseen = found["accuracy_unseen"]
+    lost = -found.get("accuracy_holdout", jnp.zeros_like(unseen))
+    # an accuracy is at most 1: whatever reaches the target comes before what does not
+    best = jnp.argmin(jnp.where(unseen <= target, lost, 1 + unseen))
+    metrics = {name: value[best] for name, value in found.items()}
+    return budgets[best], {"budget": budgets[best], **metrics}

@@ -1,0 +1,57 @@
+"""Fine-tuning with wrong labels on what is to be forgotten."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxunlearn.core.types import Apply, Batches, Key, Model, Needs, Unlearner, Variables
+from jaxunlearn.models import functionalize
+from jaxunlearn.training.descent import LossAndMore, accuracy, cross_entropy, descent
+
+
+def wrong_labels(labels: jax.Array, num_classes: int, key: Key) -> jax.Array:
+    """Labels drawn uniformly from the ``K - 1`` others; ``int [B]``."""
+    shift = jax.random.randint(key, labels.shape, 1, num_classes, labels.dtype)
+    return (labels + shift) % num_classes
+
+
+def random_label(
+    model: Model | Apply,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    forget_weight: float = 1.0,
+) -> Unlearner:
+    """``l(B_r, y) + w l(B_f, y')`` with ``y' != y`` drawn anew at every visit.
+
+    Both batches go through the network as one, so that batch statistics see the
+    mixture. (Graves et al., "Amnesiac machine learning", AAAI 2021; Golatkar et al.,
+    CVPR 2020.)
+
+    Args:
+      model: see :func:`jaxunlearn.functionalize`.
+      optimizer: default SGD with Nesterov momentum .9 and rate .01.
+      forget_weight: ``w``, not negative.
+    """
+    if forget_weight < 0:
+        raise ValueError(f"forget_weight: expected a number >= 0, got {forget_weight}")
+    model = functionalize(model)
+    optimizer = optimizer or optax.sgd(0.01, momentum=0.9, nesterov=True)
+
+    def objective(variables: Variables, batches: Batches, key: Key) -> LossAndMore:
+        forget, retain = batches.forget, batches.retain
+        assert forget is not None
+        assert retain is not None
+        label_key, dropout_key = jax.random.split(key)
+        both = jnp.concatenate([forget.x, retain.x])
+        logits, moved = model.apply_train(variables, both, dropout_key)
+        z_forget, z_retain = jnp.split(logits, [len(forget.y)])
+        wrong = wrong_labels(forget.y, logits.shape[-1], label_key)
+        loss = cross_entropy(z_retain, retain.y, retain.weight)
+        loss += forget_weight * cross_entropy(z_forget, wrong, forget.weight)
+        metrics = {
+            "accuracy": accuracy(z_retain, retain),
+            "accuracy_forget": accuracy(z_forget, forget),
+        }
+        return loss, (moved, metrics)
+
+    return descent(objective, optimizer, Needs(forget=True, retain=True))

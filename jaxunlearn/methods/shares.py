@@ -1,0 +1,171 @@
+"""Some of the examples of each class, chosen on the device.
+
+Sizes of subsets may be arrays: what stands behind ``size`` is padding and is never chosen, and
+what is chosen does not depend on how much of it there is.
+
+A share of a set, in a form of a method's own, drawn in the place of the set.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.core.trees import in_chunks
+from jaxunlearn.core.types import Batch, Examples, Key, Needs, Subset
+from jaxunlearn.data.batches import draw, fetch, pick
+
+
+def check_share(share: float, name: str = "share", of: str = "") -> None:
+    """Raises ``ValueError`` unless a share is above 0 and at most 1."""
+    if not 0 < share <= 1:
+        raise ValueError(f"{name}: expected a share{of} above 0, at most 1, got {share}")
+
+
+def capacity_of(total: int, share: float, num_classes: int) -> int:
+    """``min(M, ceil(share * M) + K)``: at least what :func:`keep_share` keeps of ``M`` labels.
+
+    Raises:
+      ValueError: a share that is not in (0, 1].
+    """
+    check_share(share)
+    return min(total, int(_quota(total, share)[-1]) + num_classes)
+
+
+def keep_share(
+    labels: jax.Array, size: jax.Array, share: float, key: Key, capacity: int, num_classes: int
+) -> tuple[jax.Array, jax.Array]:
+    """A random ``ceil(share * count_k)`` of the examples of each class ``k``.
+
+    What is chosen does not depend on how much padding there is.
+
+    Args:
+      labels: ``int [M]`` of ``0 .. K - 1``.
+      size: ``int32 []``, how many of them count; the rest is padding.
+      share: static, in (0, 1]; 1 keeps all.
+      key: of choice and order.
+      capacity: static, at least :func:`capacity_of`.
+      num_classes: ``K``.
+
+    Returns:
+      ``int32 [capacity]``, positions among the labels in random order, those behind the
+      second result repeating earlier ones (all 0 where ``size`` is 0); ``int32 []``,
+      how many are kept.
+
+    Raises:
+      ValueError: a share out of range, a capacity that may not suffice.
+    """
+    total = len(labels)
+    if capacity < (needed := capacity_of(total, share, num_classes)):
+        raise ValueError(f"capacity: expected at least {needed}, got {capacity}")
+    # two keys: bits of one axis do not change when it grows, those of two do
+    choose, arrange = (jax.random.bits(k, (total,), jnp.uint32) for k in jax.random.split(key))
+    places = jnp.arange(total, dtype=jnp.int32)
+    # padding is a class of its own, of which nothing is kept
+    classes = jnp.where(places < size, labels.astype(jnp.int32), num_classes)
+    by_class = jnp.lexsort((choose, classes)).astype(jnp.int32)
+    counts = jnp.zeros(num_classes + 1, jnp.int32).at[classes].add(1)
+    quota = jnp.asarray(_quota(total, share))[counts].at[num_classes].set(0)
+    own = classes[by_class]
+    taken = places - (jnp.cumsum(counts) - counts)[own] < quota[own]
+    dropped = jnp.ones(total, jnp.int32).at[by_class].set(1 - taken.astype(jnp.int32))
+    order = jnp.lexsort((arrange, dropped)).astype(jnp.int32)
+    kept = jnp.sum(quota)
+    slots = jnp.arange(capacity, dtype=jnp.int32) % jnp.maximum(kept, 1)
+    return jnp.where(kept > 0, order[slots], 0), kept
+
+
+def donor_positions(labels: jax.Array, size: jax.Array, wanted: jax.Array, key: Key) -> jax.Array:
+    """A random example of each wanted class, drawn with replacement.
+
+    Args:
+      labels: ``int [M]``.
+      size: ``int32 []``, how many of them count; the rest is padding.
+      wanted: ``int [B]``, classes.
+      key: of the choice.
+
+    Returns:
+      ``int32 [B]``: positions among the first ``size`` labels, uniform over those of the
+      class; ``-1`` for a class without examples.
+    """
+    places = jnp.arange(len(labels), dtype=jnp.int32)
+    classes = jnp.where(places < size, labels.astype(jnp.int32), jnp.iinfo(jnp.int32).max)
+    by_class = jnp.argsort(classes).astype(jnp.int32)
+    ordered, wanted = classes[by_class], wanted.astype(jnp.int32)
+    first = jnp.searchsorted(ordered, wanted, side="left").astype(jnp.int32)
+    # a wanted class equal to what stands for padding finds nothing either
+    last = jnp.minimum(jnp.searchsorted(ordered, wanted, side="right").astype(jnp.int32), size)
+    count = last - first
+    chosen = first + jax.random.randint(key, wanted.shape, 0, jnp.maximum(count, 1), jnp.int32)
+    return jnp.where(count > 0, by_class[jnp.minimum(chosen, len(labels) - 1)], -1)
+
+
+def _quota(total: int, share: float) -> np.ndarray:
+    """``int32 [M + 1]``: ``ceil(share * count)`` for every count, a tenth of 30 being 3."""
+    exact = share * np.arange(total + 1)
+    # a product of floats may lie just above the whole number that is meant
+    return np.ceil(exact * (1 - 1e-12)).astype(np.int32)
+
+
+def share_of(part: Subset, share: float, key: Key, num_classes: int) -> tuple[jax.Array, jax.Array]:
+    """Slots of a random share of each class, padded, and how many they are.
+
+    All of a set stays in order: what is kept of an example then lies where it does.
+    """
+    if share == 1:
+        return jnp.arange(len(part.indices), dtype=jnp.int32), part.size
+    labels = part.examples.y[part.indices]
+    capacity = capacity_of(len(labels), share, num_classes)
+    return keep_share(labels, part.size, share, key, capacity, num_classes)
+
+
+def as_subset(x: jax.Array, y: jax.Array, size: jax.Array) -> Subset:
+    """The first ``size`` of examples that are normalised already."""
+    unit = (1,) * (x.ndim - 1)
+    examples = Examples(x, y, jnp.zeros(unit), jnp.ones(unit))
+    return Subset(examples, jnp.arange(len(y), dtype=jnp.int32), size)
+
+
+def keep(
+    part: Subset,
+    slots: jax.Array,
+    size: jax.Array,
+    made: Callable[[jax.Array], jax.Array] | None,
+    chunk: int,
+) -> Subset:
+    """Some examples of a subset on arrays of their own.
+
+    Args:
+      part: whence.
+      slots: ``int32 [C]``, places in it.
+      size: how many of them count.
+      made: what is kept of images, ``[c, ...] -> [c, ...]``; ``None``: these, as stored.
+      chunk: images taken together.
+    """
+    positions = part.indices[slots]
+    y = part.examples.y[positions]
+    if made is None:
+        examples = part.examples._replace(x=part.examples.x[positions], y=y)
+        return Subset(examples, jnp.arange(len(y), dtype=jnp.int32), size)
+    x = in_chunks(lambda rows: made(fetch(part.examples, positions[rows])), len(slots), chunk)
+    return as_subset(x, y, size)
+
+
+def look_up(
+    kept: Subset | None, batch: Batch | None, whole: bool, key: Key, turn: jax.Array
+) -> Batch | None:
+    """The batch of a step out of what is kept; each example comes equally often.
+
+    Args:
+      kept: ``None``: the batch as it was drawn.
+      batch: drawn from the set.
+      whole: whether all of the set is kept: then what is kept of the drawn examples.
+      key: of the order otherwise.
+      turn: ``int32 []``, the number of the step.
+    """
+    if kept is None or batch is None:
+        return batch
+    if whole:
+        return pick(kept, batch.slot, batch.weight, labels=True)
+    return draw(kept, key, turn, len(batch.y), Needs())

@@ -1,0 +1,142 @@
+"""What an accuracy of zero can hide: is the knowledge still in the network?"""
+
+import contextlib
+import functools
+
+import jax
+import numpy as np
+import optax
+
+from jaxunlearn.core.errors import DivergenceError
+from jaxunlearn.core.types import (
+    Apply,
+    Batches,
+    Key,
+    Model,
+    Needs,
+    Sets,
+    Subset,
+    Unlearner,
+    Variables,
+)
+from jaxunlearn.data.sets import num_examples
+from jaxunlearn.engine import unlearn
+from jaxunlearn.engine.driver import Progress
+from jaxunlearn.engine.predict import predict
+from jaxunlearn.training.descent import LossAndMore, accuracy, cross_entropy, descent
+
+RELEARN_STEPS = 100
+"""Steps of relearning that are looked at."""
+
+
+def linear_probe(
+    features: Apply,
+    variables: Variables,
+    train: tuple[Subset, Subset],
+    test: Subset,
+    *,
+    examples: int = 2000,
+    seed: int = 0,
+) -> float:
+    """Accuracy on forgotten examples of a logistic regression on frozen features.
+
+    Args:
+      features: ``variables, x -> [B, n]``, the inputs of the last layer.
+      train: the forget and the retain set; the probe is fitted on ``examples`` of
+        both together, each set's share kept.
+      test: test examples of the kind to be forgotten.
+
+    Returns:
+      The share of ``test`` that the probe names correctly; ideal: as retrained.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = [], []
+    sizes = np.array([num_examples(part) for part in train])
+    quotas = np.maximum(np.round(sizes * min(1, examples / sizes.sum())), 1).astype(int)
+    for part, quota in zip(train, quotas, strict=True):
+        found = predict(features, variables, _some(part, quota, seed))
+        x.append(found.logits)
+        y.append(found.labels)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    probe.fit(np.concatenate(x), np.concatenate(y))
+    asked = predict(features, variables, test)
+    return float(np.mean(probe.predict(asked.logits) == asked.labels))
+
+
+def _some(part: Subset, count: int, seed: int) -> Subset:
+    size = num_examples(part)
+    places = np.random.default_rng(seed).permutation(size)[:count]
+    return part._replace(
+        indices=jax.numpy.asarray(np.asarray(part.indices)[places]),
+        size=jax.numpy.asarray(len(places), jax.numpy.int32),
+    )
+
+
+def relearn_curve(
+    model: Model,
+    variables: Variables,
+    forget: Subset,
+    key: Key,
+    *,
+    learning_rate: float = 1e-3,
+    batch_size: int = 128,
+    steps: int = RELEARN_STEPS,
+) -> np.ndarray:
+    """Accuracy on the forget set in the course of being trained on it again.
+
+    Plain SGD on ``l(B_f)``, the network in inference mode; the accuracy is that of the
+    batch before its own step. Models compared under one key see the same batches.
+
+    Returns:
+      ``float64 [steps]``, place ``k``: after ``k`` steps. NaN from where the training
+      diverged. Ideal: as retrained.
+    """
+    curve = np.full(steps, np.nan)
+
+    def keep(progress: Progress) -> None:
+        curve[: progress.step] = progress.history["accuracy"]
+
+    # a network that cannot be trained again is a finding, not the end of the report
+    with contextlib.suppress(DivergenceError):
+        unlearn(
+            _relearner(model.apply, learning_rate),
+            variables,
+            Sets(forget=forget),
+            key,
+            steps=steps,
+            batch_size=batch_size,
+            on_chunk=keep,
+        )
+    return curve
+
+
+def relearn_steps(curve: np.ndarray, target: float) -> int:
+    """Steps of relearning until the forget set is known again.
+
+    Args:
+      curve: of :func:`relearn_curve`.
+      target: accuracy to be reached; commonly .95 of the original's on the forget set.
+
+    Returns:
+      The number of steps after which a batch first reached ``target``; the length of the
+      curve if none did. 0: it was never forgotten. Ideal: as retrained.
+    """
+    reached = np.flatnonzero(curve >= target)
+    return int(reached[0]) if len(reached) else len(curve)
+
+
+@functools.lru_cache(maxsize=16)
+def _relearner(apply: Apply, learning_rate: float) -> Unlearner:
+    # one object for one network, so that all models of a table share one program
+    def objective(variables: Variables, batches: Batches, key: Key) -> LossAndMore:
+        del key
+        batch = batches.forget
+        assert batch is not None
+        logits = apply(variables, batch.x)
+        metrics = {"accuracy": accuracy(logits, batch)}
+        return cross_entropy(logits, batch.y, batch.weight), (variables, metrics)
+
+    return descent(objective, optax.sgd(learning_rate), Needs(forget=True))

@@ -1,0 +1,307 @@
+"""Checkpoints come back bit for bit, or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxunlearn import checkpoint
+from jaxunlearn.checkpoint import folder as manifest
+from jaxunlearn.core.errors import CheckpointError
+
+
+def _tree():
+    params = {
+        "fc1": {
+            "kernel": jnp.arange(12.0).reshape(4, 3) / 7,
+            "bias": jnp.ones(3, jnp.bfloat16) / 3,
+        },
+        "a.b/c": jnp.float32(jnp.nan),
+    }
+    return {
+        "params": params,
+        "opt": optax.adam(1e-3).init(params),
+        "key": jax.random.key(3),
+        "keys": jax.random.split(jax.random.key(1, impl="rbg"), 4),
+        "mask": jnp.array([True, False]),
+        "steps": jnp.int32(7),
+        "none": None,
+        "void": jnp.zeros((0, 3)),
+        "host": np.arange(5, dtype=np.int64),
+        "list": [jnp.int8([1, -1]), (jnp.float16(0.1),)],
+    }
+
+
+def _abstract(tree):
+    return jax.tree.map(
+        lambda a: a if isinstance(a, np.ndarray) else jax.ShapeDtypeStruct(a.shape, a.dtype), tree
+    )
+
+
+def _bits(tree):
+    def bits(a):
+        a = jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+        a = np.asarray(a)
+        return a.dtype.name, a.shape, a.tobytes()
+
+    return jax.tree.map(bits, tree)
+
+
+def _mesh(*shape):
+    names = ("x", "y")[: len(shape)]
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "deep" / "original"
+    checkpoint.save(path, _tree(), {"loss": 0.5, "name": "ä"})
+    return path
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "model"
+    checkpoint.save(path, {"w": jnp.arange(1000.0)}, {"n": 1})
+    return path
+
+
+def test_round_trip_is_bit_equal(saved):
+    tree, record = checkpoint.load(saved, like=_abstract(_tree()))
+    assert record == {"loss": 0.5, "name": "ä"} == checkpoint.read_record(saved)
+    assert jax.tree.structure(tree) == jax.tree.structure(_tree())
+    assert _bits(tree) == _bits(_tree())
+    assert isinstance(tree["host"], np.ndarray)
+    assert not tree["params"]["fc1"]["kernel"].committed
+    chex.assert_trees_all_equal(
+        jax.random.uniform(tree["key"]), jax.random.uniform(jax.random.key(3))
+    )
+
+
+def test_arrays_serve_as_like(saved):
+    tree, _ = checkpoint.load(saved, like=_tree())
+    assert _bits(tree) == _bits(_tree())
+
+
+def test_without_like_nested_dictionaries_of_numpy(saved):
+    tree, _ = checkpoint.load(saved)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(tree))
+    expected = _tree()
+    assert _bits(tree["params"]) == _bits(expected["params"])
+    assert _bits(tree["opt"]["0"]["mu"]) == _bits(expected["opt"][0].mu)
+    np.testing.assert_array_equal(tree["keys"], jax.random.key_data(expected["keys"]))
+    assert tree["list"]["1"]["0"] == np.float16(0.1)
+    assert tree["void"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "tree", [{}, jnp.ones(3), {"n": 3, "x": 0.1}], ids=["empty", "leaf", "int"]
+)
+def test_unusual_trees(tmp_path, tree):
+    checkpoint.save(tmp_path / "c", tree, {})
+    assert _bits(checkpoint.load(tmp_path / "c")[0]) == _bits(jax.tree.map(np.asarray, tree))
+    chex.assert_trees_all_equal(checkpoint.load(tmp_path / "c", like=tree)[0], tree)
+
+
+def test_sharded_arrays_go_to_other_shardings(tmp_path):
+    x = jnp.arange(64.0).reshape(8, 8)
+    keys = jax.random.split(jax.random.key(0), 8)
+    fsdp, data, one = _mesh(2, 4), _mesh(8), _mesh(1)
+    tree = {
+        "w": jax.device_put(x, NamedSharding(fsdp, P("x", "y"))),
+        "k": jax.device_put(keys, NamedSharding(data, P("x"))),
+    }
+    checkpoint.save(tmp_path / "c", tree, {})
+    for mesh, spec in [(fsdp, P("y", "x")), (data, P("x")), (data, P()), (one, P())]:
+        sharding = NamedSharding(mesh, spec)
+        like = {
+            "w": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            "k": jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=NamedSharding(mesh, P())),
+        }
+        got, _ = checkpoint.load(tmp_path / "c", like)
+        assert got["w"].sharding == sharding
+        assert got["k"].sharding.is_equivalent_to(NamedSharding(mesh, P()), 1)
+        assert _bits(got) == _bits({"w": x, "k": keys})
+    assert _bits(checkpoint.load(tmp_path / "c")[0]["w"]) == _bits(x)
+    assert checkpoint.load(tmp_path / "c", tree)[0]["k"].sharding == tree["k"].sharding
+
+
+@pytest.mark.parametrize(
+    ("like", "words"),
+    [
+        (
+            {"w": np.zeros(999, np.float32)},
+            r"leaf 'w': expected float32\[999\], got float32\[1000\]",
+        ),
+        ({"w": jnp.zeros(1000, jnp.int32)}, r"'w': expected int32\[1000\], got float32\[1000\]"),
+        ({"v": {"w": jnp.zeros(2)}}, r"'v/w': expected float32\[2\], got none"),
+        ({}, r"'w': expected none, got float32\[1000\]"),
+        ({"w": jax.random.key(0)}, r"'w': expected key<fry>\[2\], got float32\[1000\]"),
+    ],
+)
+def test_a_tree_unlike_the_stored_one_is_named(small, like, words):
+    with pytest.raises(CheckpointError, match=words):
+        checkpoint.load(small, like)
+
+
+def test_generators_are_not_confused(tmp_path):
+    checkpoint.save(tmp_path / "c", jax.random.key(0, impl="rbg"), {})
+    with pytest.raises(CheckpointError, match="expected key<fry>"):
+        checkpoint.load(tmp_path / "c", jax.random.key(0))
+
+
+def _stored_files(path):
+    return sorted(f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file())
+
+
+def _flip(file: Path):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def _truncate(file: Path):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("harm", [_flip, _truncate, Path.unlink])
+def test_every_file_is_guarded(small, harm):
+    for name in _stored_files(small):
+        before = (small / name).read_bytes()
+        if before or harm is Path.unlink:
+            harm(small / name)
+            with pytest.raises(CheckpointError, match=name):
+                checkpoint.load(small)
+            with pytest.raises(CheckpointError, match=name):
+                checkpoint.verify(small)
+        (small / name).write_bytes(before)
+    checkpoint.verify(small)
+
+
+def test_an_added_file_is_named(small):
+    (small / "variables" / "more").write_text("")
+    with pytest.raises(CheckpointError, match="variables/more"):
+        checkpoint.load(small)
+
+
+def test_the_record_is_verified_alone(small):
+    record = small / "record.json"
+    record.write_text(record.read_text().replace("1", "2"))
+    with pytest.raises(CheckpointError, match=r"record\.json"):
+        checkpoint.read_record(small)
+
+
+def test_a_checkpoint_is_not_overwritten_unasked(small):
+    with pytest.raises(CheckpointError, match="--force"):
+        checkpoint.save(small, {"w": jnp.zeros(2)}, {"n": 2})
+    assert checkpoint.read_record(small) == {"n": 1}
+    checkpoint.save(small, {"w": jnp.zeros(2)}, {"n": 2}, overwrite=True)
+    tree, record = checkpoint.load(small)
+    assert record == {"n": 2}
+    assert tree["w"].shape == (2,)
+    assert os.listdir(small.parent) == [small.name]
+
+
+def test_nothing_but_a_checkpoint_is_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    for path in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(CheckpointError, match="expected a checkpoint"):
+            checkpoint.save(path, {}, {}, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_killed_save_leaves_no_checkpoint_and_does_not_stand_in_the_way(tmp_path, monkeypatch):
+    path = tmp_path / "model"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(path, {"w": jnp.ones(3)}, {})
+    assert os.listdir(tmp_path) == [".model.tmp"]
+    with pytest.raises(CheckpointError, match="without manifest"):
+        checkpoint.load(path)
+    checkpoint.save(path, {"w": jnp.ones(2)}, {})
+    assert checkpoint.load(path)[0]["w"].shape == (2,)
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_kill_between_the_renames_keeps_the_former_and_says_where(small, monkeypatch):
+    rename = Path.rename
+
+    def killed_at_the_second(self, target):
+        if target == small:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(small, {}, {"n": 2}, overwrite=True)
+    with pytest.raises(CheckpointError, match=r"is in .*\.model\.old"):
+        checkpoint.load(small)
+    assert checkpoint.read_record(small.parent / ".model.old") == {"n": 1}
+
+
+def test_a_failed_save_cleans_up_and_keeps_the_former(small, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(manifest, "write", full)
+    with pytest.raises(CheckpointError, match="no space left"):
+        checkpoint.save(small, {"w": jnp.ones(2)}, {}, overwrite=True)
+    assert os.listdir(small.parent) == [small.name]
+    assert checkpoint.read_record(small) == {"n": 1}
+
+
+def test_a_folder_that_cannot_be_made_is_reported(small):
+    with pytest.raises(CheckpointError, match="cannot write checkpoint"):
+        checkpoint.save(small / "record.json" / "below", {}, {})
+
+
+def test_removing(small):
+    (small.parent / ".model.tmp").mkdir()
+    (small.parent / ".model.old").mkdir()
+    (small.parent / "other").mkdir()
+    (small.parent / "other" / "file").touch()
+    checkpoint.remove(small)
+    checkpoint.remove(small)
+    assert os.listdir(small.parent) == ["other"]
+    with pytest.raises(CheckpointError, match="left as it is"):
+        checkpoint.remove(small.parent / "other")
+
+
+def test_what_cannot_be_stored_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match="'name': expected an array"):
+        checkpoint.save(tmp_path / "c", {"name": "x"}, {})
+    with pytest.raises(TypeError, match="JSON"):
+        checkpoint.save(tmp_path / "c", {}, {"f": jnp.ones})
+    with pytest.raises(ValueError, match="'a/b' twice"):
+        checkpoint.save(tmp_path / "c", {"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(1)}, {})
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"digest": 1}'])
+def test_a_foreign_manifest_is_no_checkpoint(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        checkpoint.load(tmp_path)
+    with pytest.raises(CheckpointError, match="expected a checkpoint"):
+        checkpoint.load(tmp_path / "absent")
+
+
+def test_versions_are_json():
+    found = json.loads(json.dumps(checkpoint.versions()))
+    assert found["jax"] == jax.__version__
+    assert found["devices"] == jax.device_count()
+    assert {"python", "flax", "optax", "orbax-checkpoint", "numpy", "jaxlib"} <= set(found)

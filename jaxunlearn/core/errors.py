@@ -1,5 +1,8 @@
 """Errors that a user can mend; the command line prints them without a traceback."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something the user gave is wrong; the message says what was expected."""
@@ -29,3 +32,9 @@ def expect(name: str, value: object, kind: type, hint: str = "") -> None:
     """Raises a ``TypeError`` "name: expected X, got Y" for a value of another type."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}{hint}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'?"`` with the known names nearest to ``name``, or nothing."""
+    close = difflib.get_close_matches(name, set(known) - {name}, n=3)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,4 +1,4 @@
-"""Many models in one program."""
+"""Pytrees: key paths of leaves, members of a stacked tree, many members in one program."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -79,3 +79,13 @@ def ensemble(
         return jax.lax.map(member, varying, batch_size=batch_size if at_once else None)
 
     return mapped
+
+
+def path_name(keys: Sequence[Any]) -> str:
+    """Returns the key path of a leaf as text, ``params/fc1/kernel``."""
+    return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by key path, in the order of the tree."""
+    return {path_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,0 +1,107 @@
+"""Registries: what there is by name, of this package, of others, and of the running program.
+
+A registry holds rows. Those of other packages come in by entry points: a package that
+declares, in its ``pyproject.toml``::
+
+    [project.entry-points."jaxunlearn.methods"]
+    scrub = "their_package.scrub:ROW"
+
+has its row ``scrub`` among the methods, as if it were our own.
+"""
+
+import importlib
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from jaxunlearn.core.errors import ConfigError, did_you_mean
+
+Row = TypeVar("Row")
+
+
+class Registry(Mapping[str, Row], Generic[Row]):
+    """Rows by name: a mapping whose lookup of an unknown name says which names there are.
+
+    Args:
+      noun: what the rows are, as messages and :meth:`register` call them (``"methods"``);
+        entry points are read from the group ``jaxunlearn.<noun>``.
+      kind: the type of a row.
+      rows: the built-in ones, in the order in which they are listed.
+    """
+
+    def __init__(self, noun: str, kind: type[Row], rows: Mapping[str, Row]) -> None:
+        self.noun = noun
+        self.kind = kind
+        self._rows = dict(rows)
+        self._points: dict[str, importlib.metadata.EntryPoint] | None = None
+
+    def register(self, name: str, row: Row, *, overwrite: bool = False) -> None:
+        """Adds a row for the running program.
+
+        Raises:
+          TypeError: the row is of another type.
+          ConfigError: the name is taken and ``overwrite`` is not set.
+        """
+        if not isinstance(row, self.kind):
+            raise TypeError(
+                f"{self.noun}.{name}: expected {self.kind.__name__}, got {type(row).__name__}"
+            )
+        if not overwrite and name in self:
+            raise ConfigError(f"{self.noun}: expected a name not yet taken, got {name!r}")
+        self._rows[name] = row
+
+    def __getitem__(self, name: str) -> Row:
+        if name in self._rows:
+            return self._rows[name]
+        point = self._others().get(name)
+        if point is None:
+            raise KeyError(name)
+        try:
+            row = point.load()
+        # another package's code: whatever it raises, the package is named
+        except Exception as error:
+            raise ConfigError(
+                f"{self.noun}.{name}: expected {point.value} to be importable, got "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        self.register(name, row, overwrite=True)
+        return row
+
+    def find(self, name: str, key: str = "") -> Row:
+        """Returns the row of a name.
+
+        Args:
+          key: what a message calls the place where the name was given; default: the noun.
+
+        Raises:
+          ConfigError: there is none; the message lists the names and the nearest.
+        """
+        if name not in self:
+            raise ConfigError(
+                f"{key or self.noun}: expected one of {', '.join(self)}, got {name!r}"
+                f"{did_you_mean(name, self)}"
+            )
+        return self[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows or name in self._others()
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._rows
+        yield from (name for name in self._others() if name not in self._rows)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _others(self) -> Mapping[str, importlib.metadata.EntryPoint]:
+        """Entry points of other packages; looked for once, loaded when asked for."""
+        if self._points is None:
+            found = importlib.metadata.entry_points(group=f"jaxunlearn.{self.noun}")
+            self._points = {point.name: point for point in found}
+        return self._points
+
+
+def load(target: str) -> Any:
+    """Imports an object by ``"module:name"``, so that a row costs nothing until it is used."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)

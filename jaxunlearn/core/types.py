@@ -18,10 +18,13 @@ Variables = Any
 whose other collections (batch statistics, say) are not trained; or any pytree
 without a ``"params"`` entry, all of which is trained."""
 
+Inputs = Any
+"""A pytree of arrays with one leading axis: images ``[B, H, W, C]``, or tokens with a mask."""
+
 State = Any
 """A pytree that an unlearner carries from step to step."""
 
-Apply = Callable[[Variables, jax.Array], jax.Array]
+Apply = Callable[[Variables, Inputs], jax.Array]
 """``apply(variables, x [B, ...]) -> logits [B, K]``, in inference mode."""
 
 
@@ -38,7 +41,7 @@ class Model(NamedTuple):
 
     init: Callable[[Key], Variables]
     apply: Apply
-    apply_train: Callable[[Variables, jax.Array, Key], tuple[jax.Array, Variables]]
+    apply_train: Callable[[Variables, Inputs, Key], tuple[jax.Array, Variables]]
 
 
 class Gan(NamedTuple):
@@ -86,16 +89,16 @@ class Examples(NamedTuple):
     """Labelled examples as they lie on the device, shared by many subsets.
 
     Attributes:
-      x: ``[N, ...]``, integers or floats, not yet normalised.
-      y: ``int32 [N]``, class labels.
-      mean: broadcasts against one example; subtracted by the reader.
-      std: broadcasts against one example; divides after the subtraction.
+      x: any pytree of arrays ``[N, ...]`` with one leading axis, as stored: bytes of images,
+        ``{"tokens": int [N, T], "mask": bool [N, T]}``.
+      y: ``int32 [N]``, class labels; ``[N, ...]`` where a kind of model says so.
+      reader: turns the stored ``x`` of a batch into what the network takes; see
+        :mod:`jaxunlearn.data.batches`. Its arrays are leaves, its function is static.
     """
 
-    x: jax.Array
+    x: Inputs
     y: jax.Array
-    mean: jax.Array
-    std: jax.Array
+    reader: jax.tree_util.Partial
 
 
 class Subset(NamedTuple):
@@ -105,7 +108,7 @@ class Subset(NamedTuple):
     one capacity run in one compiled program and map over a leading axis.
 
     Attributes:
-      examples: what is shared.
+      examples: those that it is a part of, shared with other subsets.
       indices: ``int32 [M]``, positions in ``examples``; those behind ``size``
         are padding and repeat valid ones.
       size: ``int32 []``, between 0 and ``M``.
@@ -117,17 +120,19 @@ class Subset(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Examples drawn from a subset, normalised.
+    """Examples drawn from a subset, as the network takes them.
 
     Attributes:
-      x: ``float32 [B, ...]``.
-      y: ``int32 [B]``; all ``-1`` for a method that declared not to need labels.
+      x: what the reader made of the examples: ``float32 [B, ...]``, or any pytree of arrays
+        with the leading axis ``B``.
+      y: ``int32 [B]``, or ``[B, ...]`` as in :class:`Examples`; all ``-1`` for a method that
+        declared not to need labels.
       weight: ``float32 [B]``, 1 for an example that counts, 0 for padding.
       slot: ``int32 [B]``, places in the subset, from 0 to ``size - 1``: where ``init``,
         which sees the whole subset in its order, computed something of each example.
     """
 
-    x: jax.Array
+    x: Inputs
     y: jax.Array
     weight: jax.Array
     slot: jax.Array
@@ -174,6 +179,7 @@ class Needs(NamedTuple):
         many steps as the caller asks.
       samples: with ``once``, at most so many examples of each set, drawn at
         random; ``None`` for all.
+      original: whether an objective reads the original's variables in every step.
     """
 
     forget: bool = False
@@ -183,6 +189,7 @@ class Needs(NamedTuple):
     labels: bool = True
     once: bool = False
     samples: int | None = None
+    original: bool = False
 
 
 class Info(NamedTuple):
@@ -220,7 +227,9 @@ class Unlearner(NamedTuple):
     Attributes:
       init: ``variables, sets, key -> state``; all that is computed before the loop. With a
         preparation: ``variables, sets, key, prepared -> state``.
-      step: ``state, batches -> (state, info)``; compiled once.
+      step: ``state, batches, key, count -> (state, info)``; compiled once. The runner hands
+        out a key of each step's own and ``count``, ``int32 []``, the steps done before: no
+        state carries either.
       result: ``state -> variables`` of the same structure, shapes and dtypes as
         those given to ``init``.
       needs: which sets ``init`` and ``step`` may see.
@@ -228,7 +237,7 @@ class Unlearner(NamedTuple):
     """
 
     init: Callable[..., State]
-    step: Callable[[State, Batches], tuple[State, Info]]
+    step: Callable[[State, Batches, Key, jax.Array], tuple[State, Info]]
     result: Callable[[State], Variables]
     needs: Needs
     prepare: Preparation | None = None

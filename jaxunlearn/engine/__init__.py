@@ -1,20 +1,23 @@
 """The runner: one compiled loop for every method.
 
-It shows a method only the sets that it declared, draws batches on the device,
-compiles a chunk of steps once, donates the state, and looks at the diagnostics
-between chunks. Training is a method like any other (``retrain`` on all data).
+It shows a method only the sets that it declared, draws batches on the device, compiles a chunk
+of steps once, donates the state, and looks at the diagnostics between chunks. Training is a
+method like any other (``retrain`` on all data). Methods compose: ``chain(edit, repair)``.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.core.errors import expect
+from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import Key, Sets, Unlearner, Variables
 from jaxunlearn.data.sets import request
+from jaxunlearn.engine import stop as stop
 from jaxunlearn.engine.driver import (
     OnChunk,
     Options,
@@ -27,11 +30,50 @@ from jaxunlearn.engine.driver import (
 from jaxunlearn.engine.loop import Job
 from jaxunlearn.engine.sharding import Sharding
 
-__all__ = ["unlearn", "unlearn_many", "within"]
+__all__ = ["Chain", "Outcome", "chain", "stop", "unlearn", "unlearn_many"]
+
+
+class Chain(NamedTuple):
+    """Methods one after the other; :func:`chain` makes one.
+
+    Attributes:
+      links: each method with the arguments of :func:`unlearn` that are its own.
+    """
+
+    links: tuple[tuple[Unlearner, Mapping[str, Any]], ...]
+
+
+def chain(*links: Unlearner | tuple[Unlearner, Mapping[str, Any]]) -> Chain:
+    """Composes methods: each starts from the model that the one before it made.
+
+    ``unlearn(chain(neuron_path(model), finetune(model)), variables, sets, key, steps=50)`` edits,
+    then repairs. Each method sees only the sets that it declares itself: an edit that needs no
+    training data stays zero-shot, whatever follows.
+
+    Args:
+      links: methods, at least one; or pairs of a method and its own ``steps``, ``batch_size``,
+        ``chunk`` or ``stop``, which take the place of those given to :func:`unlearn`.
+
+    Raises:
+      TypeError: a link is neither.
+    """
+    made: list[tuple[Unlearner, Mapping[str, Any]]] = []
+    for number, link in enumerate(links):
+        method, options = (link, {}) if isinstance(link, Unlearner) else link
+        expect(f"links[{number}]", method, Unlearner)
+        unknown = set(options) - {"steps", "batch_size", "chunk", "stop"}
+        if unknown:
+            raise TypeError(
+                f"links[{number}]: expected steps, batch_size, chunk or stop, got {sorted(unknown)}"
+            )
+        made.append((method, dict(options)))
+    if not made:
+        raise TypeError("links: expected at least one method, got none")
+    return Chain(tuple(made))
 
 
 def unlearn(
-    unlearner: Unlearner,
+    unlearner: Unlearner | Chain,
     variables: Variables,
     sets: Sets,
     key: Key,
@@ -40,25 +82,25 @@ def unlearn(
     batch_size: int = 128,
     chunk: int | None = None,
     sharding: Sharding | None = None,
-    stop: Callable[[dict[str, np.ndarray]], bool] | None = None,
+    stop: stop.Rule | None = None,
     on_chunk: OnChunk | None = None,
     resume: ResumeFrom | None = None,
 ) -> Outcome:
     """Runs a method and returns the new model; ``variables`` stay untouched.
 
     Args:
-      unlearner: the method.
+      unlearner: the method, or a chain of methods.
       variables: the original model; ``None`` for a method that makes its own.
       sets: the sets of the request; only those declared in ``needs`` are passed on.
       key: fixes every random choice.
       steps: how many; not for a method with ``needs.once``, whose number follows
-        from the size of its sets.
+        from the size of its sets. In a chain: of each method that takes a number.
       batch_size: ``B``, of each set.
       chunk: steps compiled into one loop, at most. Default: 32; always 1 on CPU if the
         step holds XLA's weight gradient of a convolution, ruinous in a loop there.
       sharding: mesh and rules; ``None`` leaves the arrays where they are.
-      stop: called after each chunk with that chunk's diagnostics, each ``[steps]``;
-        true ends the run.
+      stop: a rule of :mod:`jaxunlearn.engine.stop`, called after each chunk with that chunk's
+        diagnostics, each ``[steps]``; true ends the run.
       on_chunk: called after each chunk, to show progress or to save the state.
       resume: called with the fresh state; may return where to continue instead.
 
@@ -73,12 +115,60 @@ def unlearn(
     _check_kinds(unlearner, sets, sharding)
     if any(part is not None and part.size.ndim for part in sets):
         raise ValueError("sets: expected those of one request, got stacked ones: use unlearn_many")
+    options = Options(steps, chunk, stop, on_chunk, resume)
+    if isinstance(unlearner, Chain):
+        return _unlearn_chain(unlearner, variables, sets, key, batch_size, sharding, options)
     job = Job(unlearner, _fitting(unlearner, batch_size), sharding)
-    return execute(job, variables, sets, key, Options(steps, chunk, stop, on_chunk, resume))
+    return execute(job, variables, sets, key, options)
+
+
+def _unlearn_chain(
+    links: Chain,
+    variables: Variables,
+    sets: Sets,
+    key: Key,
+    batch_size: int,
+    sharding: Sharding | None,
+    options: Options,
+) -> Outcome:
+    """Runs the links in turn; diagnostics are kept as ``<link>/<name>``.
+
+    A chain that was killed starts again from its first link: it is resumed at no other place.
+    """
+    outcomes: list[Outcome] = []
+    for number, (method, own) in enumerate(links.links):
+        given: dict[str, Any] = {"batch_size": batch_size, "chunk": options.chunk}
+        if not method.needs.once:  # whose steps follow from its sets
+            given |= {"steps": options.steps, "stop": options.stop}
+        made = unlearn(
+            method, variables, sets, derive(key, Purpose.LINK, number), sharding=sharding,
+            on_chunk=options.on_chunk,
+            **{**given, **own},
+        )  # fmt: skip
+        outcomes.append(made)
+        variables = made.variables
+    return _joined(outcomes)
+
+
+def _joined(outcomes: list[Outcome]) -> Outcome:
+    """Joins what the links of a chain took and reported."""
+    named = [
+        {f"{number}/{name}": value for name, value in one.history.items()}
+        for number, one in enumerate(outcomes)
+    ]
+    return outcomes[-1]._replace(
+        history={name: value for one in named for name, value in one.items()},
+        steps=sum(one.steps for one in outcomes),
+        examples=sum(one.examples for one in outcomes),
+        seconds=sum(one.seconds for one in outcomes),
+        compile_seconds=sum(one.compile_seconds for one in outcomes),
+        memory=max((one.memory or 0 for one in outcomes), default=0) or None,
+        prepared=[one.prepared for one in outcomes],
+    )
 
 
 def unlearn_many(
-    unlearner: Unlearner,
+    unlearner: Unlearner | Chain,
     variables: Variables,
     sets: Sets,
     keys: Key,
@@ -92,7 +182,7 @@ def unlearn_many(
     on_chunk: OnChunk | None = None,
     resume: ResumeFrom | None = None,
 ) -> Outcome:
-    """:func:`unlearn` for many seeds, requests or models in one program.
+    """Runs a method for many seeds, requests or models in one program.
 
     Args:
       keys: ``[R]``, one for each member.
@@ -101,7 +191,7 @@ def unlearn_many(
       vectorise: all members at once, or one after the other (default on CPU).
       at_a_time: where memory is short, so many vectorised members at a time.
 
-    The other arguments, and what is raised: as in :func:`unlearn`; and ``ValueError``
+    The other arguments and errors are those of :func:`unlearn`; and ``ValueError``
     where the leading axes of keys, sets and variables differ.
 
     Returns:
@@ -111,6 +201,19 @@ def unlearn_many(
     _check_kinds(unlearner, sets, None)
     mapped_sets = _check_members(variables if stacked_variables else None, sets, keys)
     at_once = jax.default_backend() != "cpu" if vectorise is None else vectorise
+    if isinstance(unlearner, Chain):
+        outcomes: list[Outcome] = []
+        for number, (method, own) in enumerate(unlearner.links):
+            given = {"steps": None if method.needs.once else steps, **own}
+            own_keys = jax.vmap(lambda key, n=number: derive(key, Purpose.LINK, n))(keys)
+            made = unlearn_many(
+                method, variables, sets, own_keys, stacked_variables=stacked_variables,
+                vectorise=vectorise, at_a_time=at_a_time, on_chunk=on_chunk,
+                **{"batch_size": batch_size, "chunk": chunk, **given},
+            )  # fmt: skip
+            outcomes.append(made)
+            variables, stacked_variables = made.variables, True
+        return _joined(outcomes)
     options = Options(steps, chunk, None, on_chunk, resume)
     alone = Job(unlearner, _fitting(unlearner, batch_size))
     job = alone._replace(
@@ -132,31 +235,16 @@ def unlearn_many(
     return _stack([execute(alone, *arguments(n), options) for n in range(len(keys))])
 
 
-def within(**limits: float) -> Callable[[dict[str, np.ndarray]], bool]:
-    """A stop rule: all of these metrics, averaged over a chunk, are at most their limits.
-
-    ``unlearn(..., stop=within(forget_share=.005))``. Metrics that a method does not report
-    are an error when first looked for.
-    """
-
-    def stop(history: dict[str, np.ndarray]) -> bool:
-        missing = sorted(set(limits) - set(history))
-        if missing:
-            raise ValueError(f"stop: expected metrics among {sorted(history)}, got {missing}")
-        return all(float(np.mean(history[name])) <= limit for name, limit in limits.items())
-
-    return stop
-
-
-def _check_kinds(unlearner: Unlearner, sets: Sets, sharding: Sharding | None) -> None:
-    expect("unlearner", unlearner, Unlearner)
+def _check_kinds(unlearner: Unlearner | Chain, sets: Sets, sharding: Sharding | None) -> None:
+    if not isinstance(unlearner, Chain):
+        expect("unlearner", unlearner, Unlearner)
     expect("sets", sets, Sets, "; make_sets or stack_sets makes them")
     if sharding is not None:
         expect("sharding", sharding, Sharding, "; make_sharding makes one")
 
 
 def _check_members(stacked: Variables, sets: Sets, keys: Key) -> bool:
-    """Whether the sets are stacked; :class:`ValueError` if leading axes differ."""
+    """Tells whether the sets are stacked; :class:`ValueError` if leading axes differ."""
     if keys.ndim != 1:
         raise ValueError(f"keys: expected one key a member, [R], got {list(keys.shape)}")
     present = {name: part for name, part in sets._asdict().items() if part is not None}
@@ -170,7 +258,7 @@ def _check_members(stacked: Variables, sets: Sets, keys: Key) -> bool:
 
 
 def _fitting(unlearner: Unlearner, batch_size: int) -> int:
-    """A method that looks at few samples does not pay for a padded batch."""
+    """Returns the batch size; a method that looks at few samples pays for no padding."""
     if batch_size < 1:
         raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
     return min(batch_size, unlearner.needs.samples or batch_size)

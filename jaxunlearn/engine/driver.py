@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.core.errors import DivergenceError, RequestError
+from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import (
     Batches,
@@ -27,12 +28,10 @@ from jaxunlearn.core.types import (
 from jaxunlearn.data.sets import alone, num_examples, request
 from jaxunlearn.engine.loop import Job, advance, has_weight_gradient_convolution, init, result
 from jaxunlearn.engine.sharding import place, replicate
+from jaxunlearn.engine.stop import Rule
 
 CHUNK = 32
 """Steps between two looks at the diagnostics, where the loop is compiled."""
-
-PREPARATION = 0x70726570
-"""Folded into the key of a run, for what is found out before it."""
 
 COMPILING = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -42,7 +41,7 @@ COMPILING = (
 
 
 class Outcome(NamedTuple):
-    """What a run gives back.
+    """Result of a run.
 
     Attributes:
       variables: the new model; shares no memory with the one given.
@@ -71,7 +70,7 @@ class Outcome(NamedTuple):
 
 
 class Resume(NamedTuple):
-    """Where a killed run stood: the state after ``step`` steps and the time spent."""
+    """State of a killed run after ``step`` steps, and the time it had taken."""
 
     state: State
     step: int
@@ -80,7 +79,7 @@ class Resume(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a callback sees after each chunk; ``state`` is donated by the next one.
+    """State of a run after a chunk, for a callback; ``state`` is donated by the next chunk.
 
     Copy or save ``state`` before returning.
     """
@@ -97,17 +96,17 @@ ResumeFrom = Callable[[State], Resume | None]
 
 
 class Options(NamedTuple):
-    """How to go through the steps; see :func:`jaxunlearn.unlearn`."""
+    """Settings of the way through the steps; see :func:`jaxunlearn.unlearn`."""
 
-    steps: int | None
-    chunk: int | None
-    stop: Callable[[dict[str, np.ndarray]], bool] | None
-    on_chunk: OnChunk | None
-    resume: ResumeFrom | None
+    steps: int | None = None
+    chunk: int | None = None
+    stop: Rule | None = None
+    on_chunk: OnChunk | None = None
+    resume: ResumeFrom | None = None
 
 
 class _Clock:
-    """Compilation, and what callbacks do, apart from the run itself; memory on the way."""
+    """Clock that keeps compilation and callbacks apart from the run itself; memory too."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -125,7 +124,7 @@ class _Clock:
 
     @contextlib.contextmanager
     def split(self) -> Iterator[None]:
-        """Of what runs here and compiles programs of its own, their compilation apart."""
+        """Counts the compilation of programs that are not the run's own, apart."""
         spent: list[float] = []
 
         def note(event: str, duration_secs: float, **_: str | int) -> None:
@@ -202,7 +201,7 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
 
 
 def prepare(unlearner: Unlearner, variables: Variables, sets: Sets, key: Key) -> Any:
-    """What a method finds out on the host of the sets that it declared; ``None`` if nothing.
+    """Runs a method's preparation on the sets that it declared; ``None`` if it has none.
 
     Args:
       key: of the run.
@@ -210,12 +209,11 @@ def prepare(unlearner: Unlearner, variables: Variables, sets: Sets, key: Key) ->
     if unlearner.prepare is None:
         return None
     shown = alone(visible_sets(unlearner.needs, sets))
-    # not the key itself: what is drawn here has nothing to do with what is drawn later
-    return unlearner.prepare.run(variables, shown, jax.random.fold_in(key, PREPARATION))
+    return unlearner.prepare.run(variables, shown, derive(key, Purpose.PREPARATION))
 
 
 def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
-    """What the method finds out on the host; of several members side by side."""
+    """Runs the preparation; of several members one after the other."""
     if job.unlearner.prepare is None:
         return None
     # of one member; what cannot work is told before any work
@@ -237,7 +235,7 @@ def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
 
 
 def _held(program: Any) -> int:
-    """Bytes that a compiled program holds on one device; 0 if the compiler does not tell."""
+    """Returns the bytes a compiled program holds on one device; 0 if the compiler is silent."""
     told = program.memory_analysis()
     if told is None:
         return 0
@@ -246,7 +244,7 @@ def _held(program: Any) -> int:
 
 
 def visible_sets(needs: Needs, sets: Sets) -> Sets:
-    """Only what a method declared; :class:`RequestError` if some of it is missing."""
+    """Returns only the sets a method declared; :class:`RequestError` if one is missing."""
     names = [name for name in Batches._fields if getattr(needs, name)]
     for name in names:
         if num_examples(getattr(sets, name)) == 0:
@@ -277,7 +275,7 @@ def _count_steps(job: Job, sets: Sets, steps: int | None) -> int:
 
 
 def loops_badly(job: Job, variables: Variables, sets: Sets, key: Key, prepared: Any) -> bool:
-    """Whether this is a CPU and the step holds what must not run in a compiled loop there.
+    """Tells whether this is a CPU and the step must not run in a compiled loop there.
 
     Args:
       prepared: arrays, or their shapes and dtypes.
@@ -291,7 +289,7 @@ def loops_badly(job: Job, variables: Variables, sets: Sets, key: Key, prepared: 
 
 
 def _read(infos: Info, count: int, start: int, mapped: bool) -> dict[str, np.ndarray]:
-    """A chunk's diagnostics on the host, ``[count]`` or ``[count, R]``; raises on NaN."""
+    """Reads a chunk's diagnostics, ``[count]`` or ``[count, R]``; raises on NaN."""
     host = jax.device_get(infos)
     if mapped:
         host = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1), host)
@@ -313,3 +311,19 @@ def _examples_seen(job: Job, sets: Sets, steps: int) -> int:
         return steps * job.batch_size * len(parts)
     sizes = [int(np.max(np.asarray(part.size))) for part in parts]
     return sum(min(size, needs.samples or size) for size in sizes)
+
+
+def member_of(many: Outcome, number: int) -> Outcome:
+    """Takes one model out of an ensemble's outcome, with its share of the time.
+
+    The memory stays that of the program for all of them: one alone may need more than its
+    share.
+    """
+    count = jax.tree.leaves(many.variables)[0].shape[0]
+    return many._replace(
+        variables=member(many.variables, number),
+        history={name: value[:, number] for name, value in many.history.items()},
+        prepared=member(many.prepared, number),
+        seconds=many.seconds / count,
+        compile_seconds=many.compile_seconds / count,
+    )

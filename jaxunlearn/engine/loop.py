@@ -1,12 +1,8 @@
 """The three compiled functions of a run: init, a chunk of steps, result.
 
-They are compiled once for each job; ``jax.jit`` keeps the programs.
-
-Whether a step may run inside a compiled loop on CPU.
-
-XLA's weight gradient of a convolution is many times slower there inside a loop
-than outside (jax issue 12868). The convolution of the built-in models avoids it;
-a user's own model may not.
+They are compiled once for each job; ``jax.jit`` keeps the programs. Not every step may run
+inside a compiled loop on CPU: XLA's weight gradient of a convolution is many times slower there
+(jax issue 12868). The convolution of the built-in models avoids it; a user's own model may not.
 """
 
 from collections.abc import Callable
@@ -17,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.trees import ensemble
 from jaxunlearn.core.types import Batches, Info, Key, Sets, State, Subset, Unlearner, Variables
 from jaxunlearn.data.batches import draw_batches
@@ -25,7 +22,7 @@ from jaxunlearn.engine.sharding import Sharding, constrain, constrain_batches
 
 
 class Job(NamedTuple):
-    """All that is static in the compiled functions.
+    """Settings that are static in the compiled functions.
 
     Attributes:
       unlearner: the method.
@@ -60,13 +57,13 @@ def _sets_axes(job: Job) -> Any:
     return Sets(**{name: Subset(None, 0, 0) for name in present})  # type: ignore[arg-type]
 
 
-def own_key(key: Key) -> Key:
-    """What a method's ``init`` gets of the key of a run; batches follow from the rest."""
-    return jax.random.split(key)[0]
+def init_key(key: Key) -> Key:
+    """Returns the key that a method's ``init`` gets, of the key of the run."""
+    return derive(key, Purpose.INIT)
 
 
 def begin(unlearner: Unlearner, variables: Variables, sets: Sets, key: Key, prepared: Any) -> State:
-    """A method's own ``init``, with what it prepared, if it prepares anything."""
+    """Calls a method's own ``init``, with what it prepared, if it prepares anything."""
     if unlearner.prepare is None:
         return unlearner.init(variables, sets, key)
     return unlearner.init(variables, sets, key, prepared)
@@ -74,12 +71,12 @@ def begin(unlearner: Unlearner, variables: Variables, sets: Sets, key: Key, prep
 
 @partial(jax.jit, static_argnames="job")
 def init(variables: Variables, sets: Sets, key: Key, prepared: Any, *, job: Job) -> State:
-    """The state before the first step; shares no memory with what was given."""
+    """Returns the state before the first step; it shares no memory with what was given."""
 
     def one(variables: Variables, sets: Sets, key: Key, prepared: Any) -> State:
         shown = alone(sets)  # free where the method reads none of the examples
         state = constrain(
-            begin(job.unlearner, variables, shown, own_key(key), prepared), job.sharding
+            begin(job.unlearner, variables, shown, init_key(key), prepared), job.sharding
         )
         # jit hands an unchanged input back as the same array; a donated copy of it
         # would take the user's model along
@@ -94,23 +91,24 @@ def advance(
     state: State, sets: Sets, key: Key, start: jax.Array, count: jax.Array, *, job: Job,
     length: int,
 ) -> tuple[State, Info]:  # fmt: skip
-    """``count`` steps, at most ``length``; diagnostics fill ``[length]`` places."""
+    """Does ``count`` steps, at most ``length``; diagnostics fill ``[length]`` places."""
 
-    def step(state: State, sets: Sets, order: Key, number: jax.Array) -> tuple[State, Info]:
+    def step(state: State, sets: Sets, key: Key, number: jax.Array) -> tuple[State, Info]:
+        order, own = derive(key, Purpose.BATCHES), derive(key, Purpose.STEPS, number)
         batches = draw_batches(sets, order, number, job.batch_size, job.unlearner.needs)
-        state, info = job.unlearner.step(state, constrain_batches(batches, job.sharding))
+        batches = constrain_batches(batches, job.sharding)
+        state, info = job.unlearner.step(state, batches, own, number)
         return constrain(state, job.sharding), info
 
     def one(state: State, sets: Sets, key: Key) -> tuple[State, Info]:
-        _, order = jax.random.split(key)
         if length == 1:
-            state, info = step(state, sets, order, start)
+            state, info = step(state, sets, key, start)
             return state, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], info)
-        blank = jax.eval_shape(step, state, sets, order, start)[1]
+        blank = jax.eval_shape(step, state, sets, key, start)[1]
         infos = jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), blank)
 
         def body(turn: jax.Array, carry: tuple[State, Info]) -> tuple[State, Info]:
-            state, info = step(carry[0], sets, order, start + turn)
+            state, info = step(carry[0], sets, key, start + turn)
             write = jax.tree.map(lambda all_, leaf: all_.at[turn].set(leaf), carry[1], info)
             return state, write
 
@@ -122,7 +120,7 @@ def advance(
 
 @partial(jax.jit, static_argnames="job")
 def result(state: State, *, job: Job) -> Variables:
-    """The new model."""
+    """Returns the new model."""
 
     def one(state: State) -> Variables:
         return constrain(job.unlearner.result(state), job.sharding)
@@ -131,7 +129,7 @@ def result(state: State, *, job: Job) -> Variables:
 
 
 def has_weight_gradient_convolution(jaxpr: Jaxpr | ClosedJaxpr) -> bool:
-    """Whether a jaxpr computes a convolution's weight gradient as a convolution on CPU.
+    """Tells whether a jaxpr computes a convolution's weight gradient as a convolution on CPU.
 
     Such a convolution contracts over the batch: jax writes it with the batch of the
     left operand in the place of its features. Branches that

@@ -1,83 +1,128 @@
-"""The methods: one file each, and one row here."""
+"""Methods: one file each, and one row here."""
 
-import importlib
 import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.registry import Registry, load
 from jaxunlearn.core.types import Unlearner
 
-__all__ = ["METHODS", "Method", "load_method", "method_options"]
+__all__ = ["FACTS", "METHODS", "Method", "method_options", "register_method"]
+
+FACTS = {
+    "steps": "how many steps the method will do",
+    "class_names": "names of the labels",
+    "request": "'class' or 'items': what is to be forgotten",
+    "guide": "a classifier of the images that a GAN makes",
+}
+"""Facts of a run that a method may ask for: each is given to its factory under this name."""
 
 
 class Method(NamedTuple):
-    """A row of the registry.
+    """Row of the registry.
 
     Attributes:
-      target: ``"module:factory"``; the factory takes a model and keyword arguments.
+      target: ``"module:factory"``, or the factory itself; it takes a network and keyword
+        arguments and returns an :class:`~jaxunlearn.core.types.Unlearner`.
       summary: one line for ``jaxunlearn list``.
-      gan: whether it is for GANs; else for classifiers.
+      kind: of models, a name in ``KINDS``.
+      forgets: requests that it suits: ``"class"``, ``"items"``.
+      takes: facts of the run, names in :data:`FACTS`, that the factory is given where the user
+        has not given them.
     """
 
-    target: str
+    target: str | Callable[..., Unlearner]
     summary: str
-    gan: bool = False
+    kind: str = "classifier"
+    forgets: tuple[str, ...] = ("class", "items")
+    takes: tuple[str, ...] = ()
+
+    @property
+    def factory(self) -> Callable[..., Unlearner]:
+        """Returns the factory; imports it where it was named."""
+        return load(self.target) if isinstance(self.target, str) else self.target
 
 
-METHODS: dict[str, Method] = {
-    "retrain": Method("jaxunlearn.methods.retrain:retrain", "train from scratch on the retain set"),
-    "finetune": Method("jaxunlearn.methods.finetune:finetune", "fine-tune on the retain set"),
-    "gradient_ascent": Method(
-        "jaxunlearn.methods.gradient_ascent:gradient_ascent", "climb the loss of the forget set"
-    ),
-    "random_label": Method(
-        "jaxunlearn.methods.random_label:random_label",
-        "fine-tune with wrong labels on the forget set",
-    ),
-    "neuron_path": Method(
-        "jaxunlearn.methods.neuron_path:neuron_path",
-        "zero the neurons most relevant to a class, found on unseen images (paper 1)",
-    ),
-    "concept_poison": Method(
-        "jaxunlearn.methods.concept_poison:concept_poison",
-        "fine-tune on copies with another class's concept and label (paper 2)",
-    ),
-    "cascade": Method(
-        "jaxunlearn.methods.cascade:cascade",
-        "substitutes for the generator, a fake label for the discriminator (paper 3)",
-        gan=True,
-    ),
-    "adapt_unlearn": Method(
-        "jaxunlearn.methods.adapt_unlearn:adapt_unlearn",
-        "away from a GAN adapted to the class, on generated images (Adapt then Unlearn)",
-        gan=True,
-    ),
-    "discriminator_ascent": Method(
-        "jaxunlearn.methods.discriminator_ascent:discriminator_ascent",
-        "climb the discriminator's loss on the forget set",
-        gan=True,
-    ),
-    "gan_retrain": Method(
-        "jaxunlearn.methods.gan_retrain:gan_retrain",
-        "train both networks from scratch on the retain set",
-        gan=True,
-    ),
-    "gan_finetune": Method(
-        "jaxunlearn.methods.gan_retrain:gan_finetune", "go on learning on the retain set", gan=True
-    ),
-}
+METHODS = Registry(
+    "methods",
+    Method,
+    {
+        "retrain": Method(
+            "jaxunlearn.methods.retrain:retrain", "train from scratch on the retain set"
+        ),
+        "finetune": Method("jaxunlearn.methods.finetune:finetune", "fine-tune on the retain set"),
+        "gradient_ascent": Method(
+            "jaxunlearn.methods.gradient_ascent:gradient_ascent", "climb the loss of the forget set"
+        ),
+        "random_label": Method(
+            "jaxunlearn.methods.random_label:random_label",
+            "fine-tune with wrong labels on the forget set",
+        ),
+        "neuron_path": Method(
+            "jaxunlearn.methods.neuron_path:neuron_path",
+            "zero the neurons most relevant to a class, found on unseen images (paper 1)",
+            forgets=("class",),
+        ),
+        "concept_poison": Method(
+            "jaxunlearn.methods.concept_poison:concept_poison",
+            "fine-tune on copies with another class's concept and label (paper 2)",
+            forgets=("class",),
+            takes=("class_names",),
+        ),
+        "cascade": Method(
+            "jaxunlearn.methods.cascade:cascade",
+            "substitutes for the generator, a fake label for the discriminator (paper 3)",
+            kind="gan",
+            takes=("guide", "request", "steps"),
+        ),
+        "adapt_unlearn": Method(
+            "jaxunlearn.methods.adapt_unlearn:adapt_unlearn",
+            "away from a GAN adapted to the class, on generated images (Adapt then Unlearn)",
+            kind="gan",
+            forgets=("class",),
+            takes=("guide",),
+        ),
+        "discriminator_ascent": Method(
+            "jaxunlearn.methods.discriminator_ascent:discriminator_ascent",
+            "climb the discriminator's loss on the forget set",
+            kind="gan",
+        ),
+        "gan_retrain": Method(
+            "jaxunlearn.methods.gan_retrain:gan_retrain",
+            "train both networks from scratch on the retain set",
+            kind="gan",
+        ),
+        "gan_finetune": Method(
+            "jaxunlearn.methods.gan_retrain:gan_finetune",
+            "go on learning on the retain set",
+            kind="gan",
+        ),
+    },
+)
 
 
-def load_method(name: str) -> Callable[..., Unlearner]:
-    """The factory of a registered method; :class:`ConfigError` for an unknown name."""
-    if name not in METHODS:
-        raise ConfigError(f"methods: expected one of {sorted(METHODS)}, got {name!r}")
-    module, _, factory = METHODS[name].target.partition(":")
-    return getattr(importlib.import_module(module), factory)
+def register_method(
+    name: str,
+    target: str | Callable[..., Unlearner],
+    *,
+    summary: str = "",
+    kind: str = "classifier",
+    forgets: tuple[str, ...] = ("class", "items"),
+    takes: tuple[str, ...] = (),
+) -> None:
+    """Adds a method: ``jaxunlearn run methods=NAME`` then finds it; see :class:`Method`.
+
+    Raises:
+      ConfigError: the name is taken.
+      ValueError: a fact that no run has, or a request that nobody makes.
+    """
+    for word, given, known in (("takes", takes, FACTS), ("forgets", forgets, ("class", "items"))):
+        if unknown := set(given) - set(known):
+            raise ValueError(f"{word}: expected some of {list(known)}, got {sorted(unknown)}")
+    METHODS.register(name, Method(target, summary, kind, tuple(forgets), tuple(takes)))
 
 
 def method_options(name: str) -> dict[str, inspect.Parameter]:
-    """The keyword arguments that a method's factory takes, by name."""
-    parameters = inspect.signature(load_method(name)).parameters
+    """Returns the keyword arguments that a method's factory takes, by name."""
+    parameters = inspect.signature(METHODS.find(name).factory).parameters
     return {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}

@@ -14,7 +14,7 @@ def finetune(
     optimizer: optax.GradientTransformation | None = None,
     augment: str = "none",
 ) -> Unlearner:
-    """``theta <- theta - eta grad l(B_r)``: hopes that what is not repeated is forgotten.
+    """Descends ``theta <- theta - eta grad l(B_r)``: hopes that what is not repeated is forgotten.
 
     Args:
       model: see :func:`jaxunlearn.functionalize`.

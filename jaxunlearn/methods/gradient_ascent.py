@@ -3,15 +3,15 @@
 import jax
 import optax
 
-from jaxunlearn.core.types import Apply, Batches, Key, Model, Needs, Unlearner, Variables
+from jaxunlearn.core.types import Apply, Batches, Model, Needs, Unlearner, Variables
 from jaxunlearn.models import functionalize
-from jaxunlearn.training.descent import LossAndMore, accuracy, cross_entropy, descent
+from jaxunlearn.training.descent import Context, LossAndMore, accuracy, cross_entropy, descent
 
 
 def gradient_ascent(
     model: Model | Apply, *, optimizer: optax.GradientTransformation | None = None
 ) -> Unlearner:
-    """``theta <- theta + eta grad l(B_f)``: needs no retained data, and shows it.
+    """Climbs ``theta <- theta + eta grad l(B_f)``: needs no retained data, and shows it.
 
     The network runs in inference mode: batch statistics of forget images alone would
     ruin every other class.
@@ -23,8 +23,8 @@ def gradient_ascent(
     model = functionalize(model)
     optimizer = optimizer or optax.sgd(1e-3)
 
-    def objective(variables: Variables, batches: Batches, key: Key) -> LossAndMore:
-        del key
+    def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
+        del context
         batch = batches.forget
         assert batch is not None
         logits: jax.Array = model.apply(variables, batch.x)

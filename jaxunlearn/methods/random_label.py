@@ -6,11 +6,11 @@ import optax
 
 from jaxunlearn.core.types import Apply, Batches, Key, Model, Needs, Unlearner, Variables
 from jaxunlearn.models import functionalize
-from jaxunlearn.training.descent import LossAndMore, accuracy, cross_entropy, descent
+from jaxunlearn.training.descent import Context, LossAndMore, accuracy, cross_entropy, descent
 
 
 def wrong_labels(labels: jax.Array, num_classes: int, key: Key) -> jax.Array:
-    """Labels drawn uniformly from the ``K - 1`` others; ``int [B]``."""
+    """Draws labels uniformly from the ``K - 1`` others; ``int [B]``."""
     shift = jax.random.randint(key, labels.shape, 1, num_classes, labels.dtype)
     return (labels + shift) % num_classes
 
@@ -21,7 +21,7 @@ def random_label(
     optimizer: optax.GradientTransformation | None = None,
     forget_weight: float = 1.0,
 ) -> Unlearner:
-    """``l(B_r, y) + w l(B_f, y')`` with ``y' != y`` drawn anew at every visit.
+    """Minimises ``l(B_r, y) + w l(B_f, y')`` with ``y' != y`` drawn anew at every visit.
 
     Both batches go through the network as one, so that batch statistics see the
     mixture. (Graves et al., "Amnesiac machine learning", AAAI 2021; Golatkar et al.,
@@ -37,11 +37,11 @@ def random_label(
     model = functionalize(model)
     optimizer = optimizer or optax.sgd(0.01, momentum=0.9, nesterov=True)
 
-    def objective(variables: Variables, batches: Batches, key: Key) -> LossAndMore:
+    def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
         forget, retain = batches.forget, batches.retain
         assert forget is not None
         assert retain is not None
-        label_key, dropout_key = jax.random.split(key)
+        label_key, dropout_key = jax.random.split(context.key)
         both = jnp.concatenate([forget.x, retain.x])
         logits, moved = model.apply_train(variables, both, dropout_key)
         z_forget, z_retain = jnp.split(logits, [len(forget.y)])

@@ -1,22 +1,29 @@
-"""Training from scratch: on the retain set the oracle, on all data the original."""
+"""Training from scratch: on the retain set it makes a retrained model, on all data the original."""
 
 import jax
 import optax
 
-from jaxunlearn.core.types import Apply, Batches, Key, Model, Needs, Unlearner, Variables
+from jaxunlearn.core.types import Apply, Batches, Model, Needs, Unlearner, Variables
 from jaxunlearn.models import functionalize
-from jaxunlearn.training.descent import LossAndMore, Objective, accuracy, cross_entropy, descent
+from jaxunlearn.training.descent import (
+    Context,
+    LossAndMore,
+    Objective,
+    accuracy,
+    cross_entropy,
+    descent,
+)
 from jaxunlearn.training.optimizers import make_augment
 
 
 def learn_retained(model: Model, augment: str = "none") -> Objective:
-    """The objective ``mean_r l(f(x_r), y_r)`` on retain batches, in training mode."""
+    """Returns the objective ``mean_r l(f(x_r), y_r)`` on retain batches, in training mode."""
     change = make_augment(augment)
 
-    def objective(variables: Variables, batches: Batches, key: Key) -> LossAndMore:
+    def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
         batch = batches.retain
         assert batch is not None
-        augment_key, dropout_key = jax.random.split(key)
+        augment_key, dropout_key = jax.random.split(context.key)
         logits, moved = model.apply_train(variables, change(batch.x, augment_key), dropout_key)
         loss = cross_entropy(logits, batch.y, batch.weight)
         return loss, (moved, {"accuracy": accuracy(logits, batch)})

@@ -23,7 +23,7 @@ from jaxunlearn.data.sets import num_examples
 from jaxunlearn.engine import unlearn
 from jaxunlearn.engine.driver import Progress
 from jaxunlearn.engine.predict import predict
-from jaxunlearn.training.descent import LossAndMore, accuracy, cross_entropy, descent
+from jaxunlearn.training.descent import Context, LossAndMore, accuracy, cross_entropy, descent
 
 RELEARN_STEPS = 100
 """Steps of relearning that are looked at."""
@@ -131,8 +131,8 @@ def relearn_steps(curve: np.ndarray, target: float) -> int:
 @functools.lru_cache(maxsize=16)
 def _relearner(apply: Apply, learning_rate: float) -> Unlearner:
     # one object for one network, so that all models of a table share one program
-    def objective(variables: Variables, batches: Batches, key: Key) -> LossAndMore:
-        del key
+    def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
+        del context
         batch = batches.forget
         assert batch is not None
         logits = apply(variables, batch.x)

@@ -1,9 +1,9 @@
-"""What all gradient methods share: a state, a step, a result.
+"""Gradient methods: a state, a step, a result that all of them share.
 
 A method differs in its objective, in the sets it reads and in where it starts.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,42 +18,63 @@ from jaxunlearn.core.types import (
     Key,
     Model,
     Needs,
+    Preparation,
     Sets,
     Unlearner,
     Variables,
 )
 
 
+class Context(NamedTuple):
+    """Facts that an objective may use beside the model and the batches.
+
+    Attributes:
+      key: of this step alone.
+      count: ``int32 []``, steps done before this one.
+      original: the variables that the method was given, unchanged: the teacher of a method
+        that has one. ``None`` unless ``Needs.original`` asks for it.
+      prepared: found by the method's preparation; ``None`` without one.
+    """
+
+    key: Key
+    count: jax.Array
+    original: Variables
+    prepared: Any
+
+
 class DescentState(NamedTuple):
-    """The model so far, the optimizer's state, and the key for the next step."""
+    """State of a gradient method: the model so far, the optimizer's state, and what objectives
+    read (see :class:`Context`).
+    """
 
     variables: Variables
     opt_state: optax.OptState
-    key: Key
+    original: Variables = None
+    prepared: Any = None
 
 
 LossAndMore = tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]
-Objective = Callable[[Variables, Batches, Key], LossAndMore]
-"""``variables, batches, key -> (loss [], (variables, metrics))``; only the collections
+Objective = Callable[[Variables, Batches, Context], LossAndMore]
+"""``variables, batches, context -> (loss [], (variables, metrics))``; only the collections
 that are not trained are taken from the variables returned."""
 
 
 def trained(variables: Variables) -> Any:
-    """The part that is trained: the ``"params"`` collection, or all where there is none."""
+    """Returns the part that is trained: the ``"params"`` collection, or all where there is none."""
     if isinstance(variables, Mapping) and "params" in variables:
         return variables["params"]
     return variables
 
 
 def with_trained(variables: Variables, params: Any) -> Variables:
-    """The same variables with another trained part."""
+    """Returns the same variables with another trained part."""
     if isinstance(variables, Mapping) and "params" in variables:
         return {**variables, "params": params}
     return params
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> jax.Array:
-    """``sum_i w_i (logsumexp_k z_ik - z_iy) / sum_i w_i``, in float32.
+    """Computes ``sum_i w_i (logsumexp_k z_ik - z_iy) / sum_i w_i``, in float32.
 
     Args:
       logits: ``[B, K]``; labels: ``int [B]``; weight: ``[B]``.
@@ -70,7 +91,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> ja
 
 
 def accuracy(logits: jax.Array, batch: Batch) -> jax.Array:
-    """The weighted share of examples whose largest logit is the label's."""
+    """Computes the weighted share of examples whose largest logit is the label's."""
     right = (jnp.argmax(logits, axis=-1) == batch.y).astype(jnp.float32)
     return jnp.sum(right * batch.weight) / jnp.maximum(jnp.sum(batch.weight), 1)
 
@@ -81,68 +102,63 @@ def descent(
     needs: Needs,
     *,
     fresh: Model | None = None,
-    only: Callable[[Variables], Collection[str]] | None = None,
+    prepare: Preparation | None = None,
 ) -> Unlearner:
-    """A method that follows the gradient of an objective.
+    """Makes a method that follows the gradient of an objective, ``theta <- theta - u(grad J)``.
+
+    A method with a teacher is one function::
+
+        def objective(variables, batches, context):
+            ours = model.apply(variables, batches.retain.x)
+            teacher = model.apply(context.original, batches.retain.x)
+            return kl(teacher, ours), (variables, {})
+
+        descent(objective, optax.adam(1e-3), Needs(retain=True, original=True))
+
+    To train a part of the network, mask the optimizer (:func:`jaxunlearn.training.optimizers.only`):
+    what is not trained costs no gradient either.
 
     Args:
       objective: what is minimised.
       optimizer: any optax transformation.
-      needs: the sets that the objective reads.
+      needs: the sets that the objective reads, and whether it reads the original.
       fresh: start from this model's ``init`` instead of the given variables.
-      only: from variables to the key paths (joined by ``/``) of the leaves that are
-        trained; the others stay as they are, and no gradient of them is computed.
+      prepare: see :class:`jaxunlearn.core.types.Unlearner`; its finding is in the context.
     """
 
-    def part(variables: Variables) -> Any:
-        return trained(variables) if only is None else _pick(variables, only(variables))
-
-    def with_part(variables: Variables, params: Any) -> Variables:
-        return with_trained(variables, params) if only is None else _put(variables, params)
-
-    def init(variables: Variables, sets: Sets, key: Key) -> DescentState:
+    def init(variables: Variables, sets: Sets, key: Key, prepared: Any = None) -> DescentState:
         del sets
-        start, onward = jax.random.split(key)
-        if fresh is not None:
-            variables = fresh.init(start)
+        start = variables if fresh is None else fresh.init(key)
         with jax.numpy_dtype_promotion("standard"):
-            opt_state = optimizer.init(part(variables))
-        return DescentState(variables, opt_state, onward)
+            opt_state = optimizer.init(trained(start))
+        return DescentState(start, opt_state, variables if needs.original else None, prepared)
 
-    def step(state: DescentState, batches: Batches) -> tuple[DescentState, Info]:
-        onward, key = jax.random.split(state.key)
+    def step(
+        state: DescentState, batches: Batches, key: Key, count: jax.Array
+    ) -> tuple[DescentState, Info]:
+        context = Context(key, count, state.original, state.prepared)
 
         def loss_of(params: Any) -> Any:
-            return objective(with_part(state.variables, params), batches, key)
+            return objective(with_trained(state.variables, params), batches, context)
 
-        params = part(state.variables)
+        params = trained(state.variables)
         (loss, (moved, metrics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
-        # optax counts steps in integers: it does not run under strict promotion
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(gradient, state.opt_state, params)
-            params = optax.apply_updates(params, updates)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
-        info = Info({"loss": loss, **metrics}, finite)
-        return DescentState(with_part(moved, params), opt_state, onward), info
+        params, opt_state, finite = apply_update(optimizer, params, state.opt_state, gradient)
+        info = Info({"loss": loss, **metrics}, jnp.isfinite(loss) & finite)
+        return state._replace(variables=with_trained(moved, params), opt_state=opt_state), info
 
     def result(state: DescentState) -> Variables:
         return state.variables
 
-    return Unlearner(init, step, result, needs)
+    return Unlearner(init, step, result, needs, prepare)
 
 
-def _path(keys: Any) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
-
-
-def _pick(variables: Variables, paths: Collection[str]) -> dict[str, jax.Array]:
-    """Some of the leaves, by key path."""
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    return {_path(keys): leaf for keys, leaf in leaves if _path(keys) in paths}
-
-
-def _put(variables: Variables, leaves: Mapping[str, jax.Array]) -> Variables:
-    """The same variables with some leaves replaced."""
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: leaves.get(_path(keys), leaf), variables
-    )
+def apply_update(
+    optimizer: optax.GradientTransformation, params: Any, opt_state: optax.OptState, gradient: Any
+) -> tuple[Any, optax.OptState, jax.Array]:
+    """Does one update of an optimizer; the last result tells whether it was finite, ``bool []``."""
+    # optax counts steps in integers: it does not run under strict promotion
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    return params, opt_state, jnp.isfinite(optax.tree.norm(updates))

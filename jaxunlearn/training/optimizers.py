@@ -1,9 +1,8 @@
-"""From a training configuration to an optax optimizer.
+"""Optimizers and augmentations of a training configuration; masks for any optimizer."""
 
-Random changes of the training images, drawn on the device.
-"""
-
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import optax
 
 from jaxunlearn.config import TrainConfig
 from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.trees import named_leaves, path_name
 from jaxunlearn.core.types import Key
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -18,7 +18,7 @@ SCHEDULES = ("constant", "cosine")
 
 
 def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of ``steps`` steps.
+    """Makes the optimizer of a run of ``steps`` steps.
 
     ``sgd`` has Nesterov momentum; ``sgd`` and ``adam`` add ``weight_decay`` times the
     parameters to the gradient, ``adamw`` decouples it.
@@ -54,7 +54,7 @@ Augment = Callable[[jax.Array, Key], jax.Array]
 
 
 def crop_flip(x: jax.Array, key: Key, pad: int = 4) -> jax.Array:
-    """Each image moved by up to ``pad`` pixels, filled with 0, and mirrored with odds 1/2.
+    """Moves each image by up to ``pad`` pixels, filled with 0, and mirrors it with odds 1/2.
 
     Args:
       x: ``[B, H, W, C]``, normalised, so that 0 is the mean of the channel.
@@ -80,7 +80,57 @@ AUGMENTATIONS: dict[str, Augment] = {"none": _unchanged, "crop_flip": crop_flip}
 
 
 def make_augment(name: str) -> Augment:
-    """The augmentation of that name; :class:`ConfigError` if there is none."""
+    """Returns the augmentation of that name; :class:`ConfigError` if there is none."""
     if name not in AUGMENTATIONS:
         raise ConfigError(f"train.augment: expected one of {list(AUGMENTATIONS)}, got {name!r}")
     return AUGMENTATIONS[name]
+
+
+def only(
+    optimizer: optax.GradientTransformation, part: Mapping[str, bool] | Callable[[Any], Any]
+) -> optax.GradientTransformation:
+    """Masks an optimizer: it trains some parameters, and leaves the others as they are.
+
+    For any gradient method: ``random_label(model, optimizer=only(optax.adam(1e-3),
+    matching("head")))``. The others get no update, no weight decay and no optimizer state, and
+    the compiler leaves their gradients out.
+
+    Args:
+      part: ``params -> tree of bool`` like these, true where trained; :func:`matching` makes one.
+    """
+
+    def labels(params: Any) -> Any:
+        mask = part(params) if callable(part) else part
+        return jax.tree.map(lambda kept: "trained" if kept else "kept", mask)
+
+    return optax.multi_transform({"trained": optimizer, "kept": optax.set_to_zero()}, labels)
+
+
+def matching(*patterns: str) -> Callable[[Any], Any]:
+    """Makes a mask of the parameters in whose key path some regular expression is found.
+
+    Paths are those inside the trained part, ``fc1/kernel``.
+
+    Raises:
+      ConfigError: no pattern, or one that is no regular expression; when the mask is made of
+        parameters: none of them matches.
+    """
+    try:
+        compiled = [re.compile(pattern) for pattern in patterns]
+    except (re.error, TypeError) as error:
+        raise ConfigError(f"only: expected regular expressions, got {patterns}: {error}") from None
+    if not compiled:
+        raise ConfigError("only: expected at least one regular expression, got none")
+
+    def mask(params: Any) -> Any:
+        found = jax.tree_util.tree_map_with_path(
+            lambda keys, _: any(one.search(path_name(keys)) for one in compiled), params
+        )
+        if not any(jax.tree.leaves(found)):
+            raise ConfigError(
+                f"only: expected patterns found in some of {list(named_leaves(params))}, "
+                f"got {list(patterns)}"
+            )
+        return found
+
+    return mask

@@ -63,7 +63,7 @@ from jaxunlearn.data.sets import as_examples, whole
 from jaxunlearn.engine import loop
 from jaxunlearn.engine.driver import CHUNK, loops_badly
 from jaxunlearn.methods.gan_retrain import gan_retrain
-from jaxunlearn.models.gan import build_gan
+from jaxunlearn.models import build_gan
 
 RATE, BETAS, SLOPE = 2e-4, (0.5, 0.999), 0.2
 EXAMPLES = 4096

@@ -53,8 +53,7 @@ from relevance import network as resnet
 
 from jaxunlearn.attribution.ig import integrated_gradients, quadrature
 from jaxunlearn.core.types import Model
-from jaxunlearn.models import functionalize
-from jaxunlearn.models.conv import conv, max_pool
+from jaxunlearn.models import conv, functionalize, max_pool
 
 NETWORKS = ("resnet", "stack")
 SMOOTH = ("mlp_gelu", "gated", "vision_transformer")

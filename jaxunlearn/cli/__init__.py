@@ -110,12 +110,13 @@ def _list(options: argparse.Namespace) -> int:
     from jaxunlearn.data.sources import SOURCES
     from jaxunlearn.engine.sharding import PRESETS
     from jaxunlearn.methods import METHODS
-    from jaxunlearn.models import GANS, MODELS
+    from jaxunlearn.models import NETWORKS
 
     _section("configurations", {name: _first_line(p) for name, p in list_configs().items()})
     _section("methods", {name: method.summary for name, method in METHODS.items()})
-    _section("models", {name: row[1] for name, row in MODELS.items()})
-    _section("GANs", {name: row[1] for name, row in GANS.items()})
+    for kind in dict.fromkeys(row.kind for row in NETWORKS.values()):
+        own = {name: row.summary for name, row in NETWORKS.items() if row.kind == kind}
+        _section(f"models ({kind})", own)
     _section("data", SOURCES)
     _section("meshes", dict.fromkeys(PRESETS, ""))
     _section("finished runs", dict.fromkeys(_finished(Path(options.runs)), ""))

@@ -25,7 +25,7 @@ from jaxunlearn.gan import Guide
 from jaxunlearn.kinds.training import recipe
 from jaxunlearn.metrics.generated import NEIGHBOURS
 from jaxunlearn.metrics.table import HEADS, Trial
-from jaxunlearn.models import GANS, build, build_gan, check_model
+from jaxunlearn.models import NETWORKS, build, build_gan, check_model
 from jaxunlearn.training.optimizers import make_augment, make_optimizer
 
 
@@ -69,7 +69,7 @@ def prepare(config: Config, runs: Path) -> Plan:
     _check_values(config)
     sharding = make_sharding(config.mesh, config.rules)
     data = load_dataset(config.data)
-    is_gan = config.model.name in GANS
+    is_gan = NETWORKS.find(config.model.name, "model.name").kind == "gan"
     if is_gan:
         data = _between_ones(data)
     num_classes = len(data.class_names)
@@ -140,7 +140,7 @@ def _between_ones(data: Dataset) -> Dataset:
 
 
 def _network(config: ModelConfig, shape: tuple[int, ...], num_classes: int) -> Model | Gan:
-    if config.name in GANS:
+    if NETWORKS.find(config.name, "model.name").kind == "gan":
         return build_gan(config.name, shape, num_classes, config.options)
     model = build(config.name, shape, num_classes, config.options)
     check_model(model, shape, num_classes)
@@ -149,12 +149,9 @@ def _network(config: ModelConfig, shape: tuple[int, ...], num_classes: int) -> M
 
 def _classifier(config: Config, shape: tuple[int, ...], num_classes: int) -> Guide:
     """The guide and the judge of a GAN, not yet trained."""
-    if config.gan.classifier.name in GANS:
-        raise ConfigError(
-            f"gan.classifier.name: expected a classifier, got {config.gan.classifier.name!r}"
-        )
-    model = _network(config.gan.classifier, shape, num_classes)
-    assert isinstance(model, Model)
+    own = config.gan.classifier
+    model = build(own.name, shape, num_classes, own.options, where="gan.classifier")
+    check_model(model, shape, num_classes)
     recipe(model, config.gan.classifier_train, 1)
     return Guide(model, jax.eval_shape(model.init, jax.random.key(0)))
 

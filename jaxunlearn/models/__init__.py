@@ -1,17 +1,30 @@
-"""Built-in networks, and the way from any network to pure functions."""
+"""Networks: the built-in ones by name, and the way from any network to pure functions."""
 
-from jaxunlearn.models.adapt import check_model, functionalize
-from jaxunlearn.models.build import MODELS, build
-from jaxunlearn.models.classifiers import MLP, PaperCNN
-from jaxunlearn.models.conv import conv, max_pool
-from jaxunlearn.models.gan import GANS, build_gan
-from jaxunlearn.models.nnx import variables_of
-from jaxunlearn.models.resnet import ResNet
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxunlearn.core.registry import Registry
+
+if TYPE_CHECKING:
+    from jaxunlearn.models.adapt import check_model, functionalize
+    from jaxunlearn.models.builders import build, build_gan
+    from jaxunlearn.models.classifiers import MLP, PaperCNN, ResNet
+    from jaxunlearn.models.convolution import conv, max_pool
+    from jaxunlearn.models.nnx import variables_of
+
+_HOME = {
+    "adapt": ["check_model", "functionalize"],
+    "builders": ["build", "build_gan"],
+    "classifiers": ["MLP", "PaperCNN", "ResNet"],
+    "convolution": ["conv", "max_pool"],
+    "nnx": ["variables_of"],
+}
+_WHERE = {name: home for home, names in _HOME.items() for name in names}
 
 __all__ = [
-    "GANS",
     "MLP",
-    "MODELS",
+    "NETWORKS",
+    "Network",
     "PaperCNN",
     "ResNet",
     "build",
@@ -22,3 +35,78 @@ __all__ = [
     "max_pool",
     "variables_of",
 ]
+
+
+class Network(NamedTuple):
+    """A row of :data:`NETWORKS`.
+
+    Attributes:
+      target: ``"module:constructor"``, imported when the network is built and called with
+        ``(shape of one example, number of classes, **options)``; the options are its
+        keyword-only arguments. A classifier's returns whatever :func:`functionalize` takes,
+        or has an argument ``rngs`` and returns an ``nnx.Module``; a GAN's returns a
+        :class:`~jaxunlearn.models.builders.GanParts` or a
+        :class:`~jaxunlearn.core.types.Gan`.
+      summary: one line for ``jaxunlearn list``.
+      kind: the name of the kind of model that it belongs to: ``"classifier"`` or ``"gan"``.
+      one_draw: whether its kernels are drawn LeCun-normal and all at once, which compiles
+        sooner; otherwise the network initialises itself.
+    """
+
+    target: str
+    summary: str
+    kind: str = "classifier"
+    one_draw: bool = False
+
+
+NETWORKS = Registry(
+    "networks",
+    Network,
+    {
+        "mlp": Network(
+            "jaxunlearn.models.classifiers:MLP",
+            "dense layers with ReLU; for tabular data and the embedded digits",
+            one_draw=True,
+        ),
+        "cnn": Network(
+            "jaxunlearn.models.classifiers:PaperCNN",
+            "two convolutions and two dense layers, the neuronal-path paper's for MNIST",
+            one_draw=True,
+        ),
+        "resnet8": Network(
+            "jaxunlearn.models.classifiers:ResNet8",
+            "residual network small enough for CPUs",
+            one_draw=True,
+        ),
+        "resnet18": Network(
+            "jaxunlearn.models.classifiers:ResNet",
+            "residual network with the CIFAR stem",
+            one_draw=True,
+        ),
+        "mlp_gan": Network(
+            "jaxunlearn.models.gans:mlp_gan",
+            "dense generator and discriminator; for the embedded digits",
+            kind="gan",
+            one_draw=True,
+        ),
+        "dcgan": Network(
+            "jaxunlearn.models.gans:dcgan",
+            "convolutional generator and discriminator, upsampling by sub-pixels",
+            kind="gan",
+            one_draw=True,
+        ),
+        "stylegan2": Network(
+            "jaxunlearn.models.stylegan2:stylegan2",
+            "mapping, modulated convolutions, residual discriminator",
+            kind="gan",
+        ),
+    },
+)
+"""The networks by name, those of other packages included (group ``jaxunlearn.networks``)."""
+
+
+def __getattr__(name: str) -> Any:
+    # so that reading the names of the networks imports none of them, and no Flax
+    if name not in _WHERE:
+        raise AttributeError(f"module 'jaxunlearn.models' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxunlearn.models.{_WHERE[name]}"), name)

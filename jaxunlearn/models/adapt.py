@@ -3,12 +3,10 @@
 The one door: nothing else in the library knows Flax. Variables are nested
 dictionaries with string keys, ``{"params": ..., "batch_stats": ...}``; a
 collection without entries is left out.
-
-Whether a network fits its data, found out before anything is computed.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +21,7 @@ from jaxunlearn.models.nnx import constructor, from_nnx, is_apply, signature, sw
 def functionalize(
     network: Any, sample_input: Any = None, *, init: Callable[[Key], Variables] | None = None
 ) -> Model:
-    """A network as three pure functions, whatever it is written in.
+    """Turns a network, whatever it is written in, into three pure functions.
 
     ``network`` is one of
 
@@ -170,20 +168,20 @@ def _from_linen(network: Any, like: jax.ShapeDtypeStruct | None) -> Model:
 
 def check_model(
     model: Model,
-    input_shape: Sequence[int],
+    inputs: Any,
     num_classes: int | None = None,
     variables: Variables | None = None,
     labels: jax.Array | None = None,
 ) -> int:
-    """Whether a model maps images to logits; nothing is computed.
+    """Checks that a model maps its inputs to logits; nothing is computed.
 
     Args:
       model: the model.
-      input_shape: shape of one example.
+      inputs: shape of one example; or two examples, of any pytree of arrays, or their
+        shapes and dtypes (:func:`jaxunlearn.data.batches.inputs_like`).
       num_classes: ``K``; ``None`` accepts any.
       variables: arrays or ``jax.ShapeDtypeStruct``; ``None`` for those that the
         model would draw.
-
       labels: ``[N]``; where given, ``K`` must be large enough for them.
 
     Returns:
@@ -194,7 +192,10 @@ def check_model(
         ``[B, K]``, or training changes the structure of its variables.
     """
     batch = 2
-    x = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
+    x = inputs
+    if isinstance(inputs, tuple | list) and all(isinstance(size, int) for size in inputs):
+        x = jax.ShapeDtypeStruct((batch, *inputs), jnp.float32)
+    shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(x))
     key = jax.eval_shape(lambda: jax.random.key(0))
     if variables is None:
         variables = jax.eval_shape(model.init, key)
@@ -205,7 +206,7 @@ def check_model(
         raise
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise ConfigError(
-            f"expected a network for inputs of shape {x.shape}, got {type(error).__name__}: {error}"
+            f"expected a network for inputs of shape {shapes}, got {type(error).__name__}: {error}"
         ) from error
     wanted = f"[{batch}, {'K' if num_classes is None else num_classes}]"
     for mode, output in (("inference", logits), ("training", trained)):
@@ -219,7 +220,7 @@ def check_model(
         if got is not None:
             raise ConfigError(
                 f"expected logits of shape [B, K] = {wanted} for inputs of shape "
-                f"{list(x.shape)}, got {got} in {mode} mode"
+                f"{shapes}, got {got} in {mode} mode"
             )
     if _form(variables) != _form(after):
         raise ConfigError(

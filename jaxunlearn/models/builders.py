@@ -1,33 +1,166 @@
-"""Fresh variables of the built-in networks, in one random draw.
+"""The built-in networks made by name, as pure functions.
 
-A draw for every kernel makes the initialisation of a small convolutional network
-compile for seconds; one long draw, cut into kernels, compiles in a fraction of
-one, and maps over keys.
-
-The built-in networks by name.
+Their kernels are drawn in one random draw: a draw for each makes the initialisation of a
+small convolutional network compile for seconds; one long draw, cut into kernels, compiles in
+a fraction of one, and maps over keys.
 """
 
+import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from jaxunlearn.core.errors import ConfigError
-from jaxunlearn.core.types import Key, Model, Variables
+from jaxunlearn.core import registry
+from jaxunlearn.core.errors import ConfigError, did_you_mean
+from jaxunlearn.core.types import Gan, Key, Model, Variables
+from jaxunlearn.models import NETWORKS
 from jaxunlearn.models.adapt import functionalize
-from jaxunlearn.models.classifiers import MLP, PaperCNN
-from jaxunlearn.models.resnet import ResNet
+from jaxunlearn.models.nnx import signature
 
 # standard deviation of the standard normal distribution cut off at two
 _CUT_DEVIATION = 0.87962566103423978
 
+Construct = Callable[[nnx.Rngs], nnx.Module]
+
+
+class GanParts(NamedTuple):
+    """Constructors of the networks of a GAN.
+
+    Attributes:
+      mapping: of ``(z, y) -> w``; ``None``: ``w`` is ``z``.
+      synthesis: of ``w -> x``.
+      discriminator: of ``(x, y) -> d``.
+      latent, num_classes, couples: see :class:`~jaxunlearn.core.types.Gan`.
+    """
+
+    mapping: Construct | None
+    synthesis: Construct
+    discriminator: Construct
+    latent: int
+    num_classes: int = 0
+    couples: bool = False
+
+
+def build(
+    name: str,
+    input_shape: Sequence[int],
+    num_classes: int,
+    options: Mapping[str, Any] | None = None,
+    *,
+    where: str = "model",
+) -> Model:
+    """Builds a classifier by name, as pure functions.
+
+    The final layer of the built-in ones is named ``head``; their ``init`` draws all kernels
+    at once (:func:`lecun_normal`).
+
+    Args:
+      name: of a classifier in :data:`~jaxunlearn.models.NETWORKS`.
+      input_shape: shape of one example.
+      num_classes: ``K``.
+      options: keyword arguments of the network's constructor.
+      where: the configuration's key for name and options, for messages.
+
+    Returns:
+      The model.
+
+    Raises:
+      ConfigError: for an unknown name or option, the name of a GAN, or a value that the
+        network refuses.
+    """
+    construct, own = _find(name, "classifier", options, where)
+    shape, one_draw = tuple(input_shape), NETWORKS[name].one_draw
+    with _named(name, own, where):
+        make = functools.partial(construct, shape, num_classes, **own)
+        if "rngs" in signature(construct).parameters:
+            return _pure(lambda rngs: make(rngs=rngs), one_draw)
+        return functionalize(make(), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+
+
+def build_gan(
+    name: str,
+    shape: Sequence[int],
+    num_classes: int = 0,
+    options: Mapping[str, Any] | None = None,
+    *,
+    where: str = "model",
+) -> Gan:
+    """Builds a generator and a discriminator by name, as pure functions.
+
+    Generated images lie between -1 and 1 (those of ``stylegan2`` are not bounded): real ones
+    have to be normalised to that range.
+
+    Args:
+      name: of a GAN in :data:`~jaxunlearn.models.NETWORKS`.
+      shape: of one image.
+      num_classes: of the data; read by networks with ``conditional=True`` alone.
+      options: keyword arguments of the constructor.
+      where: the configuration's key for name and options, for messages.
+
+    Raises:
+      ConfigError: for an unknown name or option, the name of a classifier, or a value that
+        the networks refuse.
+    """
+    construct, own = _find(name, "gan", options, where)
+    with _named(name, own, where):
+        made = construct(tuple(shape), num_classes, **own)
+        return made if isinstance(made, Gan) else _joined(shape, made, NETWORKS[name].one_draw)
+
+
+def _find(
+    name: str, kind: str, options: Mapping[str, Any] | None, where: str
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Returns the constructor of a network of this kind, and its options, of known names."""
+    row = NETWORKS.find(name, f"{where}.name")
+    if row.kind != kind:
+        fitting = ", ".join(other for other in NETWORKS if NETWORKS[other].kind == kind)
+        raise ConfigError(
+            f"{where}.name: expected a {kind} ({fitting}), got {name!r}, which is a {row.kind}"
+        )
+    construct = registry.load(row.target)
+    parameters = signature(construct).parameters.values()
+    valid = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs"]
+    free = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    for option in options or {}:
+        if option not in valid and not free:
+            raise ConfigError(
+                f"{where}.options: expected one of {', '.join(valid)} as option of {name}, "
+                f"got {option!r}{did_you_mean(option, valid)}"
+            )
+    return construct, dict(options or {})
+
+
+@contextlib.contextmanager
+def _named(name: str, options: Mapping[str, Any], where: str) -> Iterator[None]:
+    """Names the network and the options in what goes wrong."""
+    try:
+        # Flax would read it no sooner than the first call
+        jnp.dtype(options.get("dtype") or jnp.float32)
+        yield
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}.options: expected options that fit {name}, got {options!r}: {error}"
+        ) from error
+
+
+def _pure(construct: Construct, one_draw: bool) -> Model:
+    model = functionalize(lambda rngs: construct(rngs))
+    if not one_draw:
+        return model
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return model._replace(init=functools.partial(lecun_normal, shapes))
+
 
 def lecun_normal(shapes: Variables, key: Key) -> Variables:
-    """LeCun-normal kernels; ones for ``scale`` and ``var``, zeros for all else.
+    """Draws LeCun-normal kernels; ones for ``scale`` and ``var``, zeros for all else.
 
     A kernel is ``n / (sqrt(fan_in) 0.8796)``, where ``n`` is standard normal, cut off
     at two: its variance is ``1 / fan_in``, the product of all dimensions but the last.
@@ -59,67 +192,68 @@ def lecun_normal(shapes: Variables, key: Key) -> Variables:
     return jax.tree.unflatten(structure, values)
 
 
-MODELS: Mapping[str, tuple[Callable[..., Any], str]] = {
-    "mlp": (MLP, "dense layers with ReLU; for tabular data and the embedded digits"),
-    "cnn": (PaperCNN, "two convolutions and two dense layers, the neuronal-path paper's for MNIST"),
-    "resnet8": (
-        functools.partial(ResNet, stages=(1, 1, 1), width=16),
-        "residual network small enough for CPUs",
-    ),
-    "resnet18": (ResNet, "residual network with the CIFAR stem"),
-}
-"""Name -> (constructor ``input_shape, num_classes, *, options, rngs``, what it is)."""
+def _joined(shape: Sequence[int], parts: GanParts, one_draw: bool) -> Gan:
+    """Joins the networks of a GAN into its pure functions."""
+    synthesis, judge = _pure(parts.synthesis, one_draw), _pure(parts.discriminator, one_draw)
+    mapping = None if parts.mapping is None else _pure(parts.mapping, one_draw)
+
+    def init(key: Key) -> Variables:
+        keys = jax.random.split(key, 3)
+        drawn = {"synthesis": synthesis.init(keys[0])}
+        if mapping is not None:
+            drawn["mapping"] = mapping.init(keys[1])
+        generator = _by_collection(drawn)
+        ema = jax.tree.map(jnp.copy, generator)
+        return {"generator": generator, "discriminator": judge.init(keys[2]), "ema": ema}
+
+    # a network's input may be any tree of arrays
+    look: Any = judge
+    find: Any = mapping
+
+    def style(generator: Variables, z: jax.Array, y: jax.Array) -> jax.Array:
+        return z if mapping is None else find.apply(_part(generator, "mapping"), (z, y))
+
+    def synthesize(generator: Variables, w: jax.Array) -> jax.Array:
+        return synthesis.apply(_part(generator, "synthesis"), w)
+
+    def synthesize_train(
+        generator: Variables, w: jax.Array, key: Key
+    ) -> tuple[jax.Array, Variables]:
+        x, moved = synthesis.apply_train(_part(generator, "synthesis"), w, key)
+        whole = {name: {**generator[name], "synthesis": own} for name, own in moved.items()}
+        return x, whole
+
+    def discriminate(discriminator: Variables, x: jax.Array, y: jax.Array) -> jax.Array:
+        return look.apply(discriminator, (x, y))
+
+    def discriminate_train(
+        discriminator: Variables, x: jax.Array, y: jax.Array, key: Key
+    ) -> tuple[jax.Array, Variables]:
+        return look.apply_train(discriminator, (x, y), key)
+
+    return Gan(
+        init=init,
+        style=style,
+        synthesize=synthesize,
+        synthesize_train=synthesize_train,
+        discriminate=discriminate,
+        discriminate_train=discriminate_train,
+        latent=parts.latent,
+        shape=tuple(shape),
+        num_classes=parts.num_classes,
+        couples=parts.couples,
+        maps=mapping is not None,
+    )
 
 
-def build(
-    name: str,
-    input_shape: Sequence[int],
-    num_classes: int,
-    options: Mapping[str, Any] | None = None,
-) -> Model:
-    """A built-in network as pure functions.
-
-    Its final layer is named ``head``. ``init`` draws all kernels at once
-    (:func:`jaxunlearn.models.build.lecun_normal`).
-
-    Args:
-      name: one of ``MODELS``.
-      input_shape: shape of one example.
-      num_classes: ``K``.
-      options: keyword arguments of the network's constructor.
-
-    Returns:
-      The model.
-
-    Raises:
-      ConfigError: for an unknown name or option, or a value that the network refuses.
-    """
-    if name not in MODELS:
-        raise ConfigError(f"expected one of {', '.join(sorted(MODELS))} as model, got {name!r}")
-    constructor, options = MODELS[name][0], dict(options or {})
-    valid = _option_names(constructor)
-    for option in options:
-        if option not in valid:
-            raise ConfigError(
-                f"expected one of {', '.join(valid)} as option of {name}, got {option!r}"
-            )
-    shape = tuple(input_shape)
-    try:
-        jnp.dtype(
-            options.get("dtype") or jnp.float32
-        )  # which Flax would read no sooner than the first call
-        model = functionalize(lambda rngs: constructor(shape, num_classes, **options, rngs=rngs))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"expected options that fit {name}, got {options!r}: {error}") from error
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return model._replace(init=functools.partial(lecun_normal, shapes))
+def _by_collection(parts: Mapping[str, Variables]) -> Variables:
+    """Turns ``{part: {collection: tree}}`` inside out: collections first, as everywhere."""
+    names = {name for variables in parts.values() for name in variables}
+    return {
+        name: {part: own[name] for part, own in parts.items() if name in own}
+        for name in sorted(names)
+    }
 
 
-def _option_names(constructor: Callable[..., Any]) -> list[str]:
-    if isinstance(constructor, functools.partial):
-        constructor = constructor.func
-    # of __init__, since the metaclass of NNX hides the constructor's arguments
-    parameters = inspect.signature(constructor.__init__).parameters.values()  # type: ignore[misc]
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs"]
+def _part(variables: Variables, part: str) -> Variables:
+    return {name: tree[part] for name, tree in variables.items() if part in tree}

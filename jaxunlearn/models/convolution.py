@@ -9,11 +9,6 @@ conv_gradient.py`` measures what that saves.
 
 Shapes: ``B`` images, ``H, W`` pixels, ``C`` channels in, ``O`` channels out,
 ``h, w`` the kernel.
-
-The gradient of a convolution's kernel as matrix products, for CPUs.
-
-Legend as in :mod:`jaxunlearn.models.conv`: ``B`` images, ``H, W`` pixels, ``C`` channels in,
-``O`` channels out, ``h, w`` the kernel.
 """
 
 import functools
@@ -37,7 +32,9 @@ class Geometry(NamedTuple):
 def kernel_gradient(
     inputs: jax.Array, grad: jax.Array, shape: tuple[int, ...], geometry: Geometry
 ) -> jax.Array:
-    """``dk[i, j, c, o] = sum_bpq x[b, p s + i d, q s + j d, c] g[b, p, q, o]``, ``x`` padded.
+    """Computes the gradient of a convolution's kernel by matrix products, for CPUs.
+
+    ``dk[i, j, c, o] = sum_bpq x[b, p s + i d, q s + j d, c] g[b, p, q, o]``, ``x`` padded.
 
     One of the two factors is copied once for each kernel entry, or for each column: the
     input, or, where it has more channels than the output, the gradient.
@@ -58,7 +55,7 @@ def kernel_gradient(
 def _by_shifted_gradient(
     inputs: jax.Array, grad: jax.Array, shape: tuple[int, ...], geometry: Geometry
 ) -> jax.Array:
-    """All shifts of the gradient side by side, and one product with the inputs."""
+    """Lays all shifts of the gradient side by side, for one product with the inputs."""
     (high, wide, channels, outputs), (rows, columns) = shape, inputs.shape[1:3]
     (step_i, step_j), half = geometry.dilation, jnp.finfo(grad.dtype).bits < 32
     reach = ((high - 1) * step_i, (wide - 1) * step_j)
@@ -86,7 +83,7 @@ def _by_shifted_gradient(
 def _by_rows(
     inputs: jax.Array, grad: jax.Array, shape: tuple[int, ...], geometry: Geometry
 ) -> jax.Array:
-    """``[h, w, C, O]``: a matrix product for each kernel row.
+    """Returns ``[h, w, C, O]``, by a matrix product for each kernel row.
 
     The columns of a row are concatenated: with few channels (one, in the first
     layer) a product for each kernel entry would be too thin to be fast, and all
@@ -135,14 +132,14 @@ def conv(
     precision: Any = None,
     **kwargs: Any,
 ) -> jax.Array:
-    """``lax.conv_general_dilated`` with a backward pass that is fast on CPUs.
+    """Computes ``lax.conv_general_dilated``, with a backward pass that is fast on CPUs.
 
     ``y[b, p, q, o] = sum_ijc x[b, p s + i d, q s + j d, c] k[i, j, c, o]`` with
     stride ``s`` and kernel dilation ``d``, of the padded ``x``. The gradient of
-    the input is a convolution with the flipped, transposed kernel. The gradient
-    of the kernel is, on CPUs, that of :mod:`jaxunlearn.models.conv`;
-    elsewhere it is XLA's own. Gradients of gradients, ``vmap`` and ``scan`` work; forward mode
-    (``jax.jvp``) does not, unless it differentiates a gradient.
+    the input is a convolution with the flipped, transposed kernel; the gradient
+    of the kernel is, on CPUs, :func:`kernel_gradient`, elsewhere XLA's own. Gradients
+    of gradients, ``vmap`` and ``scan`` work; forward mode (``jax.jvp``) does not,
+    unless it differentiates a gradient.
 
     It takes the arguments of ``lax.conv_general_dilated``, so that it serves as
     ``nnx.Conv(..., conv_general_dilated=conv)``. What is not a two-dimensional
@@ -244,7 +241,7 @@ _conv.defvjp(_conv_forward, _conv_backward)
 def _input_gradient(
     grad: jax.Array, kernel: jax.Array, shape: tuple[int, ...], geometry: Geometry
 ) -> jax.Array:
-    """``[B, H, W, C]``: the flipped, transposed kernel over the dilated gradient."""
+    """Returns ``[B, H, W, C]``: the flipped, transposed kernel over the dilated gradient."""
     pads = []
     for axis in range(2):
         reach = (kernel.shape[axis] - 1) * geometry.dilation[axis] + 1
@@ -266,7 +263,7 @@ def _input_gradient(
 
 
 def max_pool(inputs: jax.Array, window: int = 2) -> jax.Array:
-    """The largest of every ``window x window`` block; the remainder is dropped.
+    """Takes the largest of every ``window x window`` block; the remainder is dropped.
 
     The gradient goes to the first of the largest entries of a block, in row-major
     order, as XLA's does, by comparisons in place of XLA's ``select_and_scatter``.

@@ -1,6 +1,4 @@
-"""A dense generator and discriminator, for images as small as the embedded digits.
-
-The convolutional generator and discriminator of DCGAN, without transposed convolutions.
+"""Generators and discriminators: dense ones, and DCGAN's without transposed convolutions.
 
 Upsampling is a 3x3 convolution to four times the channels and depth-to-space: the same
 functions as a 4x4 transposed convolution of stride 2 can compute, several times faster.
@@ -16,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxunlearn.core.errors import ConfigError
-from jaxunlearn.models.conv import conv
+from jaxunlearn.models.builders import GanParts
+from jaxunlearn.models.convolution import conv
 
 SLOPE = 0.2
 
@@ -79,18 +78,15 @@ class MLPDiscriminator(nnx.Module):
         return self.head(x.astype(jnp.float32))[:, 0]
 
 
-SLOPE = 0.2
-
-
 def depth_to_space(x: jax.Array) -> jax.Array:
-    """``[B, H, W, 4 C] -> [B, 2 H, 2 W, C]``; channel ``(2 i + j) C + c`` goes to pixel (i, j)."""
+    """Maps ``[B, H, W, 4 C] -> [B, 2 H, 2 W, C]``: pixel (i, j) is channel ``(2 i + j) C + c``."""
     batch, height, width, channels = x.shape
     blocks = x.reshape(batch, height, width, 2, 2, channels // 4)
     return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
 
 
 def halvings(shape: Sequence[int]) -> int:
-    """How often an image is halved: to 4 pixels a side, or to an odd number above.
+    """Counts how often an image is halved: to 4 pixels a side, or to an odd number above.
 
     Raises:
       ConfigError: not a square image ``(H, W, C)`` of an even side of at least 8.
@@ -205,3 +201,43 @@ class DCGanDiscriminator(nnx.Module):
                 x = getattr(self, f"norm{level}")(x)
             x = nnx.leaky_relu(x, SLOPE)
         return self.head(x.reshape(x.shape[0], -1).astype(jnp.float32))[:, 0]
+
+
+def mlp_gan(
+    shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    latent: int = 32,
+    features: Sequence[int] = (256, 256),
+    dtype: Any = None,
+) -> GanParts:
+    """Returns the constructors of a dense GAN; ``num_classes`` is not read."""
+    own: dict[str, Any] = {"features": features, "dtype": dtype}
+    return GanParts(
+        None,
+        lambda rngs: MLPGenerator(shape, latent, **own, rngs=rngs),
+        lambda rngs: MLPDiscriminator(shape, **own, rngs=rngs),
+        latent,
+    )
+
+
+def dcgan(
+    shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    latent: int = 64,
+    width: int = 64,
+    norm: str = "generator",
+    dtype: Any = None,
+) -> GanParts:
+    """Returns the constructors of a DCGAN; ``num_classes`` is not read."""
+    if norm not in ("generator", "both", "none"):
+        raise ConfigError(f"expected 'generator', 'both' or 'none' as norm of dcgan, got {norm!r}")
+    own: dict[str, Any] = {"width": width, "dtype": dtype}
+    return GanParts(
+        None,
+        lambda rngs: DCGanGenerator(shape, latent, **own, norm=norm != "none", rngs=rngs),
+        lambda rngs: DCGanDiscriminator(shape, **own, norm=norm == "both", rngs=rngs),
+        latent,
+        couples=norm == "both",
+    )

@@ -1,7 +1,4 @@
-"""How a network wants to be called, read off its signature.
-
-Modules of Flax NNX as pure functions of plain dictionaries.
-"""
+"""Modules of Flax NNX as pure functions, called as their signatures ask."""
 
 import functools
 import inspect
@@ -27,7 +24,7 @@ _SWITCHES = {
 
 
 def signature(call: Any) -> inspect.Signature:
-    """The arguments of a callable; those of anything for one that does not tell them."""
+    """Returns the arguments of a callable; any, for one that does not tell them."""
     part = call if isinstance(call, functools.partial) else functools.partial(call)
     try:
         if isinstance(part.func, type):  # the metaclass of NNX hides the constructor's arguments
@@ -39,13 +36,13 @@ def signature(call: Any) -> inspect.Signature:
 
 
 def switches(call: Any, train: bool) -> dict[str, bool]:
-    """The arguments of ``call`` that select the mode, set for ``train``."""
+    """Returns the arguments of ``call`` that select the mode, set for ``train``."""
     parameters = signature(call).parameters
     return {name: value is train for name, value in _SWITCHES.items() if name in parameters}
 
 
 def is_apply(call: Any) -> bool:
-    """Whether ``call`` is a function ``(variables, x)``, mode switches apart.
+    """Tells a function ``(variables, x)``, mode switches apart, from a constructor.
 
     It can be called with two positional arguments, and neither is optional or named
     ``rngs``: such are the options of a constructor.
@@ -59,7 +56,7 @@ def is_apply(call: Any) -> bool:
 
 
 def constructor(call: Any) -> Callable[[Any], Any] | None:
-    """``rngs -> module`` if ``call`` can be called with ``rngs`` alone, else ``None``."""
+    """Returns ``rngs -> module`` if ``call`` can do with ``rngs`` alone, else ``None``."""
     own = signature(call)
     if _fits(own, rngs=None):
         return lambda rngs: call(rngs=rngs)
@@ -75,7 +72,7 @@ def _fits(own: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
 
 
 class _Slot(NamedTuple):
-    """One array of an NNX module: where it lies, and in which collection it goes."""
+    """One array of an NNX module, with its place there and its collection here."""
 
     path: tuple[Any, ...]
     collection: str
@@ -94,7 +91,7 @@ def _slot(path: tuple[Any, ...], leaf: Any) -> _Slot:
 
 
 def _collect(state: Any) -> Variables:
-    """The module's state as our variables; random state is left out."""
+    """Reads the state of a module as variables; random state is left out."""
     variables: dict[str, Any] = {}
     for path, leaf in nnx.to_flat_state(state):
         slot = _slot(path, leaf)
@@ -110,7 +107,7 @@ def _collect(state: Any) -> Variables:
 
 
 def _distribute(variables: Variables, slots: Sequence[_Slot], key: Key | None) -> Any:
-    """The inverse of :func:`_collect`, with random state drawn from ``key``."""
+    """Inverts :func:`_collect`, with random state drawn from ``key``."""
     state = []
     for number, slot in enumerate(slots):
         if slot.collection == "rng key":
@@ -132,7 +129,7 @@ def _stream(key: Key, number: int, shape: tuple[int, ...]) -> Key:
 
 
 def variables_of(module: nnx.Module) -> Variables:
-    """The variables of an ``nnx.Module`` as plain nested dictionaries.
+    """Returns the variables of an ``nnx.Module`` as plain nested dictionaries.
 
     Args:
       module: any NNX module; its arrays are shared, not copied.
@@ -144,7 +141,7 @@ def variables_of(module: nnx.Module) -> Variables:
 
 
 def from_nnx(construct: Callable[[nnx.Rngs], nnx.Module]) -> Model:
-    """The model of what ``construct`` makes; it is called once here, abstractly."""
+    """Builds the model of what ``construct`` makes, which is called once here, abstractly."""
     graphs: dict[bool, Any] = {}
     slots: list[_Slot] = []
     calls: list[Any] = []

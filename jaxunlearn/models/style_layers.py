@@ -17,8 +17,8 @@ import numpy as np
 from flax import nnx
 
 from jaxunlearn.core.types import Key
-from jaxunlearn.models.conv import conv
-from jaxunlearn.models.gan.dcgan import depth_to_space
+from jaxunlearn.models.convolution import conv
+from jaxunlearn.models.gans import depth_to_space
 
 SLOPE = 0.2
 TINY = 1e-8
@@ -32,7 +32,7 @@ class Normals:
         self._kernels: list[tuple[nnx.Param, float]] = []
 
     def __call__(self, *shape: int, deviation: float = 1.0) -> nnx.Param:
-        """A kernel of zeros, to be filled by :meth:`draw`."""
+        """Returns a kernel of zeros, to be filled by :meth:`draw`."""
         kernel = nnx.Param(jnp.zeros(shape, jnp.float32))
         self._kernels.append((kernel, deviation))
         return kernel
@@ -47,12 +47,12 @@ class Normals:
 
 
 def activate(x: jax.Array) -> jax.Array:
-    """``sqrt(2) leaky_relu(x)``: of about the variance of ``x`` (1.04 of it)."""
+    """Computes ``sqrt(2) leaky_relu(x)``, of about the variance of ``x`` (1.04 of it)."""
     return nnx.leaky_relu(x, SLOPE) * math.sqrt(2)
 
 
 def normalise(x: jax.Array) -> jax.Array:
-    """``x / sqrt(mean_i x_i^2)`` over the last axis, float32."""
+    """Computes ``x / sqrt(mean_i x_i^2)`` over the last axis, float32."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + TINY)
 
@@ -157,7 +157,7 @@ class Modulated(nnx.Module):
         return activate(y + bias.astype(self.dtype))
 
     def modulated(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        """``d conv(s x, k)``, without noise, bias and activation."""
+        """Computes ``d conv(s x, k)``, without noise, bias and activation."""
         scale, kernel = self.affine(w), _scaled(self.kernel[...])
         x = x.astype(self.dtype) * scale.astype(self.dtype)[:, None, None]
         used = _doubling(kernel) if self.up else kernel
@@ -176,7 +176,7 @@ def _scaled(kernel: jax.Array) -> jax.Array:
 
 
 def _taps() -> np.ndarray:
-    """``T[p, a, k]``: how tap ``k`` of a kernel takes part in tap ``a`` of phase ``p``.
+    """Returns ``T[p, a, k]``, the share of tap ``k`` of a kernel in tap ``a`` of phase ``p``.
 
     The doubled line is ``z[n] = sum_j f[j] y[n - 1 + j]`` with ``y[2 s + k] += x[s] K[k]``
     and the blur ``f``, so ``z[2 m + p] = sum_ak x[m - 1 + a] K[k] f[2 a + k - p - 1]``.
@@ -191,7 +191,7 @@ def _taps() -> np.ndarray:
 
 
 def _doubling(kernel: jax.Array) -> jax.Array:
-    """``[3, 3, C, O] -> [3, 3, C, 4 O]``: all four phases of the doubled image."""
+    """Maps ``[3, 3, C, O] -> [3, 3, C, 4 O]``, all four phases of the doubled image."""
     taps = jnp.asarray(_taps())
     rows = jnp.einsum("pai,ijco->pajco", taps, kernel)
     phases = jnp.einsum("qbj,pajco->abcpqo", taps, rows)
@@ -199,7 +199,7 @@ def _doubling(kernel: jax.Array) -> jax.Array:
 
 
 def double(x: jax.Array) -> jax.Array:
-    """``[B, H, W, C] -> [B, 2 H, 2 W, C]``, bilinearly: twice ``[1, 3, 3, 1] / 4``."""
+    """Maps ``[B, H, W, C] -> [B, 2 H, 2 W, C]`` bilinearly: twice ``[1, 3, 3, 1] / 4``."""
     for axis in (1, 2):
         before, here, after = (
             jax.lax.slice_in_dim(_padded(x, axis), start, start + x.shape[axis], axis=axis)
@@ -211,7 +211,7 @@ def double(x: jax.Array) -> jax.Array:
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """``[B, 2 H, 2 W, C] -> [B, H, W, C]``: blurred by ``[1, 3, 3, 1] / 8``, every second."""
+    """Maps ``[B, 2 H, 2 W, C] -> [B, H, W, C]``: blurred by ``[1, 3, 3, 1] / 8``, every second."""
     for axis in (1, 2):
         count = x.shape[axis] // 2
         # (x[-1], x[0]), (x[1], x[2]), ...: strides would make gradients with dilation
@@ -234,7 +234,7 @@ def _padded(x: jax.Array, axis: int) -> jax.Array:
 
 
 def with_deviation(x: jax.Array, group: int) -> jax.Array:
-    """``[B, H, W, C] -> [B, H, W, C + 1]``: how much images of a group differ, as a channel.
+    """Adds a channel to ``[B, H, W, C]``, the deviation among the images of a group.
 
     ``mean_hwc sqrt(var_g x[g, h, w, c] + 1e-8)``, one number for each group of consecutive
     images, of as many as divide ``B``, at most ``group``; images apart (a prime batch) get

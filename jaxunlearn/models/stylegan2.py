@@ -3,7 +3,7 @@
 ``B`` images ``[H, W, C]`` of a side 4 * 2^n, ``Z`` the size of a latent, ``W`` that of a
 style. Kernels compute in ``dtype``; parameters, styles, images and logits are float32. As for
 CIFAR-10 in arXiv 2006.06676, all maps up to 32 pixels a side have the same number of
-channels. The layers are in :mod:`jaxunlearn.models.gan.style_layers`.
+channels. The layers are in :mod:`jaxunlearn.models.style_layers`.
 
 Source: Karras et al., arXiv 1912.04958 and arXiv 2006.06676; own code.
 """
@@ -20,7 +20,8 @@ from flax import nnx
 
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.types import Key
-from jaxunlearn.models.gan.style_layers import (
+from jaxunlearn.models.builders import GanParts
+from jaxunlearn.models.style_layers import (
     Convolution,
     Dense,
     Modulated,
@@ -45,7 +46,7 @@ def _check_integer(name: str, value: Any, least: int = 1) -> None:
 
 
 def _sides(shape: Sequence[int]) -> list[int]:
-    """``[4, 8, ..., H]``."""
+    """Returns ``[4, 8, ..., H]``, the sides of the maps."""
     sides = [START]
     while len(shape) == 3 and sides[-1] < shape[0]:
         sides.append(2 * sides[-1])
@@ -62,7 +63,7 @@ def _channels(width: int, side: int) -> int:
 
 
 def _chosen(embedding: nnx.Param, y: jax.Array) -> jax.Array:
-    """``[B, F]``, the rows of the labels; by a product, whose gradient needs no scatter."""
+    """Returns ``[B, F]``, the rows of the labels; by a product, whose gradient needs no scatter."""
     return jax.nn.one_hot(y, embedding.shape[0], dtype=jnp.float32) @ embedding[...]
 
 
@@ -165,7 +166,7 @@ class StyleSynthesis(nnx.Module):
 
     @property
     def num_styles(self) -> int:
-        """``L``, how many styles it can be given."""
+        """Returns ``L``, the number of styles that it can be given."""
         return 2 * len(self.sides)
 
     def __call__(self, w: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -183,7 +184,7 @@ class StyleSynthesis(nnx.Module):
         return functools.reduce(lambda image, finer: double(image) + finer, images)
 
     def _noises(self, batch: int, key: Key) -> dict[str, jax.Array]:
-        """Noise ``[B, H, W, 1]`` of each layer, from one draw."""
+        """Draws the noise ``[B, H, W, 1]`` of each layer, all at once."""
         layers = {f"conv{side}": side for side in self.sides}
         layers |= {f"up{side}": side for side in self.sides[1:]}
         sizes = [side**2 for side in layers.values()]
@@ -265,3 +266,28 @@ class StyleDiscriminator(nnx.Module):
         if self.embedding is None:
             return d
         return d + jnp.sum(h * _chosen(self.embedding, y), axis=-1) / math.sqrt(h.shape[1])
+
+
+def stylegan2(
+    shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    latent: int = 512,
+    style: int = 512,
+    layers: int = 8,
+    width: int = 256,
+    group: int = 4,
+    conditional: bool = False,
+    dtype: Any = None,
+) -> GanParts:
+    """Returns the constructors of a StyleGAN2; labels are read where it is ``conditional``."""
+    told = num_classes if conditional else 0
+    own: dict[str, Any] = {"width": width, "dtype": dtype}
+    return GanParts(
+        lambda rngs: StyleMapping(latent, style, told, layers=layers, dtype=dtype, rngs=rngs),
+        lambda rngs: StyleSynthesis(shape, style, **own, rngs=rngs),
+        lambda rngs: StyleDiscriminator(shape, told, **own, group=group, rngs=rngs),
+        latent,
+        told,
+        couples=group > 1,
+    )

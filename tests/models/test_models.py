@@ -1,13 +1,17 @@
 """The built-in networks: shapes, names, initialisation, and how mistakes are told."""
 
+import subprocess
+import sys
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxunlearn.core.errors import ConfigError
-from jaxunlearn.models import MODELS, build, check_model
+from jaxunlearn.models import NETWORKS, Network, build, build_gan, check_model, functionalize
 
 SMALL = {
     "mlp": ((8, 8, 1), {"features": (6, 5)}),
@@ -17,16 +21,27 @@ SMALL = {
 }
 
 
+CLASSIFIERS = sorted(name for name, row in NETWORKS.items() if row.kind == "classifier")
+
+
+class Deep(nnx.Module):
+    def __init__(self, shape, num_classes, *, start=1.0, rngs):
+        self.kernel = nnx.Param(jnp.full((*shape, num_classes), start))
+
+    def __call__(self, x):
+        return x @ self.kernel[...]
+
+
 def small(name, **options):
     shape, own = SMALL[name]
     return build(name, shape, 4, {**own, **options}), shape
 
 
 def test_every_model_has_a_small_form_here():
-    assert set(SMALL) == set(MODELS)
+    assert set(SMALL) == set(CLASSIFIERS)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_contract(name):
     model, shape = small(name)
     variables = jax.jit(model.init)(jax.random.key(0))
@@ -48,7 +63,7 @@ def test_contract(name):
     assert check_model(model, shape, 4) == 4
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_half_precision_computes_but_keeps_parameters(name):
     model, shape = small(name, dtype="bfloat16")
     variables = model.init(jax.random.key(0))
@@ -102,8 +117,21 @@ def test_resnet_layers():
 @pytest.mark.parametrize(
     ("name", "shape", "options", "message"),
     [
-        ("vgg", (8, 8, 1), {}, "expected one of cnn, mlp, resnet18, resnet8 as model, got 'vgg'"),
-        ("mlp", (8,), {"widths": 3}, "expected one of features, dtype as option of mlp"),
+        ("vgg", (8, 8, 1), {}, "model.name: expected one of mlp, cnn, resnet8, .*, got 'vgg'"),
+        ("resnet9", (8, 8, 1), {}, "did you mean 'resnet8' or 'resnet18'"),
+        (
+            "dcgan",
+            (8, 8, 1),
+            {},
+            "expected a classifier .mlp, cnn, resnet8, resnet18., got 'dcgan', which is a gan",
+        ),
+        (
+            "mlp",
+            (8,),
+            {"feature": 3},
+            "model.options: expected one of features, dtype as option of mlp, got 'feature'; "
+            "did you mean 'features'",
+        ),
         ("mlp", (8,), {"features": (0,)}, "positive integers"),
         ("mlp", (8,), {"features": 3}, "features"),
         ("mlp", (8,), {"dtype": "float99"}, "float99"),
@@ -117,3 +145,49 @@ def test_resnet_layers():
 def test_mistakes_are_told(name, shape, options, message):
     with pytest.raises(ConfigError, match=message):
         build(name, shape, 3, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vgg", {}, "model.name: expected one of .*, mlp_gan, dcgan, stylegan2, got 'vgg'"),
+        (
+            "mlp",
+            {},
+            "model.name: expected a gan .mlp_gan, dcgan, stylegan2., got 'mlp', which is a",
+        ),
+        ("dcgan", {"norms": "both"}, "one of latent, width, norm, dtype as option of dcgan"),
+        ("dcgan", {"norm": "all"}, "as norm of dcgan, got 'all'"),
+        ("dcgan", {"dtype": "float99"}, "float99"),
+    ],
+)
+def test_mistakes_about_gans_are_told(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        build_gan(name, (8, 8, 1), 3, options)
+    with pytest.raises(ConfigError, match=r"gan\.other\.name: expected one of"):
+        build_gan("vgg", (8, 8, 1), where="gan.other")
+
+
+def linear(shape, num_classes, **options):
+    return functionalize(lambda variables, x: x @ variables["w"])
+
+
+def test_networks_of_others(monkeypatch):
+    """They may be functions, modules or models; their own initialisation is kept."""
+    monkeypatch.setattr(NETWORKS, "_rows", {**NETWORKS._rows})
+    NETWORKS.register("linear", Network(f"{__name__}:linear", "a function"))
+    NETWORKS.register("deep", Network(f"{__name__}:Deep", "an NNX module"))
+    logits = build("linear", (2,), 2, {"any": 1}).apply({"w": jnp.eye(2)}, jnp.ones((1, 2)))
+    assert (logits == 1).all()
+    drawn = build("deep", (2,), 3, {"start": 7.0}).init(jax.random.key(0))
+    assert (drawn["params"]["kernel"] == 7).all()
+    with pytest.raises(ConfigError, match="expected one of start as option of deep, got 'any'"):
+        build("deep", (2,), 3, {"any": 1})
+
+
+def test_reading_the_names_imports_no_network():
+    code = """import sys
+from jaxunlearn.models import NETWORKS
+print(len(NETWORKS), "flax" in sys.modules)"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == [str(len(NETWORKS)), "False"]

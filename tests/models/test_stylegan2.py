@@ -11,9 +11,9 @@ from flax import nnx
 from jax import lax
 
 from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.models import build_gan
 from jaxunlearn.models.adapt import functionalize
-from jaxunlearn.models.gan import build_gan
-from jaxunlearn.models.gan.style_layers import (
+from jaxunlearn.models.style_layers import (
     Dense,
     Modulated,
     Normals,
@@ -22,7 +22,7 @@ from jaxunlearn.models.gan.style_layers import (
     normalise,
     with_deviation,
 )
-from jaxunlearn.models.gan.stylegan2 import StyleDiscriminator, StyleMapping, StyleSynthesis
+from jaxunlearn.models.stylegan2 import StyleDiscriminator, StyleMapping, StyleSynthesis
 
 STYLE, WIDTH = 16, 8
 SMALL = {"latent": 12, "style": STYLE, "width": WIDTH, "layers": 2}

@@ -41,7 +41,7 @@ def get_config() -> Config:
         data=DataConfig(name="cifar10", unseen=2000),
         model=MODEL,
         train=TRAIN,
-        gan=GAN,
+        kinds={"gan": GAN},
         request=Request(classes=(3,)),
         methods={
             "cascade": cascade,

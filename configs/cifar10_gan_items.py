@@ -30,13 +30,15 @@ def get_config() -> Config:
         train=TrainConfig(
             epochs=400, batch_size=64, learning_rate=2e-3, betas=(0.0, 0.99), schedule="constant"
         ),
-        gan=GanConfig(
-            r1=0.02,
-            inverted=32,
-            classifier=ModelConfig(name="resnet8"),
-            classifier_train=TrainConfig(epochs=10, batch_size=128, augment="crop_flip"),
-            samples=10_000,
-        ),
+        kinds={
+            "gan": GanConfig(
+                r1=0.02,
+                inverted=32,
+                classifier=ModelConfig(name="resnet8"),
+                classifier_train=TrainConfig(epochs=10, batch_size=128, augment="crop_flip"),
+                samples=10_000,
+            )
+        },
         request=Request(share=64 / 50_000),
         methods={
             "cascade": cascade,

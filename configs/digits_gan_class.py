@@ -18,11 +18,13 @@ def get_config() -> Config:
         train=TrainConfig(
             epochs=800, batch_size=64, learning_rate=5e-4, betas=(0.5, 0.999), schedule="constant"
         ),
-        gan=GanConfig(
-            r1=0.5,
-            classifier=ModelConfig(name="mlp", options={"features": (128, 64)}),
-            classifier_train=TrainConfig(epochs=30, batch_size=64),
-        ),
+        kinds={
+            "gan": GanConfig(
+                r1=0.5,
+                classifier=ModelConfig(name="mlp", options={"features": (128, 64)}),
+                classifier_train=TrainConfig(epochs=30, batch_size=64),
+            )
+        },
         request=Request(classes=(3,)),
         methods={
             "cascade": cascade,

@@ -33,13 +33,15 @@ def get_config() -> Config:
         train=TrainConfig(
             epochs=25, batch_size=64, learning_rate=5e-4, betas=(0.5, 0.999), schedule="constant"
         ),
-        gan=GanConfig(
-            r1=1.0,
-            inverted=32,
-            inversion_steps=100,
-            classifier=ModelConfig(name="mlp", options={"features": (256, 64)}),
-            classifier_train=TrainConfig(epochs=5, batch_size=128),
-        ),
+        kinds={
+            "gan": GanConfig(
+                r1=1.0,
+                inverted=32,
+                inversion_steps=100,
+                classifier=ModelConfig(name="mlp", options={"features": (256, 64)}),
+                classifier_train=TrainConfig(epochs=5, batch_size=128),
+            )
+        },
         request=Request(classes=(8,)),
         methods={
             "cascade": cascade,

@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxunlearn.core.errors import ConfigError, did_you_mean
+
 __all__ = [
+    "DEFAULT_METHODS",
+    "SECTIONS",
     "Config",
     "DataConfig",
     "GanConfig",
@@ -17,6 +21,8 @@ __all__ = [
     "Published",
     "Request",
     "TrainConfig",
+    "register_section",
+    "section",
     "to_dict",
 ]
 
@@ -70,7 +76,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class GanConfig:
-    """What concerns generators and discriminators alone; read where ``model`` is one of them."""
+    """The section of GANs: generator, discriminator, and the classifiers that judge them."""
 
     # weight of the R1 penalty, and every how many steps it is taken
     r1: float = 0.0
@@ -120,7 +126,7 @@ class Published:
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-DIGITS_METHODS: Mapping[str, Mapping[str, Any]] = {
+DEFAULT_METHODS: Mapping[str, Mapping[str, Any]] = {
     "neuron_path": {"per_sample": 20, "neurons": 20},
     "path_head_only": {
         "method": "neuron_path",
@@ -133,6 +139,7 @@ DIGITS_METHODS: Mapping[str, Mapping[str, Any]] = {
     "random_label": {"steps": 50},
     "concept_poison": {"bank": "digits", "steps": 200, "optimizer": "adam", "learning_rate": 3e-3},
 }
+"""The methods of the embedded experiment, with options tuned for the scanned digits."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +155,16 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    gan: GanConfig = field(default_factory=GanConfig)
+    # what concerns one kind of model alone, by the name of the kind: {"gan": GanConfig(...)};
+    # a kind that is left out has its defaults (see `section`)
+    kinds: Mapping[str, Any] = field(default_factory=dict)
     request: Request = field(default_factory=lambda: Request(classes=(3,)))
     # label -> options: "method" (default: the label), "steps", "batch_size", the optimizer's
     # "optimizer", "learning_rate", "schedule", "weight_decay", "momentum", and the
-    # method's own keyword arguments
-    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: dict(DIGITS_METHODS))
+    # method's own keyword arguments. Empty: for a classifier of the embedded digits those of
+    # DEFAULT_METHODS, else the methods for this kind of model, as they are; without those
+    # that do not suit the request
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # retrained models of each seed, or of each class where ``request.each``; two or more on the
     # same request give the oracle-against-oracle noise floor
     oracles: int = 3
@@ -167,6 +178,50 @@ class Config:
     published: Published = field(default_factory=Published)
 
 
+SECTIONS: dict[str, type] = {"gan": GanConfig}
+"""The dataclasses of ``Config.kinds``, by the name of the kind of model."""
+
+
+def register_section(name: str, kind: type) -> None:
+    """Adds a section to the configuration, for a kind of model of one's own.
+
+    On the command line its fields are ``name.field=value``.
+
+    Args:
+      name: of the kind.
+      kind: a dataclass; every field has a default.
+
+    Raises:
+      TypeError: ``kind`` is no dataclass, or one of its fields has no default.
+      ConfigError: the name is that of a field of :class:`Config`, or of another section.
+    """
+    if not isinstance(kind, type) or not dataclasses.is_dataclass(kind):
+        raise TypeError(f"section {name}: expected a dataclass, got {kind!r}")
+    for one in dataclasses.fields(kind):
+        if one.default is one.default_factory is dataclasses.MISSING:
+            raise TypeError(f"section {name}: expected a default for {one.name}, got none")
+    taken = [one.name for one in dataclasses.fields(Config)]
+    if name in taken or SECTIONS.get(name, kind) is not kind:
+        raise ConfigError(
+            f"section: expected a name other than {', '.join([*taken, *SECTIONS])}, got {name!r}"
+        )
+    SECTIONS[name] = kind
+
+
+def section(config: Config, name: str) -> Any:
+    """Returns the section of a kind of model, or its defaults where the configuration has none.
+
+    Raises:
+      ConfigError: no kind of this name has a section.
+    """
+    if name not in SECTIONS:
+        raise ConfigError(
+            f"kinds: expected one of {', '.join(SECTIONS)}, got {name!r}"
+            f"{did_you_mean(name, SECTIONS)}"
+        )
+    return config.kinds[name] if name in config.kinds else SECTIONS[name]()
+
+
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as nested plain dictionaries, lists and scalars (JSON)."""
+    """Returns a dataclass as nested plain dictionaries, lists and scalars (JSON)."""
     return dataclasses.asdict(config)

@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import difflib
 import importlib.util
 import sys
 import types
@@ -11,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.config import Config
-from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.config import DEFAULT_METHODS, SECTIONS, Config, DataConfig, section
+from jaxunlearn.core.errors import ConfigError, did_you_mean
 
 
 def list_configs() -> dict[str, Path]:
-    """The configuration files that come with the library, by name."""
+    """Finds the configuration files that come with the library, by name."""
     package = Path(__file__).parent.parent
     # a wheel carries the folder inside the package, a checkout beside it
     for folder in (package / "configs", package.parent / "configs"):
@@ -26,7 +25,7 @@ def list_configs() -> dict[str, Path]:
 
 
 def find_config(name: str) -> Path:
-    """The file of a path or of a name that comes with the library."""
+    """Finds the file of a path, or of a name that comes with the library."""
     known = list_configs()
     if Path(name).is_file():
         return Path(name)
@@ -35,12 +34,13 @@ def find_config(name: str) -> Path:
     if stem in known and name in (stem, f"configs/{stem}.py"):
         return known[stem]
     raise ConfigError(
-        f"config: expected a file or one of {', '.join(known)}, got {name!r}{_hint(stem, known)}"
+        f"config: expected a file or one of {', '.join(known)}, got {name!r}"
+        f"{did_you_mean(stem, known)}"
     )
 
 
 def load_config(name: str | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration that a file's ``get_config()`` returns, with overrides.
+    """Returns the configuration of a file's ``get_config()``, with overrides.
 
     Args:
       name: a path, the name of a file that comes with the library, or ``None`` for
@@ -70,27 +70,46 @@ def _get_config(path: Path) -> Config:
 
 
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """The configuration with ``dotted.key=value`` changes.
+    """Changes a configuration by ``dotted.key=value``.
 
     A value is read as a Python literal, else as text. Tuples may be written without
-    brackets (``request.classes=3,5``). ``methods=a,b`` selects these methods, keeping
-    the options of those already there; ``methods.a.steps=10`` sets one option.
-    ``request.each=true`` takes all classes where ``request.classes`` is not given beside it.
+    brackets (``request.classes=3,5``). ``gan.r1=0.5`` sets a field of the section of a kind.
+    ``methods=a,b`` selects these methods, keeping the options of those already there;
+    ``methods.a.steps=10`` sets one option, and adds the method where it is not there. Where
+    no methods are chosen, those of the embedded experiment are there for the digits, and none
+    for other data. ``request.each=true`` takes all classes where ``request.classes`` is not
+    given beside it.
 
     Raises:
       ConfigError: unknown key (with the valid ones) or a value of the wrong kind.
     """
     before, keys = config, {text.partition("=")[0] for text in overrides}
-    for text in overrides:
+    # methods last, since the ones that are there depend on the data
+    for text in sorted(overrides, key=lambda text: text.startswith("methods")):
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"override: expected key=value, got {text!r}")
-        config = _set(config, key.split("."), value, key)
+        name, *rest = key.split(".")
+        if name == "methods":
+            config = _set_methods(config, rest, value, key)
+        else:
+            config = _set(config, [name, *rest], value, key)
     if config.request.each and not before.request.each and "request.classes" not in keys:
         # what the file forgets is one request, no choice of classes for many
         request = dataclasses.replace(config.request, classes=())
         config = dataclasses.replace(config, request=request)
     return config
+
+
+def _set_methods(config: Config, path: list[str], text: str, key: str) -> Config:
+    embedded = config.data.name == DataConfig().name
+    known = config.methods or (DEFAULT_METHODS if embedded else {})
+    if path:
+        return dataclasses.replace(config, methods=_set(known, path, text, key))
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise ConfigError("methods: expected at least one, got none")
+    return dataclasses.replace(config, methods={name: known.get(name, {}) for name in names})
 
 
 def _set(node: Any, path: list[str], text: str, key: str) -> Any:
@@ -101,11 +120,16 @@ def _set(node: Any, path: list[str], text: str, key: str) -> Any:
     if not dataclasses.is_dataclass(node) or isinstance(node, type):
         raise ConfigError(f"{key}: expected a value here, got the further key {name!r}")
     hints = typing.get_type_hints(type(node))
-    if name not in hints:
+    known, whole = list(hints), node if isinstance(node, Config) else None
+    if whole:
+        # sections are written as if they were fields; "kinds.gan.r1", as in a file, does too
+        known = [*(field for field in hints if field != "kinds"), *SECTIONS]
+        name, rest = (rest[0], rest[1:]) if name == "kinds" and rest else (name, rest)
+    if name not in known:
         raise ConfigError(
-            f"{key}: expected one of {', '.join(hints)}, got {name!r}{_hint(name, hints)}"
+            f"{key}: expected one of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}"
         )
-    current = getattr(node, name)
+    current = section(whole, name) if whole and name in SECTIONS else getattr(node, name)
     if rest:
         value = _set(current, rest, text, key)
     elif dataclasses.is_dataclass(current):
@@ -113,16 +137,15 @@ def _set(node: Any, path: list[str], text: str, key: str) -> Any:
             f"{key}: expected a key below it, one of "
             f"{', '.join(f'{key}.{field.name}' for field in dataclasses.fields(current))}"
         )
-    elif name == "methods":
-        names = [part.strip() for part in text.split(",") if part.strip()]
-        value = {part: current.get(part, {}) for part in names}
     else:
         value = _convert(text, hints[name], key)
+    if whole and name in SECTIONS:
+        return dataclasses.replace(whole, kinds={**whole.kinds, name: value})
     return dataclasses.replace(node, **{name: value})
 
 
 def check_types(node: Any, prefix: str = "") -> None:
-    """Checks every field of a configuration dataclass against its annotation.
+    """Checks every field of a configuration dataclass, sections included, by its annotation.
 
     Raises:
       ConfigError: "train.epochs: expected float, got 'many'".
@@ -135,6 +158,12 @@ def check_types(node: Any, prefix: str = "") -> None:
         check_value(key, value, kind)
         if name == "seed" and value < 0:
             raise ConfigError(f"{key}: expected a number >= 0, got {value}")
+    if isinstance(node, Config):
+        for name in node.kinds:
+            own = section(node, name)
+            if not isinstance(own, SECTIONS[name]):
+                raise ConfigError(f"kinds.{name}: expected {SECTIONS[name].__name__}, got {own!r}")
+            check_types(own, f"{name}.")
 
 
 def check_value(key: str, value: Any, kind: Any) -> None:
@@ -199,8 +228,3 @@ def _convert(text: str, kind: Any, key: str) -> Any:
     shown = "whole numbers such as 3,5" if typing.get_origin(wanted) is tuple else shown
     shown = "true or false" if wanted is bool else shown
     raise ConfigError(f"{key}: expected {shown}, got {text!r}")
-
-
-def _hint(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

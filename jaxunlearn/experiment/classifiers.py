@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxunlearn import checkpoint
-from jaxunlearn.config import to_dict
+from jaxunlearn.config import section, to_dict
 from jaxunlearn.data.sets import request, whole
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.experiment.plan import Plan, equip
@@ -29,7 +29,7 @@ def classifier_stages(plan: Plan) -> dict[str, Stage]:
     """The stage of each classifier by name; none for a run on classifiers."""
     if plan.guide is None:
         return {}
-    config = to_dict(plan.config.gan)
+    config = to_dict(section(plan.config, "gan"))
     about = {name: plan.identity[name] for name in ("seed", "data", "fingerprint", "jaxunlearn")}
     own = {"model": config["classifier"], "train": config["classifier_train"]}
     return {
@@ -60,10 +60,10 @@ def _make(plan: Plan, name: str, stage: Stage, force: bool, listener: Listener) 
     number = list(classifier_stages(plan)).index(name)
     key = jax.random.fold_in(jax.random.fold_in(plan.key, CLASSIFIERS), number)
     with named(name):
+        config = section(plan.config, "gan").classifier_train
         outcome = train(
-            plan.guide.model, everything, key, config=plan.config.gan.classifier_train,
-            on_chunk=partial(listener, name),
-        )  # fmt: skip
+            plan.guide.model, everything, key, config=config, on_chunk=partial(listener, name)
+        )
     test = [p for p in (sets.test_forget, sets.test_retain) if p is not None]
     found = [predict(plan.guide.model.apply, outcome.variables, part) for part in test]
     right = sum(one.accuracy * len(one.labels) for one in found)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from jaxunlearn.config import section
 from jaxunlearn.core.types import Gan, Variables
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.experiment.judging import extent_of, sample_key
@@ -75,7 +76,8 @@ def notes_on_images(work: Work, original: Record) -> list[str]:
         unseen = features_of(extract, plan.sets.test_retain, count)
         right = predict(plan.judge.model.apply, plan.judge.variables, plan.sets.test_retain)
         notes.append(
-            f"C-FID: {real.shape[1]} features of a classifier ({plan.config.gan.classifier.name}, "
+            f"C-FID: {real.shape[1]} features of a classifier "
+            f"({section(plan.config, 'gan').classifier.name}, "
             f"accuracy {right.accuracy:.3f} on retained test images) trained on the same data, "
             f"{len(real)} retained against {count} generated images; between retained training "
             f"and test images it is {frechet_distance(real, unseen):.2f}"

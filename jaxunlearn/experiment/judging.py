@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxunlearn.config import section
 from jaxunlearn.core.types import Gan, Variables
 from jaxunlearn.experiment.plan import Plan
 from jaxunlearn.metrics.generated import GAN_MEASURES, GanReference, measure_gan, refer_gan
@@ -24,7 +25,8 @@ def measures_of(plan: Plan) -> int:
 
 def extent_of(plan: Plan) -> Extent:
     """How much of a GAN is measured."""
-    return Extent(**{name: getattr(plan.config.gan, name) for name in Extent._fields})
+    own = section(plan.config, "gan")
+    return Extent(**{name: getattr(own, name) for name in Extent._fields})
 
 
 def refer_original(plan: Plan, original: Variables) -> Reference | GanReference:

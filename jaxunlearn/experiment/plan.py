@@ -1,5 +1,6 @@
 """All of a run that is known before any training: data, sets, network, methods, stages."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxunlearn import checkpoint
-from jaxunlearn.config import Config, ModelConfig, Request, to_dict
+from jaxunlearn.config import DEFAULT_METHODS, Config, ModelConfig, Request, section, to_dict
 from jaxunlearn.config.overrides import check_types
 from jaxunlearn.core.errors import ConfigError, RequestError
 from jaxunlearn.core.types import Gan, Key, Model, Sets, Unlearner
@@ -65,6 +66,8 @@ class Plan(NamedTuple):
 
 def prepare(config: Config, runs: Path) -> Plan:
     """Loads the data and builds the network and the methods; reports what is wrong."""
+    if not config.methods:
+        config = dataclasses.replace(config, methods=DEFAULT_METHODS)
     check_types(config)
     _check_values(config)
     sharding = make_sharding(config.mesh, config.rules)
@@ -87,11 +90,12 @@ def prepare(config: Config, runs: Path) -> Plan:
             f"by, got {num_examples(sets.retain)}"
         )
     model = _network(config.model, shape, num_classes)
-    recipe(model, config.train, retained, config.gan)
+    recipe(model, config.train, retained, section(config, "gan"))
     classifier = _classifier(config, shape, num_classes) if is_gan else None
     whole_config = to_dict(config)
-    about = ("seed", "data", "model", "train", *(("gan",) if is_gan else ()))
-    identity = {name: whole_config[name] for name in about}
+    identity = {name: whole_config[name] for name in ("seed", "data", "model", "train")}
+    if is_gan:
+        identity["gan"] = to_dict(section(config, "gan"))
     for place in ("dir", "cache"):  # where the same bytes lie does not matter
         identity["data"].pop(place)
     identity["fingerprint"] = data.fingerprint
@@ -149,10 +153,11 @@ def _network(config: ModelConfig, shape: tuple[int, ...], num_classes: int) -> M
 
 def _classifier(config: Config, shape: tuple[int, ...], num_classes: int) -> Guide:
     """The guide and the judge of a GAN, not yet trained."""
-    own = config.gan.classifier
+    gan = section(config, "gan")
+    own = gan.classifier
     model = build(own.name, shape, num_classes, own.options, where="gan.classifier")
     check_model(model, shape, num_classes)
-    recipe(model, config.gan.classifier_train, 1)
+    recipe(model, gan.classifier_train, 1)
     return Guide(model, jax.eval_shape(model.init, jax.random.key(0)))
 
 
@@ -167,7 +172,7 @@ def _check_values(config: Config) -> None:
     least = {"samples": NEIGHBOURS + 2, "inverted": 0, "inversion_steps": 1, "r1": 0}
     least |= {"downstream_steps": 0, "r1_every": 1, "ema": 0}
     for name, low in least.items():
-        found = getattr(config.gan, name)
+        found = getattr(section(config, "gan"), name)
         if not found >= low or (name == "ema" and found >= 1):
             wanted = "a number from 0 to below 1" if name == "ema" else f"{low} or more"
             raise ConfigError(f"gan.{name}: expected {wanted}, got {found}")

@@ -11,7 +11,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxunlearn import checkpoint
-from jaxunlearn.config import to_dict
+from jaxunlearn.config import section, to_dict
 from jaxunlearn.core.errors import DivergenceError
 from jaxunlearn.core.types import Key, Unlearner, Variables
 from jaxunlearn.data.requests import describe
@@ -75,7 +75,7 @@ class Work:
         everything = whole(plan.sets.forget.examples)
         key = jax.random.fold_in(plan.key, ORIGINAL)
         once = partial(train, plan.model, everything, key)
-        once = partial(once, config=plan.config.train, gan=plan.config.gan)
+        once = partial(once, config=plan.config.train, gan=section(plan.config, "gan"))
         once = partial(once, sharding=plan.sharding)
         made = self._stage("original", lambda hooks: Made(timed(once, hooks)))
         self.begun = made[0]
@@ -105,7 +105,7 @@ class Work:
         plan, (kind, label) = self.plan, name.split("/")
         if kind == "retrained":
             config = plan.config.train
-            method, steps = recipe(plan.model, config, plan.retained, plan.config.gan)
+            method, steps = recipe(plan.model, config, plan.retained, section(plan.config, "gan"))
             # not split: the keys of the first must not depend on how many there are
             key = jax.random.fold_in(jax.random.fold_in(plan.key, ORACLE), int(label))
             return Task(method, None, key, {"steps": steps, "batch_size": config.batch_size})

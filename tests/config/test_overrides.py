@@ -1,7 +1,16 @@
+import dataclasses
+
 import pytest
 
-from jaxunlearn.config import Config, Request
-from jaxunlearn.config.overrides import apply_overrides, find_config, list_configs, load_config
+from jaxunlearn import config as parts
+from jaxunlearn.config import DEFAULT_METHODS, Config, DataConfig, GanConfig, Request, overrides
+from jaxunlearn.config.overrides import (
+    apply_overrides,
+    check_types,
+    find_config,
+    list_configs,
+    load_config,
+)
 from jaxunlearn.core.errors import ConfigError
 
 
@@ -50,10 +59,82 @@ def test_methods_are_selected_and_keep_their_options():
     config = changed("methods=neuron_path,retrain", "methods.neuron_path.neurons=7")
     assert list(config.methods) == ["neuron_path", "retrain"]
     assert config.methods["neuron_path"]["neurons"] == 7
-    assert (
-        config.methods["neuron_path"]["per_sample"] == Config().methods["neuron_path"]["per_sample"]
-    )
+    tuned = DEFAULT_METHODS["neuron_path"]["per_sample"]
+    assert config.methods["neuron_path"]["per_sample"] == tuned
     assert config.methods["retrain"] == {}
+
+
+def test_no_methods_means_the_tuned_ones_of_the_digits_alone():
+    assert Config().methods == {}
+    steps = "methods.finetune.steps=7"
+    tuned = {**DEFAULT_METHODS, "finetune": {"steps": 7}}
+    assert changed(steps).methods == tuned
+    assert changed("methods.mine.method=retrain").methods == {
+        **DEFAULT_METHODS,
+        "mine": {"method": "retrain"},
+    }
+    # whatever the order in which data and methods are given
+    assert changed(steps, "data.name=mnist").methods == {"finetune": {"steps": 7}}
+    assert changed("methods=finetune", "data.name=mnist").methods == {"finetune": {}}
+    assert changed("methods=finetune").methods == {"finetune": DEFAULT_METHODS["finetune"]}
+    own = Config(methods={"retrain": {}})
+    assert apply_overrides(own, [steps]).methods == {"retrain": {}, "finetune": {"steps": 7}}
+
+
+def test_sections_of_kinds_are_set_like_fields():
+    config = changed("gan.r1=0.5", "gan.classifier.name=cnn", "kinds.gan.ema=0.9")
+    gan = parts.section(config, "gan")
+    assert (gan.r1, gan.classifier.name, gan.ema) == (0.5, "cnn", 0.9)
+    assert config.kinds == {"gan": gan}
+    assert Config().kinds == {}
+    assert parts.section(Config(), "gan") == GanConfig()
+    assert parts.to_dict(config)["kinds"]["gan"]["classifier"] == {"name": "cnn", "options": {}}
+    check_types(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeConfig:
+    depth: int = 3
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+
+
+@dataclasses.dataclass
+class Greedy:
+    depth: int
+
+
+def test_a_section_of_ones_own(monkeypatch):
+    monkeypatch.setattr(parts, "SECTIONS", dict(parts.SECTIONS))
+    monkeypatch.setattr(overrides, "SECTIONS", parts.SECTIONS)
+    parts.register_section("tree", TreeConfig)
+    parts.register_section("tree", TreeConfig)
+    config = changed("tree.depth=5", "tree.data.seed=2")
+    assert parts.section(config, "tree") == TreeConfig(5, DataConfig(seed=2))
+    with pytest.raises(ConfigError, match=r"^gan.em: expected one of r1, .*; did you mean 'ema'"):
+        changed("gan.em=1")
+    with pytest.raises(ConfigError, match=r"one of name, .*, gan, tree, got 'trees'; did you mean"):
+        changed("trees.depth=1")
+    for name in ("data", "gan"):
+        with pytest.raises(ConfigError, match=f"expected a name other than .*got '{name}'"):
+            parts.register_section(name, TreeConfig)
+    with pytest.raises(TypeError, match="section greedy: expected a default for depth, got none"):
+        parts.register_section("greedy", Greedy)
+    with pytest.raises(TypeError, match="section greedy: expected a dataclass, got 3"):
+        parts.register_section("greedy", 3)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({"gan": GanConfig(r1="much")}, "gan.r1: expected float, got 'much'"),
+        ({"gan": {"r1": 1.0}}, "kinds.gan: expected GanConfig, got {'r1': 1.0}"),
+        ({"gam": GanConfig()}, "kinds: expected one of gan, got 'gam'; did you mean 'gan'"),
+        (3, "kinds: expected Mapping"),
+    ],
+)
+def test_sections_are_checked(kinds, message):
+    with pytest.raises(ConfigError, match=message):
+        check_types(Config(kinds=kinds))
 
 
 @pytest.mark.parametrize(
@@ -71,6 +152,12 @@ def test_methods_are_selected_and_keep_their_options():
         ("train=3", "train: expected a key below it, one of train.epochs"),
         ("seed.x=3", "expected a value here"),
         ("seed", "override: expected key=value, got 'seed'"),
+        ("gan=3", "gan: expected a key below it, one of gan.r1, gan.r1_every"),
+        ("gan.nonsense=1", "gan.nonsense: expected one of r1, r1_every, ema, .*, got 'nonsense'"),
+        ("gan.r1=x", "gan.r1: expected float, got 'x'"),
+        ("kinds=3", "kinds: expected one of name, seed, .*, gan, got 'kinds'"),
+        ("kinds.tree.depth=1", "kinds.tree.depth: expected one of name, .*, gan, got 'tree'"),
+        ("methods=", "methods: expected at least one, got none"),
     ],
 )
 def test_mistakes_are_explained(override, message):

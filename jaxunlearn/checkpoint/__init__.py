@@ -1,13 +1,16 @@
 """Checkpoints: a pytree of arrays and a JSON record in one folder, verified on reading.
 
 A checkpoint is ``PATH/{record.json, leaves.json, variables/, manifest.json}``. The folder
-is written beside ``PATH`` and renamed, so that ``PATH`` is either absent or complete.
+is written beside ``PATH`` and renamed, so that ``PATH`` is either absent or complete; the
+manifest lists every file with its sha256.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,12 @@ import jax
 from jax.experimental import multihost_utils
 
 from jaxunlearn import __version__
-from jaxunlearn.checkpoint import arrays as leaves
-from jaxunlearn.checkpoint import folder as manifest
-from jaxunlearn.checkpoint.folder import RECORD
+from jaxunlearn.checkpoint import arrays
 from jaxunlearn.core.errors import CheckpointError
 
-__all__ = ["load", "read_record", "remove", "save", "verify", "versions"]
+__all__ = ["check_replaceable", "load", "read_record", "remove", "save", "verify", "versions"]
+
+_RECORD, _MANIFEST = "record.json", "manifest.json"
 
 
 def save(
@@ -45,23 +48,23 @@ def save(
     """
     path = Path(path).absolute()
     text = json.dumps(record, indent=2, sort_keys=True)
-    flat = leaves.flatten(tree)
-    manifest.check_replaceable(path, overwrite)
-    temporary = manifest.sibling(path, "tmp")
+    flat = arrays.flatten(tree)
+    check_replaceable(path, overwrite)
+    temporary = _sibling(path, "tmp")
     _barrier("checked")  # no process may look at PATH after another began to change it
     try:
         if jax.process_index() == 0:
-            manifest.remove(temporary)  # of a save that was killed
+            _remove_folder(temporary)  # of a save that was killed
             temporary.mkdir(parents=True)
         _barrier("begun")
-        leaves.write(temporary, flat)
+        arrays.write(temporary, flat)
         if jax.process_index() == 0:
-            (temporary / RECORD).write_text(text + "\n")
-            manifest.write(temporary)
-            manifest.publish(temporary, path)
+            (temporary / _RECORD).write_text(text + "\n")
+            _write_manifest(temporary)
+            _publish(temporary, path)
     except Exception as error:
         if jax.process_index() == 0:
-            manifest.remove(temporary)
+            _remove_folder(temporary)
         raise CheckpointError(f"cannot write checkpoint {path}: {error}") from error
     _barrier("done")
 
@@ -86,19 +89,19 @@ def load(path: str | os.PathLike[str], like: Any = None) -> tuple[Any, dict[str,
     """
     path = Path(path).absolute()
     verify(path)
-    record = json.loads((path / RECORD).read_text())
-    return leaves.read(path, like), record
+    record = json.loads((path / _RECORD).read_text())
+    return arrays.read(path, like), record
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The record alone, verified; reads no arrays.
+    """Reads the record alone, verified; reads no arrays.
 
     Raises:
       CheckpointError: not a checkpoint, or the record or the manifest is damaged.
     """
     path = Path(path).absolute()
-    manifest.check_file(path, RECORD)
-    return json.loads((path / RECORD).read_text())
+    _compare(path, _RECORD, _read_manifest(path)[_RECORD])
+    return json.loads((path / _RECORD).read_text())
 
 
 def verify(path: str | os.PathLike[str]) -> None:
@@ -107,7 +110,13 @@ def verify(path: str | os.PathLike[str]) -> None:
     Raises:
       CheckpointError: naming the first file that is missing, altered or unknown.
     """
-    manifest.check_all(Path(path).absolute())
+    path = Path(path).absolute()
+    sums = _read_manifest(path)
+    for name, expected in sums.items():
+        _compare(path, name, expected)
+    for name in _files(path):
+        if name not in sums:
+            raise CheckpointError(f"checkpoint {path}: {name} is not in {_MANIFEST}")
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -119,16 +128,32 @@ def remove(path: str | os.PathLike[str]) -> None:
       CheckpointError: ``path`` is something else.
     """
     path = Path(path).absolute()
-    manifest.check_replaceable(path, overwrite=True)
+    check_replaceable(path, overwrite=True)
     _barrier("found")
     if jax.process_index() == 0:
-        for there in (path, manifest.sibling(path, "tmp"), manifest.sibling(path, "old")):
-            manifest.remove(there)
+        for there in (path, _sibling(path, "tmp"), _sibling(path, "old")):
+            _remove_folder(there)
     _barrier("removed")
 
 
+def check_replaceable(path: Path, overwrite: bool) -> None:
+    """Checks that a checkpoint may be written to ``path``.
+
+    Raises:
+      CheckpointError: there is one and ``overwrite`` is not set, or there is something else.
+    """
+    if not path.exists():
+        return
+    if not overwrite:
+        raise CheckpointError(f"{path} exists; overwrite=True (--force) replaces it")
+    if not (path / _MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(
+            f"expected a checkpoint to replace or remove, got {path}: left as it is"
+        )
+
+
 def versions() -> dict[str, Any]:
-    """What a result may depend on: versions of Python and libraries, and the devices."""
+    """Returns what a result may depend on: versions of Python and libraries, and the devices."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     device = jax.devices()[0]
     return {
@@ -145,3 +170,70 @@ def versions() -> dict[str, Any]:
 def _barrier(stage: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"jaxunlearn.checkpoint.{stage}")
+
+
+def _write_manifest(path: Path) -> None:
+    """Lists all files below ``path`` in its manifest, each with its sha256.
+
+    The files are listed because Orbax restores overwritten bytes without a complaint. The
+    manifest needs no sum of its own: altered, it no longer agrees with the files.
+    """
+    sums = {name: _sha256(path / name) for name in _files(path)}
+    (path / _MANIFEST).write_text(json.dumps(sums, indent=2) + "\n")
+
+
+def _sibling(path: Path, kind: str) -> Path:
+    """Returns the folder where one is made (``"tmp"``), or its former kept (``"old"``)."""
+    # fixed, so that all processes agree and a leftover is found again
+    return path.with_name(f".{path.name}.{kind}")
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Renames a complete folder to ``path``; a former one is removed after that."""
+    former = _sibling(path, "old")
+    if path.exists():
+        _remove_folder(former)
+        path.rename(former)
+    temporary.rename(path)
+    _remove_folder(former)
+
+
+def _remove_folder(path: Path) -> None:
+    """Removes a folder, which need not exist."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _read_manifest(path: Path) -> dict[str, str]:
+    """Returns the sha256 of each file."""
+    if not (path / _MANIFEST).is_file():
+        former = _sibling(path, "old")
+        hint = f"; the one it was to replace is in {former}" if former.exists() else ""
+        raise CheckpointError(f"expected a checkpoint, got {path} without {_MANIFEST}{hint}")
+    try:
+        sums = json.loads((path / _MANIFEST).read_text())
+        if not isinstance(sums, dict) or not {_RECORD, arrays.LEAVES} <= set(sums):
+            raise ValueError(f"expected the sha256 of {_RECORD} and {arrays.LEAVES}")
+    except (OSError, ValueError) as error:  # text that is no JSON is a ValueError, too
+        raise CheckpointError(f"checkpoint {path}: {_MANIFEST} is damaged: {error}") from error
+    return sums
+
+
+def _compare(path: Path, name: str, expected: str) -> None:
+    if not (path / name).is_file():
+        raise CheckpointError(f"checkpoint {path}: {name} is missing, but in {_MANIFEST}")
+    if _sha256(path / name) != expected:
+        raise CheckpointError(
+            f"checkpoint {path}: {name} is damaged: its sha256 is not the one in {_MANIFEST}"
+        )
+
+
+def _files(path: Path) -> list[str]:
+    """Lists every file below ``path`` but the manifest, relative, sorted."""
+    names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    return sorted(name for name in names if name != _MANIFEST)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

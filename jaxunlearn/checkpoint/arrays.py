@@ -14,12 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from jaxunlearn.checkpoint.folder import LEAVES, VARIABLES
 from jaxunlearn.core.errors import CheckpointError
+from jaxunlearn.core.trees import path_name
+
+LEAVES, VARIABLES = "leaves.json", "variables"
+"""The table of leaves, and the folder of arrays."""
 
 
 class Spec(NamedTuple):
-    """How a leaf is stored.
+    """The form in which a leaf is stored.
 
     Attributes:
       path: its keys in the tree.
@@ -38,15 +41,19 @@ class Spec(NamedTuple):
 
 
 Leaves = dict[str, tuple[Spec, Any]]
-"""Leaf path -> (how it is stored, the leaf), in the order of the tree."""
+"""Key path -> (the form in which it is stored, the leaf), in the order of the tree."""
 
 
 def flatten(tree: Any) -> Leaves:
-    """Raises ``TypeError`` for a leaf that is no array, ``ValueError`` for equal paths."""
+    """Lists the leaves of a tree by key path.
+
+    Raises:
+      TypeError: a leaf is no array.
+      ValueError: two key paths are equal.
+    """
     found: Leaves = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        path = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
-        name = "/".join(path)
+        name, path = path_name(keys), tuple(path_name([key]) for key in keys)
         if name in found:
             raise ValueError(f"expected distinct leaf paths, got {name!r} twice")
         leaf = leaf if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else np.asarray(leaf)
@@ -129,13 +136,13 @@ def _check_alike(path: Path, wanted: dict[str, Spec], stored: dict[str, Spec]) -
 
 
 def _template(spec: Spec) -> np.ndarray:
-    """An array of this shape that takes no memory."""
+    """Makes an array of this shape that takes no memory."""
     dtype = np.uint32 if spec.impl else jnp.dtype(spec.dtype)
     return np.broadcast_to(np.zeros((), dtype), spec.shape)
 
 
 def _target(leaf: Any, spec: Spec) -> Any:
-    """What tells Orbax the kind of array to make: a sharded one or a NumPy array."""
+    """Tells Orbax the kind of array to make: a sharded one or a NumPy array."""
     sharding = getattr(leaf, "sharding", None)
     if sharding is None or (isinstance(leaf, jax.Array) and not leaf.committed):
         return _template(spec)
@@ -149,7 +156,7 @@ def _zeros(target: Any) -> Any:
 
 
 def _finish(array: Any, leaf: Any, spec: Spec) -> Any:
-    """From the array as Orbax made it to a leaf of the kind of ``leaf``."""
+    """Turns the array that Orbax made into a leaf of the kind of ``leaf``."""
     if isinstance(leaf, np.ndarray | np.generic):
         return array
     array = jnp.array(array) if isinstance(array, np.ndarray) else array

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn import checkpoint
-from jaxunlearn.checkpoint.folder import check_replaceable
+from jaxunlearn.checkpoint import check_replaceable
 from jaxunlearn.core.errors import CheckpointError
 from jaxunlearn.core.types import State, Variables
 from jaxunlearn.engine.driver import Progress, Resume

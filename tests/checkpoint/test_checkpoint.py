@@ -14,7 +14,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxunlearn import checkpoint
-from jaxunlearn.checkpoint import folder as manifest
 from jaxunlearn.core.errors import CheckpointError
 
 
@@ -225,7 +224,7 @@ def test_a_killed_save_leaves_no_checkpoint_and_does_not_stand_in_the_way(tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "publish", killed)
+        patch.setattr(checkpoint, "_publish", killed)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(path, {"w": jnp.ones(3)}, {})
     assert os.listdir(tmp_path) == [".model.tmp"]
@@ -257,7 +256,7 @@ def test_a_failed_save_cleans_up_and_keeps_the_former(small, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(manifest, "write", full)
+    monkeypatch.setattr(checkpoint, "_write_manifest", full)
     with pytest.raises(CheckpointError, match="no space left"):
         checkpoint.save(small, {"w": jnp.ones(2)}, {}, overwrite=True)
     assert os.listdir(small.parent) == [small.name]

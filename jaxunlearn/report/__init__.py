@@ -1,4 +1,4 @@
-"""A report as a terminal table, Markdown and a picture.
+"""A report as a terminal table, Markdown, JSON and a picture.
 
 A report is plain JSON: ``title``; ``columns``, the models in order, from
 ``original`` over the unlearned ones to ``retrained``; ``rows``; ``notes``, sentences;
@@ -6,12 +6,13 @@ A report is plain JSON: ``title``; ``columns``, the models in order, from
 
     {"metric": "test accuracy, retained classes", "group": "utility", "format": ".3f",
      "ideal": "as retrained", "values": {"original": 0.98, ...}, "spread": 0.004,
-     "floor": 0.003, "best": ["neuron_path"]}
+     "floor": 0.003, "best": ["neuron_path"], "failed": {"scrub": "predictions are NaN"}}
 
 ``format`` is ``"s"`` (seconds), ``"B"`` (bytes), ``"x"`` (a ratio), ``"d"`` (a count) or a
 Python format; ``spread`` the standard deviation over the retrained models, ``floor`` the
-mean difference between two of them, ``best`` the unlearned models closest to the ideal; the
-last three may be ``None`` or absent, and a value too.
+mean difference between two of them, ``best`` the unlearned models closest to the ideal,
+``failed`` why there is no value of a model; the last four may be ``None`` or absent, and a
+value too.
 
 A report may hold ``curves`` (``label``, ``along``, ``values``: a list for each model, and
 their ``spread`` over the retrained ones), for the picture; ``trials``, if it sums up several
@@ -23,46 +24,81 @@ its rows then hold ``each`` (the values, in the order of the trials), ``interval
 ``differences`` as :func:`jaxunlearn.metrics.table.summarise` makes them, and classes are told
 one by one; and ``published``, numbers of a paper, as
 :func:`jaxunlearn.metrics.table.compare` does.
-
-A report on disk.
 """
 
 import json
+import math
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from jaxunlearn.core import files
 from jaxunlearn.core.errors import UserError
 from jaxunlearn.report.picture import save_png
-from jaxunlearn.report.terminal import print_report, to_table
-from jaxunlearn.report.text import to_markdown
+from jaxunlearn.report.text import print_report, to_markdown, to_table
 
 __all__ = ["load", "print_report", "save", "save_png", "to_markdown", "to_table"]
 
 
-__all__ = ["load", "save"]
+def save(
+    report: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    examples: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes a report into a folder: ``report.json``, ``report.md`` and ``report.png``.
 
+    Each file is whole or as it was before. In the JSON, NaN and infinity are null. The picture
+    is last: one that cannot be drawn costs only itself, a warning and its former file.
 
-def save(report: dict[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Writes ``report.json``, ``report.md`` and ``report.png`` into ``folder``."""
+    Args:
+      folder: made where it is not there.
+      examples: name -> array, the values of each example behind the table, written into
+        ``examples.npz`` (``numpy.load`` reads it); without them, that file is left alone.
+
+    Raises:
+      OSError: a file cannot be written there.
+      ValueError: ``examples`` holds what is no array of numbers, booleans or strings.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
-    save_png(report, folder / "report.png")
+    text = json.dumps(_plain(report), indent=2, allow_nan=False) + "\n"
+    files.write_text(folder / "report.json", text)
+    files.write_text(folder / "report.md", to_markdown(report))
+    if examples is not None:
+        files.write_npz(folder / "examples.npz", examples)
+    picture = folder / "report.png"
+    try:
+        save_png(report, picture)
+    # whatever goes wrong in drawing, the numbers are there
+    except Exception as error:
+        picture.unlink(missing_ok=True)
+        problem = f"{type(error).__name__}: {error}"
+        warnings.warn(f"{picture} could not be drawn: {problem}", stacklevel=2)
 
 
 def load(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The report that :func:`save` wrote into ``folder``.
+    """Returns the report that :func:`save` wrote into a folder.
 
     Raises:
       UserError: there is none, or it is not JSON.
     """
     file = Path(folder) / "report.json"
     try:
-        report = json.loads(file.read_text())
+        report = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"expected a report, got {file}: {error}") from error
     if not isinstance(report, dict) or not {"title", "columns", "rows"} <= set(report):
         raise UserError(f"expected a report with title, columns and rows, got {file}")
     return report
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,26 +3,37 @@
 import math
 import os
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxunlearn.report.text import ORIGINAL, RETRAINED, count, number, trial_kind
+from jaxunlearn.core.files import write_atomic
+from jaxunlearn.report.text import FAILED, ORIGINAL, RETRAINED, count, number, trial_kind
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LINES = ("-", "--", "-.", ":")  # the colours come again, in another line
 _PANELS = 4  # side by side
 _CURVE = 2  # panels that a curve takes, at the least
+_INCH = 150  # dots
 
 
-def save_png(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Panels of the metrics, then the curves.
+def save_png(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draws panels of the metrics, then the curves, as PNG.
 
     A band marks the retrained models (their mean, and the larger of spread and floor on
     both sides), a star the unlearned model closest to the ideal, a bar the confidence
-    interval over seeds or classes, an open diamond a published value. Times, ratios and
+    interval over seeds or classes, an open diamond a published value. The place of a value
+    that failed is empty, and the word stands beside it. Times, ratios and
     bytes have a logarithmic axis, and all axes fit their values: they need not begin at zero.
+
+    Args:
+      report: see :mod:`jaxunlearn.report`.
+      path: of the PNG; an existing file is replaced.
+
+    Raises:
+      OSError: the file cannot be written.
     """
     # Imported here: it takes long, and most runs only print.
     from matplotlib.figure import Figure
@@ -35,7 +46,7 @@ def save_png(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
     down = max(down, 1 + max((place[0] for place in places), default=0))
     size = (2.1 + 2.9 * across, 0.7 + down * (0.75 + 0.23 * len(models)))
     layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.06, wspace=0.02, hspace=0.03)
-    figure = Figure(figsize=size, dpi=150, layout=layout)
+    figure = Figure(figsize=size, dpi=_INCH, layout=layout)
     figure.suptitle(report["title"], fontweight="bold", fontsize=12, parse_math=False)
     grid = figure.add_gridspec(down, across)
     for index, row in enumerate(rows):
@@ -44,7 +55,7 @@ def save_png(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
     for curve, (line, first) in zip(curves, places, strict=True):
         _course(figure.add_subplot(grid[line, first:]), curve, models)
     figure.supxlabel(_legend(report), fontsize=8, color="0.35", parse_math=False)
-    figure.savefig(path)
+    write_atomic(path, lambda file: figure.savefig(file, format="png"))
 
 
 def _places_of_curves(count: int, panels: int, across: int, down: int) -> list[tuple[int, int]]:
@@ -59,9 +70,9 @@ def _places_of_curves(count: int, panels: int, across: int, down: int) -> list[t
     return places
 
 
-def _legend(report: dict[str, Any]) -> str:
+def _legend(report: Mapping[str, Any]) -> str:
     parts = ["★ closest to the ideal"]
-    parts.append("band: retrained, ± the larger of its spread and the floor")
+    parts.append("band: retrained models, ± the larger of their spread and the floor")
     if kind := trial_kind(report):
         several = count(kind, len(report["trials"]["numbers"]))
         parts.append(f"bar: 95 % confidence interval over {several}")
@@ -70,7 +81,7 @@ def _legend(report: dict[str, Any]) -> str:
     return "\n".join(textwrap.wrap("      ".join(parts), 150, drop_whitespace=True))
 
 
-def _published(report: dict[str, Any], row: dict[str, Any]) -> dict[str, float]:
+def _published(report: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, float]:
     """The paper's values of one metric by model."""
     given = report.get("published", {}).get("rows", [])
     found = {one["model"]: one["published"].get(row.get("name")) for one in given}
@@ -82,13 +93,15 @@ def _published(report: dict[str, Any], row: dict[str, Any]) -> dict[str, float]:
 
 
 def _panel(
-    ax: Any, row: dict[str, Any], models: list[str], published: dict[str, float], names: bool
+    ax: Any, row: Mapping[str, Any], models: list[str], published: dict[str, float], names: bool
 ) -> None:
     title = "\n".join(textwrap.wrap(row["metric"], 34))
     ax.set_title(title, fontsize=9, loc="left", fontweight="bold", parse_math=False)
-    values = {name: row["values"].get(name) for name in models}
+    failed = row.get("failed") or {}
+    values = {name: row["values"].get(name) for name in models if name not in failed}
     shown = {n: float(v) for n, v in values.items() if v is not None and math.isfinite(v)}
     halves = {name: row.get("intervals", {}).get(name) or 0.0 for name in shown}
+    halves = {name: half if math.isfinite(half) else 0.0 for name, half in halves.items()}
     ends = [v + sign * halves[n] for n, v in shown.items() for sign in (-1, 1)]
     _scale(ax, row, list(shown.values()), [*ends, *published.values()])
     _band(ax, row, shown.get(RETRAINED))
@@ -110,7 +123,7 @@ def _panel(
         ax.text(
             1.02,
             place,
-            number(values[name], row["format"]),
+            FAILED if name in failed else number(values[name], row["format"]),
             transform=ax.get_yaxis_transform(),
             va="center",
             fontsize=8,
@@ -125,7 +138,7 @@ def _panel(
     ax.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _scale(ax: Any, row: dict[str, Any], values: list[float], marks: list[float]) -> None:
+def _scale(ax: Any, row: Mapping[str, Any], values: list[float], marks: list[float]) -> None:
     """The axis holds the values and the other marks of a panel."""
     if row["format"] in ("s", "x", "B") and values and min(values) > 0:
         marks = [*values, *(mark for mark in marks if mark > 0)]
@@ -143,23 +156,29 @@ def _scale(ax: Any, row: dict[str, Any], values: list[float], marks: list[float]
     marks = [*values, *marks]
     if marks:
         # Never so near that the noise of retraining fills the panel.
-        noise = 6 * max(row.get("spread") or 0, row.get("floor") or 0)
+        noise = 6 * _half(row)
         low, high = min(marks), max(marks)
         room = max(high - low, noise, 1e-3 * abs(high), 1e-9)
         middle = (low + high) / 2
         ax.set_xlim(middle - 0.6 * room, middle + 0.6 * room)
 
 
-def _band(ax: Any, row: dict[str, Any], retrained: float | None) -> None:
+def _band(ax: Any, row: Mapping[str, Any], retrained: float | None) -> None:
     if retrained is None:
         return
-    half = max(row.get("spread") or 0, row.get("floor") or 0)
+    half = _half(row)
     if half:
         ax.axvspan(retrained - half, retrained + half, color="0.5", alpha=0.25, linewidth=0)
     ax.axvline(retrained, color="0.35", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
 
 
-def _course(ax: Any, curve: dict[str, Any], models: list[str]) -> None:
+def _half(row: Mapping[str, Any]) -> float:
+    """Half of the band: the larger of spread and floor, where they are known."""
+    found = [float(row.get(key) or 0) for key in ("spread", "floor")]
+    return max(half if math.isfinite(half) else 0.0 for half in found)
+
+
+def _course(ax: Any, curve: Mapping[str, Any], models: list[str]) -> None:
     """One curve a model, and the retrained ones' spread as a band."""
     ax.set_title(curve["label"], fontsize=9, loc="left", fontweight="bold", parse_math=False)
     for name in models:
@@ -175,6 +194,8 @@ def _course(ax: Any, curve: dict[str, Any], models: list[str]) -> None:
     ax.set_xlabel(curve["along"], fontsize=7.5, color="0.35", parse_math=False)
     ax.tick_params(labelsize=7)
     ax.spines[["top", "right"]].set_visible(False)
+    if not ax.lines:
+        return
     legend = ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)

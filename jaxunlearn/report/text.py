@@ -1,21 +1,37 @@
-"""Numbers as text, the same in every form of a report.
-
-A report as GitHub Markdown.
-"""
+"""A report as text: its numbers and tables, as GitHub Markdown and for the terminal."""
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
 
 ORIGINAL, RETRAINED = "original", "retrained"
 
+FAILED = "failed"
+"""Stands in the cell of a value that could not be computed."""
+
+_LAST = ("floor", "ideal")
 _BY_CLASS = ("accuracy_forget", "accuracy_test_forget", "accuracy_retain", "accuracy_test_retain")
-"""Metrics that are told class by class."""
+_MEANINGS = {
+    "At": "At: accuracy, forget (train)",
+    "Ag": "Ag: accuracy, retain (train)",
+    "Fr": "Fr: forget images judged unseen",
+    "Fs": "Fs: distance of the membership attack on loss from 0.5",
+}
 
 
 def number(value: float | None, spec: str, spread: float | None = None) -> str:
-    """A value with its unit, and its spread in the same unit, ``12 ±.4 s``."""
+    """Returns a value with its unit, and its spread in the same unit, ``12 ±.4 s``.
+
+    Args:
+      spec: the ``format`` of a row, see :mod:`jaxunlearn.report`.
+    """
     if value is None:
         return "-"
     if not math.isfinite(value):
@@ -47,6 +63,8 @@ def _time(seconds: float) -> tuple[str, float]:
 
 
 def _digits(value: float, spec: str) -> str:
+    if not math.isfinite(value):
+        return str(value)
     if spec == "d":
         return f"{round(value):,}"
     if spec not in ("s", "x", "B"):
@@ -56,12 +74,14 @@ def _digits(value: float, spec: str) -> str:
     return f"{value:.1f}" if value >= 0.95 else f"{value:.2g}"
 
 
-def cell(row: dict[str, Any], column: str) -> str:
-    """The text of a column without any mark."""
+def cell(row: Mapping[str, Any], column: str) -> str:
+    """Returns the text of a column without any mark."""
     if column == "ideal":
         return str(row.get("ideal") or "-")
     if column == "floor":
         return number(row.get("floor"), row["format"])
+    if column in (row.get("failed") or ()):
+        return FAILED
     if "intervals" in row:
         half = row["intervals"].get(column)
         # a count of steps or bytes is the same for every seed
@@ -71,11 +91,11 @@ def cell(row: dict[str, Any], column: str) -> str:
     return number(row["values"].get(column), row["format"], spread)
 
 
-def difference(row: dict[str, Any], column: str) -> tuple[str, bool]:
-    """Difference to the retrained model with its sign, and whether it may be none."""
+def difference(row: Mapping[str, Any], column: str) -> tuple[str, bool]:
+    """Returns the difference to the retrained models with its sign, and whether it may be none."""
     found = row["differences"].get(column)
-    if found is None:
-        return "-", False
+    if found is None or found["mean"] is None:
+        return FAILED if column in (row.get("failed") or ()) else "-", False
     mean, half = found["mean"], found["interval"]
     sign = "+" if mean > 0 else "-" if mean < 0 else ""
     text = sign + number(abs(mean), row["format"], half)
@@ -83,49 +103,83 @@ def difference(row: dict[str, Any], column: str) -> tuple[str, bool]:
 
 
 def count(kind: str, number: int) -> str:
-    """So many trials, ``3 classes``."""
+    """Returns so many trials in words, ``3 classes``."""
     return f"{number} {kind}{'es' if kind.endswith('s') else 's'}"
 
 
-def trial_kind(report: dict[str, Any]) -> str:
-    """``"seed"`` or ``"class"``; empty where there is but one trial."""
-    return report.get("trials", {}).get("kind", "")
+def trial_kind(report: Mapping[str, Any]) -> str:
+    """Returns ``"seed"`` or ``"class"``, or nothing where there is but one trial."""
+    kind: str = report.get("trials", {}).get("kind", "")
+    return kind
 
 
-def by_class(report: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, dict[str, str]]]]]:
-    """Each class, with its lines: the metric, and the texts of the columns."""
-    if trial_kind(report) != "class":
-        return
-    rows = [row for row in report["rows"] if row.get("name") in _BY_CLASS]
-    trials = report["trials"]
-    for place, (label, name) in enumerate(zip(trials["numbers"], trials["names"], strict=True)):
+def failures(report: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence for each column and reason for which cells have failed."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in report["rows"]:
+        for column, reason in (row.get("failed") or {}).items():
+            found[column, " ".join(str(reason).split())].append(row["metric"])
+    lines = []
+    for (column, reason), metrics in found.items():
+        what = f"{len(metrics)} metrics" if len(metrics) > 3 else "; ".join(metrics)
+        what = "every metric" if len(metrics) == len(report["rows"]) > 1 else what
+        lines.append(f"{FAILED}: {column} ({what}): {reason}")
+    return lines
+
+
+class Line(NamedTuple):
+    """A line of a table: the words at its begin, then text and mark of each column.
+
+    Attributes:
+      theirs: set if the numbers are a paper's.
+    """
+
+    words: Sequence[str]
+    cells: Mapping[str, tuple[str, bool]]
+    theirs: bool = False
+
+
+class Grid(NamedTuple):
+    """A table of a report, the same in every form.
+
+    Attributes:
+      title: above it; the first has none of its own.
+      heads: above the words of its lines.
+      columns: above the cells.
+      groups: lines that stand together, and what they are called.
+      marks: the meaning of a mark, if any.
+      notes: sentences below it.
+      models: set if the columns are models, over which a narrow console splits the table.
+    """
+
+    title: str
+    heads: Sequence[str]
+    columns: list[str]
+    groups: list[tuple[str, list[Line]]]
+    marks: str = ""
+    notes: Sequence[str] = ()
+    models: bool = True
+
+
+def grids(report: Mapping[str, Any]) -> list[Grid]:
+    """Returns the tables of a report: all values, differences, single classes, a paper's."""
+    made = [_values(report), _differences(report), _classes(report), _beside_paper(report)]
+    return [grid for grid in made if grid is not None]
+
+
+def _values(report: Mapping[str, Any]) -> Grid:
+    columns, groups = [*report["columns"], *_LAST], []
+    for group, rows in groupby(report["rows"], lambda row: row.get("group", "")):
         lines = []
         for row in rows:
-            values = {column: own[place] for column, own in row["each"].items()}
-            texts = {c: number(values.get(c), row["format"]) for c in report["columns"]}
-            lines.append((row["metric"], texts))
-        yield f"{label} {name}".strip(), lines
+            best = row.get("best") or ()
+            cells = {column: (cell(row, column), column in best) for column in columns}
+            lines.append(Line([row["metric"]], cells))
+        groups.append((group, lines))
+    return Grid("", ["metric"], columns, groups, _legend(report), failures(report))
 
 
-def beside_paper(published: dict[str, Any]) -> Iterator[list[str]]:
-    """Lines of the table of published numbers: two for each model, ours and the paper's."""
-    for row in published["rows"]:
-        ours, theirs = [row["model"]], ["published"]
-        for column in published["columns"]:
-            name, spec = column["name"], column["format"]
-            half = row["intervals"].get(name)
-            half = half or None if spec == "B" else half
-            ours.append(number(row["values"].get(name), spec, half))
-            theirs.append(number(row["published"].get(name), spec))
-        if row["values"]:
-            yield ours
-        else:
-            theirs[0] = f"{row['model']}, published"
-        yield theirs
-
-
-def legend(report: dict[str, Any]) -> str:
-    """What the mark, ± and floor mean."""
+def _legend(report: Mapping[str, Any]) -> str:
     if kind := trial_kind(report):
         several = count(kind, len(report["trials"]["numbers"]))
         spread = f"95 % confidence interval of the mean over {several}"
@@ -134,85 +188,186 @@ def legend(report: dict[str, Any]) -> str:
     return f"closest to the ideal; ±: {spread}; floor: mean difference between two retrained models"
 
 
-def paper_legend(published: dict[str, Any]) -> str:
-    """What the short heads mean."""
-    meanings = {
-        "At": "At: accuracy, forget (train)",
-        "Ag": "Ag: accuracy, retain (train)",
-        "Fr": "Fr: forget images judged unseen",
-        "Fs": "Fs: distance of the membership attack on loss from 0.5",
-    }
+def _differences(report: Mapping[str, Any]) -> Grid | None:
+    rows = [row for row in report["rows"] if row.get("differences")]
+    if not rows:
+        return None
+    columns = [name for name in report["columns"] if name != RETRAINED]
+    lines = [Line([row["metric"]], {c: difference(row, c) for c in columns}) for row in rows]
+    title = f"Difference to the retrained models, paired by {trial_kind(report)}"
+    marks = "the 95 % confidence interval holds 0"
+    return Grid(title, ["metric"], columns, [("", lines)], marks)
+
+
+def _classes(report: Mapping[str, Any]) -> Grid | None:
+    rows = [row for row in report["rows"] if row.get("name") in _BY_CLASS]
+    if trial_kind(report) != "class" or not rows:
+        return None
+    trials, groups = report["trials"], []
+    for place, (label, name) in enumerate(zip(trials["numbers"], trials["names"], strict=True)):
+        lines: list[Line] = []
+        for row in rows:
+            own = {column: values[place] for column, values in row["each"].items()}
+            lost = [c for c in row.get("failed") or () if own.get(c) is None]
+            single = {"format": row["format"], "values": own, "failed": lost}
+            cells = {column: (cell(single, column), False) for column in report["columns"]}
+            word = "" if lines else f"{label} {name}".strip()
+            lines.append(Line([word, row["metric"]], cells))
+        groups.append(("", lines))
+    return Grid("Class by class", ["class", "metric"], report["columns"], groups)
+
+
+def _beside_paper(report: Mapping[str, Any]) -> Grid | None:
+    """Two lines for each model, ours and the paper's."""
+    published = report.get("published")
+    if not published:
+        return None
     heads = [column["label"] for column in published["columns"]]
-    return "; ".join(text for head, text in meanings.items() if head in heads)
+    lines: list[Line] = []
+    for row in published["rows"]:
+        ours, theirs = {}, {}
+        for column in published["columns"]:
+            name, spec, head = column["name"], column["format"], column["label"]
+            half = row["intervals"].get(name)
+            half = half or None if spec == "B" else half
+            ours[head] = number(row["values"].get(name), spec, half), False
+            theirs[head] = number(row["published"].get(name), spec), False
+        if row["values"]:
+            lines.append(Line([row["model"]], ours))
+        word = "published" if row["values"] else f"{row['model']}, published"
+        lines.append(Line([word], theirs, True))
+    title = f"Beside the published numbers ({published['source']})"
+    notes = "; ".join(text for head, text in _MEANINGS.items() if head in heads)
+    return Grid(title, ["model"], heads, [("", lines)], notes=[notes], models=False)
 
 
-def environment(report: dict[str, Any]) -> str:
-    """Versions in one line."""
+def environment(report: Mapping[str, Any]) -> str:
+    """Returns the versions in one line."""
     return ", ".join(f"{name} {value}" for name, value in report.get("environment", {}).items())
 
 
-def to_markdown(report: dict[str, Any]) -> str:
-    """The report as GitHub Markdown; the best unlearned value of a row is bold."""
-    lines = [f"## {report['title']}", "", *_main(report)]
-    lines += ["", f"Bold: {legend(report)}."]
-    lines += _differences(report)
-    lines += _by_class(report)
-    if report.get("published"):
-        lines += _published(report["published"])
+def to_markdown(report: Mapping[str, Any]) -> str:
+    """Returns the report as GitHub Markdown; the best unlearned value of a row is bold."""
+    lines = [f"## {report['title']}"]
+    for grid in grids(report):
+        lines += ["", f"### {grid.title}"] if grid.title else []
+        lines += ["", *_markdown_table(grid)]
+        lines += ["", f"Bold: {grid.marks}."] if grid.marks else []
+        for note in grid.notes:
+            lines += ["", f"{note.rstrip('.')}."]
     lines += ["", *(f"- {note}" for note in report.get("notes", []))]
     lines += ["", environment(report)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _main(report: dict[str, Any]) -> list[str]:
-    columns = [*report["columns"], "floor", "ideal"]
-    lines = [_line(["metric", *columns])]
-    lines.append(_line([":---", *["---:"] * len(report["columns"]), "---:", ":---"]))
-    for group, rows in groupby(report["rows"], lambda row: row.get("group", "")):
-        lines.append(_line([f"*{group}*", *[""] * len(columns)]))
-        for row in rows:
-            cells = ((cell(row, column), column in (row.get("best") or ())) for column in columns)
-            lines.append(_line([row["metric"], *(_bold(*one) for one in cells)]))
-    return lines
+def _markdown_table(grid: Grid) -> Iterator[str]:
+    yield _pipes([*grid.heads, *grid.columns])
+    sides = [":---" if column == "ideal" else "---:" for column in grid.columns]
+    yield _pipes([*[":---"] * len(grid.heads), *sides])
+    for name, lines in grid.groups:
+        if grid.title == "":
+            yield _pipes([f"*{name}*", *[""] * len(grid.columns)])
+        for line in lines:
+            words = [f"*{word}*" if line.theirs else word for word in line.words]
+            cells = [line.cells[column] for column in grid.columns]
+            yield _pipes([*words, *(f"**{text}**" if marked else text for text, marked in cells)])
 
 
-def _differences(report: dict[str, Any]) -> list[str]:
-    rows = [row for row in report["rows"] if row.get("differences")]
-    if not rows:
-        return []
-    columns = [name for name in report["columns"] if name != RETRAINED]
-    lines = ["", f"### Difference to retrained, paired by {trial_kind(report)}", ""]
-    lines += [_line(["metric", *columns]), _line([":---", *["---:"] * len(columns)])]
-    for row in rows:
-        lines.append(_line([row["metric"], *(_bold(*difference(row, c)) for c in columns)]))
-    return [*lines, "", "Bold: the 95 % confidence interval holds 0."]
-
-
-def _by_class(report: dict[str, Any]) -> list[str]:
-    if trial_kind(report) != "class":
-        return []
-    columns = report["columns"]
-    lines = ["", "### Class by class", "", _line(["class", "metric", *columns])]
-    lines.append(_line([":---", ":---", *["---:"] * len(columns)]))
-    for label, rows in by_class(report):
-        for place, (metric, texts) in enumerate(rows):
-            lines.append(_line(["" if place else label, metric, *(texts[c] for c in columns)]))
-    return lines
-
-
-def _published(published: dict[str, Any]) -> list[str]:
-    heads = [column["label"] for column in published["columns"]]
-    lines = ["", f"### Beside the published numbers ({published['source']})", ""]
-    lines += [_line(["model", *heads]), _line([":---", *["---:"] * len(heads)])]
-    for name, *cells in beside_paper(published):
-        ours = not name.endswith("published")
-        lines.append(_line([name if ours else f"*{name}*", *cells]))
-    return [*lines, "", f"{paper_legend(published)}."]
-
-
-def _bold(text: str, marked: bool) -> str:
-    return f"**{text}**" if marked else text
-
-
-def _line(cells: list[str]) -> str:
+def _pipes(cells: list[str]) -> str:
     return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
+
+
+def to_table(report: Mapping[str, Any]) -> "ReportTable":
+    """Returns the report for ``rich.print``: split over several tables in a narrow console."""
+    return ReportTable(report)
+
+
+def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints the tables, on the standard output by default."""
+    (console or Console()).print(to_table(report))
+
+
+class ReportTable:
+    """A Rich renderable that splits the models over several tables in a narrow console."""
+
+    def __init__(self, report: Mapping[str, Any]) -> None:
+        self.report = report
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.report["title"], style="bold")
+        for grid in grids(self.report):
+            if grid.title:
+                yield Text(f"\n{grid.title}", style="bold")
+            for table in _fitting(grid, console, options):
+                yield Text()
+                yield table
+            below = [f"* {grid.marks}"] if grid.marks else []
+            if below or grid.notes:
+                yield Text()
+            for note in [*below, *grid.notes]:
+                yield Text(note, style="dim")
+        for note in self.report.get("notes", []):
+            yield Text(f"- {note}")
+        yield Text(environment(self.report), style="dim")
+
+
+def _fitting(grid: Grid, console: Console, options: ConsoleOptions) -> list[Table]:
+    """As few tables as fit; a long metric name is wrapped before the models are split."""
+    if not grid.models:
+        return [_drawn(grid, grid.columns, None)]
+    unlimited = options.update(width=10_000)
+    tables: list[Table] = []
+    for parts in range(1, max(2, len(_unlearned(grid)) + 1)):
+        for wrap in (None, 20):
+            tables = [_drawn(grid, columns, wrap) for columns in _split(grid, parts)]
+            widths = (console.measure(table, options=unlimited).maximum for table in tables)
+            if max(widths) <= options.max_width:
+                return tables
+    return tables
+
+
+def _unlearned(grid: Grid) -> list[str]:
+    return [name for name in grid.columns if name not in (ORIGINAL, RETRAINED, *_LAST)]
+
+
+def _split(grid: Grid, parts: int) -> Iterator[list[str]]:
+    """Columns of each table: the retrained models in all, floor and ideal in the last."""
+    names = _unlearned(grid)
+    bounds = [round(i * len(names) / parts) for i in range(parts + 1)]
+    for i in range(parts):
+        columns = [name for name in (ORIGINAL,) if i == 0 and name in grid.columns]
+        columns += names[bounds[i] : bounds[i + 1]]
+        columns += [name for name in (RETRAINED,) if name in grid.columns]
+        yield columns + [name for name in _LAST if i == parts - 1 and name in grid.columns]
+
+
+def _drawn(grid: Grid, columns: list[str], wrap: int | None) -> Table:
+    """One table, with the names of metrics wrapped at a width."""
+    table = Table(box=box.HORIZONTALS, show_edge=False, header_style="bold")
+    table.pad_edge, table.collapse_padding = False, True
+    for head in grid.heads:
+        metric = {"max_width": wrap, "no_wrap": wrap is None, "overflow": "fold"}
+        table.add_column(head, **(metric if head == "metric" else {"no_wrap": True}))  # type: ignore[arg-type]
+    for column in columns:
+        if column == "ideal":
+            table.add_column(column, max_width=wrap and 9, no_wrap=wrap is None)
+            continue
+        # Broken after an underscore, a long name does not widen its column.
+        head = column.replace("_", "_\n") if len(column) > 9 else column
+        # in a narrow console the interval of a paper's value goes below it
+        table.add_column(Text(head), justify="right", no_wrap=grid.models)
+    # the place of the asterisk is kept free, so that the digits stay aligned
+    plain = (RETRAINED, *_LAST) if grid.marks else columns
+    for _, lines in grid.groups:
+        for line in lines:
+            cells = (_cell(*line.cells[column], column in plain) for column in columns)
+            words = [f"  {word}" if word == "published" else word for word in line.words]
+            table.add_row(*map(Text, words), *cells, style="dim" if line.theirs else "")
+        table.add_section()
+    return table
+
+
+def _cell(text: str, marked: bool, plain: bool) -> Text:
+    if marked:
+        return Text(f"{text}*", style="bold green")
+    return Text(text if plain else f"{text} ", style="red" if text == FAILED else "")

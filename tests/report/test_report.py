@@ -6,12 +6,14 @@ import json
 import math
 import re
 
+import matplotlib.figure
+import numpy as np
 import pytest
 from rich.console import Console
 
 from jaxunlearn import report
 from jaxunlearn.core.errors import UserError
-from jaxunlearn.report.picture import _places_of_curves
+from jaxunlearn.report import picture
 
 METHODS = ["neuron_path", "gradient_ascent", "scrub", "selective_dampening", "tuning", "labels"]
 
@@ -157,15 +159,141 @@ def test_markdown_shows_everything():
     assert "jax 0.10.2" in text
 
 
+def _no_constant(name):
+    raise AssertionError(f"{name} is no JSON")
+
+
 def test_saved_and_loaded(tmp_path):
-    made = _report()
+    made, folder = _report(), tmp_path / "deeper" / "run"
+    made["curves"] = [{"label": "c", "along": "steps", "values": {"original": [0.5, math.inf]}}]
     before = copy.deepcopy(made)
-    report.save(made, tmp_path / "run")
-    assert json.dumps(made) == json.dumps(before) == json.dumps(report.load(tmp_path / "run"))
-    assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8") == report.to_markdown(made)
-    picture = (tmp_path / "run" / "report.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert len(picture) > 20_000
+    examples = {"js/neuron_path": np.arange(3, dtype=np.float32), "name": np.array(["a", "b"])}
+    report.save(made, folder, examples)
+    assert json.dumps(made) == json.dumps(before), "the caller's report is left alone"
+    assert (folder / "report.md").read_text(encoding="utf-8") == report.to_markdown(made)
+    drawn = (folder / "report.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+    assert len(drawn) > 20_000
+    # valid JSON: what is no number is null, all else is as it was
+    json.loads((folder / "report.json").read_text(), parse_constant=_no_constant)
+    before["rows"][1]["values"]["labels"] = None
+    before["curves"][0]["values"]["original"][1] = None
+    assert report.load(folder) == before
+    with np.load(folder / "examples.npz") as found:
+        assert set(found) == set(examples)
+        for name, values in examples.items():
+            np.testing.assert_array_equal(found[name], values, strict=True)
+    files = ["examples.npz", "report.json", "report.md", "report.png"]
+    assert sorted(file.name for file in folder.iterdir()) == files, "nothing half-written is left"
+
+
+def test_a_picture_that_cannot_be_drawn_costs_only_itself(tmp_path, monkeypatch):
+    (tmp_path / "report.png").write_text("of an earlier report")
+
+    def draw(figure, *args, **options):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", draw)
+    with pytest.warns(UserWarning, match=r"report\.png could not be drawn: RuntimeError: no fonts"):
+        report.save(_report(0), tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.json", "report.md"]
+    assert report.load(tmp_path)["title"] == _report()["title"]
+
+
+def test_what_cannot_be_saved_leaves_the_former_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "save_png", lambda made, path: None)
+    report.save(_report(1), tmp_path, {"a": np.ones(2)})
+    former = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        report.save({**_report(2), "environment": {"device": object()}}, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == former
+    with pytest.raises(
+        ValueError, match=r"examples\.npz: b: expected an array of numbers, got obj"
+    ):
+        report.save(_report(1), tmp_path, {"b": np.array([None])})
+    assert (tmp_path / "examples.npz").read_bytes() == former["examples.npz"]
+    report.save(_report(1), tmp_path)
+    assert (tmp_path / "examples.npz").read_bytes() == former["examples.npz"]
+
+
+# ---------------------------------------------------------------- cells that failed
+
+
+def _failed():
+    """A wrecked model, and a metric that failed for another one."""
+    made = _report(3)
+    wrecked, alone = "scrub", "neuron_path"
+    for row in made["rows"]:
+        row["failed"] = {wrecked: "predictions are NaN,\nall 400"}
+        row["values"][wrecked] = math.nan
+        row["best"] = [name for name in row["best"] if name != wrecked]
+    made["rows"][1]["failed"][alone] = "the attack had one class [of two] to tell"
+    made["rows"][1]["values"][alone] = None
+    made["rows"][1]["best"] = []
+    curve = {"label": "accuracy in relearning", "along": "steps", "spread": None}
+    curve["values"] = {"original": [1.0, 1.0], "scrub": [None, math.nan], "retrained": [0, 0.5]}
+    empty = {"label": "another", "along": "steps", "values": {}}
+    return made | {"curves": [curve, empty]}
+
+
+REASONS = [
+    "failed: scrub (every metric): predictions are NaN, all 400",
+    "failed: neuron_path (membership attack, AUC): the attack had one class [of two] to tell",
+]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_failed_cell_leaves_the_rest_of_the_table_intact(width):
+    made, whole = _failed(), _report(3)
+    text = _print(made, width)
+    assert max(map(len, text.splitlines())) <= width
+    for reason in REASONS:
+        assert reason in " ".join(text.split())
+    cells = re.split(r" {2,}|\n", text)
+    assert cells.count("failed") == len(made["rows"]) + 1
+    assert "nan" not in text.split()
+    lost = {"scrub"}
+    for number, row in enumerate(whole["rows"]):
+        for column in set(row["values"]) - lost - ({"neuron_path"} if number == 1 else set()):
+            shown = report.text.cell(row, column)
+            assert f" {shown}" in text, (row["metric"], column)
+
+
+def test_a_failed_cell_in_markdown():
+    made = _failed()
+    text = report.to_markdown(made)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    assert "| membership attack, AUC | 0.782 | failed | 0.522 | failed | 0.507 ±.012 |" in text
+    assert "| **0.052** | failed | 0.013 ±.004 | 0.003 |" in text
+    for reason in REASONS:
+        assert f"\n\n{reason}.\n" in text
+    # a difference that there is not is told apart from one that failed
+    seeds = _seeds()
+    seeds["rows"][0]["failed"] = {"failed": "diverged"}
+    marked = report.to_markdown(seeds)
+    assert "| accuracy, forgotten | +0.970 ±.030 | **-0.051 ±.122** | failed |" in marked
+    assert "failed: failed (accuracy, forgotten): diverged." in marked
+
+
+def test_a_failed_cell_in_the_picture_is_empty(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(picture, "_INCH", 40)
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda f, *a, **o: figures.append(f))
+    report.save(_failed(), tmp_path)
+    axes = [ax for ax in figures[0].axes if ax.collections or ax.texts]
+    panels = [ax for ax in axes if len(ax.texts) == 5]
+    assert len(panels) == 5
+    for number, panel in enumerate(panels):
+        row = _failed()["rows"][number]
+        words = [text.get_text() for text in panel.texts]
+        failed = [name in row["failed"] for name in _failed()["columns"]]
+        assert [word == "failed" for word in words] == failed
+        marks = [part.get_offsets()[0][1] for part in panel.collections]
+        there = [row["values"][c] is not None for c in _failed()["columns"]]
+        expected = [p for p, (lost, is_there) in enumerate(zip(failed, there, strict=True))
+                    if is_there and not lost]  # fmt: skip
+        assert marks == expected
 
 
 @pytest.mark.parametrize("methods", [0, 1])
@@ -268,6 +396,10 @@ def test_classes_are_told_one_by_one(width):
     assert "### Class by class" in marked
     assert "| 5 | accuracy, forgotten | 0.920 | - | - | 0.100 |" in marked
     assert "| 12 cat | accuracy, forgotten | 0.930 | 0.230 | - | 0.000 |" in marked
+    made["rows"][0]["failed"] = {"path": "diverged in one class"}
+    marked = report.to_markdown(made)
+    assert "| 5 | accuracy, forgotten | 0.920 | failed | - | 0.100 |" in marked
+    assert "| 12 cat | accuracy, forgotten | 0.930 | 0.230 | - | 0.000 |" in marked
     assert "Class by class" not in _print(_seeds(), width)
 
 
@@ -299,7 +431,7 @@ def test_the_picture_has_room_for_curves(tmp_path):
     ("panels", "place"), [(4, (1, 0)), (5, (1, 1)), (6, (1, 2)), (7, (2, 0)), (8, (2, 0))]
 )
 def test_a_curve_takes_what_is_left_of_a_line_or_its_own(panels, place):
-    assert _places_of_curves(1, panels, 4, -(-panels // 4)) == [place]
+    assert picture._places_of_curves(1, panels, 4, -(-panels // 4)) == [place]
 
 
 def test_no_report_is_a_clear_error(tmp_path):

@@ -1,31 +1,62 @@
-"""Eight virtual devices, no implicit promotion: set before JAX is imported."""
+"""Eight virtual devices, no implicit promotion, kept programs: set before JAX is imported."""
 
-import atexit
+import hashlib
 import os
 import pathlib
-import shutil
-import tempfile
+import platform
+from importlib.metadata import version
 
 # compiling is most of what tests do: code that is optimised less is there in half the time
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+# one piece of a small program at a time
+FLAGS += ["--xla_cpu_parallel_codegen_split_count=1"]
+# the older emitters take half as long again; a flag that XLA does not know ends the process
+if version("jaxlib").startswith("0.10."):
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 # fewer threads than twice the devices can dead-lock a collective on a small machine
 os.environ.setdefault("NPROC", "32")
 
-# programs compiled once serve this worker and the commands that its tests start; not other
-# workers: jax writes entries in place, and a half-written one is a warning, here an error
-CACHE = tempfile.mkdtemp(prefix="compiled-")
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+
+def machine():
+    """Identifies the processor, which JAX leaves out of the key of a compiled program."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    kinds = ("model name", "flags", "Features", "CPU part")
+    about = sorted({line for line in lines if len(lines) == 1 or line.startswith(kinds)})
+    return f"{platform.machine()}-{hashlib.sha256(repr(about).encode()).hexdigest()[:8]}"
+
+
+# programs are kept between runs, for all workers and the commands that tests start; jax knows
+# them by program, flags and version, and half-written ones are compiled again (pyproject.toml)
+ROOT = pathlib.Path(__file__).parent.parent
+PROGRAMS = ROOT / ".pytest_cache" / "d" / "programs" / machine()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+MOST_BYTES = 1_000_000_000
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_sessionstart(session):
+    """Forgets the kept programs that were used least recently, in the main process alone."""
+    if hasattr(session.config, "workerinput"):
+        return
+    found = [(path, path.stat()) for path in PROGRAMS.parent.rglob("*-cache")]
+    found.sort(key=lambda row: max(row[1].st_atime, row[1].st_mtime))
+    surplus = sum(about.st_size for _, about in found) - MOST_BYTES
+    for path, about in found:
+        if surplus <= 0:
+            break
+        path.unlink(missing_ok=True)
+        surplus -= about.st_size
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,13 +4,17 @@ from jaxunlearn.concepts.attributes import TABLES, Table, attribute_sets, load_t
 from jaxunlearn.concepts.bank import Bank, load_bank, make_bank, margins, save_bank
 from jaxunlearn.concepts.bottleneck import (
     Bottleneck,
+    Donor,
+    Scores,
     bottleneck_accuracy,
     bottleneck_logits,
+    check_donor,
+    choose_donor,
     concept_logits,
+    concept_scores,
     fit_bottleneck,
 )
 from jaxunlearn.concepts.cavs import fit_bank
-from jaxunlearn.concepts.factors import patch_bank
 from jaxunlearn.concepts.infer import (
     Concepts,
     check_bank,
@@ -18,8 +22,7 @@ from jaxunlearn.concepts.infer import (
     feature_fn,
     infer_concepts,
 )
-from jaxunlearn.concepts.patches import Patches, typical_patches
-from jaxunlearn.concepts.scores import Donor, Scores, check_donor, choose_donor, concept_scores
+from jaxunlearn.concepts.patches import Patches, patch_bank, typical_patches
 
 __all__ = [
     "TABLES",

@@ -1,4 +1,4 @@
-"""Attribute tables: which classes have wings, and the examples that follow from it."""
+"""Attribute tables, such as the classes that have wings, and examples that show them."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ def _table(where: str, text: str) -> Table:
 
 
 def _attribute(where: str, attribute: Any, classes: tuple[str, ...]) -> tuple[str, np.ndarray]:
-    """Its meaning, and which classes have it."""
+    """Reads the meaning of an attribute, and marks the classes that have it."""
     if not isinstance(attribute, dict) or set(attribute) != {"meaning", "classes"}:
         got = ", ".join(attribute) if isinstance(attribute, dict) else repr(attribute)
         raise DataError(f"{where}: expected the keys meaning and classes, got {got or 'none'}")
@@ -111,7 +111,7 @@ def _attribute(where: str, attribute: Any, classes: tuple[str, ...]) -> tuple[st
 
 
 def _strings(where: str, value: Any) -> tuple[str, ...]:
-    """Different strings, at least one."""
+    """Reads a list of different strings, at least one."""
     wanted = isinstance(value, list) and value and all(isinstance(v, str) for v in value)
     if not wanted or len(set(value)) != len(value):
         raise DataError(f"{where}: expected a list of different names, at least one, got {value!r}")
@@ -127,7 +127,7 @@ def attribute_sets(
     examples: int = 100,
     seed: int = 0,
 ) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
-    """Examples that show each attribute and examples that do not, for concept vectors.
+    """Draws examples that show each attribute and examples that do not, for concept vectors.
 
     Both are drawn evenly over their classes. The attribute is the class's, not the
     image's: a bird that sits still counts as an example of wings, and concepts of the
@@ -177,7 +177,7 @@ def attribute_sets(
 
 
 def having(table: Table, class_names: Sequence[str] | None) -> np.ndarray:
-    """``bool [m, K]``, which class has which attribute, in the order of the labels.
+    """Marks, ``bool [m, K]``, the classes with each attribute, in the order of the labels.
 
     Raises:
       DataError: a name that the table does not have.

@@ -2,12 +2,6 @@
 
 Shapes, here and in the whole folder: ``n`` features (what the head of the network
 reads), ``m`` concepts, ``K`` classes, ``N`` examples, ``B`` examples of a batch.
-
-Settings of a test against random concepts.
-
-Examples drawn at random and evenly over groups.
-
-Concept banks as ``.npz`` files: text embeddings made elsewhere, banks kept for later.
 """
 
 import zipfile
@@ -107,7 +101,7 @@ def make_bank(
 
 
 def margins(bank: Bank, features: jax.Array) -> jax.Array:
-    """How far examples lie on a concept's side of its border: ``(C e + b) / ||C||``.
+    """Computes how far examples lie on a concept's side of its border, ``(C e + b) / ||C||``.
 
     Args:
       bank: m concepts of n features.
@@ -135,7 +129,7 @@ def margins(bank: Bank, features: jax.Array) -> jax.Array:
 
 
 def check_levels(held_out: float, randoms: int, alpha: float) -> None:
-    """Raises ``ValueError`` unless random concepts can tell a useful one at a level.
+    """Checks that random concepts can tell a useful one at a level.
 
     Args:
       held_out: share of the examples that the quality is judged by.
@@ -155,7 +149,7 @@ def check_levels(held_out: float, randoms: int, alpha: float) -> None:
 
 
 def evenly(groups: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Positions of at most ``count`` examples, as many of each group as there are.
+    """Draws positions of at most ``count`` examples, as many of each group as there are.
 
     A group that is used up leaves its places to the others.
 

@@ -1,7 +1,11 @@
-"""Post-hoc concept bottleneck: a linear classifier on concept margins, and its residual."""
+"""Post-hoc concept bottleneck: a linear classifier on concept margins, and what follows from it.
 
+The scores of the concepts for each class, and for each class a donor that lends it a patch.
+"""
+
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +13,8 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from jaxunlearn.attribution import integrated_gradients
+from jaxunlearn.attribution.ig.quadrature import DEFAULT, Quadrature
 from jaxunlearn.concepts.bank import Bank, margins
 
 # logit of a class without examples: no softmax or argmax ever takes it
@@ -102,13 +108,13 @@ def fit_bottleneck(
 
 
 def concept_logits(bottleneck: Bottleneck, found: jax.Array) -> jax.Array:
-    """``[B, K]``: ``W m + b`` of margins ``[B, m]``, without the residual."""
+    """Computes ``W m + b``, ``[B, K]``, of margins ``[B, m]``, without the residual."""
     along = jnp.matmul(found, bottleneck.weights.T, precision=jax.lax.Precision.HIGHEST)
     return along + bottleneck.bias[None]
 
 
 def bottleneck_logits(bank: Bank, bottleneck: Bottleneck, features: jax.Array) -> jax.Array:
-    """``[B, K]``: ``W m + b + R e + r`` of features ``[B, n]``; pure, for any transform.
+    """Computes ``W m + b + R e + r``, ``[B, K]``, of features ``[B, n]``; pure, for any transform.
 
     Raises:
       ValueError: see :func:`~jaxunlearn.concepts.margins`.
@@ -121,13 +127,13 @@ def bottleneck_logits(bank: Bank, bottleneck: Bottleneck, features: jax.Array) -
 def bottleneck_accuracy(
     bank: Bank, bottleneck: Bottleneck, features: ArrayLike, labels: ArrayLike
 ) -> dict[str, float]:
-    """Accuracy ``"concepts"`` without the residual, and ``"hybrid"`` with it.
+    """Computes the accuracy ``"concepts"`` without the residual, and ``"hybrid"`` with it.
 
     Args:
       bank, bottleneck: as fitted.
       features: ``[N, n]``.
-      labels: integers ``[N]``: true ones, or the network's own answers, to see how far the
-        bottleneck agrees with it.
+      labels: integers ``[N]``: true ones, or the network's own predictions, to see how far
+        the bottleneck agrees with it.
 
     Raises:
       ValueError: wrong shapes or labels out of range.
@@ -155,7 +161,7 @@ def _check(
 
 
 def _present(y: jax.Array, num_classes: int) -> jax.Array:
-    """``bool [K]``: which classes have examples."""
+    """Returns ``bool [K]``, true for classes with examples."""
     return jnp.zeros(num_classes, bool).at[y].set(True)
 
 
@@ -179,7 +185,7 @@ def _fit_concepts(
 def _elastic_net(
     z: jax.Array, y: jax.Array, num_classes: int, strength: float, l1_ratio: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Weights ``[K, m]`` and bias ``[K]``, by FISTA with restarts (O'Donoghue 2015)."""
+    """Finds weights ``[K, m]`` and bias ``[K]`` by FISTA with restarts (O'Donoghue 2015)."""
     inputs = jnp.concatenate([z, jnp.ones((len(z), 1), z.dtype)], axis=1)
     wanted = jax.nn.one_hot(y, num_classes, dtype=z.dtype)
     present = _present(y, num_classes)
@@ -220,7 +226,7 @@ def _fit_residual(
     *,
     epochs: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """``R [K, n]`` and ``r [K]``; what the concepts say stays as it is."""
+    """Trains ``R [K, n]`` and ``r [K]``; what the concepts say stays as it is."""
     base = concept_logits(bottleneck, margins(bank, x))
     mean = jnp.mean(x, axis=0)
     spread = jnp.sqrt(jnp.mean((x - mean[None]) ** 2))
@@ -254,3 +260,165 @@ def _fit_residual(
     ((weights, bias), _), _ = jax.lax.scan(epoch, start, jax.random.split(key, epochs))
     weights = weights / spread
     return weights, bias - weights @ mean
+
+
+class Scores(NamedTuple):
+    """The share of each concept in the logit of each class.
+
+    Attributes:
+      values: ``float32 [K, m]``, in logits; 0 for concepts that are not useful and for
+        classes without examples.
+      gap: ``float32 [K]``, the completeness gap: by how much the concepts' parts fail to
+        sum to the change of the logit, mean of the absolute values over the class.
+    """
+
+    values: jax.Array
+    gap: jax.Array
+
+
+class Donor(NamedTuple):
+    """For each class the class that lends it a patch.
+
+    Attributes:
+      label: ``int32 [K]``, the donor; -1 where there is none.
+      concept: ``int32 [K]``, the target concept: the class's first. The patch is pasted
+        where it peaks. -1 where no concept speaks for the class.
+      donor_concept: ``int32 [K]``, the concept that the two share. The patch is taken
+        around its peak. -1 where there is no donor.
+    """
+
+    label: jax.Array
+    concept: jax.Array
+    donor_concept: jax.Array
+
+
+def concept_scores(
+    bank: Bank,
+    bottleneck: Bottleneck,
+    features: jax.Array,
+    labels: jax.Array,
+    num_classes: int,
+    *,
+    quadrature: Quadrature = DEFAULT,
+    baseline: str = "mean",
+) -> Scores:
+    """Computes integrated gradients of each class's logit with respect to the concept margins.
+
+    For examples of class k, with margins m, the baseline m' and ``F = W m + b``:
+
+        a_i = (m_i - m'_i) * integral over t in [0, 1] of dF_k/dm_i (m' + t (m - m'))
+
+    averaged over the examples of the class. For this linear F it is ``W_ki (m_i - m'_i)``
+    with a gap of rounding. The residual of a hybrid does not move along the path, so that
+    it takes no part.
+
+    Args:
+      bank, bottleneck: as fitted.
+      features: ``[N, n]``.
+      labels: ``int [N]``.
+      num_classes: ``K``.
+      quadrature: nodes and weights of the integral.
+      baseline: ``"mean"``, the mean margins of all examples given: what is more of a
+        concept than is usual; ``"zero"``: the borders of the concepts.
+
+    Raises:
+      ValueError: an unknown baseline, or wrong shapes or labels.
+
+    Source: arXiv 2405.15662 (scores of concepts by integrated gradients).
+    """
+    if baseline not in ("mean", "zero"):
+        raise ValueError(f"baseline: expected 'mean' or 'zero', got {baseline!r}")
+    found = margins(bank, jnp.asarray(features))
+    y = jnp.asarray(labels, jnp.int32)
+    start = jnp.mean(found, axis=0) if baseline == "mean" else jnp.zeros_like(found[0])
+    attribute = integrated_gradients(concept_logits, quadrature)
+    result = attribute(bottleneck, found, target=y, baseline=start)
+    counts = jax.ops.segment_sum(jnp.ones(y.shape, jnp.float32), y, num_classes)
+    counts = jnp.maximum(counts, 1)
+    values = jax.ops.segment_sum(result.attribution, y, num_classes) / counts[:, None]
+    gap = jax.ops.segment_sum(jnp.abs(result.gap), y, num_classes) / counts
+    return Scores(values.astype(jnp.float32), gap.astype(jnp.float32))
+
+
+def choose_donor(
+    values: jax.Array, weights: jax.Array, useful: jax.Array, allowed: jax.Array, top: int = 5
+) -> Donor:
+    """Chooses the donor of each class; pure, for ``jit`` and ``vmap``.
+
+    The ``top`` concepts of class k are gone through in the order of their scores. The
+    first that is also the first concept of another class makes that class the donor; of
+    several such classes, the one in which it scores higher. If none is, the donor is the
+    class with the largest weight on the first concept of k, if that weight is positive.
+    Only useful concepts of positive score count; of equal ones the first.
+
+    Args:
+      values: ``[K, m]``, see :func:`concept_scores`.
+      weights: ``[K, m]`` of the bottleneck.
+      useful: ``bool [m]``.
+      allowed: ``bool [K, K]``; ``[k, d]``: whether class d may lend to class k. A class
+        never lends to itself.
+      top: how many concepts of a class are gone through.
+
+    Raises:
+      ValueError: no positive ``top``.
+
+    Source: arXiv 2405.15662.
+    """
+    if top < 1:
+        raise ValueError(f"top: expected at least 1 concept, got {top!r}")
+    classes, concepts = values.shape
+    count = min(top, concepts)
+    allowed = allowed & ~jnp.eye(classes, dtype=bool)
+    scores = jnp.where(useful[None] & (values > 0), values, 0)
+    first = jnp.argmax(scores, axis=1)
+    speaks = jnp.max(scores, axis=1) > 0
+    found, order = jax.lax.top_k(scores, count)
+    # [k, rank, d]: whether the concept of that rank in k is the first of d
+    shared = (first[None, None] == order[:, :, None]) & speaks[None, None] & allowed[:, None]
+    shared &= (found > 0)[:, :, None]
+    rank = jnp.argmax(jnp.any(shared, axis=2), axis=1)
+    lent = jnp.take_along_axis(order, rank[:, None], axis=1)[:, 0]
+    own = jnp.take_along_axis(shared, rank[:, None, None], axis=1)[:, 0]
+    strength = jnp.where(own, scores[:, lent].T, -jnp.inf)
+    leaning = jnp.where(allowed, weights[:, first].T, -jnp.inf)
+    sharing = jnp.any(own, axis=1)
+    weighty = speaks & (jnp.max(leaning, axis=1) > 0)
+    label = jnp.where(sharing, jnp.argmax(strength, axis=1), jnp.argmax(leaning, axis=1))
+    any_donor = sharing | weighty
+    return Donor(
+        label=jnp.where(any_donor, label, -1).astype(jnp.int32),
+        concept=jnp.where(speaks, first, -1).astype(jnp.int32),
+        donor_concept=jnp.where(any_donor, jnp.where(sharing, lent, first), -1).astype(jnp.int32),
+    )
+
+
+def check_donor(
+    donor: Donor,
+    concepts: Sequence[str],
+    classes: ArrayLike | None = None,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Checks that every class has a donor; on the host.
+
+    Args:
+      donor: of ``K`` classes.
+      concepts: their names, for the message.
+      classes: those that need one; all by default.
+      class_names: for the message.
+
+    Raises:
+      ValueError: naming the first class without a donor, and why it has none.
+    """
+    labels, first = np.asarray(donor.label), np.asarray(donor.concept)
+    wanted: Any = range(len(labels)) if classes is None else np.atleast_1d(np.asarray(classes))
+    for k in wanted:
+        if labels[k] >= 0:
+            continue
+        name = f"{int(k)}" if class_names is None else f"{int(k)} ({class_names[int(k)]})"
+        why = (
+            "no useful concept speaks for it"
+            if first[k] < 0
+            else "no class that may lend one has a positive weight on its concept "
+            + repr(concepts[first[k]])
+        )
+        raise ValueError(f"concepts: expected a donor for class {name}, got none: {why}")

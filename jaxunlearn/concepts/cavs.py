@@ -1,4 +1,4 @@
-"""Concept activation vectors: a linear machine for each concept, and whether it holds."""
+"""Concept activation vectors: a linear machine for each concept, tested on held-out examples."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -94,7 +94,7 @@ def _check_options(strengths: Sequence[float], held_out: float, randoms: int, al
 def _check_sets(
     sets: Mapping[str, tuple[ArrayLike, ArrayLike]],
 ) -> dict[str, tuple[np.ndarray, int]]:
-    """For each name the examples ``[p + q, n]``, positives first, and ``p``."""
+    """Returns for each name the examples ``[p + q, n]``, positives first, and ``p``."""
     if not sets:
         raise ValueError("sets: expected at least one concept, got none")
     pools: dict[str, tuple[np.ndarray, int]] = {}
@@ -140,7 +140,7 @@ def _fit_concept(
 def _split(
     y: np.ndarray, held_out: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions to fit to, to choose ``C`` on, to test on; some of both sides in each."""
+    """Draws positions to fit to, to choose ``C`` on, to test on; some of both sides in each."""
     parts: tuple[list[np.ndarray], ...] = ([], [], [])
     for side in (True, False):
         order = rng.permutation(np.flatnonzero(y == side))
@@ -156,7 +156,7 @@ def _split(
 def _choose(
     x: np.ndarray, y: np.ndarray, fit: np.ndarray, choose: np.ndarray, strengths: Sequence[float]
 ) -> float:
-    """The ``C`` of the best balanced accuracy on ``choose``."""
+    """Chooses the ``C`` of the best balanced accuracy on ``choose``."""
     scores = [
         _balanced(*_machine(x[fit], y[fit], strength), x[choose], y[choose])
         for strength in strengths
@@ -167,7 +167,7 @@ def _choose(
 def _random(
     x: np.ndarray, y: np.ndarray, strength: float, held_out: float, rng: np.random.Generator
 ) -> float:
-    """The held-out accuracy of a concept without meaning."""
+    """Computes the held-out accuracy of a concept without meaning."""
     x = x[rng.permutation(len(x))]
     fit, choose, test = _split(y, held_out, rng)
     known = np.concatenate([fit, choose])
@@ -175,7 +175,7 @@ def _random(
 
 
 def _machine(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
-    """Vector ``[n]`` and intercept of the border."""
+    """Fits a linear machine; returns vector ``[n]`` and intercept of the border."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
@@ -190,7 +190,7 @@ def _machine(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray,
 
 
 def _balanced(vector: np.ndarray, intercept: float, x: np.ndarray, y: np.ndarray) -> float:
-    """The mean of the two sides' shares on the right side of the border."""
+    """Computes the mean of the two sides' shares on the right side of the border."""
     right = (x @ vector + intercept > 0) == y
     return float((right[y].mean() + right[~y].mean()) / 2)
 

@@ -1,4 +1,4 @@
-"""From a network and labelled examples to what its classes are made of, in one call."""
+"""Concepts of the classes of a network, from labelled examples, in one call."""
 
 import functools
 from collections.abc import Sequence
@@ -11,10 +11,9 @@ import numpy as np
 from jaxunlearn.attribution import features
 from jaxunlearn.concepts.attributes import TABLES, attribute_sets, having, load_table
 from jaxunlearn.concepts.bank import Bank, evenly, load_bank
-from jaxunlearn.concepts.bottleneck import Bottleneck, fit_bottleneck
+from jaxunlearn.concepts.bottleneck import Bottleneck, concept_scores, fit_bottleneck
 from jaxunlearn.concepts.cavs import fit_bank
-from jaxunlearn.concepts.factors import patch_bank, patch_names
-from jaxunlearn.concepts.scores import concept_scores
+from jaxunlearn.concepts.patches import patch_bank, patch_names
 from jaxunlearn.core.errors import DataError
 from jaxunlearn.core.types import Apply, Examples, Key, Model, Sets, Subset, Variables
 from jaxunlearn.data.batches import fetch
@@ -25,7 +24,7 @@ from jaxunlearn.models import functionalize
 
 
 class Concepts(NamedTuple):
-    """What the classes of a network are made of; shapes do not depend on values.
+    """The concepts that the classes of a network are made of; shapes do not depend on values.
 
     Attributes:
       bank: the concept vectors.
@@ -42,7 +41,7 @@ class Concepts(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def feature_fn(apply: Apply) -> Apply:
-    """``jaxunlearn.attribution.features(apply)``, the same function at every call.
+    """Returns ``jaxunlearn.attribution.features(apply)``, the same function at every call.
 
     Programs are kept by function: so a second call compiles nothing.
     """
@@ -137,7 +136,7 @@ def concept_shapes(
     concepts: int = 16,
     class_names: Sequence[str] | None = None,
 ) -> Concepts:
-    """Shapes and dtypes of what :func:`infer_concepts` returns, without computing.
+    """Returns shapes and dtypes of the result of :func:`infer_concepts`, without computing.
 
     Args:
       apply, bank, concepts, class_names: see :func:`infer_concepts`.
@@ -194,7 +193,7 @@ def _names(
     class_names: Sequence[str] | None,
     shape: Sequence[int],
 ) -> tuple[str, ...]:
-    """The names of the bank's concepts, if it suits the network."""
+    """Returns the names of the bank's concepts, if it suits the network."""
     if bank.endswith(".npz"):
         return load_bank(bank, size).names
     if bank != "patches":
@@ -231,7 +230,7 @@ def _subsets(parts: Subset | Sequence[Subset]) -> Sequence[Subset]:
 
 
 def _draw(parts: Sequence[Subset], count: int, seed: int) -> Examples:
-    """Some of the examples of several subsets, normalised, evenly over the classes."""
+    """Draws some of the examples of several subsets, normalised, evenly over the classes."""
     kept = [part for part in parts if num_examples(part)]
     if not kept:
         raise ValueError("parts: expected labelled examples, got none")

@@ -5,8 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.concepts import factors, make_bank, patch_bank, typical_patches
-from jaxunlearn.concepts.patches import draw_images, make_grid, patch_features, pick_typical
+from jaxunlearn.concepts import make_bank, patch_bank, typical_patches
+from jaxunlearn.concepts.patches import (
+    _replicate,
+    draw_images,
+    make_grid,
+    patch_features,
+    pick_typical,
+)
 
 SIDE, PART = 12, 4
 
@@ -142,7 +148,7 @@ def test_a_direction_that_other_images_lack_is_told():
     rng = np.random.default_rng(0)
     unit = np.asarray(SPREAD) / np.linalg.norm(SPREAD, axis=1, keepdims=True)
     vectors = np.concatenate([unit, rng.permuted(unit[:2], axis=1)]).astype(np.float32)
-    quality = factors._replicate(vectors, x, 40, rng, 0)
+    quality = _replicate(vectors, x, 40, rng, 0)
     assert quality.p_value[:4].max() < 0.05
     assert quality.accuracy[:4].min() > quality.accuracy[4:].max()
     assert quality.p_value[4:].min() > 0.05

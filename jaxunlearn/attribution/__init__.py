@@ -10,8 +10,8 @@ from jaxunlearn.attribution.ig import (
 )
 from jaxunlearn.attribution.ig.integral import Integrated
 from jaxunlearn.attribution.lrp import Relevance, lrp, rules
-from jaxunlearn.attribution.lrp.ledger import Absorbed
 from jaxunlearn.attribution.lrp.rules import Rule
+from jaxunlearn.attribution.lrp.sweep import Absorbed
 from jaxunlearn.attribution.maps import concept_maps, grad_cam
 from jaxunlearn.jaxprs.structure import features, head, structure
 from jaxunlearn.jaxprs.units import Unit

@@ -1,14 +1,8 @@
-"""A jaxpr, and all that it calls, as one list of operations on numbered values.
-
-Calls (``jit``, ``custom_jvp_call``, ``custom_vjp_call``, ``remat``) are stepped into; a
-``scan`` that the data goes through is unrolled, so that every step of it has
-operands of its own.
-
-A function as a flat list of primitive operations, each value known to
-depend on the data or not.
+"""A function as a flat list of operations on numbered values, which depend on the data or not.
 
 What follows sees one sequence in true execution order with every operand of every
-operation: calls are stepped into, and loops that the data goes through written out.
+operation: calls (``jit``, ``custom_jvp_call``, ``custom_vjp_call``, ``remat``) are stepped
+into, and a ``scan`` that the data goes through is unrolled.
 """
 
 import math
@@ -20,37 +14,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
+from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.jaxprs.primitives import Op, row_of
+
 MAX_UNROLLED = 20_000
 """Operations that one loop may become."""
 
-
-def names(text: str) -> frozenset[str]:
-    """A set of words, which reads better than a list of quoted ones."""
-    return frozenset(text.split())
-
-
-# Names differ between versions of JAX; all of them only call what they hold.
-_CALLS = names(
-    "jit pjit closed_call core_call xla_call remat remat2 checkpoint "
-    "custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr"
-)
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-
-
-class Op(NamedTuple):
-    """One primitive applied to values; a value is its number."""
-
-    primitive: Any
-    params: dict[str, Any]
-    ins: tuple[int, ...]
-    outs: tuple[int, ...]
-    source_info: Any
-    callers: tuple[Any, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The primitive's name."""
-        return str(self.primitive.name)
 
 
 class Flattener:
@@ -110,13 +80,18 @@ class Flattener:
 
 
 def _body(eqn: Any, data: bool) -> Any:
-    """What an equation does in smaller steps; ``None`` if it is one step."""
-    if eqn.primitive.name in _CALLS:
-        return next(eqn.params[name] for name in _BODIES if name in eqn.params)
+    """Returns what an equation does in smaller steps; ``None`` if it is one step."""
+    if row_of(eqn.primitive.name).role in ("call", "gradient"):
+        return held_by(eqn)
     if eqn.primitive.name == "scan" and data:
         size = eqn.params["length"] * len(eqn.params["jaxpr"].eqns)
         return _unrolled(eqn) if 0 < size <= MAX_UNROLLED else None
     return None
+
+
+def held_by(eqn: Any) -> Any:
+    """Returns the jaxpr that a call runs; ``None`` if there is none."""
+    return next((eqn.params[key] for key in _BODIES if key in eqn.params), None)
 
 
 def _unrolled(eqn: Any) -> Any:
@@ -174,6 +149,11 @@ class Program(NamedTuple):
         """Positions of the operands that depend on the data."""
         return [i for i, v in enumerate(op.ins) if v in self.data]
 
+    def inverts(self, op: Op, varying: list[int]) -> bool:
+        """Tells that an operation's result falls where the operands at some positions grow."""
+        known = op.row.inverts
+        return known is not None and known(op.params, varying, [*map(self.consts.get, op.ins)])
+
     def leaf(self, value: int) -> int | None:
         """The largest leaf that a value which is not data comes from.
 
@@ -227,7 +207,6 @@ def trace(fn: Callable[[Any, jax.Array], jax.Array], variables: Any, x: Any) -> 
     """
     if not jax.tree_util.all_leaves([x]):
         raise TypeError(f"x: expected one array, got a {type(x).__name__}")
-    named, _ = jax.tree_util.tree_flatten_with_path(variables)
     closed, shapes = traced(fn, variables, x)
     if not jax.tree_util.all_leaves([shapes]):
         raise TypeError(f"fn: expected one array as output, got a {type(shapes).__name__}")
@@ -243,7 +222,7 @@ def trace(fn: Callable[[Any, jax.Array], jax.Array], variables: Any, x: Any) -> 
         ops=ops,
         avals=flat.avals,
         leaves=tuple(args[:-1]),
-        paths=tuple(jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in named),
+        paths=tuple(named_leaves(variables)),
         x=args[-1],
         out=out,
         consts=flat.consts,
@@ -297,3 +276,8 @@ def evaluate(program: Program, variables: Any, x: Any, until: int | None = None)
 def _array(value: Any) -> Any:
     # Typed keys and tracers are jax.Arrays already and stay as they are.
     return value if isinstance(value, jax.Array) else jnp.asarray(value)
+
+
+def wide(dtype: Any) -> Any:
+    """Returns what sums are computed in: ``dtype``, or float32 if that is wider."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32

@@ -22,12 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from jaxunlearn.jaxprs.program import bind, traced
-
-LOOPS = ("scan", "while", "cond", "shard_map")
-"""Operations whose bodies are not run once, as they stand."""
-
-_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+from jaxunlearn.jaxprs.primitives import row_of
+from jaxunlearn.jaxprs.program import bind, held_by, traced
 
 Change = Callable[[Any, list[Any]], list[Any] | None]
 """From an equation and its operands to its outputs; ``None``: as it is."""
@@ -55,7 +51,7 @@ def replay(body: Any, args: list[Any], change: Change, touched: Callable[[Any], 
         outs = change(eqn, ins)
         if outs is not None:
             return outs
-        inner = next((eqn.params[key] for key in _BODIES if key in eqn.params), None)
+        inner = held_by(eqn)
         return bind(eqn, ins) if inner is None else replay(inner, ins, change, touched)
 
     for eqn in jaxpr.eqns:
@@ -78,10 +74,6 @@ def equations(part: Any) -> Iterator[Any]:
                 yield from equations(inner)
 
 
-# what can be stepped into and nothing is lost
-_CALLS = ("jit", "pjit", "closed_call", "core_call")
-
-
 def canonical(fn: Callable[..., Any]) -> Callable[..., Any]:
     """The same function; on a CPU, with its convolutions in the form for loops.
 
@@ -99,18 +91,21 @@ def canonical(fn: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _calls(eqn: Any) -> bool:
+    """Tells that an equation can be stepped into and nothing is lost."""
+    return row_of(eqn.primitive.name).role == "call"
+
+
 def _touched(eqn: Any) -> bool:
-    if eqn.primitive.name in _CALLS:
-        return any(
-            inner.primitive.name not in _CALLS and _touched(inner) for inner in equations(eqn)
-        )
+    if _calls(eqn):
+        return any(not _calls(inner) and _touched(inner) for inner in equations(eqn))
     if eqn.primitive is not lax.conv_general_dilated_p or eqn.params["batch_group_count"] != 1:
         return False
     return eqn.params["dimension_numbers"] != _numbers(len(eqn.invars[0].aval.shape))
 
 
 def _change(eqn: Any, ins: list[Any]) -> list[Any] | None:
-    if eqn.primitive.name in _CALLS:
+    if _calls(eqn):
         return None
     params = dict(eqn.params)
     numbers = params.pop("dimension_numbers")
@@ -203,7 +198,8 @@ def _check(jaxpr: Any, name: str) -> None:
             f"got {name!r}, which it gives to {names.count(name)}"
         )
     for eqn in equations(jaxpr):
-        if eqn.primitive.name in LOOPS and any(_name(inner) == name for inner in equations(eqn)):
+        loop = row_of(eqn.primitive.name).role == "loop"
+        if loop and any(_name(inner) == name for inner in equations(eqn)):
             raise NotImplementedError(
                 f"layer: expected {name!r} outside of loops and branches, "
                 f"got it in a {eqn.primitive.name}"

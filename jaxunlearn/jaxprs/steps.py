@@ -1,28 +1,15 @@
-"""Groups a traced program into steps that relevance crosses at once.
+"""Groups a traced program into steps that relevance crosses at once."""
 
-Shapes of several operations that one rule belongs to: softmax, normalisers.
-"""
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
-from typing import Literal, NamedTuple
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-from jaxunlearn.jaxprs.axes import Axis, Contraction, carry, contraction, looked_up
-from jaxunlearn.jaxprs.primitives import (
-    ADDITIONS,
-    CHOICES,
-    ELEMENTWISE,
-    INDEXED,
-    LAYOUT,
-    LINEAR,
-    MAXIMA,
-    PRODUCTS,
-    SCALING,
-    SHAPED,
-    SUBTRACTION,
-    SUMS,
-    Signs,
-)
-from jaxunlearn.jaxprs.program import Op, Program, names
-from jaxunlearn.jaxprs.units import Unit, Units
+from jaxunlearn.jaxprs.primitives import Axis, Contraction, Op, Row
+from jaxunlearn.jaxprs.program import Program
+from jaxunlearn.jaxprs.units import Unit, Units, carry, contraction
 
 Kind = Literal[
     "linear", "pool", "max", "layout", "lookup", "sum", "pass", "softmax", "matmul", "gate",
@@ -136,27 +123,26 @@ class _Planner:
 
     def step(self, op: Op, positions: list[int]) -> Step:
         """The step that begins with an operation on data."""
-        values = tuple(op.ins[i] for i in positions)
-        if op.name in LINEAR and len(positions) == 1:
+        values, role = tuple(op.ins[i] for i in positions), op.row.role
+        if role == "linear":
             return self.linear(op, positions)
-        if op.name == "dot_general":
-            return _step("matmul", op)
-        if op.name in SUMS:
-            chain = self.units.chain(op, SCALING, frozenset())
+        if role == "pool":
+            chain = self.units.chain(op, ["scale"])
             return Step("pool", (op, *chain), values, (chain or [op])[-1].outs)
-        if op.name in MAXIMA:
+        if role == "max":
             return Step("max", (op,), values, op.outs)
-        if op.name in INDEXED:
+        if role == "indexed":
             # where to read depends on the data: the relevance belongs to what is read
             return Step("layout" if 0 in positions else "lookup", (op,), values[:1], op.outs)
-        if op.name in LAYOUT or (op.name == "select_n" and 0 not in positions):
+        if role == "layout" or (op.name == "select_n" and 0 not in positions):
             return Step("layout", (op,), values, op.outs)
-        if op.name in ELEMENTWISE:
+        if op.row.elementwise:
             return self.elementwise(op, values)
         return Step("unknown", (op,), values, op.outs)
 
     def elementwise(self, op: Op, values: tuple[int, ...]) -> Step:
-        if op.name == "name":
+        role = op.row.role
+        if role == "mark":
             # not taken for its root: relevance is to stop by
             return Step("pass", (op,), values, op.outs)
         roots = {self.root.get(v, v) for v in values}
@@ -166,21 +152,23 @@ class _Planner:
         softmax = self.patterns.softmax(op)
         if softmax is not None:
             return Step("softmax", (op,), (softmax[0],), op.outs, axes=softmax[1])
-        if op.name in ADDITIONS | SUBTRACTION:
+        if role == "sum":
             return Step("sum", (op,), values, op.outs)
-        if op.name in PRODUCTS:
+        if role == "product":
             normaliser = self.patterns.normaliser(op)
             if normaliser is not None:
                 return Step("pass", (op,), (op.ins[1 - normaliser],), op.outs)
             return Step("gate", (op,), values, op.outs)
-        if op.name in CHOICES:
+        if role == "choice":
             return Step("choice", (op,), op.ins[1:] if op.name == "select_n" else op.ins, op.outs)
         return Step("unknown", (op,), values, op.outs)
 
     def linear(self, op: Op, positions: list[int]) -> Step:
-        (data,) = positions
-        if op.name != "dot_general" and data != 0:
-            return _step("unknown", op)
+        if op.name == "dot_general" and len(positions) == 2:
+            return _step("matmul", op)
+        (data, *others) = positions
+        if others or (op.name != "dot_general" and data != 0):
+            return Step("unknown", (op,), tuple(op.ins[i] for i in positions), op.outs)
         dims = contraction(op, self.program, data)
         chain = self.units.folded(op, dims)
         self.units.add(op, dims, chain, self.neurons.get(op.ins[data]))
@@ -201,29 +189,27 @@ class _Planner:
             return
         self.signs.follow(op)
         if step.kind == "lookup":
-            found = looked_up(op, self.program, self.examples.get(op.ins[1]))
+            found = carry(op, self.program, 1, self.examples.get(op.ins[1]))
             if found is not None:
                 self.examples[op.outs[0]] = found
             return
-        positions = [i for i in self.program.data_ins(op) if op.name not in INDEXED or i == 0]
+        indexed = op.row.role == "indexed"
+        positions = [i for i in self.program.data_ins(op) if not indexed or i == 0]
         if step.kind == "unknown" or not positions:
             return
-        same = op.name in ELEMENTWISE
-        examples = {
-            carry(op, self.program, i, self.examples.get(op.ins[i]), same) for i in positions
-        }
+        examples = {carry(op, self.program, i, self.examples.get(op.ins[i])) for i in positions}
         axis = examples.pop() if len(examples) == 1 else None
         if axis is not None:
             self.examples.update((v, axis) for v in op.outs)
         if step.kind not in ("sum", "gate", "choice", "softmax"):
-            neurons = {self.carried(op, i, same) for i in positions}
+            neurons = {self.carried(op, i) for i in positions}
             whose = neurons.pop() if len(neurons) == 1 else None
             if whose is not None:
                 self.neurons.update((v, whose) for v in op.outs)
 
-    def carried(self, op: Op, position: int, same: bool) -> tuple[int, Axis] | None:
+    def carried(self, op: Op, position: int) -> tuple[int, Axis] | None:
         unit, axis = self.neurons.get(op.ins[position], (0, None))
-        axis = carry(op, self.program, position, axis, same)
+        axis = carry(op, self.program, position, axis)
         return None if axis is None else (unit, axis)
 
     def begin(self, op: Op, step: Step) -> None:
@@ -247,12 +233,16 @@ def _step(kind: Kind, op: Op) -> Step:
     return Step(kind, (op,), op.ins, op.outs)
 
 
-_REDUCTIONS = names("reduce_sum reduce_max reduce_window_sum")
-_STILL = names("convert_element_type copy name pcast pvary reduce_precision stop_gradient")
+def _still(row: Row) -> bool:
+    return row.still
+
+
+def _laid_out(row: Row) -> bool:
+    return row.still or row.keeps
 
 
 class Patterns:
-    """Looks backwards from an operation for what it is the end of."""
+    """Looks backwards from an operation for what it is the end of: softmax, normalisers."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -265,7 +255,7 @@ class Patterns:
         if op.name != "div":
             return None
         exp = self._maker(op.ins[0])
-        total = self._maker(op.ins[1], _STILL | SHAPED)
+        total = self._maker(op.ins[1], _laid_out)
         if exp is None or exp.name != "exp" or total is None or total.name != "reduce_sum":
             return None
         if self._value(total.ins[0]) != self._value(op.ins[0]):
@@ -280,13 +270,13 @@ class Patterns:
         """Whether ``x - m`` subtracts what does not change a softmax: a maximum of ``x``."""
         if shifted.ins[1] not in self.program.data:
             return False
-        highest = self._maker(shifted.ins[1], _STILL | SHAPED | names("max select_n"))
+        highest = self._maker(shifted.ins[1], lambda row: _laid_out(row) or row.role == "choice")
         return highest is not None and highest.name == "reduce_max"
 
-    def _maker(self, value: int, through: frozenset[str] = _STILL) -> Op | None:
+    def _maker(self, value: int, through: Callable[[Row], bool] = _still) -> Op | None:
         """The operation that made a value, behind operations that only pass it on."""
         op = self.made_by.get(value)
-        while op is not None and op.name in through:
+        while op is not None and through(op.row):
             onward = [op.ins[i] for i in self.program.data_ins(op)]
             if len(set(onward)) != 1:
                 return op
@@ -296,7 +286,7 @@ class Patterns:
     def _value(self, value: int) -> int:
         """What a value is behind operations that pass it on, or mask it by a constant."""
         op = self.made_by.get(value)
-        while op is not None and op.name in _STILL | {"select_n"}:
+        while op is not None and (op.row.still or op.name == "select_n"):
             onward = self.program.data_ins(op)
             if len(onward) != 1 or (op.name == "select_n" and onward == [0]):
                 break
@@ -326,12 +316,12 @@ class Patterns:
                 continue
             seen.add(here)
             op = self.made_by.get(here)
-            if op is not None and (op.name in _REDUCTIONS or self._squares(op)):
+            if op is not None and (op.row.reduces or self._squares(op)):
                 found = True
                 continue
-            if op is None or op.name not in ELEMENTWISE | SHAPED:
+            if op is None or not (op.row.elementwise or op.row.keeps):
                 return False
-            inverted = inverted or self._inverts(op)
+            inverted = inverted or self.program.inverts(op, self.program.data_ins(op))
             waiting.extend(op.ins)
         return found and inverted
 
@@ -339,10 +329,57 @@ class Patterns:
         """A sum of squares, written as a product of a value with itself."""
         return op.name == "dot_general" and self._value(op.ins[0]) == self._value(op.ins[1])
 
-    def _inverts(self, op: Op) -> bool:
-        if op.name == "div":
-            return self.program.data_ins(op) == [1]
-        if op.name == "integer_pow":
-            return bool(op.params["y"] < 0)
-        exponent = self.program.consts.get(op.ins[-1]) if op.name == "pow" else None
-        return op.name == "rsqrt" or (exponent is not None and bool(exponent < 0))
+
+class Signs:
+    """Proves which values have no negative element, whatever the data.
+
+    Asked for one operation after the other, in execution order. Behind a relu the negative
+    half of an input is empty, and with it half of the passes that some rules need.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.known: set[int] = set()
+        self._above_zero: dict[int, int] = {}
+        """Values that tell where another is greater than, or equal to, zero."""
+
+    def __contains__(self, value: int) -> bool:
+        return value in self.known or _is_nonnegative(self.program.consts.get(value))
+
+    def follow(self, op: Op) -> None:
+        """Notes what an operation's results are known to be."""
+        if op.row.compares and _is_nonnegative(self.program.consts.get(op.ins[1])):
+            self._above_zero[op.outs[0]] = op.ins[0]
+        if self._proves(op):
+            self.known.update(op.outs)
+
+    def _proves(self, op: Op) -> bool:
+        ins = op.ins
+        match op.row.sign:
+            case "always":
+                return True
+            case "all":
+                return all(v in self for v in ins)
+            case "any":
+                return any(v in self for v in ins)
+            case "first":
+                return ins[0] in self
+            case "power":
+                return op.params["y"] % 2 == 0 or ins[0] in self
+            case "product":
+                return ins[0] == ins[1] or all(v in self for v in ins)
+            case "chosen":
+                # ``where(x > 0, x, ...)`` is what ``x`` is where it is chosen
+                above = self._above_zero.get(ins[0])
+                return all(v in self or (i == 1 and v == above) for i, v in enumerate(ins[1:]))
+        return False
+
+
+def _is_nonnegative(constant: Any) -> bool:
+    if constant is None or isinstance(constant, jax.core.Tracer):
+        return False
+    if not isinstance(constant, np.ndarray | np.generic | int | float | jax.Array):
+        return False
+    if not jnp.issubdtype(np.asarray(constant).dtype, jnp.number):
+        return False
+    return np.size(constant) <= 10_000 and bool(np.all(np.asarray(constant) >= 0))

@@ -1,11 +1,111 @@
-"""The linear units of a program: what a rule works on, and what the user sees of it."""
+"""The linear units of a program, and where their features and the examples run along its values.
+
+Two axes are followed through a network: that of the examples, to sum
+relevance per example whatever the layout; and that of a linear unit's
+features, to know which unit's outputs are another unit's inputs. The axes of a
+kernel are followed from the variables to the operation that reads it.
+"""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxunlearn.jaxprs.axes import Axis, Contraction, carry_all, leaf_axes, made_axes, varies
-from jaxunlearn.jaxprs.primitives import ADDITIONS, AFFINE, SCALING, THROUGH
-from jaxunlearn.jaxprs.program import Op, Program
+from jaxunlearn.jaxprs.primitives import Axis, Contraction, Op
+from jaxunlearn.jaxprs.program import Program
+
+
+def carry(op: Op, program: Program, position: int, axis: Axis | None) -> Axis | None:
+    """Returns the axis of operand ``position`` in the result, or ``None`` if it is lost.
+
+    Args:
+      op: the operation; not a linear one.
+      program: where it stands.
+      position: which operand has the axis.
+      axis: the axis.
+    """
+    if axis is None:
+        return None
+    row, old, new = op.row, program.shape(op.ins[position]), program.shape(op.outs[0])
+    if row.axis is not None:
+        return row.axis(axis, op.params, position, old, new)
+    same = row.elementwise and len(old) == len(new) and old[axis.dim] == new[axis.dim]
+    return axis if same else None
+
+
+def contraction(op: Op, program: Program, data: int) -> Contraction:
+    """Returns the dimensions of a linear operation whose operand ``data`` is the data."""
+    contract = op.row.contract
+    assert contract is not None
+    return contract(op.params, [len(program.shape(v)) for v in op.ins], data)
+
+
+def varies(program: Program, value: int, rank: int) -> tuple[tuple[int, ...], int]:
+    """How a constant is laid out along ``rank`` dimensions, before it was broadcast to them.
+
+    Returns:
+      its sizes there, and the value that it was broadcast from (or itself).
+    """
+    op = program.made_by.get(value)
+    if op is None or op.name != "broadcast_in_dim":
+        return program.shape(value) or (1,) * rank, value
+    sizes = [1] * rank
+    source = op.ins[0]
+    for d, size in zip(op.params["broadcast_dimensions"], program.shape(source), strict=True):
+        sizes[d] = size
+    return tuple(sizes), source
+
+
+def made_axes(op: Op, program: Program, dims: Contraction) -> dict[int, Axis]:
+    """Dimension of the kernel -> where its neurons run along the result of a linear operation."""
+    shape = program.shape(op.outs[0])
+    return {kernel: Axis(d, 1, shape[d]) for d, kernel in dims.made.items()}
+
+
+def carry_all(op: Op, program: Program, axes: dict[int, Axis]) -> dict[int, Axis]:
+    """The axes that are not lost by an operation with one operand that is data."""
+    (data,) = program.data_ins(op)
+    moved = {kernel: carry(op, program, data, axis) for kernel, axis in axes.items()}
+    return {kernel: axis for kernel, axis in moved.items() if axis is not None}
+
+
+def leaf_axes(program: Program, value: int) -> dict[int, int]:
+    """Which dimension of a kernel, as an operation reads it, is which of its leaf.
+
+    Args:
+      program: where the value stands.
+      value: made from one leaf of the variables by moving whole dimensions,
+        changing the type and scaling by constants; else nothing is known.
+
+    Returns:
+      dimension of the value -> dimension of the leaf, where either is the other, whole.
+    """
+    path: list[tuple[Op, int]] = []
+    here = value
+    while here not in program.leaves:
+        op = program.made_by.get(here)
+        position = None if op is None else _derived_from(op, program)
+        if op is None or position is None:
+            return {}
+        path.append((op, position))
+        here = op.ins[position]
+    found: dict[int, int] = {}
+    for dim, size in enumerate(program.shape(here)):
+        axis: Axis | None = Axis(dim, 1, size)
+        for op, position in reversed(path):
+            axis = carry(op, program, position, axis)
+        if axis is not None and axis.exact(program.shape(value)):
+            found.setdefault(axis.dim, dim)
+    return found
+
+
+def _derived_from(op: Op, program: Program) -> int | None:
+    """The operand that an operation moves or scales, if it does nothing else with variables."""
+    positions = [i for i, v in enumerate(op.ins) if program.origins.get(v)]
+    # of what works element by element, zero must stay zero
+    known = op.row.keeps or op.row.still or op.row.affine in ("scale", "flip")
+    if not known or len(positions) != 1 or program.inverts(op, positions):
+        return None
+    return positions[0]
 
 
 class Unit(NamedTuple):
@@ -63,12 +163,12 @@ class Units:
 
         Up to a factor that differs between the positions of one neuron: no kernel has it.
         """
-        chain = self.chain(op, AFFINE, THROUGH)
+        chain = self.chain(op, ("scale", "shift", "flip"), through=True)
         axes = made_axes(op, self.program, dims)
         for length, following in enumerate(chain):
             axes = carry_all(following, self.program, axes)
-            if following.name in SCALING and not self._by_neuron(following, axes):
-                return _ending_in(AFFINE, chain[:length])
+            if following.row.affine == "scale" and not self._by_neuron(following, axes):
+                return _foldable(chain[:length])
         return chain
 
     def _by_neuron(self, op: Op, axes: dict[int, Axis]) -> bool:
@@ -79,24 +179,25 @@ class Units:
         whole = {axis.dim for axis in axes.values() if axis.exact(shape)}
         return {d for d, size in enumerate(sizes) if size > 1} <= whole
 
-    def chain(self, op: Op, affine: frozenset[str], through: frozenset[str]) -> list[Op]:
-        """What follows an operation and acts on nothing else.
+    def chain(self, op: Op, affine: Sequence[str], through: bool = False) -> list[Op]:
+        """Returns what follows an operation and acts on nothing else.
 
         As far as each intermediate value has one consumer, and up to the last
-        operation of ``affine`` with a constant: what lies behind that, of
-        ``through``, is left to be a step of its own.
+        operation of the kinds ``affine`` with a constant: what only lies behind that, or,
+        if ``through``, between, is left to be a step of its own.
         """
+        kinds = (*affine, "through") if through else tuple(affine)
         found: list[Op] = []
         value = op.outs[0]
         while value != self.program.out and len(self.consumers.get(value, ())) == 1:
             following = self.consumers[value][0]
             positions = self.program.data_ins(following)
-            divisor = following.name == "div" and positions == [1]
-            if len(positions) != 1 or divisor or following.name not in affine | through:
+            inverted = self.program.inverts(following, positions)
+            if len(positions) != 1 or inverted or following.row.affine not in kinds:
                 break
             found.append(following)
             value = following.outs[0]
-        return _ending_in(affine, found)
+        return _foldable(found)
 
     def add(
         self, op: Op, dims: Contraction, chain: list[Op], read: tuple[int, Axis] | None
@@ -148,8 +249,8 @@ class Units:
 
     def _bias(self, chain: list[Op]) -> str | None:
         """Key path of what is added before anything else happens."""
-        first = next((op for op in chain if op.name not in THROUGH), None)
-        if first is None or first.name not in ADDITIONS:
+        first = next((op for op in chain if op.row.affine != "through"), None)
+        if first is None or first.row.affine != "shift" or first.name == "sub":
             return None
         (constant,) = (v for v in first.ins if v not in self.program.data)
         return self._path(constant)
@@ -162,9 +263,9 @@ class Units:
         return self.found[number].kernel if same else None
 
 
-def _ending_in(kinds: frozenset[str], ops: list[Op]) -> list[Op]:
-    """Operations up to the last of some kinds."""
+def _foldable(ops: list[Op]) -> list[Op]:
+    """Cuts off what lies behind the last operation that does something."""
     length = len(ops)
-    while length and ops[length - 1].name not in kinds:
+    while length and ops[length - 1].row.affine == "through":
         length -= 1
     return ops[:length]

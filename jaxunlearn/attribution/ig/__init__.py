@@ -33,7 +33,7 @@ from jaxunlearn.attribution.ig.integral import (
 )
 from jaxunlearn.attribution.ig.quadrature import DEFAULT, Quadrature, check
 from jaxunlearn.attribution.starts import argmax
-from jaxunlearn.jaxprs.axes import wide
+from jaxunlearn.jaxprs.program import wide
 from jaxunlearn.jaxprs.replay import Named, named
 
 __all__ = ["integrated_gradients", "straight"]

@@ -18,7 +18,7 @@ from jax import lax
 
 from jaxunlearn.attribution.ig.quadrature import Quadrature
 from jaxunlearn.attribution.starts import label
-from jaxunlearn.jaxprs.axes import wide
+from jaxunlearn.jaxprs.program import wide
 from jaxunlearn.jaxprs.replay import canonical
 
 

@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.attribution.lrp import rules as _rules
-from jaxunlearn.attribution.lrp.ledger import Absorbed
 from jaxunlearn.attribution.lrp.rules import Rules
-from jaxunlearn.attribution.lrp.sweep import Sweep
+from jaxunlearn.attribution.lrp.sweep import Absorbed, Sweep
 from jaxunlearn.attribution.starts import argmax
-from jaxunlearn.jaxprs.axes import wide
-from jaxunlearn.jaxprs.program import evaluate, trace
+from jaxunlearn.jaxprs.program import evaluate, trace, wide
 from jaxunlearn.jaxprs.steps import plan
 
 __all__ = ["Relevance", "Seed", "lrp"]

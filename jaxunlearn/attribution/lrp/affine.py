@@ -10,12 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.jaxprs.axes import Axis, carry_all, made_axes, varies
-from jaxunlearn.jaxprs.program import Op, Program, bind, names, where
+from jaxunlearn.jaxprs.primitives import Axis, Op
+from jaxunlearn.jaxprs.program import Program, bind, where
 from jaxunlearn.jaxprs.steps import Step
-
-_SCALES = names("mul div neg sub")
-_SHIFTS = names("add add_any sub")
+from jaxunlearn.jaxprs.units import carry_all, made_axes, varies
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,8 +93,7 @@ class Affine:
         axes = made_axes(op, self.program, dims)
         for following in self.step.ops[1:]:
             axes = carry_all(following, self.program, axes)
-            if following.name in _SCALES:
-                kernel = self._fold(following, kernel, axes)
+            kernel = self._fold(following, kernel, axes)
         return kernel
 
     def _constant(self, op: Op) -> int:
@@ -106,12 +103,17 @@ class Affine:
         """One operation of the chain, or its scaling or its shift alone."""
         if scale and shift:
             return self._bind(op, y)
-        shape = self.program.shape(op.outs[0])
-        if op.name == "neg" or (op.name == "sub" and op.ins[1] in self.program.data):
+        shape, kind = self.program.shape(op.outs[0]), op.row.affine
+        if self._flips(op):
             y = -y if scale else y
-        elif op.name not in _SHIFTS and (scale or op.name not in _SCALES):
+        elif kind == "through" or (kind == "scale" and scale):
             return self._bind(op, y)
         return y if y.shape == shape else jnp.broadcast_to(y, shape)
+
+    def _flips(self, op: Op) -> bool:
+        """Tells that the sign of the data is turned: ``-y`` or ``constant - y``."""
+        subtracted = op.name == "sub" and op.ins[1] in self.program.data
+        return op.row.affine == "flip" or subtracted
 
     def _bind(self, op: Op, y: jax.Array) -> jax.Array:
         (out,) = bind(op, [y if v in self.program.data else self.env[v] for v in op.ins])
@@ -119,9 +121,9 @@ class Affine:
         return value
 
     def _fold(self, op: Op, kernel: jax.Array, axes: dict[int, Axis]) -> jax.Array:
-        if op.name == "neg" or (op.name == "sub" and op.ins[1] in self.program.data):
+        if self._flips(op):
             return -kernel
-        if op.name == "sub":
+        if op.row.affine != "scale":
             return kernel
         factor = self._per_neuron(op, kernel, axes)
         return kernel / factor if op.name == "div" else kernel * factor

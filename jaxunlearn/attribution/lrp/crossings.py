@@ -17,10 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.lrp.ledger import Loss, no_loss
-from jaxunlearn.attribution.lrp.rules import share
-from jaxunlearn.jaxprs.primitives import INDEXED
-from jaxunlearn.jaxprs.program import Op, Program, bind, where
+from jaxunlearn.attribution.lrp.rules.base import Loss, no_loss, share
+from jaxunlearn.jaxprs.primitives import Op
+from jaxunlearn.jaxprs.program import Program, bind, where
 
 
 def gate(relevance: jax.Array) -> list[jax.Array]:
@@ -144,7 +143,7 @@ def layout(
     Returns:
       The relevance of each operand that depends on the data; positions get none.
     """
-    data = [0] if op.name in INDEXED else program.data_ins(op)
+    data = [0] if op.row.role == "indexed" else program.data_ins(op)
     dtype = relevance[0].dtype
     element = env[op.ins[data[0]]].dtype
 

@@ -1,30 +1,50 @@
-"""The way back: relevance from the output to the input, one step after the other."""
+"""The way back: relevance from the output to the input, one step after the other.
 
+What a step does not pass on is entered into the ledger.
+"""
+
+import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.lrp import crossings as attention
-from jaxunlearn.attribution.lrp import crossings as maxima
-from jaxunlearn.attribution.lrp import crossings as routes
-from jaxunlearn.attribution.lrp import ledger
+from jaxunlearn.attribution.lrp import crossings
 from jaxunlearn.attribution.lrp import rules as _rules
 from jaxunlearn.attribution.lrp.affine import Affine
-from jaxunlearn.attribution.lrp.ledger import Absorbed, Loss
 from jaxunlearn.attribution.lrp.rules import OperationRule, Rule, Rules
-from jaxunlearn.jaxprs.axes import Axis
-from jaxunlearn.jaxprs.primitives import LOSING
-from jaxunlearn.jaxprs.program import where
+from jaxunlearn.attribution.lrp.rules.base import Loss
+from jaxunlearn.jaxprs.primitives import Axis
+from jaxunlearn.jaxprs.program import where, wide
 from jaxunlearn.jaxprs.steps import Plan, Step
 
 _ABSORBING = ("linear", "pool", "sum", "matmul", "softmax", "choice")
-_NORM = _rules.norm(routes.NORM_EPS)
+_NORM = _rules.norm(crossings.NORM_EPS)
 _Value = TypeVar("_Value")
 
 Crossed = tuple[list[jax.Array], Loss | None]
 """Relevance of each of a step's inputs, and what was absorbed, if the rule says so."""
+
+
+class Absorbed(NamedTuple):
+    """An entry of the ledger: the relevance of a step's outputs minus that of its inputs.
+
+    Attributes:
+      bias, stabilizer, dead: ``[B]``, see :class:`Loss`.
+      other: ``[B]``, the measured rest: what fell on constants (padding, a class token) or
+        was absorbed by a rule that does not account for it; zero up to rounding elsewhere.
+    """
+
+    bias: jax.Array
+    stabilizer: jax.Array
+    dead: jax.Array
+    other: jax.Array
+
+    @property
+    def total(self) -> jax.Array:
+        """``[B]``: the whole difference."""
+        return self.bias + self.stabilizer + self.dead + self.other
 
 
 class Sweep:
@@ -73,7 +93,7 @@ class Sweep:
         if step.name == "name":
             self.named[step.key] = above[0]
         own = _rules.for_operation(self.rules, step.name) is not None
-        if own or step.kind in _ABSORBING or step.name in LOSING:
+        if own or step.kind in _ABSORBING or step.ops[0].row.fills:
             self.account(step, above, list(zip(into, below, strict=True)), loss)
 
     def take(self, value: int) -> jax.Array:
@@ -104,26 +124,26 @@ class Sweep:
             case "pool":
                 return self.by_rule(own or _NORM, step, a, z, above[0])
             case "pass":
-                return [routes.passed(above[0], a)], None
+                return [crossings.passed(above[0], a)], None
             case "sum":
-                return routes.summed(op, above[0], z, [env[v] for v in step.ins])
+                return crossings.summed(op, above[0], z, [env[v] for v in step.ins])
             case "layout":
-                return routes.layout(op, self.planned.program, env, above), None
+                return crossings.layout(op, self.planned.program, env, above), None
             case "lookup":
-                return [routes.looked_up(op, above[0], a)], None
+                return [crossings.looked_up(op, above[0], a)], None
             case "max":
-                return [maxima.winner(op, a, z, above[0])], None
+                return [crossings.winner(op, a, z, above[0])], None
             case "choice":
-                chosen = routes.chosen(op, above[0], [env[v] for v in op.ins])
+                chosen = crossings.chosen(op, above[0], [env[v] for v in op.ins])
                 data = self.planned.program.data
                 pairs = zip(step.ins, chosen, strict=True)
                 return [relevance for v, relevance in pairs if v in data], None
             case "gate":
-                return attention.gate(above[0]), None
+                return crossings.gate(above[0]), None
             case "matmul":
-                return attention.matmul(op, above[0], z, [env[v] for v in step.ins])
+                return crossings.matmul(op, above[0], z, [env[v] for v in step.ins])
             case "softmax":
-                below, loss = attention.softmax(above[0], a, z, step.axes)
+                below, loss = crossings.softmax(above[0], a, z, step.axes)
                 return [below], loss
             case _:
                 raise NotImplementedError(_refusal(step))
@@ -184,7 +204,7 @@ class Sweep:
             axes = dict.fromkeys(touched)  # one example: wherever it lies
         if any(v not in axes for v in touched):
             return
-        self.ledger[step.key] = ledger.entry(
+        self.ledger[step.key] = _entry(
             [(r, axes[v]) for v, r in zip(step.outs, above, strict=True)],
             [(r, axes[v]) for v, r in below],
             loss,
@@ -198,3 +218,36 @@ def _refusal(step: Step) -> str:
         f"value(s) that depend on the data, at {where(op)}; to say how relevance crosses it, "
         f"add ('{op.name}', rules.operation(propagate)) to the rules"
     )
+
+
+def _entry(
+    above: list[tuple[jax.Array, Axis | None]],
+    below: list[tuple[jax.Array, Axis | None]],
+    loss: Loss | None,
+) -> Absorbed:
+    """The entry of one step.
+
+    Args:
+      above: relevance of each output, with the axis of the examples; ``None`` for one example.
+      below: the same of each input.
+      loss: shaped like the first output; ``None`` if the rule does not say.
+    """
+    gap = _summed(above) - _summed(below)
+    nothing = jnp.zeros_like(gap)
+    if loss is None:
+        return Absorbed(nothing, nothing, nothing, gap)
+    bias, stabilizer, dead = (_per_index(cause, above[0][1]) for cause in loss)
+    return Absorbed(bias, stabilizer, dead, gap - bias - stabilizer - dead)
+
+
+def _summed(parts: list[tuple[jax.Array, Axis | None]]) -> jax.Array:
+    return jnp.sum(jnp.stack([_per_index(*one) for one in parts]), axis=0)
+
+
+def _per_index(values: jax.Array, axis: Axis | None) -> jax.Array:
+    """``[size]``: the sum over everything but an axis, in float32 or wider; ``[1]`` over all."""
+    if axis is None:
+        return jnp.sum(values, dtype=wide(values.dtype)).reshape(1)
+    shape = values.shape
+    inner = axis.inner * math.prod(shape[axis.dim + 1 :])
+    return jnp.sum(values.reshape(-1, axis.size, inner), axis=(0, 2), dtype=wide(values.dtype))

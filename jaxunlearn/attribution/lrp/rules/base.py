@@ -16,8 +16,27 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.attribution.lrp.affine import Affine
-from jaxunlearn.attribution.lrp.ledger import Loss
 from jaxunlearn.jaxprs.units import Unit
+
+
+class Loss(NamedTuple):
+    """What a rule absorbs, element by element of the outputs of its step.
+
+    Attributes:
+      bias: by the bias, batch norm's shift included.
+      stabilizer: by what keeps a denominator from zero.
+      dead: by units without any contribution to share it among (a window of zeros).
+    """
+
+    bias: jax.Array
+    stabilizer: jax.Array
+    dead: jax.Array
+
+
+def no_loss(like: jax.Array) -> Loss:
+    """Nothing absorbed."""
+    nothing = jnp.zeros_like(like)
+    return Loss(nothing, nothing, nothing)
 
 
 class Propagated(NamedTuple):

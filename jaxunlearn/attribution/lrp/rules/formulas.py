@@ -15,8 +15,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxunlearn.attribution.lrp.affine import Affine
-from jaxunlearn.attribution.lrp.ledger import Loss, no_loss
-from jaxunlearn.attribution.lrp.rules.base import Propagated, Rule, check_positive, share
+from jaxunlearn.attribution.lrp.rules.base import (
+    Loss,
+    Propagated,
+    Rule,
+    check_positive,
+    no_loss,
+    share,
+)
 
 
 def epsilon(eps: float = 1e-6, *, bias: bool = True) -> Rule:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxunlearn.attribution import features
 from jaxunlearn.concepts.attributes import TABLES, attribute_sets, having, load_table
@@ -16,7 +17,7 @@ from jaxunlearn.concepts.cavs import fit_bank
 from jaxunlearn.concepts.patches import patch_bank, patch_names
 from jaxunlearn.core.errors import DataError
 from jaxunlearn.core.types import Apply, Examples, Key, Model, Sets, Subset, Variables
-from jaxunlearn.data.batches import fetch
+from jaxunlearn.data.batches import fetch, unchanged
 from jaxunlearn.data.sets import num_examples, whole
 from jaxunlearn.data.sources.names import hint
 from jaxunlearn.engine.predict import predict
@@ -100,9 +101,8 @@ def infer_concepts(
     parts = _subsets(parts)
     own = [int(seed) for seed in jax.random.bits(key, (5,), jnp.uint32)]
     drawn = _draw(parts, examples, own[0])
-    like = jax.ShapeDtypeStruct(drawn.x.shape, jnp.float32)
     shapes = concept_shapes(
-        apply, variables, like, bank=bank, concepts=concepts, class_names=class_names
+        apply, variables, drawn.x, bank=bank, concepts=concepts, class_names=class_names
     )
     size = shapes.bank.vectors.shape[1]
     y = np.asarray(drawn.y)
@@ -141,7 +141,8 @@ def concept_shapes(
     Args:
       apply, bank, concepts, class_names: see :func:`infer_concepts`.
       variables: arrays, or their shapes and dtypes.
-      x: examples ``[B, ...]``, or their shape and dtype.
+      x: inputs of the network with the leading axis ``B``, or their shapes and dtypes
+        (:func:`jaxunlearn.data.batches.inputs_like`).
       num_classes: ``K``, if it is known; checked against the network's.
 
     Raises:
@@ -152,7 +153,7 @@ def concept_shapes(
         number of concepts that the features do not allow.
     """
     check_bank(bank)
-    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), x)
     logits = jax.eval_shape(apply, variables, one)
     read = jax.eval_shape(feature_fn(apply), variables, one)
     if read.ndim != 2:
@@ -160,7 +161,8 @@ def concept_shapes(
     classes, size = logits.shape[-1], read.shape[1]
     if num_classes is not None and num_classes != classes:
         raise ValueError(f"num_classes: expected {classes}, as of the network, got {num_classes}")
-    names = _names(bank, concepts, size, classes, class_names, x.shape)
+    shape = x.shape if isinstance(x, jax.Array | jax.ShapeDtypeStruct) else ()
+    names = _names(bank, concepts, size, classes, class_names, shape)
 
     def floats(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -207,7 +209,8 @@ def _names(
         return table.names
     if len(shape) != 4:
         raise ValueError(
-            f"bank: expected images [N, H, W, C] for patches, got examples {list(shape[1:])}; "
+            "bank: expected images [N, H, W, C] for patches, got examples "
+            f"{list(shape[1:]) or 'of several arrays'}; "
             "a table of attributes or vectors of one's own suit any network"
         )
     if not 2 <= concepts <= size:
@@ -245,7 +248,5 @@ def _draw(parts: Sequence[Subset], count: int, seed: int) -> Examples:
         fetch(part.examples, jnp.asarray(at[take]))
         for part, at, take in zip(kept, places, np.split(chosen, ends), strict=True)
     ]
-    unit = (1,) * (x[0].ndim - 1)
-    return Examples(
-        jnp.concatenate(x), jnp.asarray(y[chosen], jnp.int32), jnp.zeros(unit), jnp.ones(unit)
-    )
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *x)
+    return Examples(joined, jnp.asarray(y[chosen], jnp.int32), Partial(unchanged))

@@ -1,17 +1,26 @@
-"""Batches drawn on the device from (key, step) alone.
+"""Batches drawn on the device from (key, step) alone, and the readers of their inputs.
 
 The order of an epoch is a keyed permutation that is *computed*, not stored: the
 swap-or-not shuffle of Hoang, Morris and Rogaway (CRYPTO 2012, section 3). So a
 step needs no carried order, a killed run continues at any step, the size of a
 subset may be an array (subsets of different sizes share one program), and each
 epoch still visits every example exactly once.
+
+A reader turns the stored examples of a batch into what the network takes: ``reader(x)``, from
+one pytree of arrays with the leading axis ``B`` to another. It is a
+:class:`jax.tree_util.Partial`, so that equal functions with other arrays share one program:
+``Partial(normalise, mean=mean, std=std)``.
 """
+
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.core.types import Batch, Batches, Examples, Key, Needs, Sets, Subset
+from jaxunlearn.core.errors import DataError
+from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.core.types import Batch, Batches, Examples, Inputs, Key, Needs, Sets, Subset
 
 # Each round lets every position swap with one partner; 6 log2(N) / 4 rounds already
 # leave no bias that a test of N = 10^5 positions can see, 24 cover 2^16 and more.
@@ -62,19 +71,86 @@ def random_slots(part: Subset, key: Key, count: int) -> jax.Array:
     return shuffled(seed, ranks // size, ranks % size, size)
 
 
-def fetch(examples: Examples, positions: jax.Array) -> jax.Array:
-    """``(x[positions] - mean) / std`` as ``float32 [B, ...]``."""
-    x = examples.x[positions].astype(jnp.float32)
-    return (x - examples.mean[None]) / examples.std[None]
+def unchanged(x: Inputs) -> Inputs:
+    """Returns the inputs as stored, floats as float32: a reader."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, x)
+
+
+def scale_bytes(x: Inputs, largest: jax.Array) -> Inputs:
+    """Divides leaves of uint8 by ``largest``, all else :func:`unchanged`: the default reader."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(jnp.float32) / largest if leaf.dtype == jnp.uint8 else unchanged(leaf)
+
+    return jax.tree.map(one, x)
+
+
+def normalise(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Returns ``(x - mean) / std`` in float32: a reader.
+
+    Args:
+      x: ``[B, ...]``, integers or floats.
+      mean, std: of the rank of one example, and broadcast against it.
+    """
+    return (x.astype(jnp.float32) - mean[None]) / std[None]
+
+
+def inputs_like(part: Subset | Examples, batch: int = 1) -> Any:
+    """Returns shapes and dtypes of what the network gets, as ``jax.ShapeDtypeStruct``.
+
+    Args:
+      part: arrays, or their shapes and dtypes.
+      batch: ``B``, the leading axis.
+
+    Raises:
+      DataError: the reader does not return arrays with the leading axis ``B``.
+    """
+    examples = part.examples if isinstance(part, Subset) else part
+    stored = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), examples.x
+    )
+    found = jax.eval_shape(lambda reader, x: reader(x), examples.reader, stored)
+    shapes = {name: leaf.shape for name, leaf in named_leaves(found).items()}
+    if not shapes or any(shape[:1] != (batch,) for shape in shapes.values()):
+        raise DataError(
+            f"reader: expected inputs with the leading axis of the batch, {batch}, got {shapes}"
+        )
+    return found
+
+
+def array_shape(part: Subset | Examples, name: str = "sets") -> tuple[int, ...]:
+    """Returns the shape of one input, ``(H, W, C)``, where the network takes one array.
+
+    Args:
+      name: what errors call the examples.
+
+    Raises:
+      DataError: it takes a tree of several.
+    """
+    like = inputs_like(part)
+    if not isinstance(like, jax.ShapeDtypeStruct):
+        raise DataError(
+            f"{name}: expected inputs that are one array, got {', '.join(named_leaves(like))}"
+        )
+    return tuple(like.shape[1:])
+
+
+def fetch(examples: Examples, positions: jax.Array) -> Inputs:
+    """Returns some examples as the network takes them, ``reader(x[positions])``."""
+    return examples.reader(jax.tree.map(lambda leaf: leaf[positions], examples.x))
 
 
 def pick(subset: Subset, slots: jax.Array, weight: jax.Array, labels: bool) -> Batch:
-    """The examples in some places of a subset; without ``labels`` these are all ``-1``."""
+    """Returns the examples in some places of a subset; labels are ``-1`` if not wanted."""
     positions = subset.indices[slots]
-    hidden = jnp.full(slots.shape, -1, jnp.int32)
+    y = subset.examples.y
     return Batch(
         x=fetch(subset.examples, positions),
-        y=subset.examples.y[positions] if labels else hidden,
+        y=y[positions] if labels else jnp.full((*slots.shape, *y.shape[1:]), -1, y.dtype),
         weight=weight.astype(jnp.float32),
         slot=slots,
     )

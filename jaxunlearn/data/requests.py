@@ -20,9 +20,11 @@ def forget_classes(labels: Iterable[int]) -> Request:
     return Request(classes=tuple(int(label) for label in labels))
 
 
-def forget_indices(indices: Iterable[int]) -> Request:
-    """Forget the training examples at these positions."""
-    return Request(indices=tuple(int(index) for index in indices))
+def forget_indices(indices: Iterable[int] | np.ndarray) -> Request:
+    """Forget the training examples at these positions, or where a mask ``bool [N]`` is true."""
+    given = np.asarray(indices if hasattr(indices, "dtype") else list(indices))
+    positions = np.flatnonzero(given) if given.dtype == bool else given
+    return Request(indices=tuple(int(index) for index in positions))
 
 
 def forget_random(share: float, seed: int = 0) -> Request:
@@ -66,13 +68,13 @@ def separate(request: Request, num_classes: int) -> list[Request]:
     return [forget_class(label) for label in labels]
 
 
-def forget_mask(request: Request, labels: np.ndarray, num_classes: int) -> np.ndarray:
+def forget_mask(request: Request, labels: np.ndarray, num_classes: int | None) -> np.ndarray:
     """Which training examples are to be forgotten.
 
     Args:
       request: names exactly one of classes, indices and share.
-      labels: ``int [N]``, the training labels.
-      num_classes: ``K``.
+      labels: ``int [N]``, the training labels; read only for classes.
+      num_classes: ``K``; ``None`` where labels are not classes.
 
     Returns:
       ``bool [N]``, neither all false nor all true.
@@ -90,6 +92,11 @@ def forget_mask(request: Request, labels: np.ndarray, num_classes: int) -> np.nd
         )
     total = len(labels)
     if request.classes:
+        if num_classes is None:
+            raise RequestError(
+                f"request.classes: expected labels that are classes, got others (labels='any') "
+                f"for {describe(request)!r}; request indices, a mask or a share"
+            )
         _check_range("request.classes", request.classes, num_classes)
         mask = np.isin(labels, request.classes)
     elif request.indices:
@@ -114,12 +121,12 @@ def forget_mask(request: Request, labels: np.ndarray, num_classes: int) -> np.nd
 
 
 def same_kind_mask(request: Request, labels: np.ndarray) -> np.ndarray:
-    """Which examples of another split are of the kind to be forgotten.
+    """Marks the examples of another split that are of the kind to be forgotten.
 
     For classes: those with such a label. Named or random examples have no kind:
     none.
     """
-    return np.isin(labels, request.classes)
+    return np.isin(labels, request.classes) if request.classes else np.zeros(len(labels), bool)
 
 
 def _check_range(name: str, values: tuple[int, ...], limit: int) -> None:

@@ -3,60 +3,136 @@
 A data set divided by the requests of a run, and where its parts lie in the official splits.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from jaxunlearn.config import Request
 from jaxunlearn.core.errors import DataError, RequestError, expect
-from jaxunlearn.core.types import Examples, Sets, Subset
+from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.core.types import Examples, Inputs, Sets, Subset
+from jaxunlearn.data.batches import inputs_like, normalise, scale_bytes
 from jaxunlearn.data.dataset import Dataset
 from jaxunlearn.data.requests import describe, forget_mask, same_kind_mask
 
+LABELS = ("class", "any")
+"""Kinds of labels: one class of each example, or any array with an entry for each."""
+
 
 def as_examples(
-    x: ArrayLike,
+    x: Inputs,
     y: ArrayLike,
     mean: ArrayLike | None = None,
     std: ArrayLike | None = None,
     *,
+    reader: Callable[[Inputs], Inputs] | None = None,
+    labels: str = "class",
     name: str = "x, y",
 ) -> Examples:
-    """Checks labelled arrays and puts them on the device.
+    """Checks labelled inputs and puts them on the device.
 
     Args:
-      x: ``[N, ...]``, integers (kept as they are) or floats (kept as float32).
-      y: integers ``[N]``.
-      mean, std: broadcast against one example, in the units of ``x``. By default
-        0 and 255 for ``uint8``, 0 and 1 otherwise.
+      x: an array ``[N, ...]`` (a list is read as one), or a pytree of arrays with the leading
+        axis ``N``, ``{"tokens": ..., "mask": ...}``. Floats are kept as float32, all else as
+        it is; integers of 64 bits become int32.
+      y: integers ``[N]``; with ``labels="any"`` numbers ``[N, ...]``.
+      mean, std: of an ``x`` that is one array, in its units; broadcast against one example:
+        the network gets ``(x - mean) / std``. Where only one is given, the other is 0, or
+        255 for ``uint8`` and 1 else.
+      reader: instead of them, a function of a batch of ``x`` that returns what the network
+        takes, with the same leading axis. Equal functions share compiled programs: give one
+        object, not a new ``lambda`` each time, and what it reads as arguments of a
+        :class:`jax.tree_util.Partial`. By default bytes (``uint8``) are divided by 255 and
+        all else is unchanged.
+      labels: ``"class"``, or ``"any"`` for kinds of models whose labels are something else,
+        such as a sequence.
       name: what errors call the arrays.
 
     Raises:
-      DataError: lengths differ, or the labels are not integers.
+      DataError: lengths differ, an array holds no numbers or such as are not finite, the
+        labels are not integers, the reader drops the leading axis.
+      ValueError: ``mean`` or ``std`` beside ``reader``, unknown ``labels``.
     """
+    if reader is not None and not (mean is None and std is None):
+        raise ValueError("reader: expected either a reader or mean and std, got both")
+    if labels not in LABELS:
+        raise ValueError(f"labels: expected one of {LABELS}, got {labels!r}")
     # device arrays pass through untouched, so that sets of many requests share them
-    x, y = (a if isinstance(a, jax.Array) else np.asarray(a) for a in (x, y))
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise DataError(f"{name}: expected integer labels [N], got {y.dtype} {list(y.shape)}")
-    if x.ndim < 2 or len(x) != len(y):
+    x, classes = jax.tree.map(_array, np.asarray(x) if isinstance(x, list) else x), _array(y)
+    found = f"{classes.dtype} {list(classes.shape)}"
+    integers = np.issubdtype(classes.dtype, np.integer)
+    if labels == "class" and not (integers and classes.ndim == 1):
         raise DataError(
-            f"{name}: expected {len(y)} examples for {len(y)} labels, got an array {list(x.shape)}"
+            f"{name}: expected integer labels [N], got {found}; "
+            "labels='any' takes those of another kind"
         )
-    if np.issubdtype(x.dtype, np.floating) and not np.isfinite(np.asarray(x)).all():
-        raise DataError(f"{name}: expected finite numbers, got NaN or infinity")
-    kept: np.dtype[Any] = np.dtype(np.float32)
-    if np.issubdtype(x.dtype, np.integer):
-        # jax has no 64-bit integers by default
-        kept = x.dtype if x.dtype.itemsize < 8 else np.dtype(np.int32)
-    scale = 255.0 if x.dtype == np.uint8 else 1.0
-    shape = (1,) * (x.ndim - 1)
-    center = jnp.zeros(shape) if mean is None else _statistic(mean, x.ndim - 1)
-    spread = jnp.full(shape, scale) if std is None else _statistic(std, x.ndim - 1)
-    return Examples(jnp.asarray(x, kept), jnp.asarray(y, jnp.int32), center, spread)
+    if classes.ndim == 0:
+        raise DataError(f"{name}: expected labels [N, ...], got {found}")
+    count, leaves = len(classes), named_leaves(x)
+    if not leaves:
+        raise DataError(f"{name}: expected inputs, got a tree without arrays")
+    for path, leaf in leaves.items():
+        # of one array alone, numbers [N] are as likely the labels, given in the wrong place
+        if leaf.ndim < (1 if path else 2) or len(leaf) != count:
+            raise DataError(
+                f"{name}: expected {count} examples for {count} labels, got an array "
+                f"{list(leaf.shape)}{path and f' at {path}'}"
+            )
+    x, classes = jax.tree.map(lambda leaf: _stored(leaf, name), (x, classes))
+    classes = classes.astype(jnp.int32) if integers else classes
+    examples = Examples(x, classes, _reader_of(x, mean, std, reader, name))
+    if reader is not None:
+        inputs_like(examples)
+    return examples
+
+
+def _array(value: ArrayLike) -> Any:
+    return value if isinstance(value, jax.Array) else np.asarray(value)
+
+
+def _stored(array: Any, name: str) -> jax.Array:
+    """Checks the numbers of an array and puts it on the device, in at most 32 bits."""
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        if not np.isfinite(np.asarray(array)).all():
+            raise DataError(f"{name}: expected finite numbers, got NaN or infinity")
+        return jnp.asarray(array, jnp.float32)
+    if array.dtype.kind not in "iub":
+        raise DataError(f"{name}: expected numbers, got an array of {array.dtype}")
+    # jax has no 64-bit integers by default
+    if array.dtype.itemsize < 8:
+        return jnp.asarray(array)
+    if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+        raise DataError(f"{name}: expected integers of 32 bits, got {array.min()} to {array.max()}")
+    return jnp.asarray(array, jnp.int32)
+
+
+def _reader_of(
+    x: Inputs,
+    mean: ArrayLike | None,
+    std: ArrayLike | None,
+    reader: Callable[[Inputs], Inputs] | None,
+    name: str,
+) -> Partial:
+    if reader is not None:
+        return reader if isinstance(reader, Partial) else Partial(reader)
+    bytes_alone = isinstance(x, jax.Array) and x.dtype == jnp.uint8
+    if mean is None and std is None and not bytes_alone:
+        return Partial(scale_bytes, largest=jnp.float32(255))
+    if not isinstance(x, jax.Array):
+        raise DataError(
+            f"{name}: expected one array to normalise by mean and std, got a tree of "
+            f"{', '.join(named_leaves(x))}; a reader can do that"
+        )
+    rank = x.ndim - 1
+    center = _statistic(0.0 if mean is None else mean, rank)
+    spread = _statistic((255.0 if bytes_alone else 1.0) if std is None else std, rank)
+    return Partial(normalise, mean=center, std=spread)
 
 
 def _statistic(value: ArrayLike, rank: int) -> jax.Array:
@@ -90,78 +166,98 @@ def labels_of(part: Subset) -> list[int]:
     return [int(label) for label in np.unique(own)]
 
 
+def forgets_class(sets: Sets) -> bool:
+    """Tells whether whole classes are forgotten, none of which is retained."""
+    if sets.forget is None or sets.retain is None or sets.forget.examples.y.ndim != 1:
+        return False
+    return not set(labels_of(sets.forget)) & set(labels_of(sets.retain))
+
+
 def make_sets(
-    x: ArrayLike,
+    x: Inputs,
     y: ArrayLike,
     request: Request,
     *,
-    unseen: tuple[ArrayLike, ArrayLike] | None = None,
-    test: tuple[ArrayLike, ArrayLike] | None = None,
+    unseen: tuple[Inputs, ArrayLike] | None = None,
+    test: tuple[Inputs, ArrayLike] | None = None,
     mean: ArrayLike | None = None,
     std: ArrayLike | None = None,
+    reader: Callable[[Inputs], Inputs] | None = None,
+    labels: str = "class",
     num_classes: int | None = None,
 ) -> Sets:
     """Divides training, unseen and test examples by a request.
 
     Args:
-      x, y: the training split, ``[N, ...]`` and integer labels ``[N]``.
+      x, y: the training split: an array ``[N, ...]`` or a pytree of such, and integer labels
+        ``[N]``.
       request: what to forget.
       unseen: examples and labels that no training sees; become ``unseen`` (the
         kind to be forgotten) and ``holdout`` (everything else).
       test: examples and labels for evaluation; become ``test_forget`` and
         ``test_retain``.
-      mean, std: normalisation, see :func:`as_examples`.
+      mean, std, reader: normalisation, or any function that makes inputs of the network of
+        the examples of a batch, see :func:`as_examples`.
+      labels: ``"class"``, or ``"any"`` for labels ``[N, ...]`` that are not classes, such as
+        sequences: then nothing can be requested by class.
       num_classes: ``K``; by default the largest training label plus one.
 
     Returns:
       The sets; a part without examples is ``None``.
 
     Raises:
-      DataError, RequestError: see :func:`as_examples`, ``forget_mask``.
+      DataError, RequestError, ValueError: see :func:`as_examples`, ``forget_mask``.
     """
     expect("request", request, Request, "; forget_class(3) makes one")
-    train = as_examples(x, y, mean, std, name="x, y")
-    labels = np.asarray(train.y)
-    if num_classes is None:
-        num_classes = int(labels.max()) + 1
-    _check_labels("x, y", labels, num_classes)
-    forget = forget_mask(request, labels, num_classes)
+    read = functools.partial(as_examples, mean=mean, std=std, reader=reader, labels=labels)
+    train = read(x, y, name="x, y")
+    own = np.asarray(train.y)
+    if labels != "class":
+        num_classes = None
+    elif num_classes is None:
+        num_classes = int(own.max()) + 1
+    _check_labels("x, y", own, num_classes)
+    forget = forget_mask(request, own, num_classes)
     sets = Sets(forget=_where(train, forget), retain=_where(train, ~forget))
-    if unseen is not None:
-        kept = _beside(train, unseen, mean, std, num_classes, "unseen")
-        alike = same_kind_mask(request, np.asarray(kept.y))
-        sets = sets._replace(unseen=_where(kept, alike), holdout=_where(kept, ~alike))
-    if test is not None:
-        kept = _beside(train, test, mean, std, num_classes, "test")
-        alike = same_kind_mask(request, np.asarray(kept.y))
-        sets = sets._replace(test_forget=_where(kept, alike), test_retain=_where(kept, ~alike))
+    for name, arrays, (alike, other) in (
+        ("unseen", unseen, ("unseen", "holdout")),
+        ("test", test, ("test_forget", "test_retain")),
+    ):
+        if arrays is not None:
+            kept = _beside(train, arrays, read, num_classes, name)
+            kind = same_kind_mask(request, np.asarray(kept.y))
+            sets = sets._replace(**{alike: _where(kept, kind), other: _where(kept, ~kind)})
     return sets
 
 
 def _beside(
     train: Examples,
-    arrays: tuple[ArrayLike, ArrayLike],
-    mean: ArrayLike | None,
-    std: ArrayLike | None,
-    num_classes: int,
+    arrays: tuple[Inputs, ArrayLike],
+    read: Callable[..., Examples],
+    num_classes: int | None,
     name: str,
 ) -> Examples:
     """Another split, of the same form as the training split."""
     if not isinstance(arrays, tuple) or len(arrays) != 2:
         raise DataError(f"{name}: expected (x, y), got {type(arrays).__name__}")
-    kept = as_examples(*arrays, mean, std, name=name)
+    kept = read(*arrays, name=name)
     _check_labels(name, kept.y, num_classes)
-    if kept.x.shape[1:] != train.x.shape[1:]:
-        raise DataError(
-            f"{name}: expected examples {list(train.x.shape[1:])} as in training, "
-            f"got {list(kept.x.shape[1:])}"
-        )
+    wanted, found = _form(train), _form(kept)
+    if wanted != found:
+        raise DataError(f"{name}: expected examples {wanted} as in training, got {found}")
     return kept
 
 
-def _check_labels(name: str, labels: ArrayLike, num_classes: int) -> None:
+def _form(examples: Examples) -> str:
+    """Shapes of one example's input and, where it is not a class, of its label."""
+    shapes = {path: list(leaf.shape[1:]) for path, leaf in named_leaves(examples.x).items()}
+    text = ", ".join(f"{path} {shape}" if path else f"{shape}" for path, shape in shapes.items())
+    return f"{text} with labels {list(examples.y.shape[1:])}" if examples.y.ndim > 1 else text
+
+
+def _check_labels(name: str, labels: ArrayLike, num_classes: int | None) -> None:
     found = np.asarray(labels)
-    if found.size and not 0 <= found.min() <= found.max() < num_classes:
+    if num_classes is not None and found.size and not 0 <= found.min() <= found.max() < num_classes:
         raise DataError(
             f"{name}: expected labels from 0 to {num_classes - 1}, "
             f"got {found.min()} to {found.max()}"
@@ -194,7 +290,7 @@ def alone(sets: Sets) -> Sets:
     """The same sets without the examples of others in their arrays: places are slots."""
 
     def one(part: Subset) -> Subset:
-        x, y = (array[part.indices] for array in part.examples[:2])
+        x, y = jax.tree.map(lambda leaf: leaf[part.indices], part.examples[:2])
         examples = part.examples._replace(x=x, y=y)
         return Subset(examples, jnp.arange(len(part.indices), dtype=jnp.int32), part.size)
 
@@ -226,7 +322,12 @@ def stack_sets(many: Sequence[Sets]) -> Sets:
             continue
         if any(part is None for part in parts):
             raise ValueError(f"sets: expected {name} in all or in none, got it in some")
-        if any(part.examples.x is not parts[0].examples.x for part in parts):
+        shared = jax.tree.leaves(parts[0].examples.x)
+        if any(
+            own is not one
+            for part in parts
+            for own, one in zip(jax.tree.leaves(part.examples.x), shared, strict=True)
+        ):
             raise ValueError(
                 f"sets: expected {name} to share one device array in all requests, got copies; "
                 "pass jax arrays to make_sets"

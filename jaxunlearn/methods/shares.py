@@ -11,10 +11,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxunlearn.core.trees import in_chunks
-from jaxunlearn.core.types import Batch, Examples, Key, Needs, Subset
-from jaxunlearn.data.batches import draw, fetch, pick
+from jaxunlearn.core.types import Batch, Examples, Inputs, Key, Needs, Subset
+from jaxunlearn.data.batches import draw, fetch, pick, unchanged
 
 
 def check_share(share: float, name: str = "share", of: str = "") -> None:
@@ -120,10 +121,9 @@ def share_of(part: Subset, share: float, key: Key, num_classes: int) -> tuple[ja
     return keep_share(labels, part.size, share, key, capacity, num_classes)
 
 
-def as_subset(x: jax.Array, y: jax.Array, size: jax.Array) -> Subset:
-    """The first ``size`` of examples that are normalised already."""
-    unit = (1,) * (x.ndim - 1)
-    examples = Examples(x, y, jnp.zeros(unit), jnp.ones(unit))
+def as_subset(x: Inputs, y: jax.Array, size: jax.Array) -> Subset:
+    """Returns the first ``size`` of examples that were read already."""
+    examples = Examples(x, y, Partial(unchanged))
     return Subset(examples, jnp.arange(len(y), dtype=jnp.int32), size)
 
 
@@ -131,7 +131,7 @@ def keep(
     part: Subset,
     slots: jax.Array,
     size: jax.Array,
-    made: Callable[[jax.Array], jax.Array] | None,
+    made: Callable[[Inputs], Inputs] | None,
     chunk: int,
 ) -> Subset:
     """Some examples of a subset on arrays of their own.
@@ -146,7 +146,8 @@ def keep(
     positions = part.indices[slots]
     y = part.examples.y[positions]
     if made is None:
-        examples = part.examples._replace(x=part.examples.x[positions], y=y)
+        x = jax.tree.map(lambda leaf: leaf[positions], part.examples.x)
+        examples = part.examples._replace(x=x, y=y)
         return Subset(examples, jnp.arange(len(y), dtype=jnp.int32), size)
     x = in_chunks(lambda rows: made(fetch(part.examples, positions[rows])), len(slots), chunk)
     return as_subset(x, y, size)

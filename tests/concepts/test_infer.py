@@ -18,7 +18,7 @@ from jaxunlearn.concepts import (
 )
 from jaxunlearn.config import TrainConfig
 from jaxunlearn.core.errors import DataError
-from jaxunlearn.data.batches import fetch
+from jaxunlearn.data.batches import fetch, inputs_like
 from jaxunlearn.data.sources.digits import load_digits
 from tests import toy
 
@@ -98,7 +98,7 @@ def test_a_convolutional_network_and_a_bank_of_ones_own(tmp_path):
     path = str(tmp_path / "own.npz")
     np.savez(path, vectors=np.eye(16)[:3], names=np.array(["a", "b", "c"]))
     found = infer_concepts(model.apply, variables, [part], KEY, bank=path, hybrid=False)
-    same_form(found, concept_shapes(model.apply, variables, part.examples.x, bank=path))
+    same_form(found, concept_shapes(model.apply, variables, inputs_like(part), bank=path))
     assert found.bank.names == ("a", "b", "c")
     assert not np.asarray(found.bottleneck.residual_weights).any()
 

@@ -1,10 +1,16 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.tree_util import Partial
 
 import jaxunlearn as ju
-from jaxunlearn.core.errors import DataError
-from jaxunlearn.data.sets import as_examples, num_examples, stratified_mask, subset, whole
+from jaxunlearn.core.errors import ConfigError, DataError, RequestError
+from jaxunlearn.core.types import Needs
+from jaxunlearn.data.batches import array_shape, draw, fetch, inputs_like, normalise
+from jaxunlearn.data.sets import alone, as_examples, num_examples, stratified_mask, subset, whole
+from jaxunlearn.engine.predict import predict
 from tests import toy
 
 
@@ -55,10 +61,19 @@ def test_requests_of_different_kinds_cannot_be_stacked():
 
 
 def test_normalisation_defaults():
-    bytes_ = as_examples(np.zeros((2, 3, 3, 1), np.uint8), [0, 1])
-    floats = as_examples(np.zeros((2, 3)), [0, 1])
-    assert (float(bytes_.std.max()), float(floats.std.max())) == (255, 1)
+    every = np.arange(256, dtype=np.uint8).reshape(2, 8, 16, 1)
+    found = fetch(as_examples(every, [0, 1]), jnp.arange(2))
+    np.testing.assert_allclose(found, every / 255, rtol=2e-7)
+    floats = as_examples(np.full((2, 3), 0.1), [0, 1])
     assert floats.x.dtype == jnp.float32
+    np.testing.assert_array_equal(fetch(floats, jnp.arange(2)), np.full((2, 3), np.float32(0.1)))
+    given = as_examples(every, [0, 1], mean=100, std=50)
+    np.testing.assert_allclose(fetch(given, jnp.arange(2)), (every - 100.0) / 50, rtol=2e-7)
+    # one of them alone: the other is what it is by default
+    centred = fetch(as_examples(every, [0, 1], mean=255.0), jnp.arange(2))
+    np.testing.assert_allclose(centred, (every - 255.0) / 255, rtol=2e-7)
+    both = fetch(as_examples(every, [0, 1], mean=0, std=255), jnp.arange(2))
+    np.testing.assert_array_equal(found, both)
 
 
 @pytest.mark.parametrize(
@@ -105,3 +120,168 @@ def test_unseen_images_are_taken_from_each_class_by_its_share():
 def test_unseen_must_leave_test_images():
     with pytest.raises(DataError, match="fewer than the 10 test images, got 10"):
         stratified_mask(np.zeros(10, int), 10, seed=0)
+
+
+# Inputs that are trees, readers, and labels that are no classes
+
+KEY = jax.random.key(0)
+
+
+def sentences(count=40, seed=0):
+    """Tokens, even ones in one class and odd ones in the other, with a mask."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, count)
+    tokens = 2 * rng.integers(0, 4, (count, 5)) + y[:, None]
+    mask = np.arange(5) < rng.integers(1, 6, (count, 1))
+    return {"tokens": tokens, "mask": mask}, y
+
+
+def sentence_net():
+    """A bag of the words that the mask lets through."""
+
+    def init(key):
+        table, head = jax.random.split(key)
+        return {"table": jax.random.normal(table, (8, 6)), "head": jax.random.normal(head, (6, 2))}
+
+    def apply(variables, x):
+        weight = x["mask"].astype(jnp.float32)
+        bag = jnp.sum(variables["table"][x["tokens"]] * weight[..., None], axis=1)
+        return bag @ variables["head"]
+
+    return ju.functionalize(apply, init=init)
+
+
+def test_a_tree_keeps_its_dtypes_and_goes_with_its_labels():
+    x, y = sentences()
+    sets = ju.make_sets(x, y, ju.forget_class(1), unseen=sentences(10, 1), test=sentences(10, 2))
+    like = inputs_like(sets.forget, 3)
+    assert (like["tokens"].shape, like["tokens"].dtype) == ((3, 5), jnp.int32)
+    assert (like["mask"].shape, like["mask"].dtype) == ((3, 5), jnp.bool_)
+    batch = draw(sets.forget, KEY, jnp.int32(0), 8, Needs())
+    assert batch.x["tokens"].dtype == jnp.int32
+    positions = np.asarray(sets.forget.indices)[batch.slot]
+    np.testing.assert_array_equal(batch.x["tokens"], x["tokens"][positions])
+    np.testing.assert_array_equal(batch.x["mask"], x["mask"][positions])
+    np.testing.assert_array_equal(batch.y, np.ones(8))
+    own = alone(ju.Sets(forget=sets.forget)).forget
+    np.testing.assert_array_equal(own.examples.x["mask"], x["mask"][y == 1])
+    assert num_examples(sets.test_forget) + num_examples(sets.test_retain) == 10
+
+
+def test_a_tree_is_unlearned_and_predicted():
+    model, (x, y) = sentence_net(), sentences()
+    sets = ju.make_sets(x, y, ju.forget_class(1))
+    config = ju.TrainConfig(epochs=20, batch_size=20, learning_rate=0.05)
+    original = ju.train(model, whole(sets.forget.examples), KEY, config=config).variables
+    found = predict(model.apply, original, whole(sets.forget.examples), 16)
+    expected = model.apply(original, jax.tree.map(jnp.asarray, x))
+    np.testing.assert_allclose(found.logits, expected, rtol=1e-5, atol=1e-5)
+    assert found.accuracy > 0.9
+    method = ju.finetune(model, optimizer=optax.sgd(0.1))
+    done = ju.unlearn(method, original, sets, KEY, steps=5, batch_size=8)
+    assert np.isfinite(done.history["loss"]).all()
+    assert predict(model.apply, done.variables, sets.retain).accuracy == 1
+
+
+def test_trees_are_stacked_without_copies():
+    x, y = sentences()
+    x = jax.tree.map(jnp.asarray, x)
+    many = [ju.make_sets(x, y, ju.forget_class(label), num_classes=2) for label in range(2)]
+    stacked = ju.stack_sets(many)
+    assert stacked.forget.examples.x["tokens"] is x["tokens"]
+    with pytest.raises(ValueError, match="expected forget to share one device array"):
+        ju.stack_sets([many[0], ju.make_sets(sentences()[0], y, ju.forget_class(1))])
+    method = ju.finetune(sentence_net())
+    done = ju.unlearn_many(
+        method, sentence_net().init(KEY), stacked, jax.random.split(KEY), steps=2, batch_size=8
+    )
+    assert done.history["loss"].shape == (2, 2)
+
+
+def brighter(x, by):
+    return x["image"].astype(jnp.float32) / 255 + by
+
+
+def test_a_reader_of_ones_own():
+    x = {"image": np.full((4, 2, 2, 1), 51, np.uint8), "camera": np.arange(4)}
+    reader = Partial(brighter, by=jnp.float32(1))
+    sets = ju.make_sets(x, np.arange(4) % 2, ju.forget_class(0), reader=reader)
+    assert array_shape(sets.forget) == (2, 2, 1)
+    batch = draw(sets.retain, KEY, jnp.int32(0), 3, Needs())
+    np.testing.assert_allclose(batch.x, np.full((3, 2, 2, 1), 1.2), rtol=1e-6)
+    # a function alone serves, too
+    plain = as_examples(x, [0, 1, 0, 1], reader=lambda x: x["camera"][:, None])
+    np.testing.assert_array_equal(fetch(plain, jnp.array([2, 1])), [[2], [1]])
+
+
+def test_sets_of_one_capacity_and_reader_share_a_program():
+    x, y = sentences()
+    images = np.zeros((40, 3), np.uint8)
+    drawn = jax.jit(draw, static_argnames=("batch_size", "needs"))
+    statistics = [{"mean": jnp.full(3, mean), "std": jnp.ones(3)} for mean in (1.0, 2.0)]
+    for inputs, options in (
+        (x, [{}, {}]),
+        (images, statistics),
+        (images, [{"reader": Partial(normalise, **one)} for one in statistics]),
+    ):
+        drawn.clear_cache()
+        for chosen, more in zip((range(8), range(3, 7)), options, strict=True):
+            part = subset(as_examples(inputs, y, **more), chosen, capacity=8)
+            drawn(part, KEY, jnp.int32(0), batch_size=4, needs=Needs())
+        assert drawn._cache_size() == 1
+
+
+@pytest.mark.parametrize("y", [np.arange(36).reshape(12, 3), np.linspace(0, 1, 12)])
+def test_labels_that_are_no_classes(y):
+    x = {"tokens": np.arange(24).reshape(12, 2)}
+    sets = ju.make_sets(
+        x, y, ju.forget_indices(np.arange(12) < 5), labels="any", test=(x, y), unseen=(x, y)
+    )
+    assert members(sets.forget) == set(range(5))
+    assert (sets.unseen, sets.test_forget) == (None, None)
+    assert num_examples(sets.holdout) == 12
+    batch = draw(sets.retain, KEY, jnp.int32(0), 4, Needs())
+    positions = np.asarray(sets.retain.indices)[batch.slot]
+    np.testing.assert_array_equal(batch.y, y[positions].astype(batch.y.dtype))
+    hidden = draw(sets.retain, KEY, jnp.int32(0), 4, Needs(labels=False))
+    np.testing.assert_array_equal(hidden.y, -np.ones_like(batch.y))
+    assert num_examples(ju.make_sets(x, y, ju.forget_random(0.25), labels="any").forget) == 3
+    with pytest.raises(RequestError, match=r"request\.classes: expected labels that are classes"):
+        ju.make_sets(x, y, ju.forget_class(1), labels="any")
+
+
+TOKENS, MASK, TWO = np.zeros((3, 2), int), np.ones((3, 2), bool), np.zeros(3, int)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "kind", "message"),
+    [
+        ({}, {}, DataError, "expected inputs, got a tree without arrays"),
+        ({"a": TOKENS, "b": MASK[:2]}, {}, DataError, r"got an array \[2, 2\] at b"),
+        ({"a": TOKENS, "b": np.float32(1)}, {}, DataError, r"got an array \[\] at b"),
+        ({"a": np.array(["x"] * 3)}, {}, DataError, "mine: expected numbers, got an array of <U1"),
+        ({"a": TOKENS + 2**40}, {}, DataError, "expected integers of 32 bits, got 1099511627776"),
+        ({"a": TOKENS, "b": MASK}, {"mean": 1}, DataError, "one array to normalise by mean"),
+        (TOKENS, {"std": 1, "reader": abs}, ValueError, "either a reader or mean and std"),
+        (TOKENS, {"labels": "classes"}, ValueError, "labels: expected one of"),
+        (TOKENS, {"reader": jnp.sum}, DataError, "reader: expected inputs with the leading axis"),
+    ],
+)  # fmt: skip
+def test_wrong_trees_are_named(x, options, kind, message):
+    with pytest.raises(kind, match=message):
+        as_examples(x, TWO, name="mine", **options)
+
+
+def test_what_needs_one_array_says_so():
+    x, y = sentences()
+    sets = ju.make_sets(x, y, ju.forget_class(1))
+    with pytest.raises(DataError, match="expected inputs that are one array, got mask, tokens"):
+        array_shape(sets.forget)
+    with pytest.raises(ConfigError, match="expected a network for inputs of shape"):
+        ju.train(
+            ju.functionalize(lambda v, x: x["words"], init=sentence_net().init),
+            whole(sets.forget.examples),
+            KEY,
+        )
+    with pytest.raises(DataError, match=r"unseen: expected examples mask .* as in training"):
+        ju.make_sets(x, y, ju.forget_class(1), unseen=({"tokens": x["tokens"]}, y))

@@ -12,6 +12,7 @@ import jaxunlearn as ju
 from jaxunlearn import checkpoint
 from jaxunlearn.config import Config, DataConfig, GanConfig, ModelConfig, Request, TrainConfig
 from jaxunlearn.core.errors import ConfigError, RequestError
+from jaxunlearn.data.sets import as_examples
 from jaxunlearn.engine.driver import Resume
 from jaxunlearn.metrics.generated import measure_gan, refer_gan
 from jaxunlearn.metrics.samples import Extent, logits_of
@@ -23,15 +24,17 @@ CONFIG = Config(
     data=DataConfig(name="digits", unseen=100),
     model=ModelConfig(name="mlp_gan", options={"latent": 8, "features": (64, 64)}),
     train=TrainConfig(epochs=60, batch_size=64, learning_rate=1e-3, betas=(0.5, 0.999)),
-    gan=GanConfig(
-        r1=0.5,
-        classifier=ModelConfig(options={"features": (32, 16)}),
-        classifier_train=TrainConfig(epochs=10, batch_size=64),
-        samples=300,
-        inverted=4,
-        inversion_steps=4,
-        downstream_steps=5,
-    ),
+    kinds={
+        "gan": GanConfig(
+            r1=0.5,
+            classifier=ModelConfig(options={"features": (32, 16)}),
+            classifier_train=TrainConfig(epochs=10, batch_size=64),
+            samples=300,
+            inverted=4,
+            inversion_steps=4,
+            downstream_steps=5,
+        )
+    },
     request=Request(classes=(0,)),
     methods={"cascade": CASCADE, "items_label": {"method": "cascade", **CASCADE, "label": "soft"}},
     oracles=1,
@@ -106,11 +109,11 @@ MISTAKES = [
     ({"model": ModelConfig(name="dcgan", options={"width": 0})}, "positive integer as width"),
     ({"model": ModelConfig(name="mlp_gan", options={"widht": 1})}, "as option of mlp_gan"),
     ({"train": TrainConfig(augment="crop_flip")}, "train.augment: expected 'none' for a GAN"),
-    ({"gan": GanConfig(samples=3)}, "gan.samples: expected 7 or more, got 3"),
-    ({"gan": GanConfig(r1=-1.0)}, "gan.r1: expected 0 or more"),
-    ({"gan": GanConfig(ema=1.5)}, "gan.ema: expected a number from 0 to below 1"),
+    ({"kinds": {"gan": GanConfig(samples=3)}}, "gan.samples: expected 7 or more, got 3"),
+    ({"kinds": {"gan": GanConfig(r1=-1.0)}}, "gan.r1: expected 0 or more"),
+    ({"kinds": {"gan": GanConfig(ema=1.5)}}, "gan.ema: expected a number from 0 to below 1"),
     (
-        {"gan": GanConfig(classifier=ModelConfig(name="dcgan"))},
+        {"kinds": {"gan": GanConfig(classifier=ModelConfig(name="dcgan"))}},
         "gan.classifier.name: expected a classifier",
     ),
     (
@@ -208,10 +211,8 @@ def test_images_out_of_range_are_told():
     config = TrainConfig(epochs=0.1, batch_size=16, learning_rate=1e-3)
     key = jax.random.key(0)
     ju.train(toy.gan(), ju.whole(toy.sets(gan=True).forget.examples), key, config=config)
-    beyond = everything._replace(
-        examples=everything.examples._replace(mean=jnp.full((1, 1, 1), 9.0))
-    )
-    wide = beyond._replace(examples=beyond.examples._replace(std=jnp.full((1, 1, 1), 100.0)))
+    x, y, _ = everything.examples
+    wide = ju.whole(as_examples(x, y, mean=9, std=100))
     with pytest.warns(UserWarning, match="part: expected images between -1 and 1"):
         ju.train(toy.gan(), wide, key, config=config)
     with pytest.raises(ConfigError, match=r"gan: expected images \[8, 8, 1\], got \[6, 6, 1\]"):

@@ -29,6 +29,7 @@ from jaxunlearn.core.types import (
     Unlearner,
     Variables,
 )
+from jaxunlearn.data.batches import array_shape
 from jaxunlearn.jaxprs.structure import cut_at_features
 from jaxunlearn.methods.concept_poison import arguments as check
 from jaxunlearn.methods.concept_poison.arguments import check_part, paths_of
@@ -186,7 +187,7 @@ def concept_poison(
     def prepare(variables: Variables, sets: Sets, key: Key) -> Concepts | None:
         assert sets.forget is not None
         assert sets.retain is not None
-        if not uses_concepts(recipe(sets.forget.examples.x.shape[1:])):
+        if not uses_concepts(recipe(array_shape(sets.forget))):
             return None
         found = inferred
         if found is None:
@@ -199,7 +200,7 @@ def concept_poison(
 
     def shapes(variables: Variables, sets: Sets) -> Any:
         assert sets.forget is not None
-        shape = sets.forget.examples.x.shape[1:]
+        shape = array_shape(sets.forget)
         if len(shape) != 3:
             raise ValueError(f"sets: expected images [H, W, C] to poison, got {list(shape)}")
         if not uses_concepts(recipe(shape)):
@@ -246,7 +247,7 @@ def concept_poison(
         assert sets.forget is not None
         assert sets.retain is not None
         keys = keys_of(key)
-        shape = Shape(sets.forget.examples.x.shape[1:])
+        shape = Shape(array_shape(sets.forget))
         num_classes = classes_of(variables, shape)
 
         def features(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from jaxunlearn.attribution.maps import concept_maps, grad_cam
 from jaxunlearn.concepts import Concepts, Donor, choose_donor
 from jaxunlearn.core.trees import in_chunks
 from jaxunlearn.core.types import Apply, Key, Subset, Variables
-from jaxunlearn.data.batches import fetch
+from jaxunlearn.data.batches import array_shape, fetch
 from jaxunlearn.methods.concept_poison import poison as _poison
 from jaxunlearn.methods.shares import donor_positions
 
@@ -99,7 +99,7 @@ def poisoned_copies(
 
     Source: arXiv 2405.15662.
     """
-    shape = forget.examples.x.shape[1:]
+    shape = array_shape(forget)
     positions = forget.indices[slots]
     labels = forget.examples.y[positions]
     lend_key, place_key, label_key = jax.random.split(key, 3)

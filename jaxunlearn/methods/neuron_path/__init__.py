@@ -30,6 +30,7 @@ from jaxunlearn.core.types import (
     Unlearner,
     Variables,
 )
+from jaxunlearn.data.batches import inputs_like
 from jaxunlearn.methods.neuron_path import arguments as check
 from jaxunlearn.methods.neuron_path.budget import (
     Tallies,
@@ -193,7 +194,7 @@ def neuron_path(
 
     def init(variables: Variables, sets: Sets, key: Key) -> PathState:
         assert sets.unseen is not None
-        x = jax.ShapeDtypeStruct((1, *sets.unseen.examples.x.shape[1:]), jnp.float32)
+        x = inputs_like(sets.unseen)
         found = find_layers(model.apply, relevance, variables, x, layers, weights, biases)
         if layers == "last":
             check.width(found[0], per_sample if score == "votes" else 1, budget)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.core.types import Apply, Batch, Batches, Subset, Variables
+from jaxunlearn.data.batches import inputs_like
 from jaxunlearn.training.descent import accuracy
 
 SCORES = ("votes", "relevance")
@@ -155,8 +156,8 @@ def room(part: Subset | None, samples: int) -> Batch:
     assert part is not None
     places = min(samples, part.indices.shape[0])
     return Batch(
-        x=jnp.zeros((places, *part.examples.x.shape[1:]), jnp.float32),
-        y=jnp.zeros(places, jnp.int32),
+        x=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), inputs_like(part, places)),
+        y=jnp.zeros((places, *part.examples.y.shape[1:]), part.examples.y.dtype),
         weight=jnp.zeros(places, jnp.float32),
         slot=jnp.zeros(places, jnp.int32),
     )
@@ -171,8 +172,7 @@ def keep(shown: Batches, batches: Batches) -> Batches:
         start = jnp.sum(old.weight).astype(jnp.int32)
         places = start + jnp.arange(len(new.y), dtype=jnp.int32)
         # a single pass pads its end alone: what does not fit is padding
-        pairs = zip(old, new, strict=True)
-        return Batch(*(kept.at[places].set(added, mode="drop") for kept, added in pairs))
+        return jax.tree.map(lambda kept, added: kept.at[places].set(added, mode="drop"), old, new)
 
     return Batches(*(behind(old, new) for old, new in zip(shown, batches, strict=True)))
 

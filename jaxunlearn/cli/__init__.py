@@ -117,7 +117,7 @@ def _list(options: argparse.Namespace) -> int:
     for kind in dict.fromkeys(row.kind for row in NETWORKS.values()):
         own = {name: row.summary for name, row in NETWORKS.items() if row.kind == kind}
         _section(f"models ({kind})", own)
-    _section("data", SOURCES)
+    _section("data", {name: source.summary for name, source in SOURCES.items()})
     _section("meshes", dict.fromkeys(PRESETS, ""))
     _section("finished runs", dict.fromkeys(_finished(Path(options.runs)), ""))
     return 0

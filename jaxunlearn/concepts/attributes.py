@@ -10,8 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxunlearn.concepts.bank import evenly
-from jaxunlearn.core.errors import DataError
-from jaxunlearn.data.sources.names import hint
+from jaxunlearn.core.errors import DataError, did_you_mean
 
 TABLES: dict[str, str] = {
     "cifar10": "cifar10",
@@ -62,7 +61,7 @@ def load_table(name_or_path: str | Path) -> Table:
     if not where.endswith(".toml"):
         raise DataError(
             f"table: expected one of {', '.join(TABLES)} or a path ending in .toml, "
-            f"got {where!r}{hint(where, TABLES)}"
+            f"got {where!r}{did_you_mean(where, TABLES)}"
         )
     if not Path(where).is_file():
         raise DataError(f"{where}: expected a table of attributes, got no such file")
@@ -102,7 +101,7 @@ def _attribute(where: str, attribute: Any, classes: tuple[str, ...]) -> tuple[st
         if name not in classes:
             raise DataError(
                 f"{where}: classes: expected some of {', '.join(classes)}, "
-                f"got {name!r}{hint(name, classes)}"
+                f"got {name!r}{did_you_mean(name, classes)}"
             )
     row = np.isin(classes, having)
     if row.all():
@@ -188,6 +187,6 @@ def having(table: Table, class_names: Sequence[str] | None) -> np.ndarray:
         if name not in table.classes:
             raise DataError(
                 f"class_names: expected some of {', '.join(table.classes)}, "
-                f"got {name!r}{hint(name, table.classes)}"
+                f"got {name!r}{did_you_mean(name, table.classes)}"
             )
     return table.has[:, [table.classes.index(name) for name in class_names]]

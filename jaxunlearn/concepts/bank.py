@@ -4,7 +4,6 @@ Shapes, here and in the whole folder: ``n`` features (what the head of the netwo
 reads), ``m`` concepts, ``K`` classes, ``N`` examples, ``B`` examples of a batch.
 """
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxunlearn.core.errors import DataError
+from jaxunlearn.core.files import read_npz, write_npz
 
 
 @jax.tree_util.register_dataclass
@@ -188,16 +188,8 @@ def load_bank(path: str | Path, features: int) -> Bank:
       DataError: the file is missing, is no such archive or damaged, lacks an array, or
         holds one of another form or of another ``n``.
     """
-    path = Path(path)
-    with _open(path) as archive:
-        missing = [key for key in ("vectors", "names") if key not in archive]
-        if missing:
-            raise DataError(
-                f"{path}: expected the arrays vectors and names, "
-                f"got {', '.join(archive.files) or 'none'}"
-            )
-        keys = ["vectors", "names", *(key for key in _OPTIONAL if key in archive)]
-        found = {key: _array(path, archive, key) for key in keys}
+    required = ("vectors", "names")
+    found = read_npz(path, required, _OPTIONAL, strings=("names",), name="bank")
     vectors = found["vectors"]
     if vectors.ndim == 2 and vectors.shape[1] != features:
         raise DataError(
@@ -220,30 +212,4 @@ def save_bank(path: str | Path, bank: Bank) -> None:
         raise ValueError(f"path: expected one ending in .npz, got {str(path)!r}")
     keys = ("vectors", *_OPTIONAL)
     arrays: dict[str, Any] = {key: np.asarray(getattr(bank, key)) for key in keys}
-    np.savez(path, names=np.asarray(bank.names), **arrays)
-
-
-def _open(path: Path) -> Any:
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "nothing"
-        raise DataError(f"{path}: expected an .npz file, got {what}")
-    wanted = f"{path}: expected an .npz archive, got a file of another kind or a damaged one"
-    if not zipfile.is_zipfile(path):
-        raise DataError(wanted)
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{wanted}: {error}") from error
-
-
-def _array(path: Path, archive: Any, key: str) -> np.ndarray:
-    try:
-        found = np.asarray(archive[key])
-    # a damaged or pickled member raises one of many types, depending on the damage
-    except Exception as error:
-        raise DataError(f"{path}: {key}: expected an array, got one unreadable: {error}") from error
-    wanted = "US" if key == "names" else "biuf"
-    if found.dtype.kind not in wanted or (key == "names" and found.ndim != 1):
-        kind = "strings [m]" if key == "names" else "numbers"
-        raise DataError(f"{path}: {key}: expected {kind}, got {found.dtype} {list(found.shape)}")
-    return found.astype(str) if key == "names" else found
+    write_npz(path, {"names": np.asarray(bank.names), **arrays})

@@ -15,11 +15,10 @@ from jaxunlearn.concepts.bank import Bank, evenly, load_bank
 from jaxunlearn.concepts.bottleneck import Bottleneck, concept_scores, fit_bottleneck
 from jaxunlearn.concepts.cavs import fit_bank
 from jaxunlearn.concepts.patches import patch_bank, patch_names
-from jaxunlearn.core.errors import DataError
+from jaxunlearn.core.errors import DataError, did_you_mean
 from jaxunlearn.core.types import Apply, Examples, Key, Model, Sets, Subset, Variables
 from jaxunlearn.data.batches import fetch, unchanged
 from jaxunlearn.data.sets import num_examples, whole
-from jaxunlearn.data.sources.names import hint
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.models import functionalize
 
@@ -183,7 +182,7 @@ def check_bank(bank: str) -> None:
         known = ["patches", *TABLES]
         raise DataError(
             f"bank: expected one of {', '.join(known)}, or a path ending in .toml or .npz; "
-            f"got {bank!r}{hint(bank, known)}"
+            f"got {bank!r}{did_you_mean(bank, known)}"
         )
 
 

@@ -1,11 +1,17 @@
-"""Files that are whole or not there: written beside their place, then renamed to it."""
+"""Files that are whole or not there: written beside their place, then renamed to it.
+
+And ``.npz`` files of others, which may be anything.
+"""
 
 import os
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+
+from jaxunlearn.core.errors import DataError
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -55,3 +61,63 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
         if array.dtype.kind not in "biufcSU":
             raise ValueError(f"{path}: {name}: expected an array of numbers, got {array.dtype}")
     write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **found))
+
+
+def read_npz(
+    path: str | os.PathLike[str],
+    required: Sequence[str] | None,
+    optional: Sequence[str] = (),
+    *,
+    strings: Collection[str] = (),
+    name: str = "path",
+) -> dict[str, np.ndarray]:
+    """Reads arrays by name from an ``.npz`` file, of which nothing is known.
+
+    Args:
+      path: of the file; what else it holds is not read.
+      required: names of arrays that must be there; ``None``: all that are there.
+      optional: names of those that may be.
+      strings: which of them hold strings ``[n]``; the others hold numbers of any shape.
+      name: what errors call the place where the path was given.
+
+    Returns:
+      Those that are there, in the order of ``required`` and ``optional``; strings as ``str``.
+
+    Raises:
+      DataError: no file, another kind of file or a damaged one, an array is missing, cannot be
+        read, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "nothing"
+        raise DataError(f"{name}: expected an .npz file, got {what} at {path}")
+    wanted = f"{path}: expected an .npz archive, got a file of another kind or a damaged one"
+    if not zipfile.is_zipfile(path):
+        raise DataError(wanted)
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{wanted}: {error}") from error
+    with archive:
+        required = archive.files if required is None else required
+        if any(key not in archive for key in required):
+            keys = " and ".join(filter(None, (", ".join(required[:-1]), required[-1])))
+            raise DataError(
+                f"{path}: expected the keys {keys}, got {', '.join(archive.files) or 'none'}"
+            )
+        there = [*required, *(key for key in optional if key in archive)]
+        return {key: _read_key(path, archive, key, key in strings) for key in there}
+
+
+def _read_key(path: Path, archive: Any, key: str, strings: bool) -> np.ndarray:
+    kind = "strings [n]" if strings else "numbers (dtype bool, integer or float)"
+    try:
+        found = np.asarray(archive[key])
+    # a damaged or pickled member raises one of many types, depending on the damage
+    except Exception as error:
+        raise DataError(
+            f"{path}: {key}: expected an array of {kind}, got one that cannot be read: {error}"
+        ) from error
+    if found.dtype.kind not in ("US" if strings else "biuf") or (strings and found.ndim != 1):
+        raise DataError(f"{path}: {key}: expected {kind}, got {found.dtype} {list(found.shape)}")
+    return np.char.decode(found, "utf-8", "replace") if found.dtype.kind == "S" else found

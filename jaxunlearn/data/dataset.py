@@ -1,11 +1,10 @@
-"""What every source gives: a data set with statistics and a fingerprint.
+"""Data sets as every source gives them, with statistics and a fingerprint, and their cache.
 
-Nothing here imports JAX; Pillow is imported only to resize.
+Nothing here imports JAX for data sets of arrays; Pillow is imported only to resize.
 
-Decoded data sets kept on disk: one folder of ``.npy`` files each.
-
-An entry is checked against its fingerprint when it is read, so that a damaged
-one counts as absent; a cache that cannot be written costs time, nothing else.
+Decoded data sets are kept on disk, one folder of ``.npy`` files each. An entry is checked
+against its fingerprint when it is read, so that a damaged one counts as absent; a cache that
+cannot be written costs time, nothing else.
 """
 
 import hashlib
@@ -14,9 +13,9 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,46 +32,73 @@ class Dataset(NamedTuple):
 
     Attributes:
       train_x: ``uint8 [N, H, W, C]``; from an ``.npz`` also ``float32``, and
-        vectors ``[N, D]``.
-      train_y: ``int32 [N]``, class labels ``0 .. K - 1``.
+        vectors ``[N, D]``; from a source of one's own any pytree of arrays ``[N, ...]``.
+      train_y: ``int32 [N]``, class labels ``0 .. K - 1``; see ``labels``.
       test_x: like ``train_x``, of the same dtype and example shape.
       test_y: like ``train_y``.
       class_names: one for each of the ``K`` classes.
       mean: ``float32 [1, 1, C]`` or ``[D]``, the mean of ``train_x`` over all
-        axes but the last, in the units of ``train_x``.
+        axes but the last, in the units of ``train_x``; ``None`` beside a reader, and of trees.
       std: the standard deviation likewise; 1 where ``train_x`` is constant.
       fingerprint: SHA-256 of the arrays and class names: equal contents have
         equal fingerprints, wherever they were read from.
+      reader, labels: see :func:`jaxunlearn.data.sets.as_examples`.
     """
 
-    train_x: np.ndarray
+    train_x: Any
     train_y: np.ndarray
-    test_x: np.ndarray
+    test_x: Any
     test_y: np.ndarray
     class_names: tuple[str, ...]
-    mean: np.ndarray
-    std: np.ndarray
+    mean: Any
+    std: Any
     fingerprint: str
+    reader: Callable[[Any], Any] | None = None
+    labels: str = "class"
 
 
-def make_dataset(arrays: dict[str, np.ndarray], class_names: Sequence[str]) -> Dataset:
-    """Adds statistics and the fingerprint to the four ``ARRAYS``."""
-    mean, std = _statistics(arrays["train_x"])
-    names = tuple(class_names)
+def make_dataset(
+    arrays: Mapping[str, Any],
+    class_names: Sequence[str] = (),
+    *,
+    reader: Callable[[Any], Any] | None = None,
+    labels: str = "class",
+) -> Dataset:
+    """Makes a data set of the four ``ARRAYS``: adds statistics and the fingerprint.
+
+    Args:
+      arrays: by name, as in :class:`Dataset`.
+      class_names: of the labels; none where these are no classes.
+      reader, labels: see :func:`jaxunlearn.data.sets.as_examples`.
+    """
+    x, names = arrays["train_x"], tuple(class_names)
+    plain = reader is None and isinstance(x, np.ndarray)
+    mean, std = _statistics(x) if plain else (None, None)
     return Dataset(
-        **arrays, class_names=names, mean=mean, std=std, fingerprint=fingerprint(arrays, names)
-    )
+        **arrays, class_names=names, mean=mean, std=std, fingerprint=fingerprint(arrays, names),
+        reader=reader, labels=labels,
+    )  # fmt: skip
 
 
-def fingerprint(arrays: dict[str, np.ndarray], class_names: Sequence[str]) -> str:
-    """SHA-256 over dtype, shape and bytes of the four ``ARRAYS``, and the class names."""
+def fingerprint(arrays: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """Computes the SHA-256 of dtype, shape and bytes of the four ``ARRAYS``, and the names."""
     digest = hashlib.sha256()
     for key in ARRAYS:
-        array = np.ascontiguousarray(arrays[key])
-        digest.update(json.dumps([key, array.dtype.str, array.shape]).encode())
-        digest.update(array.data)
+        for name, leaf in _named_leaves(key, arrays[key]).items():
+            array = np.ascontiguousarray(leaf)
+            digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+            digest.update(array.data)
     digest.update(json.dumps(list(class_names)).encode())
     return digest.hexdigest()
+
+
+def _named_leaves(key: str, x: Any) -> Mapping[str, np.ndarray]:
+    if isinstance(x, np.ndarray):
+        return {key: x}
+    # JAX knows trees; arrays do without it
+    from jaxunlearn.core.trees import named_leaves
+
+    return {f"{key}/{name}": np.asarray(leaf) for name, leaf in named_leaves(x).items()}
 
 
 def resize(image: np.ndarray, size: int | None) -> np.ndarray:
@@ -110,7 +136,7 @@ def check_labels(where: str, y: np.ndarray, classes: int) -> None:
 
 
 def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over all axes but the last, of one example's rank."""
+    """Computes mean and deviation over all axes but the last, of one example's rank."""
     axes = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
     mean = sum(block.sum(axis=axes) for block in _blocks(x)) / count
@@ -133,9 +159,9 @@ _META = "meta.json"
 
 
 def cache_root(configured: str | None) -> Path:
-    """The cache folder, which need not exist.
+    """Returns the cache folder, which need not exist.
 
-    ``configured``, else ``$JAXUNLEARN_CACHE``, else ``jaxunlearn`` below
+    It is ``configured``, else ``$JAXUNLEARN_CACHE``, else ``jaxunlearn`` below
     ``$XDG_CACHE_HOME`` or ``~/.cache``.
     """
     chosen = configured or os.environ.get("JAXUNLEARN_CACHE")
@@ -149,7 +175,7 @@ def cache_root(configured: str | None) -> Path:
 
 
 def read_entry(folder: Path) -> Dataset | None:
-    """The data set written to ``folder``, or ``None`` if it is absent or damaged."""
+    """Reads the data set written to ``folder``; ``None`` if it is absent or damaged."""
     try:
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
         arrays = {key: np.load(folder / f"{key}.npy", allow_pickle=False) for key in ARRAYS}

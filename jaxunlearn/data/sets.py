@@ -271,6 +271,8 @@ def _where(examples: Examples, mask: np.ndarray) -> Subset | None:
 def stratified_mask(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Marks ``count`` examples at random, each class by its share (rounded down or up).
 
+    Labels that are no classes, ``[N, ...]``, have no shares.
+
     Raises:
       DataError: not between 0 and the number of examples.
     """
@@ -279,8 +281,9 @@ def stratified_mask(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
             f"data.unseen: expected fewer than the {len(labels)} test images, got {count}"
         )
     order = np.random.default_rng(seed).permutation(len(labels))
-    # sorted by class, then every (N / count)-th: shares differ by less than one example
-    order = order[np.argsort(labels[order], kind="stable")]
+    if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+        # sorted by class, then every (N / count)-th: shares differ by less than one example
+        order = order[np.argsort(labels[order], kind="stable")]
     mask = np.zeros(len(labels), bool)
     mask[order[(np.arange(count) * len(labels)) // max(count, 1)]] = True
     return mask
@@ -352,15 +355,17 @@ def divide(data: Dataset, held: np.ndarray, requests: Sequence[Request]) -> Sets
       RequestError: of several requests, one has no examples in a part where others have.
       DataError: see :func:`jaxunlearn.data.sets.make_sets`.
     """
+
+    def stored(name: str, rows: Any) -> tuple[Inputs, jax.Array]:
+        pair = getattr(data, f"{name}_x"), getattr(data, f"{name}_y")
+        return jax.tree.map(lambda leaf: _stored(leaf[rows], name), pair)
+
     # once on the device, for all of them
-    x, y = jnp.asarray(data.train_x), jnp.asarray(data.train_y)
-    unseen, test = (
-        (jnp.asarray(data.test_x[part]), jnp.asarray(data.test_y[part])) for part in (held, ~held)
-    )
+    (x, y), unseen, test = stored("train", ...), stored("test", held), stored("test", ~held)
     many = [
         make_sets(
-            x, y, one, unseen=unseen, test=test, mean=data.mean, std=data.std,
-            num_classes=len(data.class_names),
+            x, y, one, unseen=unseen, test=test, mean=data.mean, std=data.std, reader=data.reader,
+            labels=data.labels, num_classes=len(data.class_names),
         )
         for one in requests
     ]  # fmt: skip

@@ -72,7 +72,7 @@ def test_a_table_of_ones_own(tmp_path):
         (OWN.replace("meaning", "sense"), "attributes.fur: expected the keys meaning and classes"),
         (OWN.replace('"It has fur."', '" "'), "attributes.fur: meaning: expected a sentence"),
         (OWN.replace('"bird"]\n[', '"bird", "fish"]\n['), None),
-        (OWN.replace('["cat", "dog"]\n[', '["cats"]\n['), "got 'cats'.*Did you mean 'cat'"),
+        (OWN.replace('["cat", "dog"]\n[', '["cats"]\n['), "got 'cats'.*did you mean 'cat'"),
         (OWN.replace('["cat", "dog"]\n[', '["cat", "dog", "bird"]\n['), "a class without it"),
         (OWN.replace('["cat", "dog"]\n[', "[]\n["), "fur: classes: expected a list"),
     ],
@@ -87,7 +87,7 @@ def test_malformed_tables_are_named(tmp_path, text, message):
 
 
 def test_unknown_tables(tmp_path):
-    with pytest.raises(DataError, match=r"expected one of cifar10, .*Did you mean 'cifar10'"):
+    with pytest.raises(DataError, match=r"expected one of cifar10, .*did you mean 'cifar10'"):
         load_table("cifar")
     with pytest.raises(DataError, match="no such file"):
         load_table(tmp_path / "none.toml")

@@ -16,10 +16,9 @@ from jaxunlearn.concepts import (
     feature_fn,
     infer_concepts,
 )
-from jaxunlearn.config import TrainConfig
+from jaxunlearn.config import DataConfig, TrainConfig
 from jaxunlearn.core.errors import DataError
 from jaxunlearn.data.batches import fetch, inputs_like
-from jaxunlearn.data.sources.digits import load_digits
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -29,7 +28,7 @@ SHAPE = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
 @functools.cache
 def digits():
     """A network that knows the digits, and its sets."""
-    data = load_digits(None)
+    data = ju.load_dataset(DataConfig())
     sets = ju.make_sets(
         data.train_x, data.train_y, ju.forget_class(3),
         test=(data.test_x, data.test_y), mean=data.mean, std=data.std,

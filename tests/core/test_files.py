@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.core import files
+from jaxunlearn.core.errors import DataError
 
 
 def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(tmp_path):
@@ -55,3 +56,24 @@ def test_arrays_come_back_as_they_were(tmp_path):
         with pytest.raises(ValueError, match=r"b\.npz: x: expected an array of numbers, got"):
             files.write_npz(tmp_path / "b.npz", {"x": value})
     assert not (tmp_path / "b.npz").exists()
+
+
+def test_arrays_are_read_by_name_and_checked(tmp_path):
+    path = tmp_path / "a.npz"
+    names = np.array([b"caf\xc3\xa9", b"\xff"])
+    np.savez(path, a=np.eye(2), names=names, other=np.array([None]))
+    found = files.read_npz(path, ["a"], ["names", "b"], strings=["names"])
+    assert list(found) == ["a", "names"]
+    np.testing.assert_array_equal(found["a"], np.eye(2))
+    assert list(found["names"]) == ["café", "\N{REPLACEMENT CHARACTER}"]
+    for keys, strings, message in (
+        (["b"], [], r"a\.npz: expected the keys b, got a, names, other"),
+        (["a", "b", "c"], [], "expected the keys a, b and c, got"),
+        (["names"], [], r"names: expected numbers .*, got \|S5 \[2\]"),
+        (["a"], ["a"], r"a: expected strings \[n\], got float64 \[2, 2\]"),
+        (["other"], [], "other: expected an array of numbers .*, got one that cannot be read"),
+    ):
+        with pytest.raises(DataError, match=message):
+            files.read_npz(path, keys, strings=strings)
+    with pytest.raises(DataError, match=r"bank: expected an \.npz file, got nothing at .*none"):
+        files.read_npz(tmp_path / "none", ["a"], name="bank")

@@ -14,9 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jaxunlearn as ju
+from jaxunlearn.cli import main
 from jaxunlearn.config import DataConfig
-from jaxunlearn.core.errors import DataError
-from jaxunlearn.data.sources import SOURCES, load_dataset
+from jaxunlearn.config.overrides import load_config
+from jaxunlearn.core.errors import ConfigError, DataError
+from jaxunlearn.data.batches import inputs_like
+from jaxunlearn.data.dataset import ARRAYS, make_dataset
+from jaxunlearn.data.sets import divide, num_examples, stratified_mask
+from jaxunlearn.data.sources import SOURCES, load_dataset, register_source
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tfds"
 COUNTS = {"train": (12, 12), "test": (16,)}  # examples of each shard: 40 in all
@@ -321,7 +327,7 @@ def test_missing_folders(shapes, config, tmp_path):
         tmp_path / "tfds" / "shape",
         "only shapes",
         *SOURCES,
-        "Did you mean 'shapes'",
+        "did you mean 'shapes'",
     )
     fails(config("mnist"), tmp_path / "tfds" / "mnist", "unset data.dir")
     (tmp_path / "tfds" / "hollow").mkdir()
@@ -407,7 +413,7 @@ def test_unknown_name_lists_the_known(config, name):
 
 def test_unknown_name_has_a_hint(config, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
-    fails(config("mnits", dir=None), "Did you mean 'mnist'")
+    fails(config("mnits", dir=None), "did you mean 'mnist'")
 
 
 @pytest.mark.skipif(
@@ -441,6 +447,75 @@ def test_import_is_light():
     )
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+# Sources of one's own
+
+
+def words_of(config):
+    """Token sequences with a mask: what a package of one's own might bring."""
+    rng = np.random.default_rng(config.seed)
+
+    def split(count):
+        tokens = rng.integers(0, 9, (count, 4))
+        return {"tokens": tokens, "mask": tokens > 2}, np.arange(count) % 2
+
+    (train_x, train_y), (test_x, test_y) = split(12), split(8)
+    arrays = {"train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": test_y}
+    return make_dataset(arrays, ["even", "odd"])
+
+
+@pytest.fixture
+def own_source(monkeypatch):
+    """A function: registers a source for one test."""
+
+    def register(name, target, **options):
+        monkeypatch.setattr(SOURCES, "_rows", dict(SOURCES._rows))
+        register_source(name, target, **options)
+
+    return register
+
+
+def test_a_source_is_one_function_and_one_row(own_source, capsys, tmp_path, monkeypatch):
+    (tmp_path / "their_words.py").write_text("from tests.data.test_sources import words_of as load")
+    monkeypatch.syspath_prepend(tmp_path)
+    own_source("words", "their_words:load", summary="words, none of them true")
+    config = load_config(None, ["data.name=words", "data.seed=3"])
+    data = load_dataset(config.data)
+    assert data.train_x["tokens"].shape == (12, 4)
+    assert (data.mean, data.class_names) == (None, ("even", "odd"))
+    assert data.fingerprint == words_of(DataConfig(seed=3)).fingerprint
+    assert data.fingerprint != load_dataset(DataConfig(name="words")).fingerprint
+    assert main(["list"]) == 0
+    assert "words                words, none of them true" in capsys.readouterr().out
+    fails(DataConfig(name="wordz", dir=str(tmp_path)), "built in are", "did you mean 'words'")
+
+
+def test_a_set_of_trees_is_divided(own_source):
+    own_source("words", words_of)
+    data = load_dataset(DataConfig(name="words"))
+    held = stratified_mask(data.test_y, 4, seed=0)
+    sets = divide(data, held, [ju.forget_class(0), ju.forget_class(1)])
+    assert sets.forget.examples.x["mask"].dtype == bool
+    assert sets.forget.indices.shape == (2, 6)
+    np.testing.assert_array_equal(sets.unseen.size, [2, 2])
+    # labels that are sequences, and a reader of one's own
+    arrays = {key: getattr(data, key) for key in ARRAYS}
+    arrays |= {"train_y": data.train_x["tokens"], "test_y": data.test_x["tokens"]}
+    own = make_dataset(arrays, labels="any", reader=lambda x: x["tokens"])
+    held = stratified_mask(own.test_y, 4, seed=0)
+    sets = divide(own, held, [ju.forget_random(0.25)])
+    assert inputs_like(sets.retain).shape == (1, 4)
+    assert sets.retain.examples.y.shape == (12, 4)
+    assert held.sum() == num_examples(sets.holdout) == num_examples(sets.test_retain) == 4
+
+
+def test_what_is_wrong_with_a_source_is_told(own_source):
+    own_source("none", lambda config: None)
+    with pytest.raises(TypeError, match=r"data\.name=none: expected Dataset, got NoneType"):
+        load_dataset(DataConfig(name="none"))
+    with pytest.raises(ConfigError, match="data: expected a name not yet taken, got 'digits'"):
+        own_source("digits", words_of)
 
 
 # Files of one's own

@@ -1,21 +1,66 @@
-"""Labelled images by name, as NumPy arrays: embedded, from TFDS, or from an ``.npz``.
+"""Data sets by name, as NumPy arrays: a source is one function and one row of :data:`SOURCES`.
 
-Nothing here imports JAX; scikit-learn, Pillow and TFDS are imported only by what
-needs them.
+Other packages bring theirs by an entry point in the group ``jaxunlearn.data``, a running program
+by :func:`register_source`. Nothing here imports JAX; scikit-learn, Pillow and TFDS are imported
+only by what needs them.
 """
 
-import os
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from jaxunlearn.config import DataConfig
-from jaxunlearn.core.errors import DataError
+from jaxunlearn.core.errors import DataError, did_you_mean, expect
+from jaxunlearn.core.registry import Registry, load
 from jaxunlearn.data.dataset import Dataset
-from jaxunlearn.data.sources.digits import load_digits
-from jaxunlearn.data.sources.names import SOURCES
-from jaxunlearn.data.sources.npz import load_npz
-from jaxunlearn.data.sources.tfds import load_tfds
 
-__all__ = ["SOURCES", "load_dataset"]
+__all__ = ["SOURCES", "Source", "load_dataset", "register_source", "unknown_name"]
+
+Load = Callable[[DataConfig], Dataset]
+
+
+class Source(NamedTuple):
+    """Row of the registry.
+
+    Attributes:
+      target: a function of the configuration's ``data`` section that returns the data set, or
+        ``"module:function"``, imported when it is first used.
+      summary: one line for ``jaxunlearn list``.
+    """
+
+    target: str | Load
+    summary: str = ""
+
+
+_TFDS = "jaxunlearn.data.sources.tfds:load_tfds"
+
+SOURCES = Registry(
+    "data",
+    Source,
+    {
+        "digits": Source(
+            "jaxunlearn.data.sources.arrays:load_digits",
+            "handwritten digits 8x8 grey, 10 classes, 997 + 800; embedded (scikit-learn)",
+        ),
+        "mnist": Source(_TFDS, "handwritten digits 28x28 grey, 10 classes, 60,000 + 10,000; TFDS"),
+        "fashion_mnist": Source(
+            _TFDS, "articles of clothing 28x28 grey, 10 classes, 60,000 + 10,000; TFDS"
+        ),
+        "cifar10": Source(
+            _TFDS, "animals and vehicles 32x32 colour, 10 classes, 50,000 + 10,000; TFDS"
+        ),
+    },
+)
+"""The known names. Any other TFDS image set goes by its TFDS name, any other folder in TFDS
+layout by its name below ``data.dir``, and arrays of one's own by a path ending in ``.npz``."""
+
+
+def register_source(name: str, target: str | Load, *, summary: str = "") -> None:
+    """Adds a source of data: ``data.name=NAME`` then finds it; see :class:`Source`.
+
+    Raises:
+      ConfigError: the name is taken.
+    """
+    SOURCES.register(name, Source(target, summary))
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -25,12 +70,13 @@ def load_dataset(config: DataConfig) -> Dataset:
     1,797 images, the same ones every time and in proportion to the classes, are
     the test split. A name ending in ``.npz`` is a path to a file with the keys
     ``train_x``, ``train_y``, ``test_x``, ``test_y`` and perhaps ``class_names``.
-    Every other name is a TFDS image set; its decoded arrays are kept in the cache
-    folder (``config.cache``, else ``$JAXUNLEARN_CACHE``, else ``jaxunlearn`` in
+    Every other name that is not registered is a TFDS image set; its decoded arrays are kept in
+    the cache folder (``config.cache``, else ``$JAXUNLEARN_CACHE``, else ``jaxunlearn`` in
     the user's cache directory).
 
     Args:
-      config: the fields ``name``, ``dir``, ``image_size`` and ``cache`` are read.
+      config: the fields ``name``, ``dir``, ``image_size`` and ``cache`` are read, by a source of
+        one's own perhaps others.
 
     Returns:
       The data set; the arrays are the caller's own.
@@ -38,11 +84,24 @@ def load_dataset(config: DataConfig) -> Dataset:
     Raises:
       DataError: the data are unknown, missing, incomplete, damaged or not
         labelled images; the message names the file or folder.
+      TypeError: a registered source returns something else than a data set.
     """
     if config.image_size is not None and config.image_size < 1:
         raise DataError(f"data.image_size: expected a positive number, got {config.image_size}")
-    if config.name == "digits":
-        return load_digits(config.image_size)
-    if config.name.endswith(".npz"):
-        return load_npz(Path(os.path.expanduser(config.name)), config.image_size)
-    return load_tfds(config)
+    if config.name in SOURCES:
+        target = SOURCES[config.name].target
+    else:
+        npz = config.name.endswith(".npz")
+        target = "jaxunlearn.data.sources.arrays:load_npz" if npz else _TFDS
+    dataset = (load(target) if isinstance(target, str) else target)(config)
+    expect(f"data.name={config.name}", dataset, Dataset, "; make_dataset makes one")
+    return dataset
+
+
+def unknown_name(name: str, known: Iterable[str]) -> DataError:
+    """Returns the error to raise; ``known`` are the names that may have been meant."""
+    return DataError(
+        f"data.name: expected one of {', '.join(SOURCES)}, another TFDS image set, a folder in "
+        "TFDS layout below data.dir, or a path ending in .npz; "
+        f"got {name!r}{did_you_mean(name, known)}"
+    )

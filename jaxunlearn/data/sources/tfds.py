@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.config import DataConfig
-from jaxunlearn.core.errors import DataError
+from jaxunlearn.core.errors import DataError, did_you_mean
 from jaxunlearn.data.dataset import Dataset, cache_root, read_entry, write_entry
-from jaxunlearn.data.sources.names import SOURCES, hint, unknown
+from jaxunlearn.data.sources import SOURCES, unknown_name
 from jaxunlearn.data.sources.tfds_decode import Shards, decode, prepare
 
 # changes when what is cached for the same folder changes
@@ -54,7 +54,7 @@ def _find_folder(config: DataConfig) -> Path:
     root = config.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     folder = Path(os.path.expanduser(root))
     if match is None:
-        raise unknown(config.name, SOURCES)
+        raise unknown_name(config.name, SOURCES)
     if config.dir is not None and not folder.is_dir():
         raise DataError(f"data.dir: expected a folder, found none at {folder}")
     version = _version_folder(folder / match["path"], match["version"])
@@ -85,7 +85,7 @@ def _not_below(root: Path, path: str, name: str) -> DataError:
     return DataError(
         f"{folder}: expected the data set {name!r} in TFDS layout, found no such folder in "
         f"{root}, only {_listed(here)}{download}; built in are {', '.join(SOURCES)}"
-        f"{hint(name, [*SOURCES, *here])}"
+        f"{did_you_mean(name, [*SOURCES, *here])}"
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxunlearn.core.errors import DataError
 from jaxunlearn.data.dataset import Dataset, check_labels, make_dataset, resize
-from jaxunlearn.data.sources.names import SOURCES, unknown
+from jaxunlearn.data.sources import SOURCES, unknown_name
 
 _OR_DIR = "or set data.dir to a folder that holds the set in TFDS layout (array_record)"
 
@@ -26,7 +26,7 @@ def prepare(name: str) -> Path:
     tfds = import_tfds(name)
     known = tfds.list_builders(with_community_datasets=False)
     if re.split("[/:]", name)[0] not in known:
-        raise unknown(name, [*SOURCES, *known])
+        raise unknown_name(name, [*SOURCES, *known])
     with quiet():
         try:
             builder = tfds.builder(name)

@@ -1,21 +1,48 @@
-"""Arrays of one's own, from an ``.npz`` file: read, checked, brought to one form."""
+"""Data sets that are arrays already: the embedded digits, and ``.npz`` files of one's own."""
 
-import zipfile
+import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from jaxunlearn.config import DataConfig
 from jaxunlearn.core.errors import DataError
+from jaxunlearn.core.files import read_npz
 from jaxunlearn.data.dataset import ARRAYS, Dataset, check_labels, make_dataset, resize_all
 
+_TEST = 800
+_NAMES = "class_names"
 
-def load_npz(path: Path, size: int | None) -> Dataset:
-    """The data set in the file ``path``, images resized to ``size`` pixels a side."""
-    found, names = _read_npz(path)
+
+def load_digits(config: DataConfig) -> Dataset:
+    """Returns the 1,797 images of scikit-learn, 997 of them for training."""
+    import sklearn.datasets
+
+    images, y = sklearn.datasets.load_digits(return_X_y=True)
+    x = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    # RandomState, because its stream is frozen; a Generator's may change with NumPy
+    shuffled = np.random.RandomState(0).permutation(len(y))
+    by_class = shuffled[np.argsort(y[shuffled], kind="stable")]
+    # every (N / 800)-th of the images sorted by class: in proportion, and 800 exactly
+    steps = np.arange(len(y) + 1) * _TEST // len(y)
+    test = np.zeros(len(y), bool)
+    test[by_class[np.diff(steps) == 1]] = True
+    arrays = {
+        "train_x": resize_all(x[~test], config.image_size),
+        "train_y": y[~test].astype(np.int32),
+        "test_x": resize_all(x[test], config.image_size),
+        "test_y": y[test].astype(np.int32),
+    }
+    return make_dataset(arrays, [str(digit) for digit in range(10)])
+
+
+def load_npz(config: DataConfig) -> Dataset:
+    """Returns the arrays of the file that ``config.name`` is a path to."""
+    path = Path(os.path.expanduser(config.name))
+    found = read_npz(path, ARRAYS, [_NAMES], strings=[_NAMES], name="data.name")
     arrays = {}
     for split in ("train", "test"):
-        x = _examples(f"{path}: {split}_x", found[f"{split}_x"], size)
+        x = _examples(f"{path}: {split}_x", found[f"{split}_x"], config.image_size)
         y = _labels(f"{path}: {split}_y", found[f"{split}_y"], len(x))
         arrays[f"{split}_x"], arrays[f"{split}_y"] = x, y
     train, test = arrays["train_x"], arrays["test_x"]
@@ -24,59 +51,19 @@ def load_npz(path: Path, size: int | None) -> Dataset:
             f"{path}: expected test_x like train_x, {train.dtype} [N, {_dims(train)}], "
             f"got {test.dtype} [N, {_dims(test)}]"
         )
-    names = names or _numbered(f"{path}: train_y", arrays["train_y"])
+    if _NAMES in found:
+        names = [str(name) for name in found[_NAMES]]
+    else:
+        names = _numbered(f"{path}: train_y", arrays["train_y"])
+    if not names:
+        raise DataError(f"{path}: {_NAMES}: expected strings [K], got none")
     for key in ("train_y", "test_y"):
         check_labels(f"{path}: {key}", arrays[key], len(names))
     return make_dataset(arrays, names)
 
 
-def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The four arrays as they are in the file, and the class names or ``[]``."""
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "nothing"
-        raise DataError(f"data.name: expected an .npz file, got {what} at {path}")
-    with _open_npz(path) as archive:
-        missing = [key for key in ARRAYS if key not in archive]
-        if missing:
-            raise DataError(
-                f"{path}: expected the keys {', '.join(ARRAYS)}, "
-                f"got {', '.join(archive.files) or 'none'}"
-            )
-        found = {key: _read_key(path, archive, key) for key in ARRAYS}
-        if "class_names" not in archive:
-            return found, []
-        names = _read_key(path, archive, "class_names")
-    if names.ndim != 1 or names.dtype.kind not in "US" or names.size == 0:
-        raise DataError(
-            f"{path}: class_names: expected strings of shape [K], "
-            f"got {names.dtype} of shape {names.shape}"
-        )
-    return found, [n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in names]
-
-
-def _open_npz(path: Path) -> Any:
-    wanted = f"{path}: expected an .npz archive, got a file of another kind or a damaged one"
-    if not zipfile.is_zipfile(path):
-        raise DataError(wanted)
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{wanted}: {error}") from error
-
-
-def _read_key(path: Path, archive: Any, key: str) -> np.ndarray:
-    try:
-        return np.asarray(archive[key])
-    # a damaged or pickled member raises one of many types, depending on the damage
-    except Exception as error:
-        raise DataError(
-            f"{path}: {key}: expected an array of numbers (or of strings, for class_names), "
-            f"got one that cannot be read: {error}"
-        ) from error
-
-
 def _examples(where: str, x: np.ndarray, size: int | None) -> np.ndarray:
-    """As ``uint8`` or ``float32``, ``[N, H, W, C]`` or ``[N, D]``."""
+    """Returns them as ``uint8`` or ``float32``, ``[N, H, W, C]`` or ``[N, D]``."""
     if x.ndim not in (2, 3, 4) or x.size == 0:
         raise DataError(
             f"{where}: expected shape [N, D], [N, H, W] or [N, H, W, C], got {list(x.shape)}"
@@ -123,7 +110,7 @@ def _labels(where: str, y: np.ndarray, count: int) -> np.ndarray:
 
 
 def _numbered(where: str, y: np.ndarray) -> list[str]:
-    """Class names "0", "1", ... up to the largest label; each must occur."""
+    """Returns class names "0", "1", ... up to the largest label; each must occur."""
     count = int(y.max()) + 1
     present = np.unique(y)
     # compared by number, because a stray label of a billion must not allocate as many names

@@ -21,7 +21,8 @@ from jaxunlearn import __version__
 from jaxunlearn.checkpoint import arrays
 from jaxunlearn.core.errors import CheckpointError
 
-__all__ = ["check_replaceable", "load", "read_record", "remove", "save", "verify", "versions"]
+__all__ = ["check_replaceable", "digest",
+    "load", "read_record", "remove", "save", "verify", "versions"]
 
 _RECORD, _MANIFEST = "record.json", "manifest.json"
 
@@ -117,6 +118,17 @@ def verify(path: str | os.PathLike[str]) -> None:
     for name in _files(path):
         if name not in sums:
             raise CheckpointError(f"checkpoint {path}: {name} is not in {_MANIFEST}")
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """Returns the sha256 of a checkpoint's manifest, which changes with any of its files.
+
+    Raises:
+      CheckpointError: not a checkpoint.
+    """
+    path = Path(path).absolute()
+    _read_manifest(path)
+    return _sha256(path / _MANIFEST)
 
 
 def remove(path: str | os.PathLike[str]) -> None:

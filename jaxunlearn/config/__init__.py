@@ -97,7 +97,7 @@ class GanConfig:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be forgotten: exactly one of classes, indices and share, or each class.
+    """Request to forget: exactly one of classes, indices and share, or each class.
 
     Attributes:
       classes: every training example of these classes.
@@ -106,6 +106,8 @@ class Request:
       each: not one request but many: every class by itself, of all classes or of those in
         ``classes``. The original is trained once, and each method runs for all of them
         as one program.
+      in_turn: the classes one after another: each is forgotten by the model that has forgotten
+        those before it, and judged beside models retrained without all of these.
     """
 
     classes: tuple[int, ...] = ()
@@ -113,6 +115,7 @@ class Request:
     share: float = 0.0
     seed: int = 0
     each: bool = False
+    in_turn: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,13 @@ def _outputs(
 
 
 class Predictions:
-    """A model's outputs on one subset, on the host.
+    """Outputs of a model on one subset, on the host.
 
     Attributes:
       logits: ``float32 [M, K]``.
       labels: ``int [M]``.
+
+    What is computed of logits that are not finite (a wrecked model's) is a ``ValueError``.
     """
 
     def __init__(self, logits: np.ndarray, labels: np.ndarray) -> None:
@@ -36,26 +38,40 @@ class Predictions:
         self.labels = labels
 
     @property
+    def classes(self) -> np.ndarray:
+        """Returns the class of the largest logit, ``int [M]``."""
+        return self._finite().argmax(axis=1)
+
+    @property
     def log_softmax(self) -> np.ndarray:
-        """``float64 [M, K]``."""
-        z = self.logits.astype(np.float64)
+        """Returns ``float64 [M, K]``."""
+        z = self._finite().astype(np.float64)
         z -= z.max(axis=1, keepdims=True)
         return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
     @property
     def softmax(self) -> np.ndarray:
-        """``float64 [M, K]``."""
+        """Returns ``float64 [M, K]``."""
         return np.exp(self.log_softmax)
 
     @property
     def losses(self) -> np.ndarray:
-        """Cross-entropy of each example, ``float64 [M]``."""
+        """Returns the cross-entropy of each example, ``float64 [M]``."""
         return -self.log_softmax[np.arange(len(self.labels)), self.labels]
 
     @property
     def accuracy(self) -> float:
-        """Share of examples whose largest logit is the label's."""
-        return float(np.mean(self.logits.argmax(axis=1) == self.labels))
+        """Returns the share of examples whose largest logit is the label's."""
+        return float(np.mean(self.classes == self.labels))
+
+    def _finite(self) -> np.ndarray:
+        wrong = ~np.isfinite(self.logits).reshape(len(self.logits), -1).all(axis=1)
+        if wrong.any():
+            raise ValueError(
+                f"expected finite outputs, got NaN or infinity for {wrong.sum()} of "
+                f"{len(wrong)} examples"
+            )
+        return self.logits
 
 
 def predict(apply: Apply, variables: Variables, part: Subset, batch_size: int = 500) -> Predictions:

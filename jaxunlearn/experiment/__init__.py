@@ -1,11 +1,11 @@
-"""The whole run, in one direction, for one trial or several.
+"""Runs: an experiment from its configuration to a report, for one trial or several.
 
-config -> data -> request -> sets -> original -> retrained -> unlearned -> metrics -> report
+Data flows one way: config -> data -> request -> sets -> original -> retrained -> unlearned ->
+metrics -> report.
 """
 
-import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,18 +14,26 @@ import numpy as np
 
 from jaxunlearn import report
 from jaxunlearn.config import Config
-from jaxunlearn.core.errors import DivergenceError
+from jaxunlearn.core.errors import DataError
+from jaxunlearn.core.files import read_npz, write_text
 from jaxunlearn.core.types import Subset
 from jaxunlearn.data.requests import describe
 from jaxunlearn.experiment.album import draw_album
-from jaxunlearn.experiment.classifiers import classifier_stages, with_classifiers
-from jaxunlearn.experiment.comparing import compare_images, notes_on_images
-from jaxunlearn.experiment.plan import Plan, prepare, stages_of, write_plan
+from jaxunlearn.experiment.helpers import with_helpers
+from jaxunlearn.experiment.plan import (
+    Plan,
+    groups,
+    helper_stages,
+    make_plan,
+    stages_of,
+    trials,
+    write_plan,
+)
 from jaxunlearn.experiment.stages import check_stage
-from jaxunlearn.experiment.together import make_originals, make_retrained, make_unlearned
-from jaxunlearn.experiment.trials import groups, trials
-from jaxunlearn.experiment.work import Listener, Record, Work
-from jaxunlearn.metrics.table import CURVES, Judged, Trial, compare, speedups, summarise
+from jaxunlearn.experiment.together import make_retrained, make_unlearned
+from jaxunlearn.experiment.trial import Listener, Record, Trial
+from jaxunlearn.metrics.registry import METRICS
+from jaxunlearn.metrics.table import Judged, compare, speedups, summarise
 from jaxunlearn.report.text import count
 
 __all__ = ["run"]
@@ -42,168 +50,205 @@ def run(
 
     With ``config.seeds`` above 1 each seed is a run of its own in the folder ``seed_<n>``
     therein, and the report is on all of them. With ``config.request.each`` each class is
-    forgotten by itself, in the folder ``class_<k>``; the original is trained once.
+    forgotten by itself, in the folder ``class_<k>``; the original is trained once. With
+    ``config.request.in_turn`` the classes are forgotten one after another, in ``turn_<n>``.
 
     Args:
       config: the experiment.
       runs: folder of all runs.
       force: overwrite stages that were made with other settings.
-      listener: see :data:`jaxunlearn.experiment.work.Listener`.
+      listener: see :data:`jaxunlearn.experiment.trial.Listener`.
 
     Returns:
-      The report, as ``summarise`` describes it; also saved as JSON, Markdown and PNG.
+      The report, as ``jaxunlearn.report`` describes it; also saved as JSON, Markdown and PNG.
 
     Raises:
       UserError: something the user gave is wrong; see the message.
     """
-    plan = prepare(config, Path(runs))
+    plan = make_plan(config, Path(runs))
     for group in groups(plan):
-        for one in (group, *(one for one in trials(group) if one is not group)):
-            for stage in (stages_of(one) | classifier_stages(one)).values():
+        for place in (group, *(one for one in trials(group) if one is not group)):
+            for stage in (*stages_of(place).values(), *helper_stages(group).values()):
                 check_stage(stage, force)
     write_plan(plan)
     tell = listener or (lambda name, progress: None)
-    done: list[_Done] = []
-    sketches: list[Work] = []
+    known = _known_examples(plan.folder)
+    judged: list[_Judged] = []
+    drawn: list[Trial] = []
+    examples: dict[str, np.ndarray] = {}
     for group in _fresh(plan):
-        trials_done, works = _group(group, force, tell)
-        done += trials_done
-        sketches += works[: 1 - len(sketches)]  # of several trials the first is drawn
-    made = _report(plan, done, [note for work in sketches for note in draw_album(work)])
-    report.save(made, plan.folder)
-    lines = "".join(f"{json.dumps(line)}\n" for line in _lines(done))
-    (plan.folder / "metrics.jsonl").write_text(lines)
-    return made
+        made = _make(group, force, tell)
+        for trial in made:
+            one = _judge(trial, made, known)
+            judged.append(one)
+            examples |= one.examples
+        drawn += made[: 1 - len(drawn)]  # of several trials the first is drawn
+    table = _report(plan, judged, [])
+    report.save(table, plan.folder, examples=examples)
+    # the report comes first: a picture that cannot be drawn costs only itself
+    if failures := [note for trial in drawn for note in draw_album(trial)]:
+        table = _report(plan, judged, failures)
+        report.save(table, plan.folder, examples=examples)
+    lines = "".join(f"{json.dumps(line)}\n" for line in _lines(judged))
+    write_text(plan.folder / "metrics.jsonl", lines)
+    return table
 
 
-class _Done(NamedTuple):
-    """What one trial came to.
+class _Judged(NamedTuple):
+    """Outcome of one trial.
 
     Attributes:
-      judged: values of the original, the unlearned and the retrained models.
-      diverged: a sentence for each method that failed.
+      values: of all models, for the table.
+      plan: of the trial.
       records: of every model.
-      trial: which one of several it is.
       notes: what else is to be said of it.
+      examples: values of each example by ``"<trial>/<model>/<metric>"``.
     """
 
-    judged: Judged
-    diverged: list[str]
+    values: Judged
+    plan: Plan
     records: list[Record]
-    trial: Trial | None
     notes: list[str]
+    examples: dict[str, np.ndarray]
 
 
 def _fresh(plan: Plan) -> Iterator[Plan]:
-    """The groups of trials, each with functions of its own, so that compilation is timed cold."""
+    """Yields the groups, each with functions of its own, so that compilation is timed cold."""
     for number, group in enumerate(groups(plan)):
-        fresh = groups(prepare(plan.config, plan.folder.parent))[number] if number else group
+        fresh = group
+        if number:
+            fresh = groups(make_plan(plan.config, plan.folder.parent, plan.data))[number]
         if fresh.trial is not None:
             write_plan(fresh)
         yield fresh
 
 
-def _group(plan: Plan, force: bool, listener: Listener) -> tuple[list[_Done], list[Work]]:
-    """All models of the trials that share an original, made and judged."""
-    plan = with_classifiers(plan, force, _told(plan, listener))
-    plans = trials(plan)
-    home = Work(plan, force, _told(plan, listener))
-    works = [home if one is plan else Work(one, force, _told(one, listener)) for one in plans]
-    originals = make_originals(home, works)
-    retrained = make_retrained(home, works)
-    unlearned = {label: make_unlearned(home, works, label) for label in plan.methods}
-    for n, one in enumerate(works):
-        records: dict[str, Record | DivergenceError] = {"original": originals[n]}
-        records |= {f"retrained/{k}": record for k, record in enumerate(retrained[n])}
-        records |= {f"unlearned/{k}": v[n] for k, v in unlearned.items()}
-        for name, distance in compare_images(one).items():
-            record = records[name]
-            if not isinstance(record, DivergenceError):
-                record["metrics"]["ret_fid"] = distance
-    # the others shared a program, and its time
-    alone = min(itertools.chain(*retrained), key=lambda record: record.get("together", 1))
-    made = [
-        _trial(works[n], originals[n], retrained[n], {k: v[n] for k, v in unlearned.items()}, alone)
-        for n in range(len(works))
-    ]
-    return made, works
+def _make(plan: Plan, force: bool, listener: Listener) -> list[Trial]:
+    """Makes all models of the trials that share an original."""
+    plan = with_helpers(plan, force, _told(plan, listener))
+    home = Trial(plan, force, _told(plan, listener))
+    home.original()
+    made: list[Trial] = []
+    for one in trials(plan):
+        before = made[-1] if made and plan.config.request.in_turn else None
+        trial = home
+        if one is not plan:
+            trial = Trial(one, force, _told(one, listener), home, before)
+            trial.original()
+        made.append(trial)
+        if plan.config.request.in_turn:
+            write_plan(one)
+            for name in trial.stages:
+                if name != "original":
+                    trial.make(name)
+    if not plan.config.request.in_turn:
+        make_retrained(home, made)
+        for label in plan.methods:
+            make_unlearned(home, made, label)
+    return made
 
 
 def _told(plan: Plan, listener: Listener) -> Listener:
-    """A stage of one of several trials is told with the trial's folder."""
+    """Returns a listener that is told a stage of one of several trials with the trial's folder."""
     if plan.trial is None:
         return listener
     return lambda name, progress: listener(f"{plan.folder.name}/{name}", progress)
 
 
-def _trial(
-    work: Work,
-    original: Record,
-    retrained: Sequence[Record],
-    unlearned: Mapping[str, Record | DivergenceError],
-    alone: Record,
-) -> _Done:
-    """The models of one trial side by side."""
-    records, diverged = [original, *retrained], []
-    rows = {"original": original["metrics"]}
-    for label, record in unlearned.items():
-        if isinstance(record, DivergenceError):
-            # a method that fails is shown failing; the others' work is not lost
-            diverged.append(f"diverged: {record}")
-            rows[label] = {}
-            continue
-        records.append(record)
-        own = record["metrics"]
-        rows[label] = {**own, **speedups(alone["metrics"], own)}
-    judged = Judged(rows, [one["metrics"] for one in retrained], alone["metrics"])
-    return _Done(judged, diverged, records, work.plan.trial, notes_on_images(work, original))
+def _judge(trial: Trial, group: Sequence[Trial], known: dict[str, np.ndarray]) -> _Judged:
+    """Judges the models of one trial and sets them side by side."""
+    plan, prefix = trial.plan, "" if trial.plan.trial is None else f"{trial.plan.folder.name}/"
+    own = {k.removeprefix(prefix): v for k, v in known.items() if k.startswith(prefix)}
+    found = trial.judge(own)
+    # the others shared a program, and its time
+    alone = min(
+        (
+            one.records[name]
+            for one in group
+            for name in one.records
+            if name.startswith("retrained")
+        ),
+        key=lambda record: record["together"],
+    )
+    failed: dict[str, dict[str, str]] = {}
+    rows = {"original": found.values["original"]}
+    for label in plan.methods:
+        name = f"unlearned/{label}"
+        if name in trial.failed:
+            rows[label], failed[label] = {}, {"": trial.failed[name]}
+        else:
+            rows[label] = found.values[name] | speedups(alone["costs"], found.values[name])
+            failed[label] = found.failed[name]
+    retrained = [name for name in trial.records if name.startswith("retrained/")]
+    failed["original"] = found.failed["original"]
+    failed["retrained"] = {k: v for name in retrained for k, v in found.failed[name].items()}
+    values = Judged(rows, [found.values[name] for name in retrained], alone["costs"], failed)
+    examples = {
+        f"{prefix}{key}": value
+        for key, value in (own | found.examples).items()
+        if key.rpartition("/")[0] in trial.records
+    }
+    return _Judged(values, plan, list(trial.records.values()), found.notes, examples)
 
 
-def _lines(done: Sequence[_Done]) -> Iterator[dict[str, Any]]:
-    """The values of every model, without curves."""
-    for one in done:
-        which = {one.trial.kind: one.trial.number} if one.trial else {}
-        retrained = {f"retrained/{n}": values for n, values in enumerate(one.judged.oracles)}
-        for label, values in {**one.judged.models, **retrained}.items():
-            numbers = {name: value for name, value in values.items() if name not in CURVES}
-            yield {**which, "model": label, **numbers}
+def _known_examples(folder: Path) -> dict[str, np.ndarray]:
+    """Reads values of each example that an earlier run left; damaged ones are measured anew."""
+    path = folder / "examples.npz"
+    try:
+        return read_npz(path, None) if path.exists() else {}
+    except DataError:
+        return {}
 
 
-def _report(plan: Plan, done: Sequence[_Done], more: Sequence[str]) -> dict[str, Any]:
-    config, judged = plan.config, [one.judged for one in done]
-    several = [one.trial for one in done if one.trial is not None]
-    notes = []
-    for one in done:
-        which = f"{one.trial.kind} {one.trial.number} " if one.trial else ""
-        notes += [f"{which}{note}" for note in [*one.diverged, *one.notes]]
-    versions = [record["versions"] for one in done for record in one.records]
+def _lines(judged: Sequence[_Judged]) -> Iterator[dict[str, Any]]:
+    """Yields the values of every model, without curves."""
+    for one in judged:
+        place = one.plan.trial
+        which = {place.kind: place.number} if place else {}
+        retrained = {f"retrained/{n}": values for n, values in enumerate(one.values.retrained)}
+        for label, values in {**one.values.models, **retrained}.items():
+            numbers = {n: v for n, v in values.items() if n in METRICS and not METRICS[n].along}
+            failed = [name for name, value in numbers.items() if value != value]
+            yield {**which, "model": label, **numbers, **dict.fromkeys(failed)}
+
+
+def _report(plan: Plan, judged: Sequence[_Judged], more: Sequence[str]) -> dict[str, Any]:
+    config, values = plan.config, [one.values for one in judged]
+    several = [one.plan.trial for one in judged if one.plan.trial is not None]
+    notes = list(plan.left_out)
+    for one in judged:
+        place = one.plan.trial
+        notes += [f"{place.kind} {place.number} {note}" if place else note for note in one.notes]
+    versions = [record["versions"] for one in judged for record in one.records]
     if any(version != versions[0] for version in versions):
         notes.append("not all models were made with the same versions: see their records")
     title = f"{config.name}: {describe(config.request)}"
     return summarise(
         f"{title}, {count(several[0].kind, len(several))}" if several else title,
-        judged,
+        values,
         trials=several,
-        notes=notes + _notes(plan, done) + [*more],
+        notes=notes + _notes(plan, judged) + [*more],
         environment=versions[0],
-        published=compare(judged, config.published.values, config.published.source),
+        published=compare(values, config.published.values, config.published.source),
     )
 
 
-def _notes(plan: Plan, done: Sequence[_Done]) -> list[str]:
+def _notes(plan: Plan, judged: Sequence[_Judged]) -> list[str]:
     sizes = {name: _size(part) for name, part in plan.sets._asdict().items() if part is not None}
     config, leaves = plan.config, jax.tree.leaves(jax.eval_shape(plan.model.init, plan.key))
-    shape = list(plan.sets.forget.examples.x.shape[1:]) if plan.sets.forget else []
-    each = f" for each {done[0].trial.kind}" if done[0].trial else ""
+    assert plan.sets.forget is not None
+    shapes = [list(leaf.shape[1:]) for leaf in jax.tree.leaves(plan.sets.forget.examples.x)]
+    place = judged[0].plan.trial
+    each = f" for each {place.kind}" if place else ""
     notes = [
         f"{config.model.name}, {sum(leaf.size for leaf in leaves):,} parameters "
-        f"({leaves[0].dtype}), inputs {shape}, batches of {config.train.batch_size}, "
-        f"{config.train.epochs:g} epochs",
+        f"({leaves[0].dtype}), inputs {', '.join(map(str, shapes))}, batches of "
+        f"{config.train.batch_size}, {config.train.epochs:g} epochs",
         "examples: " + ", ".join(f"{name} {size}" for name, size in sizes.items()),
         f"retrained: mean of {config.oracles}{each}; time of the first, trained alone; "
         "floor: mean difference between two of them",
         "memory: arguments, results and temporaries of a model's largest compiled program",
-        *_shared(plan, done),
+        *_shared(plan, judged),
     ]
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
@@ -214,16 +259,21 @@ def _notes(plan: Plan, done: Sequence[_Done]) -> list[str]:
 
 
 def _size(part: Subset) -> str:
-    """How many examples; of several requests the smallest and the largest number."""
+    """Returns how many examples; of several requests the smallest and the largest number."""
     sizes = sorted({int(size) for size in np.ravel(part.size)})
     return f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
 
 
-def _shared(plan: Plan, done: Sequence[_Done]) -> list[str]:
-    """What is to be known of models that were made in one program."""
+def _shared(plan: Plan, judged: Sequence[_Judged]) -> list[str]:
+    """Says what is to be known of models that were made in one program, or in turn."""
+    if plan.config.request.in_turn:
+        return [
+            "in turn: each method starts from its own model of the turn before; accuracy on forget "
+            "is that on all classes forgotten so far, which the retrained models never saw"
+        ]
     if len(plan.requests) < 2:
         return []
-    records = [record for one in done for record in one.records]
+    records = [record for one in judged for record in one.records]
     shares = [r["together"] for r in records if r["stage"].startswith("unlearned/")]
     least, most = min(shares, default=1), max(shares, default=1)
     number = str(most) if least == most else f"{least} to {most}"

@@ -1,4 +1,4 @@
-"""All of a run that is known before any training: data, sets, network, methods, stages."""
+"""Plan of a run: all that is known before any training."""
 
 import dataclasses
 import json
@@ -11,177 +11,254 @@ import jax
 import numpy as np
 
 from jaxunlearn import checkpoint
-from jaxunlearn.config import DEFAULT_METHODS, Config, ModelConfig, Request, section, to_dict
+from jaxunlearn.config import Config, Request, section, to_dict
 from jaxunlearn.config.overrides import check_types
-from jaxunlearn.core.errors import ConfigError, RequestError
-from jaxunlearn.core.types import Gan, Key, Model, Sets, Unlearner
+from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.files import write_npz, write_text
+from jaxunlearn.core.types import Key, Sets, Unlearner
+from jaxunlearn.data.batches import inputs_like
 from jaxunlearn.data.dataset import Dataset
 from jaxunlearn.data.requests import separate
 from jaxunlearn.data.sets import divide, num_examples, positions, request, stratified_mask
 from jaxunlearn.data.sources import load_dataset
+from jaxunlearn.engine import Chain
 from jaxunlearn.engine.sharding import Sharding, make_sharding
-from jaxunlearn.experiment.method_options import Problem, build_method
+from jaxunlearn.experiment.methods import Problem, build_methods
 from jaxunlearn.experiment.stages import Stage
 from jaxunlearn.gan import Guide
-from jaxunlearn.kinds.training import recipe
-from jaxunlearn.metrics.generated import NEIGHBOURS
-from jaxunlearn.metrics.table import HEADS, Trial
-from jaxunlearn.models import NETWORKS, build, build_gan, check_model
+from jaxunlearn.kinds import KINDS, Helper, Kind
+from jaxunlearn.metrics.table import Place, heads
+from jaxunlearn.models import NETWORKS
 from jaxunlearn.training.optimizers import make_augment, make_optimizer
 
 
 class Plan(NamedTuple):
-    """All that is known before any training.
+    """Plan of a run, or of one of its trials.
 
     Attributes:
+      kind: of the models, with the ``settings`` of its section.
+      data: as it was loaded, once for all trials.
       requests: one, or one for each class.
       sets: of the request; stacked, where there are several.
+      judged: the sets that models are judged on: those of ``sets``, but where requests are met
+        one after another, all that was forgotten so far.
       retained: so many examples are an epoch of retraining and the steps of a method that
         was given none: the retain set's, and those without a class of average size where
         each class is forgotten by itself, since one program does as many steps for all.
       held: which images of the test split no training saw.
+      besides: what is to be trained besides, by name.
+      helpers: the same, trained; of shapes instead of arrays as long as it is not.
       methods: label -> (unlearner, options of the runner).
-      identity: JSON; what every stage depends on, its metrics included.
-      guide, judge: of a GAN: the classifier that methods may use, and the one that judges;
-        as long as they are not trained, of shapes instead of arrays.
+      options: label -> what the configuration says of the method.
+      left_out: sentences on methods that do not suit the request.
+      identity: JSON; what every stage depends on.
       trial: which one of several this is.
     """
 
     config: Config
     folder: Path
-    model: Model | Gan
+    kind: Kind
+    settings: Any
+    model: Any
+    data: Dataset
     requests: tuple[Request, ...]
     sets: Sets
+    judged: Sets
     retained: int
     held: np.ndarray
-    class_names: tuple[str, ...]
     sharding: Sharding | None
-    methods: Mapping[str, tuple[Unlearner, dict[str, Any]]]
+    besides: Mapping[str, Helper]
+    helpers: Mapping[str, Guide]
+    methods: Mapping[str, tuple[Unlearner | Chain, dict[str, Any]]]
+    options: Mapping[str, Mapping[str, Any]]
+    left_out: tuple[str, ...]
     identity: Mapping[str, Any]
     key: Key
-    trial: Trial | None = None
-    guide: Guide | None = None
-    judge: Guide | None = None
+    trial: Place | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Returns the names of the labels."""
+        return self.data.class_names
 
 
-def prepare(config: Config, runs: Path) -> Plan:
-    """Loads the data and builds the network and the methods; reports what is wrong."""
-    if not config.methods:
-        config = dataclasses.replace(config, methods=DEFAULT_METHODS)
+def make_plan(config: Config, runs: Path, data: Dataset | None = None) -> Plan:
+    """Loads the data and builds the network and the methods; reports what is wrong.
+
+    Args:
+      data: as an earlier plan loaded it.
+    """
     check_types(config)
+    kind = KINDS[NETWORKS.find(config.model.name, "model.name").kind].kind
+    settings = section(config, kind.name) if kind.section else None
     _check_values(config)
+    kind.check_settings(settings)
     sharding = make_sharding(config.mesh, config.rules)
-    data = load_dataset(config.data)
-    is_gan = NETWORKS.find(config.model.name, "model.name").kind == "gan"
-    if is_gan:
-        data = _between_ones(data)
-    num_classes = len(data.class_names)
+    data = load_dataset(config.data) if data is None else data
+    read, num_classes = kind.read(data), len(data.class_names)
     held = stratified_mask(data.test_y, config.data.unseen, config.data.seed)
     requests = separate(config.request, num_classes)
-    sets = divide(data, held, requests)
+    in_turn = config.request.in_turn
+    # of requests in turn, each trial has sets of its own: here those of the first
+    sets = divide(read, held, requests[:1] if in_turn else requests)
     retained = num_examples(sets.retain)
-    if len(requests) > 1:
+    if config.request.each:
         # of all classes, not of those asked for: so no class depends on which others are
         retained = round(len(data.train_y) * (1 - 1 / num_classes))
-    shape = data.train_x.shape[1:]
-    if is_gan and num_examples(sets.retain) <= NEIGHBOURS + 1:
-        raise RequestError(
-            f"request: expected more than {NEIGHBOURS + 1} retained images to judge a generator "
-            f"by, got {num_examples(sets.retain)}"
-        )
-    model = _network(config.model, shape, num_classes)
-    recipe(model, config.train, retained, section(config, "gan"))
-    classifier = _classifier(config, shape, num_classes) if is_gan else None
-    whole_config = to_dict(config)
-    identity = {name: whole_config[name] for name in ("seed", "data", "model", "train")}
-    if is_gan:
-        identity["gan"] = to_dict(section(config, "gan"))
+    kind.check_sets(sets)
+    assert sets.forget is not None
+    x = inputs_like(sets.forget, 2)
+    model = kind.build(config.model, x, num_classes)
+    kind.recipe(model, config.train, retained, settings)
+    besides = kind.helpers(settings, x, num_classes)
+    helpers = {
+        name: Guide(one.model, jax.eval_shape(one.model.init, jax.random.key(0)))
+        for name, one in besides.items()
+    }
+    plan = Plan(
+        config=config,
+        folder=runs / config.name,
+        kind=kind,
+        settings=settings,
+        model=model,
+        data=data,
+        requests=tuple(requests),
+        sets=sets,
+        judged=sets,
+        retained=retained,
+        held=held,
+        sharding=sharding if sharding.mesh.size > 1 else None,
+        besides=besides,
+        helpers=helpers,
+        methods={},
+        options={},
+        left_out=(),
+        identity=_identity(config, kind, data, requests),
+        key=jax.random.key(config.seed),
+    )
+    return with_methods(plan, helpers)
+
+
+def with_methods(plan: Plan, helpers: Mapping[str, Guide]) -> Plan:
+    """Returns the plan with its methods, which helpers may lead."""
+    problem = Problem(
+        config=plan.config,
+        kind=plan.kind,
+        model=plan.model,
+        sets=request(plan.sets, 0),
+        retained=plan.retained,
+        class_names=plan.class_names,
+        several=len(plan.requests) > 1,
+        facts=plan.kind.facts(helpers),
+    )
+    methods, options, left_out = build_methods(problem)
+    return plan._replace(helpers=helpers, methods=methods, options=options, left_out=left_out)
+
+
+def groups(plan: Plan) -> list[Plan]:
+    """Lists the plans that have an original of their own: those of the seeds, or the whole."""
+    first, count = plan.config.seed, plan.config.seeds
+    return [_seeded(plan, seed) for seed in range(first, first + count)] if count > 1 else [plan]
+
+
+def trials(group: Plan) -> list[Plan]:
+    """Lists the plans of the requests that share an original: those of the classes, or the one."""
+    if len(group.requests) == 1:
+        return [group]
+    one = _turn if group.config.request.in_turn else _class
+    return [one(group, number) for number in range(len(group.requests))]
+
+
+def _seeded(plan: Plan, seed: int) -> Plan:
+    """Returns the plan of a run with this seed alone, in a folder of its own."""
+    return plan._replace(
+        config=dataclasses.replace(plan.config, seed=seed, seeds=1),
+        folder=plan.folder / f"seed_{seed}",
+        identity={**plan.identity, "seed": seed},
+        key=jax.random.key(seed),
+        trial=Place("seed", seed),
+    )
+
+
+def _class(plan: Plan, number: int) -> Plan:
+    """Returns the plan that forgets this class alone, in a folder of its own; keys are the same."""
+    asked = plan.requests[number]
+    (label,) = asked.classes
+    own = request(plan.sets, number)
+    return plan._replace(
+        config=dataclasses.replace(plan.config, request=asked),
+        folder=plan.folder / f"class_{label}",
+        requests=(asked,),
+        sets=own,
+        judged=own,
+        identity={**plan.identity, **_identify(asked)},
+        trial=Place("class", label, plan.class_names[label]),
+    )
+
+
+def _turn(plan: Plan, number: int) -> Plan:
+    """Returns the plan of one request after others, in a folder of its own.
+
+    A method forgets the new class; models are judged on all classes that are to be forgotten so
+    far, and retrained ones see none of these.
+    """
+    asked = plan.requests[number]
+    so_far = tuple(label for one in plan.requests[: number + 1] for label in one.classes)
+    read = plan.kind.read(plan.data)
+    judged = divide(read, plan.held, [Request(classes=so_far)])
+    alone = divide(read, plan.held, [asked])
+    # what was to be forgotten before is gone: neither forgotten again nor retained
+    own = alone._replace(retain=judged.retain, holdout=judged.holdout)
+    made = plan._replace(
+        config=dataclasses.replace(plan.config, request=asked),
+        folder=plan.folder / f"turn_{number}",
+        requests=(asked,),
+        sets=own,
+        judged=judged,
+        retained=num_examples(judged.retain),
+        identity={**plan.identity, **_identify(asked), "after": list(so_far[:-1])},
+        trial=Place("turn", number, f"after {number} others" if number else "first"),
+    )
+    return with_methods(made, plan.helpers)
+
+
+def _identity(config: Config, kind: Kind, data: Dataset, requests: list[Request]) -> dict[str, Any]:
+    """Returns what every model of a run depends on."""
+    whole = to_dict(config)
+    identity = {name: whole[name] for name in ("seed", "data", "model", "train")}
+    if kind.section is not None:
+        identity[kind.name] = to_dict(section(config, kind.name))
     for place in ("dir", "cache"):  # where the same bytes lie does not matter
         identity["data"].pop(place)
     identity["fingerprint"] = data.fingerprint
     identity["jaxunlearn"] = checkpoint.versions()["jaxunlearn"]
     if len(requests) == 1:  # of many, an original belongs to none
-        identity |= identify(requests[0])
-    plan = Plan(
-        config,
-        runs / config.name,
-        model,
-        tuple(requests),
-        sets,
-        retained,
-        held,
-        data.class_names,
-        sharding if sharding.mesh.size > 1 else None,
-        {},
-        identity,
-        jax.random.key(config.seed),
-    )
-    return equip(plan, classifier, classifier)
+        identity |= _identify(requests[0])
+    return identity
 
 
-def equip(plan: Plan, guide: Guide | None, judge: Guide | None) -> Plan:
-    """The plan with its methods, which may be led by a classifier."""
-    plan = plan._replace(guide=guide, judge=judge)
-    problem = Problem(
-        plan.config, plan.model, request(plan.sets, 0), plan.retained, plan.class_names,
-        len(plan.requests) > 1, guide,
-    )  # fmt: skip
-    options = plan.config.methods
-    return plan._replace(methods={k: build_method(k, own, problem) for k, own in options.items()})
-
-
-def _between_ones(data: Dataset) -> Dataset:
-    """Normalised so that images lie between -1 and 1, as generated ones do."""
-    low, high = (255.0 * n if data.train_x.dtype == np.uint8 else float(f(data.train_x))
-                 for n, f in ((0, np.min), (1, np.max)))  # fmt: skip
-    if high <= low:
-        raise ConfigError(f"data: expected images to generate, got all values {low}")
-    shape = data.mean.shape
-    return data._replace(
-        mean=np.full(shape, (high + low) / 2, np.float32),
-        std=np.full(shape, (high - low) / 2, np.float32),
-    )
-
-
-def _network(config: ModelConfig, shape: tuple[int, ...], num_classes: int) -> Model | Gan:
-    if NETWORKS.find(config.name, "model.name").kind == "gan":
-        return build_gan(config.name, shape, num_classes, config.options)
-    model = build(config.name, shape, num_classes, config.options)
-    check_model(model, shape, num_classes)
-    return model
-
-
-def _classifier(config: Config, shape: tuple[int, ...], num_classes: int) -> Guide:
-    """The guide and the judge of a GAN, not yet trained."""
-    gan = section(config, "gan")
-    own = gan.classifier
-    model = build(own.name, shape, num_classes, own.options, where="gan.classifier")
-    check_model(model, shape, num_classes)
-    recipe(model, gan.classifier_train, 1)
-    return Guide(model, jax.eval_shape(model.init, jax.random.key(0)))
+def _identify(asked: Request) -> dict[str, Any]:
+    """Returns what a model depends on that was made for a single request."""
+    found = to_dict(asked)
+    for several in ("each", "in_turn"):
+        found.pop(several)
+    return {"request": found}
 
 
 def _check_values(config: Config) -> None:
-    """What types cannot say."""
-    if config.oracles < 1:
-        raise ConfigError(f"oracles: expected at least 1 retrained model, got {config.oracles}")
-    if config.seeds < 1:
-        raise ConfigError(f"seeds: expected at least 1, got {config.seeds}")
-    if config.seeds > 1 and config.request.each:
-        raise ConfigError(f"seeds: expected 1 beside request.each, got {config.seeds}")
-    least = {"samples": NEIGHBOURS + 2, "inverted": 0, "inversion_steps": 1, "r1": 0}
-    least |= {"downstream_steps": 0, "r1_every": 1, "ema": 0}
-    for name, low in least.items():
-        found = getattr(section(config, "gan"), name)
-        if not found >= low or (name == "ema" and found >= 1):
-            wanted = "a number from 0 to below 1" if name == "ema" else f"{low} or more"
-            raise ConfigError(f"gan.{name}: expected {wanted}, got {found}")
+    """Checks what types cannot say."""
+    for name in ("oracles", "seeds"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    if config.seeds > 1 and (config.request.each or config.request.in_turn):
+        word = "each" if config.request.each else "in_turn"
+        raise ConfigError(f"seeds: expected 1 beside request.{word}, got {config.seeds}")
     if config.at_a_time is not None and config.at_a_time < 1:
         raise ConfigError(f"at_a_time: expected at least 1, got {config.at_a_time}")
     for label, given in config.published.values.items():
-        if unknown := sorted(set(given) - set(HEADS)):
+        if unknown := sorted(set(given) - set(heads())):
             raise ConfigError(
-                f"published.values.{label}: expected metrics among {', '.join(HEADS)}, "
+                f"published.values.{label}: expected metrics among {', '.join(heads())}, "
                 f"got {unknown}"
             )
     if not _is_folder_name(config.name):
@@ -195,8 +272,6 @@ def _check_values(config: Config) -> None:
     for name, value in (("epochs", config.train.epochs), ("batch_size", config.train.batch_size)):
         if not 0 < value < math.inf:
             raise ConfigError(f"train.{name}: expected a positive number, got {value:g}")
-    if not config.methods:
-        raise ConfigError("methods: expected at least one, got none")
     make_optimizer(config.train, 1)
     make_augment(config.train.augment)
 
@@ -205,38 +280,50 @@ def _is_folder_name(text: str) -> bool:
     return text not in ("", ".", "..") and Path(text).name == text
 
 
-def identify(request: Request) -> dict[str, Any]:
-    """What a model depends on that was made for a single request."""
-    found = to_dict(request)
-    found.pop("each")
-    return {"request": found}
-
-
 def stages_of(plan: Plan) -> dict[str, Stage]:
-    """Every stage of the run by name, with what it depends on; of several requests the original."""
+    """Lists every stage by name, with what it depends on; of several requests the original.
+
+    The helpers of a run are stages too, ``helpers/judge``: they depend on no request.
+    """
     own: dict[str, Mapping[str, Any]] = {"original": {}}
     if len(plan.requests) == 1:
-        usual = plan.retained == num_examples(plan.sets.retain)
+        usual = plan.retained == num_examples(plan.judged.retain)
         length = {} if usual else {"retained": plan.retained}
         for number in range(plan.config.oracles):
-            own[f"retrained/{number}"] = {"oracle": number, **length}
+            own[f"retrained/{number}"] = {"retrained": number, **length}
         for label, (_, runner) in plan.methods.items():
             asked = {key: value for key, value in runner.items() if key != "stop"}
-            own[f"unlearned/{label}"] = {"method": label, **plan.config.methods[label], **asked}
+            own[f"unlearned/{label}"] = {"method": label, **plan.options[label], **asked}
     return {
         name: Stage(plan.folder / name, {**plan.identity, "own": inputs})
         for name, inputs in own.items()
     }
 
 
+def helper_stages(plan: Plan) -> dict[str, Stage]:
+    """Lists the stage of each helper by its name; they depend on no request."""
+    about = {name: plan.identity[name] for name in ("seed", "data", "fingerprint", "jaxunlearn")}
+    return {
+        name: Stage(
+            plan.folder / "helpers" / name,
+            {
+                **about,
+                "own": {"helper": name, "model": to_dict(one.config), "train": to_dict(one.train)},
+            },
+        )
+        for name, one in plan.besides.items()
+    }
+
+
 def write_plan(plan: Plan) -> None:
-    """The resolved configuration, and the requests as positions in the official splits."""
+    """Writes the resolved configuration, and the requests as positions in the official splits."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_dict(plan.config), indent=2, sort_keys=True)
-    (plan.folder / "config.json").write_text(text + "\n")
+    write_text(plan.folder / "config.json", text + "\n")
     parts: dict[str, np.ndarray] = {}
-    for number, one in enumerate(plan.requests):
-        home = f"class_{one.classes[0]}/" if len(plan.requests) > 1 else ""
+    several = len(plan.requests) > 1 and not plan.config.request.in_turn
+    for number, one in enumerate(plan.requests if several else plan.requests[:1]):
+        home = f"class_{one.classes[0]}/" if several else ""
         found = positions(request(plan.sets, number), plan.held)
         parts |= {home + name: where for name, where in found.items()}
-    np.savez_compressed(plan.folder / "sets.npz", allow_pickle=False, **parts)
+    write_npz(plan.folder / "sets.npz", parts)

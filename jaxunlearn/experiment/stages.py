@@ -1,8 +1,8 @@
 """A run is a folder, and each model in it a stage that is made once.
 
-A stage remembers what it depends on (its *inputs*). Asked for again with the same
-inputs it is loaded; with others it is an error, never an overwrite, unless forced.
-While it is being made its state is saved beside it, so that a killed run continues.
+A stage remembers what it depends on (its *inputs*). A run with the same inputs loads it; with
+others it is an error, never an overwrite, unless forced. While it is being made its state is
+saved beside it, so that a killed run resumes.
 """
 
 import time
@@ -23,7 +23,7 @@ SAVE_EVERY = 30.0
 
 
 class Stage(NamedTuple):
-    """Where a model lies, and all that it depends on.
+    """Folder of a model, and all that it depends on.
 
     Attributes:
       path: the checkpoint's folder.
@@ -35,7 +35,7 @@ class Stage(NamedTuple):
 
 
 def check_stage(stage: Stage, force: bool) -> bool:
-    """Whether the stage is there already.
+    """Tells whether the stage is there already.
 
     Raises:
       CheckpointError: it is there, but with other inputs, and ``force`` is not set.
@@ -56,7 +56,7 @@ def check_stage(stage: Stage, force: bool) -> bool:
 
 
 def is_there(stage: Stage) -> bool:
-    """Whether a sound model lies there that was made with the stage's own settings."""
+    """Tells whether a sound model lies there that was made with the stage's own settings."""
     try:
         checkpoint.verify(stage.path)
         return checkpoint.read_record(stage.path).get("inputs") == _plain(stage.inputs)
@@ -64,8 +64,17 @@ def is_there(stage: Stage) -> bool:
         return False
 
 
+def read_stage(stage: Stage) -> dict[str, Any]:
+    """Verifies a model against its manifest and returns its record, without its arrays."""
+    try:
+        checkpoint.verify(stage.path)
+        return checkpoint.read_record(stage.path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; --force makes this model again") from error
+
+
 def load_stage(stage: Stage, like: Variables) -> tuple[Variables, dict[str, Any]]:
-    """The model and its record; verified against its manifest."""
+    """Reads the model and its record, verified against its manifest."""
     try:
         return checkpoint.load(stage.path, like)
     except CheckpointError as error:
@@ -89,7 +98,7 @@ class Keeper:
         self.saved = time.monotonic()
 
     def keep(self, progress: Progress) -> None:
-        """To be called after each chunk; saves if the last save is some time ago."""
+        """Saves the state after a chunk if the last save is some time ago."""
         if time.monotonic() - self.saved < SAVE_EVERY or progress.step == progress.steps:
             return
         record = {
@@ -102,7 +111,7 @@ class Keeper:
         self.saved = time.monotonic()
 
     def find(self, fresh: State) -> Resume | None:
-        """Where a killed run stood; ``None`` if it left nothing, or nothing of use."""
+        """Returns the state of a killed run; ``None`` if it left nothing, or nothing of use."""
         if not self.path.exists():
             return None
         try:
@@ -121,7 +130,7 @@ class Keeper:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back: tuples are lists."""
+    """Returns a value as JSON gives it back: tuples are lists."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The models of trials that share an original: those that are missing, made in one program."""
+"""Models of trials that share an original: those that are missing, made in one program."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -6,73 +6,53 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from jaxunlearn.core.errors import DivergenceError
+from jaxunlearn.core.errors import UserError
 from jaxunlearn.data.sets import stack_sets
 from jaxunlearn.engine import unlearn_many
-from jaxunlearn.engine.driver import Outcome
+from jaxunlearn.engine.driver import Outcome, member_of
 from jaxunlearn.experiment.stages import Keeper, Stage
-from jaxunlearn.experiment.work import Made, Record, Work, named, timed
-from jaxunlearn.metrics.evaluate import member_of
+from jaxunlearn.experiment.trial import Made, Trial, named, timed
 
-Member = tuple[Work, str]
+Member = tuple[Trial, str]
 """A trial and a stage of it, ``retrained/0``."""
 
 
-def make_originals(home: Work, works: Sequence[Work]) -> list[Record]:
-    """The record of the original as each trial judges it; it is trained once.
-
-    Args:
-      home: where lies what the trials share.
-      works: one for each trial; ``home`` itself, if there is but one.
-    """
-    record = home.original()
-    return [record if work is home else work.adopt(home, record) for work in works]
-
-
-def make_retrained(home: Work, works: Sequence[Work]) -> list[list[Record]]:
-    """The retrained models of each trial: the first timed alone, the others in one program."""
+def make_retrained(home: Trial, trials: Sequence[Trial]) -> None:
+    """Makes the retrained models of each trial: the first timed alone, the others together."""
     count = home.plan.config.oracles
-    members = [(work, number) for work in works for number in range(count)]
-    records = [works[0].oracle(0)]
-    others = [(work, f"retrained/{number}") for work, number in members[1:]]
-    with _together(home, "retrained/others", others, cold=False) as made:
-        for (work, number), one in zip(members[1:], made, strict=True):
-            records.append(work.oracle(number, one))
-    return [records[place : place + count] for place in range(0, len(records), count)]
+    members = [(trial, f"retrained/{number}") for trial in trials for number in range(count)]
+    trials[0].make("retrained/0")
+    with _together(home, "retrained/others", members[1:], cold=False) as made:
+        for (trial, name), one in zip(members[1:], made, strict=True):
+            trial.make(name, one)
 
 
-def make_unlearned(home: Work, works: Sequence[Work], label: str) -> list[Record | DivergenceError]:
-    """A method's model of each trial, all in one program; or how it failed there."""
+def make_unlearned(home: Trial, trials: Sequence[Trial], label: str) -> None:
+    """Makes a method's model of each trial, all in one program; each notes how it failed."""
     name = f"unlearned/{label}"
-    members = [(work, name) for work in works]
+    members = [(trial, name) for trial in trials]
     with contextlib.ExitStack() as stack:
         try:
             made = stack.enter_context(_together(home, name, members, cold=True))
-        except DivergenceError:
+        except UserError:
             # some trial's: each by itself, so that the others' are not lost
-            made = [None] * len(works)
-        return [_or_failure(work, label, one) for work, one in zip(works, made, strict=True)]
-
-
-def _or_failure(work: Work, label: str, made: Made | None) -> Record | DivergenceError:
-    try:
-        return work.method(label, made)
-    except DivergenceError as error:
-        return error
+            made = [None] * len(trials)
+        for trial, one in zip(trials, made, strict=True):
+            trial.make(name, one)
 
 
 @contextlib.contextmanager
 def _together(
-    home: Work, name: str, members: Sequence[Member], *, cold: bool
+    home: Trial, name: str, members: Sequence[Member], *, cold: bool
 ) -> Iterator[list[Made | None]]:
-    """What one program made of each member; ``None``: is there already, or is made alone.
+    """Yields what one program made of each member; ``None``: is there already, or made alone.
 
     Args:
       name: what progress is told of.
       cold: whether its time counts.
     """
-    missing = [(work, stage) for work, stage in members if not work.there(stage)]
-    inputs = {"members": [work.stages[stage].inputs for work, stage in missing]}
+    missing = [(trial, stage) for trial, stage in members if not trial.there(stage)]
+    inputs = {"members": [trial.stages[stage].inputs for trial, stage in missing]}
     shared = Stage(home.plan.folder / name.replace("/", "_"), inputs)
     made: dict[Member, Made] = {}
     if len(missing) > 1 and home.plan.sharding is None:
@@ -86,9 +66,9 @@ def _together(
 
 
 def _program(members: Sequence[Member], at_a_time: int | None) -> Callable[..., Outcome]:
-    """What makes the models of all members, given hooks."""
-    tasks = [work.task(stage) for work, stage in members]
-    sets = [work.plan.sets for work, _ in members]
+    """Returns what makes the models of all members, given hooks."""
+    tasks = [trial.task(stage) for trial, stage in members]
+    sets = [trial.plan.sets for trial, _ in members]
     alike = all(one is sets[0] for one in sets)
     return partial(
         unlearn_many,

@@ -1,1 +1,200 @@
-"""Kinds of models: one object each says all that a run must know of it."""
+"""Kinds of models: one object each says all that a run must know of it.
+
+Nothing outside this room and a kind's own asks what kind a model is. Another kind is one file
+with a class derived from :class:`Kind`, and one row here, an entry point in the group
+``jaxunlearn.kinds``, or a call of :func:`register_kind`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxunlearn.config import Config, ModelConfig, TrainConfig, register_section
+from jaxunlearn.core.registry import Registry, load
+from jaxunlearn.core.types import Examples, Key, Sets, Unlearner, Variables
+from jaxunlearn.data.dataset import Dataset
+from jaxunlearn.gan import Guide
+from jaxunlearn.methods import METHODS
+from jaxunlearn.metrics import Evidence
+
+__all__ = ["KINDS", "Drawing", "Helper", "Kind", "View", "kind_of", "register_kind"]
+
+
+class Helper(NamedTuple):
+    """Model that is trained besides: it leads methods, or judges what others make.
+
+    Attributes:
+      model: its network.
+      config, train: how it is built and trained, as recorded.
+    """
+
+    model: Any
+    config: ModelConfig
+    train: TrainConfig
+
+
+class Drawing(NamedTuple):
+    """Method of a run as its pictures see it.
+
+    Attributes:
+      name: of the method, as in ``METHODS``.
+      options: its keyword arguments, where they are not the defaults.
+      key: that it was run with.
+      prepared: returns what it found before it was run, or ``None``.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    key: Key
+    prepared: Callable[[], Any]
+
+
+class View(NamedTuple):
+    """Run of one request as its pictures see it.
+
+    Attributes:
+      title: of the run.
+      model: the network.
+      variables: by label: ``"original"``, the methods that did not fail, ``"retrained"``.
+      sets: of the request.
+      class_names: of the labels.
+      methods: by label.
+      observe: label -> evidence of that model.
+    """
+
+    title: str
+    model: Any
+    variables: Mapping[str, Variables]
+    sets: Sets
+    class_names: Sequence[str]
+    methods: Mapping[str, Drawing]
+    observe: Callable[[str], Any]
+
+
+class Kind:
+    """Kind of models; the methods that raise are those that each kind has to define.
+
+    Attributes:
+      name: as in ``METHODS`` and ``NETWORKS``.
+      summary: one line for ``jaxunlearn list``.
+      section: the dataclass of the kind's own settings, a section of the configuration under
+        the kind's name; ``None`` if it has none.
+      evidence: what its metrics read.
+      trains_methods: whether its methods use the optimizer of training where they were told none.
+    """
+
+    name = ""
+    summary = ""
+    section: type | None = None
+    evidence: type[Evidence] = Evidence
+    trains_methods = False
+
+    def owns(self, model: Any) -> bool:
+        """Tells whether a network is of this kind."""
+        raise NotImplementedError
+
+    def build(self, config: ModelConfig, x: Any, num_classes: int) -> Any:
+        """Builds the network that a configuration names, and checks it.
+
+        Args:
+          x: shapes and dtypes of a batch of examples, as the network gets them.
+        """
+        raise NotImplementedError
+
+    def recipe(
+        self, model: Any, train: TrainConfig, examples: int, settings: Any
+    ) -> tuple[Unlearner, int]:
+        """Returns training as a method, and its steps; equal arguments give the same object.
+
+        Args:
+          examples: of an epoch.
+          settings: of the section.
+        """
+        raise NotImplementedError
+
+    def given(self, model: Any) -> Any:
+        """Returns the network in the form that this kind works with."""
+        return model
+
+    def read(self, data: Dataset) -> Dataset:
+        """Returns a data set normalised as this kind needs it."""
+        return data
+
+    def check_settings(self, settings: Any) -> None:
+        """Checks the values of the section; :class:`ConfigError` names the key."""
+
+    def check_sets(self, sets: Sets) -> None:
+        """Checks whether what is retained suffices; :class:`RequestError` says why not."""
+
+    def check_examples(self, model: Any, examples: Examples) -> None:
+        """Checks whether a network goes with examples, before it is trained."""
+
+    def helpers(self, settings: Any, x: Any, num_classes: int) -> Mapping[str, Helper]:
+        """Returns what must be trained besides, by name; see :meth:`build`."""
+        return {}
+
+    def facts(self, helpers: Mapping[str, Guide]) -> Mapping[str, Any]:
+        """Returns what methods may take of the helpers; see ``methods.FACTS``."""
+        return {}
+
+    def observe(
+        self, model: Any, variables: Variables, sets: Sets, key: Key, *, settings: Any = None
+    ) -> Evidence:
+        """Returns the evidence of one model; a kind may take its helpers by keyword."""
+        return self.evidence(model, variables, sets, key)
+
+    def notes(self, original: Evidence) -> list[str]:
+        """Returns sentences on how far the metrics of a report can be trusted."""
+        return []
+
+    def default_methods(self, config: Config) -> Mapping[str, Mapping[str, Any]]:
+        """Returns the methods, with options, of a run that was told none."""
+        own = [name for name, row in METHODS.items() if row.kind == self.name]
+        return {name: {} for name in own if not name.endswith("retrain")}
+
+
+class Row(NamedTuple):
+    """Row of the registry: the kind, or ``"module:object"``, and one line on it."""
+
+    target: str | Kind
+    summary: str
+
+    @property
+    def kind(self) -> Kind:
+        """Returns the kind; imports it where it was named."""
+        return load(self.target) if isinstance(self.target, str) else self.target
+
+
+KINDS = Registry(
+    "kinds",
+    Row,
+    {
+        "classifier": Row("jaxunlearn.kinds.classifier:CLASSIFIER", "one label for each example"),
+        "gan": Row("jaxunlearn.kinds.gan:GAN", "a generator and a discriminator of images"),
+    },
+)
+
+
+def register_kind(kind: Kind) -> None:
+    """Adds a kind of models; runs, ``train`` and ``evaluate`` then know it.
+
+    Raises:
+      ConfigError: the name, or that of its section, is taken.
+    """
+    KINDS.register(kind.name, Row(kind, kind.summary))
+    if kind.section is not None:
+        register_section(kind.name, kind.section)
+
+
+def kind_of(model: Any) -> Kind:
+    """Returns the kind that owns a network; of several the one that was registered last.
+
+    Raises:
+      TypeError: none does.
+    """
+    for row in reversed(list(KINDS.values())):
+        if row.kind.owns(model):
+            return row.kind
+    raise TypeError(
+        f"model: expected a network of one of the kinds {', '.join(KINDS)}, "
+        f"got {type(model).__name__}"
+    )

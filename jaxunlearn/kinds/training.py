@@ -1,25 +1,18 @@
 """Training in one call: the original, and many retrained models in one program."""
 
-import functools
 import math
-import warnings
+from typing import Any
 
-import jax.numpy as jnp
-
-from jaxunlearn.config import GanConfig, TrainConfig
+from jaxunlearn.config import TrainConfig
 from jaxunlearn.core.errors import ConfigError, expect
-from jaxunlearn.core.types import Apply, Examples, Gan, Key, Model, Sets, Subset, Unlearner
+from jaxunlearn.core.types import Apply, Gan, Key, Model, Sets, Subset, Unlearner
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.engine import unlearn, unlearn_many
 from jaxunlearn.engine.driver import OnChunk, Outcome, ResumeFrom
 from jaxunlearn.engine.sharding import Sharding
-from jaxunlearn.methods.gan_retrain import gan_retrain
-from jaxunlearn.methods.retrain import retrain
-from jaxunlearn.models import check_model, functionalize
-from jaxunlearn.training.optimizers import make_optimizer
+from jaxunlearn.kinds import kind_of
 
 DEFAULT = TrainConfig()
-DEFAULT_GAN = GanConfig()
 
 
 def train(
@@ -28,7 +21,7 @@ def train(
     key: Key,
     *,
     config: TrainConfig = DEFAULT,
-    gan: GanConfig = DEFAULT_GAN,
+    settings: Any = None,
     sharding: Sharding | None = None,
     on_chunk: OnChunk | None = None,
     resume: ResumeFrom | None = None,
@@ -40,13 +33,13 @@ def train(
       part: the training examples, ``whole(examples)`` or ``sets.retain``.
       key: fixes the parameters' start and the order of the examples.
       config: epochs, batch size, optimizer, augmentation.
-      gan: what concerns GANs alone.
+      settings: what concerns this kind of models alone: a ``GanConfig`` for a GAN.
       sharding, on_chunk, resume: as in :func:`jaxunlearn.unlearn`.
 
     Returns:
       The outcome; ``outcome.variables`` is the model.
     """
-    method, steps = _prepare(model, part, config, gan)
+    method, steps = _checked(model, part, config, settings)
     return unlearn(
         method, None, Sets(retain=part), key, steps=steps, batch_size=config.batch_size,
         sharding=sharding, on_chunk=on_chunk, resume=resume,
@@ -59,25 +52,26 @@ def train_many(
     keys: Key,
     *,
     config: TrainConfig = DEFAULT,
-    gan: GanConfig = DEFAULT_GAN,
+    settings: Any = None,
     at_a_time: int | None = None,
     on_chunk: OnChunk | None = None,
     resume: ResumeFrom | None = None,
 ) -> Outcome:
-    """:func:`train` for many keys ``[R]`` in one program; variables get a leading axis ``R``.
+    """Trains for many keys ``[R]`` in one program; variables get a leading axis ``R``.
 
-    ``at_a_time``: where memory is short, so many models at a time on accelerators.
+    Args:
+      at_a_time: where memory is short, so many models at a time on accelerators.
+
+    The other arguments are those of :func:`train`.
     """
-    method, steps = _prepare(model, part, config, gan)
+    method, steps = _checked(model, part, config, settings)
     return unlearn_many(
         method, None, Sets(retain=part), keys, steps=steps, batch_size=config.batch_size,
         at_a_time=at_a_time, on_chunk=on_chunk, resume=resume,
     )  # fmt: skip
 
 
-def _prepare(
-    model: Model | Apply | Gan, part: Subset, config: TrainConfig, gan: GanConfig
-) -> tuple[Unlearner, int]:
+def _checked(model: Any, part: Subset, config: TrainConfig, settings: Any) -> tuple[Unlearner, int]:
     expect("part", part, Subset, "; whole(examples) makes one")
     expect("config", config, TrainConfig)
     if not 0 < config.epochs < math.inf or config.batch_size < 1:
@@ -85,56 +79,9 @@ def _prepare(
             f"config: expected positive epochs and batch_size, got {config.epochs} and "
             f"{config.batch_size}"
         )
-    shape = part.examples.x.shape[1:]
-    if isinstance(model, Gan):
-        check_images(model, part.examples)
-    else:
-        model = functionalize(model)
-        check_model(model, shape, labels=part.examples.y)
-    return recipe(model, config, num_examples(part), gan)
-
-
-def check_images(gan: Gan, examples: Examples) -> None:
-    """Whether images are such as a GAN can make.
-
-    Raises:
-      ConfigError: they have another shape. Warns where they do not lie between -1 and 1.
-    """
-    shape = examples.x.shape[1:]
-    if gan.shape != tuple(shape):
-        raise ConfigError(f"gan: expected images {list(gan.shape)}, got {list(shape)}")
-    axes = tuple(range(examples.x.ndim - 1))
-    ends = [
-        (end(examples.x, axis=axes, keepdims=True).astype(jnp.float32) - examples.mean[None])
-        / examples.std[None]
-        for end in (jnp.min, jnp.max)
-    ]
-    low, high = float(jnp.min(ends[0])), float(jnp.max(ends[1]))
-    if max(-low, high) > 1 + 1e-3:
-        warnings.warn(
-            f"part: expected images between -1 and 1, as generated ones lie, got {low:.3g} to "
-            f"{high:.3g}; see mean and std of make_sets",
-            stacklevel=2,
-        )
-
-
-def recipe(
-    model: Model | Gan, config: TrainConfig, examples: int, gan: GanConfig = DEFAULT_GAN
-) -> tuple[Unlearner, int]:
-    """Training as a method, and its steps: ``config.epochs`` of so many examples."""
-    return _recipe(model, config, examples, gan.r1, gan.r1_every, gan.ema)
-
-
-@functools.lru_cache(maxsize=32)
-def _recipe(
-    model: Model | Gan, config: TrainConfig, examples: int, r1: float, r1_every: int, ema: float
-) -> tuple[Unlearner, int]:
-    # one object for equal settings, so that a second call finds the compiled program
-    steps = max(1, round(config.epochs * examples / config.batch_size))
-    optimizer = make_optimizer(config, steps)
-    if isinstance(model, Gan):
-        if config.augment != "none":
-            raise ConfigError(f"train.augment: expected 'none' for a GAN, got {config.augment!r}")
-        method = gan_retrain(model, optimizer=optimizer, r1=r1, r1_every=r1_every, ema=ema)
-        return method, steps
-    return retrain(model, optimizer=optimizer, augment=config.augment), steps
+    kind = kind_of(model)
+    if settings is not None:
+        expect("settings", settings, kind.section or type(None))
+    model = kind.given(model)
+    kind.check_examples(model, part.examples)
+    return kind.recipe(model, config, num_examples(part), settings)

@@ -1,7 +1,4 @@
-"""The table that judges forgetting: its rows, and how values become a report.
-
-A paper's numbers beside ours.
-"""
+"""The table that judges forgetting: how values become a report, beside a paper's numbers."""
 
 import itertools
 import math
@@ -10,83 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxunlearn.metrics.relearning import RELEARN_STEPS
+from jaxunlearn.metrics.registry import GROUPS, METRICS, Metric
 from jaxunlearn.metrics.statistics import estimate, floor, paired, spread
-
-
-class Metric(NamedTuple):
-    """A row of the table: how it is called, grouped, shown, and what is ideal."""
-
-    label: str
-    group: str
-    ideal: str
-    format: str
-
-
-METRICS: dict[str, Metric] = {
-    "accuracy_forget": Metric("accuracy, forget (train)", "forgetting", "as retrained", ".3f"),
-    "accuracy_test_forget": Metric("accuracy, forget (test)", "forgetting", "as retrained", ".3f"),
-    "accuracy_retain": Metric("accuracy, retain (train)", "utility", "as retrained", ".3f"),
-    "accuracy_test_retain": Metric("accuracy, retain (test)", "utility", "as retrained", ".3f"),
-    "accuracy_test": Metric("accuracy, test", "utility", "as retrained", ".3f"),
-    "loss_attack": Metric("membership attack on loss", "privacy", "0.5", ".3f"),
-    "judged_unseen": Metric("forget images judged unseen", "privacy", "as retrained", ".3f"),
-    "linear_probe": Metric("linear probe, forget (test)", "truth", "as retrained", ".3f"),
-    "relearn_steps": Metric(f"steps to relearn (of {RELEARN_STEPS})", "truth", "as retrained", "d"),
-    "relearning": Metric(
-        f"accuracy in relearning, mean of {RELEARN_STEPS} steps", "truth", "as retrained", ".3f"
-    ),
-    "forget_share": Metric("share of the class in generated images", "forgetting", "small", ".3f"),
-    "pul": Metric("PUL: share taken away, percent", "forgetting", "large", ".1f"),
-    "inversion_forget": Metric(
-        "inversion error, forgotten images", "forgetting", "as retrained", ".4f"
-    ),
-    "inversion_unseen": Metric(
-        "inversion error, unseen images", "forgetting", "as retrained", ".4f"
-    ),
-    "fid": Metric("C-FID to retained images", "utility", "small", ".2f"),
-    "ret_fid": Metric("Ret-FID to a retrained model's images", "utility", "as retrained", ".2f"),
-    "kid": Metric("KID to retained images", "utility", "small", ".3f"),
-    "classifier_score": Metric("classifier score", "utility", "as retrained", ".2f"),
-    "precision": Metric("precision", "utility", "as retrained", ".3f"),
-    "recall": Metric("recall", "utility", "as retrained", ".3f"),
-    "density": Metric("density", "utility", "as retrained", ".3f"),
-    "coverage": Metric("coverage", "utility", "as retrained", ".3f"),
-    "downstream": Metric(
-        "accuracy of a classifier trained on it", "utility", "as retrained", ".3f"
-    ),
-    "membership_auc": Metric("membership AUC of the discriminator", "privacy", "0.5", ".3f"),
-    "membership_gap": Metric("its distance from 0.5", "privacy", "small", ".3f"),
-    "discriminator_probe": Metric(
-        "probe of the discriminator, forget (test)", "truth", "as retrained", ".3f"
-    ),
-    "relearned_share": Metric(
-        "share of the class after relearning", "truth", "as retrained", ".3f"
-    ),
-    "path_length": Metric("path length through the class", "truth", "as retrained", ".2f"),
-    "largest_step": Metric(
-        "largest step of a path, times the mean", "truth", "as retrained", ".2f"
-    ),
-    "seconds": Metric("time, compile apart", "cost", "small", "s"),
-    "compile_seconds": Metric("time to compile", "cost", "small", "s"),
-    "memory": Metric("memory of the compiled program", "cost", "small", "B"),
-    "steps": Metric("steps", "cost", "small", "d"),
-    "examples": Metric("examples seen", "cost", "small", "d"),
-    "speedup": Metric("speed-up over retraining", "cost", "large", "x"),
-    "speedup_with_compile": Metric("speed-up, compile included", "cost", "large", "x"),
-}
-
-CURVES = {"relearn_curve": ("accuracy on the forget set in relearning", "steps")}
-"""Lists among a model's values, by name: what they are, and along what."""
 
 Values = Mapping[str, Any]
 
 
-class Trial(NamedTuple):
-    """Which one of several: a seed, or a class that is forgotten by itself.
+class Place(NamedTuple):
+    """Place of one trial among several: a seed, a class by itself, or a request in turn.
 
     Attributes:
-      kind: ``"seed"`` or ``"class"``.
+      kind: ``"seed"``, ``"class"`` or ``"turn"``.
       name: of a class, where it has one other than its number.
     """
 
@@ -96,42 +27,46 @@ class Trial(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """The values of all models of one trial.
+    """Values of all models of one trial.
 
     Attributes:
       models: ``{"original": values, <unlearned>: values, ...}``; empty where it failed.
-      oracles: values of each retrained model.
+      retrained: values of each retrained model.
       alone: values of the one that was trained alone, whose costs count; by default the
         first.
+      failed: by model (``"retrained"`` too) and metric, why there is no value; under the metric
+        ``""``, why there is no model.
     """
 
     models: Mapping[str, Values]
-    oracles: Sequence[Values]
+    retrained: Sequence[Values]
     alone: Values | None = None
+    failed: Mapping[str, Mapping[str, str]] = {}
 
 
 def make_report(
-    title: str, models: Mapping[str, Values], oracles: Sequence[Values], **more: Any
+    title: str, models: Mapping[str, Values], retrained: Sequence[Values], **more: Any
 ) -> dict[str, Any]:
-    """:func:`summarise` of a single trial."""
-    return summarise(title, [Judged(models, oracles)], **more)
+    """Makes the report of a single trial; see :func:`summarise`."""
+    failed = more.pop("failed", {})
+    return summarise(title, [Judged(models, retrained, failed=failed)], **more)
 
 
 def summarise(
     title: str,
     judged: Sequence[Judged],
     *,
-    trials: Sequence[Trial] = (),
+    trials: Sequence[Place] = (),
     notes: Sequence[str] = (),
     environment: Mapping[str, Any] | None = None,
     published: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Sets values side by side; a plain dictionary that JSON can hold.
 
-    For each metric ``m``: ``retrained`` is the mean over the oracles, ``spread`` their
+    For each metric ``m``: ``retrained`` is the mean over the retrained models, ``spread`` their
     standard deviation (n - 1), ``floor`` the mean of ``|m_i - m_j|`` over pairs of
-    oracles, those of different seeds too, but not of different classes: a difference to
-    retraining below the floor is noise. A cost is that of the oracle trained alone.
+    them, those of different seeds too, but not of different classes: a difference to
+    retraining below the floor is noise. A cost is that of the one trained alone.
     ``best`` names the unlearned model closest to the ideal and those within the floor of it.
 
     Of several trials a value is the mean, and the row holds also ``each`` (the values, trial
@@ -146,20 +81,37 @@ def summarise(
     columns = [*judged[0].models, "retrained"]
     # retrained models of other seeds differ by chance, those of other classes by their request
     chance = {trial.kind for trial in trials} != {"class"}
-    rows = [_row(name, metric, columns, judged, chance) for name, metric in METRICS.items()]
+    shown = sorted(METRICS.items(), key=lambda item: _place(item[1].group))
+    rows = [_row(name, one, columns, judged, chance) for name, one in shown if not one.along]
+    curves = [_curve(name, one, columns, judged, chance) for name, one in shown if one.along]
     made = {
         "title": title,
         "columns": columns,
-        "rows": [row for row in rows if row["values"]],
-        "curves": [curve for name in CURVES if (curve := _curve(name, columns, judged, chance))],
-        "notes": list(notes),
+        "rows": [row for row in rows if row["values"] or _failed(row["name"], judged)],
+        "curves": [curve for curve in curves if curve],
+        "notes": [*_failures(judged, trials), *notes],
         "environment": dict(environment or {}),
     }
     extra = {"trials": _of(trials), "published": dict(published or {})}
     return made | {name: value for name, value in extra.items() if value}
 
 
-def _of(trials: Sequence[Trial]) -> dict[str, Any]:
+def _place(group: str) -> int:
+    """Returns the place of a group; those of other packages come before the costs."""
+    return GROUPS.index(group) if group in GROUPS else len(GROUPS) - 1
+
+
+def _failures(judged: Sequence[Judged], trials: Sequence[Place]) -> list[str]:
+    """Makes a sentence for each model that could not be made."""
+    sentences = []
+    for number, one in enumerate(judged):
+        which = f"{trials[number].kind} {trials[number].number}: " if trials else ""
+        reasons = {label: own[""] for label, own in one.failed.items() if "" in own}
+        sentences += [f"{which}{label} failed: {reason}" for label, reason in reasons.items()]
+    return sentences
+
+
+def _of(trials: Sequence[Place]) -> dict[str, Any]:
     if not trials:
         return {}
     names = [one.name if one.name != str(one.number) else "" for one in trials]
@@ -167,24 +119,28 @@ def _of(trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def each_trial(name: str, label: str, judged: Sequence[Judged]) -> list[float | None]:
-    """A metric of one column, trial by trial; ``None`` where it is missing."""
+    """Returns a metric of one column, trial by trial; ``None`` where it is missing or failed."""
     if label != "retrained":
         found = [one.models.get(label, {}).get(name) for one in judged]
-        return [None if value is None else float(value) for value in found]
+        return [None if v is None or not math.isfinite(v) else float(v) for v in found]
     means: list[float | None] = []
     for one in judged:
-        oracles = one.oracles
-        if name in METRICS and METRICS[name].group == "cost":
+        counted = one.retrained
+        if METRICS[name].group == "cost":
             # the others may have shared a program and its time
-            oracles = oracles[:1] if one.alone is None else [one.alone]
-        values = [float(own[name]) for own in oracles if name in own]
+            counted = counted[:1] if one.alone is None else [one.alone]
+        values = [float(own[name]) for own in counted if _is_number(own.get(name))]
         means.append(float(np.mean(values)) if values else None)
     return means
 
 
+def _is_number(value: Any) -> bool:
+    return value is not None and (isinstance(value, Sequence) or math.isfinite(value))
+
+
 def _by_chance(name: str, judged: Sequence[Judged], chance: bool) -> list[list[Any]]:
-    """Values of retrained models, those together that differ by chance alone."""
-    found = [[own[name] for own in one.oracles if name in own] for one in judged]
+    """Groups values of retrained models that differ by chance alone."""
+    found = [[own[name] for own in one.retrained if _is_number(own.get(name))] for one in judged]
     return [list(itertools.chain(*found))] if chance else found
 
 
@@ -195,11 +151,14 @@ def _row(
     each = {label: own for label, own in each.items() if any(v is not None for v in own)}
     found = {k: estimate([v for v in own if v is not None]) for k, own in each.items()}
     values = {label: one.mean for label, one in found.items()}
-    oracles = [] if metric.group == "cost" else _by_chance(name, judged, chance)
-    noise = floor(oracles)
+    retrained = [] if metric.group == "cost" else _by_chance(name, judged, chance)
+    noise = floor(retrained)
+    failed = {c: why for c in columns if c not in values and (why := _why(name, c, judged))}
     row: dict[str, Any] = {"name": name, "metric": metric.label, "group": metric.group}
     row |= {"format": metric.format, "ideal": metric.ideal, "values": values}
-    row |= {"spread": spread(oracles), "floor": noise, "best": _best(metric, values, noise)}
+    row |= {"spread": spread(retrained), "floor": noise, "best": _best(metric, values, noise)}
+    if failed:
+        row["failed"] = failed
     if len(judged) > 1:
         row |= {"each": each, "intervals": {k: one.interval for k, one in found.items()}}
         if metric.ideal == "as retrained" and "retrained" in each:
@@ -208,21 +167,40 @@ def _row(
     return row
 
 
+def _failed(name: str, judged: Sequence[Judged]) -> bool:
+    return any(name in reasons for one in judged for reasons in one.failed.values())
+
+
+def _why(name: str, column: str, judged: Sequence[Judged]) -> str:
+    """Returns why a column has no value of a metric; nothing where the metric does not apply."""
+    for one in judged:
+        reasons = one.failed.get(column, {})
+        if name in reasons or "" in reasons:
+            return reasons.get(name) or "the method failed"
+    return ""
+
+
 def _curve(
-    name: str, columns: Sequence[str], judged: Sequence[Judged], chance: bool
+    name: str, metric: Metric, columns: Sequence[str], judged: Sequence[Judged], chance: bool
 ) -> dict[str, Any]:
-    """The mean course of every model; for the retrained ones their spread as well."""
-    label, along = CURVES[name]
+    """Averages the curve of every model; for the retrained ones their spread as well."""
     found = {c: [one.models[c] for one in judged if c in one.models] for c in columns[:-1]}
-    found["retrained"] = [own for one in judged for own in one.oracles]
-    courses = {c: [own[name] for own in models if name in own] for c, models in found.items()}
+    found["retrained"] = [own for one in judged for own in one.retrained]
+    courses = {
+        c: [own[name] for own in models if isinstance(own.get(name), Sequence)]
+        for c, models in found.items()
+    }
     values = {c: np.mean(own, axis=0).tolist() for c, own in courses.items() if own}
     if not values:
         return {}
     # step by step
-    steps = [list(zip(*own, strict=True)) for own in _by_chance(name, judged, chance) if own]
+    grouped = [
+        [one for one in own if isinstance(one, Sequence)]
+        for own in _by_chance(name, judged, chance)
+    ]
+    steps = [list(zip(*own, strict=True)) for own in grouped if own]
     noise = [half for groups in zip(*steps, strict=True) if (half := spread(groups)) is not None]
-    shown = {"name": name, "label": label, "along": along, "values": values}
+    shown = {"name": name, "label": metric.label, "along": metric.along, "values": values}
     return {**shown, "spread": noise or None}
 
 
@@ -245,7 +223,7 @@ def _best(metric: Metric, values: Mapping[str, float], noise: float | None) -> l
 
 
 def speedups(retrained: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
-    """Time of retraining over own time, without and with compilation."""
+    """Computes time of retraining over own time, without and with compilation."""
     whole_time = [m["seconds"] + m["compile_seconds"] for m in (retrained, own)]
     return {
         "speedup": retrained["seconds"] / own["seconds"],
@@ -253,32 +231,20 @@ def speedups(retrained: Mapping[str, float], own: Mapping[str, float]) -> dict[s
     }
 
 
-HEADS = {
-    "accuracy_forget": "At",
-    "accuracy_test_forget": "At (test)",
-    "accuracy_retain": "Ag",
-    "accuracy_test_retain": "Ag (test)",
-    "judged_unseen": "Fr",
-    "attack_gap": "Fs",
-    "seconds": "time",
-    "memory": "memory",
-    "speedup": "speed-up",
-}
-"""Metrics that a paper's numbers can be given for, and their short names.
-
-``attack_gap`` is ``|.5 - loss_attack|``: what the report's own row says, without the side.
-"""
+def heads() -> dict[str, str]:
+    """Returns the metrics that a paper's numbers can be given for, with their short names."""
+    return {name: metric.short for name, metric in METRICS.items() if metric.short}
 
 
 def compare(
     judged: Sequence[Judged], published: Mapping[str, Mapping[str, float]], source: str
 ) -> dict[str, Any]:
-    """Models that a paper gives numbers for, each with ours and the paper's.
+    """Sets models that a paper gives numbers for beside ours.
 
     Args:
       judged: one for each trial.
       published: label of a model (``"original"``, ``"retrained"`` too) -> metric, one of
-        :data:`HEADS` -> value.
+        :func:`heads` -> value.
       source: where they come from, and what differs there.
 
     Returns:
@@ -288,18 +254,11 @@ def compare(
     """
     given = {name for row in published.values() for name in row}
     # ours, whether or not the paper tells
-    names = [name for name in HEADS if name in given or name == "memory"]
+    names = [name for name in heads() if name in given or name == "memory"]
     if not given:
         return {}
-    judged = [
-        one._replace(
-            models={k: _with_gap(v) for k, v in one.models.items()},
-            oracles=[*map(_with_gap, one.oracles)],
-        )
-        for one in judged
-    ]
     rows = [_published_row(label, row, names, judged) for label, row in published.items()]
-    columns = [{"name": n, "label": HEADS[n], "format": _format(n)} for n in names]
+    columns = [{"name": n, "label": METRICS[n].short, "format": METRICS[n].format} for n in names]
     return {"source": source, "columns": columns, "rows": rows}
 
 
@@ -314,13 +273,3 @@ def _published_row(
         "intervals": {name: one.interval for name, one in own.items()},
         "published": dict(given),
     }
-
-
-def _with_gap(values: Mapping[str, Any]) -> dict[str, Any]:
-    if "loss_attack" not in values:
-        return dict(values)
-    return {**values, "attack_gap": abs(0.5 - values["loss_attack"])}
-
-
-def _format(name: str) -> str:
-    return ".3f" if name == "attack_gap" else METRICS[name].format

@@ -30,14 +30,14 @@ class Context(NamedTuple):
 
     Attributes:
       key: of this step alone.
-      count: ``int32 []``, steps done before this one.
+      step: ``int32 []``, steps done before this one.
       original: the variables that the method was given, unchanged: the teacher of a method
         that has one. ``None`` unless ``Needs.original`` asks for it.
       prepared: found by the method's preparation; ``None`` without one.
     """
 
     key: Key
-    count: jax.Array
+    step: jax.Array
     original: Variables
     prepared: Any
 
@@ -115,8 +115,8 @@ def descent(
 
         descent(objective, optax.adam(1e-3), Needs(retain=True, original=True))
 
-    To train a part of the network, mask the optimizer (:func:`jaxunlearn.training.optimizers.only`):
-    what is not trained costs no gradient either.
+    To train a part of the network, mask the optimizer (``training.optimizers.only``): what is
+    not trained costs no gradient either.
 
     Args:
       objective: what is minimised.

@@ -1,0 +1,214 @@
+"""Methods of a run, built from their options in the configuration."""
+
+import dataclasses
+import inspect
+import math
+import typing
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxunlearn.config import Config
+from jaxunlearn.config.overrides import check_types, check_value
+from jaxunlearn.core.errors import ConfigError, did_you_mean
+from jaxunlearn.core.types import Sets, Unlearner
+from jaxunlearn.data.sets import forgets_class
+from jaxunlearn.engine import Chain, chain, stop
+from jaxunlearn.engine.driver import visible_sets
+from jaxunlearn.engine.loop import begin
+from jaxunlearn.kinds import Kind
+from jaxunlearn.methods import METHODS, method_options
+from jaxunlearn.training.optimizers import make_optimizer, matching, only
+
+RUNNER_OPTIONS = ("method", "steps", "batch_size", "chunk", "stop")
+OPTIMIZER_OPTIONS = (
+    "optimizer", "learning_rate", "schedule", "weight_decay", "momentum", "betas", "only",
+)  # fmt: skip
+
+
+class Problem(NamedTuple):
+    """Problem that methods are to solve.
+
+    Attributes:
+      sets: of a single request, the first of several.
+      retained: so many examples are an epoch.
+      several: whether there are several requests.
+      facts: what the kind's helpers tell methods.
+    """
+
+    config: Config
+    kind: Kind
+    model: Any
+    sets: Sets
+    retained: int
+    class_names: tuple[str, ...]
+    several: bool
+    facts: Mapping[str, Any]
+
+
+Method = tuple[Unlearner | Chain, dict[str, Any]]
+"""A method, and options of the runner."""
+
+
+def build_methods(
+    problem: Problem,
+) -> tuple[dict[str, Method], dict[str, Mapping[str, Any]], tuple[str, ...]]:
+    """Builds the methods of a run: those that the configuration names, or those that suit.
+
+    Returns:
+      Methods and their options by label; sentences on defaults that do not suit the request.
+
+    Raises:
+      ConfigError: a method that was asked for suits neither the network nor the request; no
+        default does.
+    """
+    asked = problem.config.methods
+    options = asked or problem.kind.default_methods(problem.config)
+    left_out: list[str] = []
+    if not asked:
+        fitting = {}
+        for label, own in options.items():
+            name = own.get("method", label)
+            if reason := unsuited(name, problem):
+                left_out.append(f"{label} left out: {reason}")
+            else:
+                fitting[label] = own
+        options = fitting
+        if not options:
+            raise ConfigError("methods: expected one that suits, got none: " + "; ".join(left_out))
+    methods = {label: build_method(label, own, problem) for label, own in options.items()}
+    return methods, dict(options), tuple(left_out)
+
+
+def unsuited(name: str, problem: Problem) -> str:
+    """Returns why a method does not suit the request; nothing if it does."""
+    row, sets = METHODS.find(name), problem.sets
+    request = "class" if forgets_class(sets) else "items"
+    if request not in row.forgets:
+        told = {"class": "classes", "items": "items"}
+        wants = " or ".join(told[one] for one in row.forgets)
+        return f"it forgets {wants}, and the request is for {told[request]}"
+    return ""
+
+
+def build_method(label: str, options: Mapping[str, Any], problem: Problem) -> Method:
+    """Builds one method; options of the runner and of the optimizer are taken out.
+
+    Raises:
+      ConfigError: an option that the method does not have, or refuses for this network and
+        these sets, found out before any training.
+    """
+    if "chain" in options:
+        return _build_chain(label, options, problem)
+    name, key = options.get("method", label), f"methods.{label}"
+    row, own = METHODS.find(name, key if "method" in options else "methods"), method_options(name)
+    if row.kind != problem.kind.name:
+        suitable = sorted(n for n, other in METHODS.items() if other.kind == problem.kind.name)
+        raise ConfigError(
+            f"{key}: expected one of {suitable} for the model {problem.config.model.name}, "
+            f"got {name!r}"
+        )
+    if reason := unsuited(name, problem):
+        raise ConfigError(f"{key}: expected a method that suits the request, got {name}: {reason}")
+    allowed = {*RUNNER_OPTIONS, *own, *(OPTIMIZER_OPTIONS if "optimizer" in own else ())}
+    unknown = sorted(set(options) - allowed)
+    if unknown:
+        raise ConfigError(
+            f"{key}: expected options among {', '.join(sorted(allowed))}, got {unknown}"
+            f"{did_you_mean(unknown[0], allowed)}"
+        )
+    runner = _runner_options(label, options, problem)
+    steps = runner.get("steps", math.ceil(problem.retained / runner["batch_size"]))
+    arguments = {k: options[k] for k in options if k in own and k != "optimizer"}
+    kinds = typing.get_type_hints(row.factory)
+    for argument, value in arguments.items():
+        check_value(f"{key}.{argument}", value, kinds.get(argument, Any))
+    facts = {
+        "steps": steps,
+        "class_names": problem.class_names,
+        "request": "class" if forgets_class(problem.sets) else "items",
+        **problem.facts,
+    }
+    arguments = {**{fact: facts[fact] for fact in row.takes if fact in facts}, **arguments}
+    for count in arguments.get("ratio", ()):
+        if type(count) is int and count > 0 and runner["batch_size"] % count:
+            raise ConfigError(
+                f"{key}.ratio: expected parts that divide the batch of "
+                f"{runner['batch_size']}, got {count}"
+            )
+    try:
+        if "optimizer" in own:
+            optimizer = _optimizer(options, own["optimizer"], problem, steps)
+            arguments |= {} if optimizer is None else {"optimizer": optimizer}
+        method = row.factory(problem.model, **arguments)
+        _try(method, problem)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from error
+    if not method.needs.once:
+        return method, {"steps": steps, **runner}
+    if "steps" in options:
+        raise ConfigError(f"{key}.steps: expected none for a single pass, got {steps}")
+    return method, runner
+
+
+def _build_chain(label: str, options: Mapping[str, Any], problem: Problem) -> Method:
+    """Builds methods one after the other: ``{"chain": ({"method": ...}, {...})}``."""
+    links, key = options["chain"], f"methods.{label}.chain"
+    if set(options) != {"chain"}:
+        extra = sorted(set(options) - {"chain"})
+        raise ConfigError(f"methods.{label}: expected nothing beside chain, got {extra}")
+    whole = isinstance(links, tuple | list) and len(links) > 0
+    if not whole or not all(isinstance(one, Mapping) and "method" in one for one in links):
+        raise ConfigError(f"{key}: expected options with a method for each link, got {links!r}")
+    made = []
+    for link in links:
+        method, runner = build_method(f"{label}.chain", link, problem)
+        assert isinstance(method, Unlearner)
+        made.append((method, runner))
+    return chain(*made), {}
+
+
+def _optimizer(
+    options: Mapping[str, Any], parameter: inspect.Parameter, problem: Problem, steps: int
+) -> Any:
+    """Makes the optimizer that options ask for; ``None`` leaves the method's own."""
+    chosen = {key: options[key] for key in OPTIMIZER_OPTIONS if key in options}
+    patterns = chosen.pop("only", None)
+    required = parameter.default is inspect.Parameter.empty
+    asked = chosen or patterns is not None or required
+    if not asked and not problem.kind.trains_methods:
+        return None
+    train = dataclasses.replace(problem.config.train, **{"schedule": "constant", **chosen})
+    check_types(train)
+    made = make_optimizer(train, steps)
+    if patterns is None:
+        return made
+    return only(made, matching(*([patterns] if isinstance(patterns, str) else patterns)))
+
+
+def _try(method: Unlearner, problem: Problem) -> None:
+    """Traces what a method makes of the model and the data; it refuses them before training."""
+    like = jax.eval_shape(problem.model.init, jax.random.key(0))
+    shown = visible_sets(method.needs, problem.sets)
+    prepared = method.prepare and method.prepare.shapes(like, shown)
+    jax.eval_shape(partial(begin, method), like, shown, jax.random.key(0), prepared)
+
+
+def _runner_options(label: str, options: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
+    """Returns what of a method's options is the runner's."""
+    runner = {"batch_size": options.get("batch_size", problem.config.train.batch_size)}
+    runner |= {key: options[key] for key in ("steps", "chunk") if key in options}
+    for key, value in runner.items():
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"methods.{label}.{key}: expected a positive number, got {value!r}")
+    if "stop" in options:
+        check_value(f"methods.{label}.stop", options["stop"], Mapping[str, float])
+        if problem.several:
+            raise ConfigError(
+                f"methods.{label}.stop: expected none where each class is forgotten, all with "
+                "the same number of steps"
+            )
+        runner["stop"] = stop.within(**options["stop"])
+    return runner

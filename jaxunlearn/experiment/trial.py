@@ -1,0 +1,327 @@
+"""One trial: its models, each made once or loaded, and their judgement.
+
+Trials of several seeds have nothing in common; those of several classes share the original, and
+are made in the same programs (:mod:`jaxunlearn.experiment.together`); of requests in turn each
+starts from the models of the one before.
+"""
+
+import contextlib
+import json
+import math
+import statistics
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxunlearn import checkpoint
+from jaxunlearn.config import to_dict
+from jaxunlearn.core.errors import DivergenceError, UserError
+from jaxunlearn.core.files import write_text
+from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.types import Key, Unlearner, Variables
+from jaxunlearn.data.requests import describe
+from jaxunlearn.data.sets import whole
+from jaxunlearn.engine import Chain, unlearn
+from jaxunlearn.engine.driver import Outcome, Progress
+from jaxunlearn.engine.sharding import abstract
+from jaxunlearn.experiment.plan import Plan, stages_of
+from jaxunlearn.experiment.stages import (
+    Keeper,
+    Stage,
+    check_stage,
+    finish_stage,
+    load_stage,
+    read_stage,
+)
+from jaxunlearn.kinds.evaluate import costs
+from jaxunlearn.kinds.training import train
+from jaxunlearn.metrics.registry import METRICS, Evidence, applying, measure, versions_of
+
+REPEATS = 5
+"""A run that takes less than a second is timed so often; the median counts."""
+
+Record = dict[str, Any]
+Hooks = dict[str, Any]
+Listener = Callable[[str, Progress | None], None]
+"""Told the stage's name, and how far it is (``None``: it was there already)."""
+
+
+class Task(NamedTuple):
+    """Work that makes a model: a method, the model it starts from, a key, options."""
+
+    method: Unlearner | Chain
+    variables: Variables
+    key: Key
+    options: dict[str, Any]
+
+
+class Made(NamedTuple):
+    """New model, its costs a share of those of the program that ``together`` models shared."""
+
+    outcome: Outcome
+    together: int = 1
+
+
+class Trial:
+    """Trial of a run: makes each stage, or loads it where it is there already.
+
+    Attributes:
+      plan, stages: what is to be made.
+      records: of every model made or found, by stage.
+      failed: why a model could not be made, by stage.
+      made: stages that were made now, not found.
+      prepared: by stage, what methods found out before, of those made now.
+    """
+
+    def __init__(
+        self, plan: Plan, force: bool, listener: Listener,
+        home: "Trial | None" = None, before: "Trial | None" = None,
+    ) -> None:  # fmt: skip
+        self.plan, self.force, self.listener = plan, force, listener
+        self.home, self.before = home, before
+        self.stages = stages_of(plan)
+        if home is not None:  # it lies with the trial whose original it is
+            self.stages["original"] = home.stages["original"]
+        like = jax.eval_shape(plan.model.init, plan.key)
+        self.like = abstract(like, plan.sharding) if plan.sharding else like
+        self.records: dict[str, Record] = {}
+        self.failed: dict[str, str] = {}
+        self.made: list[str] = []
+        self.prepared: dict[str, Any] = {}
+        self._variables: dict[str, Variables] = {}
+        self._evidence: dict[str, Evidence] = {}
+
+    # Making
+
+    def original(self) -> None:
+        """Makes the original, or takes that of the trials that share it."""
+        if self.home is not None:
+            self.records["original"] = self.home.records["original"]
+            return
+        plan = self.plan
+        assert plan.sets.forget is not None
+        everything = whole(plan.sets.forget.examples)
+        key = derive(plan.key, Purpose.ORIGINAL)
+        once = partial(train, plan.model, everything, key, sharding=plan.sharding)
+        once = partial(once, config=plan.config.train, settings=plan.settings)
+        self._stage("original", lambda hooks: Made(timed(once, hooks)))
+
+    def make(self, name: str, made: Made | None = None) -> None:
+        """Makes the model of another stage.
+
+        A method that cannot make its model is noted in ``failed``: the others' work is not lost.
+
+        Args:
+          made: by a program for several models; else it is made alone.
+        """
+
+        def alone(hooks: Hooks) -> Made:
+            task, plan = self.task(name), self.plan
+            once = partial(unlearn, task.method, task.variables, plan.sets, task.key)
+            once = partial(once, sharding=plan.sharding, **task.options)
+            return Made(timed(once, hooks))
+
+        try:
+            self._stage(name, alone if made is None else lambda hooks: made)
+        except UserError as error:
+            if not name.startswith("unlearned/"):
+                raise
+            self.failed[name] = str(error)
+
+    def task(self, name: str) -> Task:
+        """Returns what makes the model of a stage other than the original."""
+        plan, (what, label) = self.plan, name.split("/")
+        turn = (Purpose.TURN, plan.trial.number) if self.before is not None and plan.trial else ()
+        if what == "retrained":
+            config = plan.config.train
+            method, steps = plan.kind.recipe(plan.model, config, plan.retained, plan.settings)
+            # not split: the keys of the first must not depend on how many there are
+            key = derive(plan.key, Purpose.RETRAINED, int(label), *turn)
+            return Task(method, None, key, {"steps": steps, "batch_size": config.batch_size})
+        made, options = plan.methods[label]
+        # from the method's name: its variants then see the same samples and batches, and
+        # the order of the methods does not matter
+        own = plan.options[label].get("method", label)
+        key = derive(plan.key, Purpose.METHOD, zlib.crc32(own.encode()), *turn)
+        start = self.variables("original")
+        if self.before is not None:
+            if name in self.before.failed:
+                raise UserError(f"the request before failed: {self.before.failed[name]}")
+            start = self.before.variables(name)
+        return Task(made, start, key, options)
+
+    def there(self, name: str) -> bool:
+        """Tells whether a stage is there already."""
+        return check_stage(self.stages[name], self.force)
+
+    def hooks(self, stage: Stage, name: str) -> Hooks:
+        """Returns what shows and keeps the progress of a stage that is being made."""
+        keeper = Keeper(stage)
+
+        def on_chunk(progress: Progress) -> None:
+            self.listener(name, progress)
+            keeper.keep(progress)
+
+        return {"on_chunk": on_chunk, "resume": keeper.find}
+
+    def _stage(self, name: str, make: Callable[[Hooks], Made]) -> None:
+        stage = self.stages[name]
+        if self.there(name):
+            self.listener(name, None)
+            self.records[name] = read_stage(stage)
+            return
+        with named(name):
+            outcome, together = make(self.hooks(stage, name))
+        self.made.append(name)
+        self.prepared[name], self._variables[name] = outcome.prepared, outcome.variables
+        config = self.plan.config
+        self.records[name] = finish_stage(stage, outcome.variables, {
+            "stage": name,
+            "config": to_dict(config),
+            "request": describe(config.request),
+            "seed": config.seed,
+            "costs": costs(outcome),
+            "together": together,
+            "history": {key: value.tolist() for key, value in outcome.history.items()},
+            "versions": checkpoint.versions(),
+        })  # fmt: skip
+
+    # Judging
+
+    def variables(self, name: str) -> Variables:
+        """Returns the variables of a stage, read from its checkpoint when first asked for."""
+        if name == "original" and self.home is not None:
+            return self.home.variables(name)
+        if name not in self._variables:
+            self._variables[name] = load_stage(self.stages[name], self.like)[0]
+        return self._variables[name]
+
+    def evidence(self, name: str) -> Evidence:
+        """Returns the evidence of a stage, computed as far as metrics ask for it."""
+        if name not in self._evidence:
+            plan = self.plan
+            self._evidence[name] = plan.kind.observe(
+                plan.model, self.variables(name), plan.judged, derive(plan.key, Purpose.JUDGEMENT),
+                settings=plan.settings, **plan.helpers,
+            )  # fmt: skip
+        return self._evidence[name]
+
+    def judge(self, examples: Mapping[str, np.ndarray]) -> "Judgement":
+        """Judges every model; what is known of it, by the same metrics, is not measured again.
+
+        Args:
+          examples: values of each example known so far, by ``"<model>/<metric>"``.
+        """
+        file = self.plan.folder / "judgement.json"
+        known = _read(file)
+        retrained = [name for name in self.records if name.startswith("retrained/")]
+        judgement = Judgement({}, {}, {}, [])
+        entries: dict[str, Any] = {}
+        for name in self.records:
+            digest = checkpoint.digest(self.stages[name].path)
+            entry = known.get(name, {})
+            if entry.get("model") != digest:
+                entry = {"model": digest, "versions": {}, "values": {}, "failed": {}}
+            names = applying(self.plan.kind.evidence, ("model", "original", "retrained"))
+            wanted = versions_of(names, retrained)
+            stale = [
+                metric
+                for metric, version in wanted.items()
+                if entry["versions"].get(metric) != version
+                or (
+                    METRICS[metric].each
+                    and metric in entry["values"]
+                    and f"{name}/{metric}" not in examples
+                )
+            ]
+            if stale:
+                found = measure(
+                    self.evidence(name), self.evidence("original"),
+                    [self.evidence(one) for one in retrained], names=stale,
+                )  # fmt: skip
+                for metric in stale:
+                    entry["values"].pop(metric, None)
+                    entry["failed"].pop(metric, None)
+                entry["values"] |= found.values
+                entry["failed"] |= found.failed
+                entry["versions"] = {
+                    m: v for m, v in wanted.items() if METRICS[m].scope != "ensemble"
+                }
+                judgement.examples.update({f"{name}/{m}": v for m, v in found.each.items()})
+            values = {m: v for m, v in entry["values"].items() if m in wanted}
+            failed = {m: v for m, v in entry["failed"].items() if m in wanted}
+            # JSON has no NaN
+            kept = {m: v for m, v in values.items() if m not in failed}
+            entries[name] = {**entry, "values": kept, "failed": failed}
+            if name == "original":
+                if "notes" not in entry:
+                    entries[name]["notes"] = self.plan.kind.notes(self.evidence("original"))
+                judgement.notes.extend(entries[name]["notes"])
+            judgement.values[name] = (
+                kept | dict.fromkeys(failed, math.nan) | self.records[name]["costs"]
+            )
+            judgement.failed[name] = failed
+        write_text(file, json.dumps(entries, indent=2) + "\n")
+        return judgement
+
+
+class Judgement(NamedTuple):
+    """Judgement of a trial's models, by stage.
+
+    Attributes:
+      values: of metrics and costs.
+      failed: why a metric has no value.
+      examples: values of each example that were measured now, by ``"<model>/<metric>"``.
+      notes: sentences on how far the metrics can be trusted.
+    """
+
+    values: dict[str, dict[str, Any]]
+    failed: dict[str, dict[str, str]]
+    examples: dict[str, np.ndarray]
+    notes: list[str]
+
+
+def _read(file: Any) -> dict[str, Any]:
+    """Reads judgements of an earlier run; what cannot be read is judged anew."""
+    try:
+        found = json.loads(file.read_text())
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+@contextlib.contextmanager
+def named(stage: str) -> Iterator[None]:
+    """Names the model that a divergence happened to."""
+    try:
+        yield
+    except DivergenceError as error:
+        raise DivergenceError(f"{stage}: {error}") from error
+
+
+@contextlib.contextmanager
+def _cold_compilation() -> Iterator[None]:
+    """Has programs compiled, not found: else their time would be that to read a file."""
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it remembers whether it is used
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
+def timed(once: Callable[..., Outcome], hooks: Hooks) -> Outcome:
+    """Runs with cold compilation; what takes less than a second again, the median time counts."""
+    with _cold_compilation():
+        outcome = once(**hooks)
+    seconds = [outcome.seconds]
+    while outcome.seconds < 1 and len(seconds) < REPEATS:
+        seconds.append(once().seconds)
+    return outcome._replace(seconds=statistics.median(seconds))

@@ -1,0 +1,66 @@
+"""Classifiers: networks that give logits ``[B, K]``, one label for each example."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from jaxunlearn.config import DEFAULT_METHODS, Config, ModelConfig, TrainConfig
+from jaxunlearn.core.types import Examples, Key, Model, Sets, Unlearner, Variables
+from jaxunlearn.data.batches import inputs_like
+from jaxunlearn.kinds import Kind
+from jaxunlearn.methods.retrain import retrain
+from jaxunlearn.metrics.classification import ClassifierEvidence
+from jaxunlearn.models import build, check_model, functionalize
+from jaxunlearn.training.optimizers import make_optimizer
+
+
+class Classifier(Kind):
+    """Kind of the networks that ``functionalize`` takes."""
+
+    name = "classifier"
+    summary = "one label for each example"
+    evidence = ClassifierEvidence
+
+    def owns(self, model: Any) -> bool:
+        return isinstance(model, Model) or (callable(model) and not isinstance(model, tuple))
+
+    def given(self, model: Any) -> Model:
+        return functionalize(model)
+
+    def build(self, config: ModelConfig, x: Any, num_classes: int) -> Model:
+        shape = tuple(x.shape[1:]) if hasattr(x, "shape") else x
+        model = build(config.name, shape, num_classes, config.options)
+        check_model(model, x, num_classes)
+        return model
+
+    def recipe(
+        self, model: Model, train: TrainConfig, examples: int, settings: Any = None
+    ) -> tuple[Unlearner, int]:
+        return _recipe(model, train, examples)
+
+    def check_examples(self, model: Model, examples: Examples) -> None:
+        check_model(model, inputs_like(examples, 2), labels=examples.y)
+
+    def observe(
+        self, model: Model, variables: Variables, sets: Sets, key: Key, *, settings: Any = None
+    ) -> ClassifierEvidence:
+        """Returns the evidence; :class:`ConfigError` where predictions do not suit the labels."""
+        found = ClassifierEvidence(model, variables, sets, key)
+        examples = found.part("forget").examples
+        check_model(model, inputs_like(examples, 2), variables=variables, labels=examples.y)
+        return found
+
+    def default_methods(self, config: Config) -> Mapping[str, Mapping[str, Any]]:
+        if config.data.name == Config().data.name:
+            return DEFAULT_METHODS
+        return super().default_methods(config)
+
+
+@functools.lru_cache(maxsize=32)
+def _recipe(model: Model, train: TrainConfig, examples: int) -> tuple[Unlearner, int]:
+    # one object for equal settings, so that a second call finds the compiled program
+    steps = max(1, round(train.epochs * examples / train.batch_size))
+    return retrain(model, optimizer=make_optimizer(train, steps), augment=train.augment), steps
+
+
+CLASSIFIER = Classifier()

@@ -1,0 +1,278 @@
+"""Pictures that a run on classifiers draws: predictions, and what each method found and changed.
+
+Each is a function of the file to write, the run and, of a method's picture, its label.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from jaxunlearn import concepts as concept_room
+from jaxunlearn import pictures
+from jaxunlearn.attribution import lrp, starts
+from jaxunlearn.attribution.lrp import rules
+from jaxunlearn.attribution.maps import concept_maps
+from jaxunlearn.concepts import Concepts
+from jaxunlearn.core.types import Examples, Subset
+from jaxunlearn.data.batches import array_shape, fetch, unchanged
+from jaxunlearn.data.sets import labels_of, num_examples, whole
+from jaxunlearn.engine.loop import init_key
+from jaxunlearn.engine.predict import predict
+from jaxunlearn.kinds import View
+from jaxunlearn.methods import method_options
+from jaxunlearn.methods.concept_poison import keys_of
+from jaxunlearn.methods.concept_poison.copies import Recipe, directions, donors_of, poisoned_copies
+from jaxunlearn.methods.concept_poison.poison import patch_pixels
+from jaxunlearn.methods.shares import share_of
+
+MODELS = 9
+"""Confusion matrices side by side, at most."""
+
+IMAGES = 6
+"""Rows of a picture of images."""
+
+EXAMPLES = 600
+"""Images that a mean is taken over."""
+
+CONCEPTS = 4
+"""Concepts whose maps are drawn."""
+
+
+def draw_confusions(path: Path, view: View, label: str) -> None:
+    """Draws confusion matrices of the models on the test images, side by side."""
+    parts = [view.sets.test_forget, view.sets.test_retain]
+    names = list(view.variables)
+    shown = [*names[: MODELS - 1], names[-1]] if len(names) > MODELS else names
+    matrices = {}
+    for name in shown:
+        matrix = np.zeros((len(view.class_names), len(view.class_names)))
+        for part in parts:
+            if part is not None and num_examples(part):
+                found = predict(view.model.apply, view.variables[name], part)
+                np.add.at(matrix, (found.labels, found.classes), 1)
+        matrices[name] = matrix
+    if not any(matrix.any() for matrix in matrices.values()):
+        return
+    test = view.sets.test_forget
+    forgotten = () if test is None else tuple(labels_of(test))
+    pictures.save_confusions(path, matrices, class_names=view.class_names, forgotten=forgotten)
+
+
+def draw_heatmaps(path: Path, view: View, label: str) -> None:
+    """Draws the relevance of unseen images for their class, in the original."""
+    shown = _unseen(view)
+    if shown is None:
+        return
+    names = [view.class_names[k] for k in np.asarray(shown.y[:IMAGES])]
+    relevance = jax.jit(lrp(view.model.apply, rules.epsilon_plus()))
+    original, x = view.variables["original"], shown.x[:IMAGES]
+    found = relevance(original, x, start=starts.label(shown.y[:IMAGES]))
+    title = "original: relevance of the class"
+    pictures.save_heatmaps(path, x, found, names=names, title=title)
+
+
+def draw_path(path: Path, view: View, label: str) -> None:
+    """Draws the neuronal path of the class before and after it was edited."""
+    shown = _unseen(view)
+    if shown is not None:
+        pair = view.variables["original"], view.variables[label]
+        pictures.save_path(path, view.model, *pair, shown.x, shown.y)
+
+
+def _unseen(view: View) -> Examples | None:
+    """Returns unseen images that can be drawn, or ``None``."""
+    part = view.sets.unseen
+    if part is None:
+        return None
+    shown = _first(part, 36)
+    drawable = not isinstance(shown.x, dict | tuple | list) and shown.x.ndim == 4
+    return shown if drawable and shown.x.shape[-1] in (1, 3) else None
+
+
+def draw_concepts(path: Path, view: View, label: str) -> None:
+    """Draws a class's concepts before and after, and writes how good they are beside it."""
+    concepts: Concepts | None = view.methods[label].prepared()
+    if concepts is None:
+        return
+    forget, retain = _both(view)
+    _write_quality(path.parent, view, concepts, forget, retain)
+    donor = donors_of(concepts, retain)
+    drawn = _spread(forget.examples)
+    after = _predicted_concepts(view, label, concepts, drawn)
+    names = concepts.bank.names
+    for k in labels_of(forget)[:IMAGES]:
+        chosen = {}
+        if donor.label[k] >= 0:
+            chosen[names[int(donor.donor_concept[k])]] = "donor"
+        if donor.concept[k] >= 0:
+            target = names[int(donor.concept[k])]
+            chosen[target] = "target and donor" if target in chosen else "target"
+        name, giver = view.class_names[k], int(donor.label[k])
+        title = f"concepts of {name}, after: in the network's predictions"
+        title += f", donor {view.class_names[giver]}" if giver >= 0 else ""
+        several = len(labels_of(forget)) > 1
+        file = path.with_name(f"{path.stem}_{k}.png") if several else path
+        pictures.save_concepts(
+            file, names, concepts.values[k], after[k], chosen=chosen, title=title
+        )
+
+
+def _write_quality(
+    folder: Path, view: View, concepts: Concepts, forget: Subset, retain: Subset
+) -> None:
+    """Writes ``concepts.json``: how good the concepts and the bottleneck are, and the donors."""
+    bank, donor = concepts.bank, donors_of(concepts, retain)
+    part = whole(_spread(forget.examples))
+    original = view.variables["original"]
+    features = predict(concept_room.feature_fn(view.model.apply), original, part).logits
+    seen = predict(view.model.apply, original, part)
+    shares = concept_room.bottleneck_accuracy(bank, concepts.bottleneck, features, seen.labels)
+    text = {
+        "accuracy": {"network": seen.accuracy, **shares},
+        "completeness_gap": float(jnp.max(concepts.gap)),
+        "concepts": {
+            name: {
+                "useful": bool(bank.useful[n]),
+                "balanced_accuracy": _number(bank.accuracy[n]),
+                "p_value": _number(bank.p_value[n]),
+            }
+            for n, name in enumerate(bank.names)
+        },
+        "classes": {
+            view.class_names[k]: {
+                "scores": {n: _number(concepts.values[k, c]) for c, n in enumerate(bank.names)},
+                "donor": _named(view.class_names, donor.label[k]),
+                "target_concept": _named(bank.names, donor.concept[k]),
+                "donor_concept": _named(bank.names, donor.donor_concept[k]),
+            }
+            for k in labels_of(forget)
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "concepts.json").write_text(json.dumps(text, indent=2) + "\n")
+
+
+def _number(value: jax.Array) -> float | None:
+    """Returns a number that JSON has; NaN, where nothing was fitted, is none."""
+    return None if jnp.isnan(value) else round(float(value), 6)
+
+
+def _named(names: Sequence[str], place: jax.Array) -> str | None:
+    return None if place < 0 else names[int(place)]
+
+
+def _predicted_concepts(
+    view: View, label: str, concepts: Concepts, examples: Examples
+) -> np.ndarray:
+    """Returns ``[K, m]``, what the concepts add to the logits of a bottleneck.
+
+    It is fitted to the network's own predictions: what is never predicted has no concepts.
+    """
+    part, variables = whole(examples), view.variables[label]
+    features = predict(concept_room.feature_fn(view.model.apply), variables, part).logits
+    predicted = predict(view.model.apply, variables, part).classes
+    num_classes = len(concepts.gap)
+    bottleneck = concept_room.fit_bottleneck(
+        concepts.bank, features, predicted, num_classes, hybrid=False
+    )
+    scores = concept_room.concept_scores(
+        concepts.bank, bottleneck, jnp.asarray(features), part.examples.y, num_classes
+    )
+    return np.asarray(scores.values)
+
+
+def draw_patches(path: Path, view: View, label: str) -> None:
+    """Draws the patches of images that show the strongest concepts most."""
+    concepts: Concepts | None = view.methods[label].prepared()
+    if concepts is None:
+        return
+    forget, _ = _both(view)
+    drawn = _spread(forget.examples)
+    read, part = concept_room.feature_fn(view.model.apply), whole(drawn)
+    images = np.asarray(fetch(drawn, part.indices))
+    shown = concept_room.typical_patches(
+        concepts.bank, read, view.variables["original"], images, typical=IMAGES,
+        labels=np.asarray(drawn.y),
+    )  # fmt: skip
+    kept = _strongest(concepts, labels_of(forget), 8)
+    pictures.save_patches(
+        path, images, [concepts.bank.names[c] for c in kept],
+        shown.image[kept], shown.corner[kept], shown.size, strength=shown.strength[kept],
+        title="typical patches of the strongest concepts",
+    )  # fmt: skip
+
+
+def draw_maps(path: Path, view: View, label: str) -> None:
+    """Draws where in images of the class the strongest concepts are."""
+    concepts: Concepts | None = view.methods[label].prepared()
+    if concepts is None:
+        return
+    forget, _ = _both(view)
+    shown, kept = _first(forget, IMAGES), _strongest(concepts, labels_of(forget), CONCEPTS)
+    show = jax.jit(concept_maps(view.model.apply))
+    # of length 1, as in the method: the maps of a row have one scale
+    units, every = directions(concepts), jnp.ones((len(shown.x), 1))
+    maps = [show(view.variables["original"], shown.x, every * units[c][None]) for c in kept]
+    names = [concepts.bank.names[c] for c in kept]
+    title = "original: where the concepts are"
+    pictures.save_maps(path, shown.x, jnp.stack(maps, axis=1), names, title=title)
+
+
+def draw_poison(path: Path, view: View, label: str) -> None:
+    """Draws poisoned images beside what they were made of."""
+    drawing, (forget, retain) = view.methods[label], _both(view)
+    concepts: Concepts | None = drawing.prepared()
+    defaults = {name: one.default for name, one in method_options("concept_poison").items()}
+    options: dict[str, Any] = {**defaults, **drawing.options}
+    pixels = patch_pixels(options["patch"], array_shape(forget))
+    recipe = Recipe(options["place"], options["label"], pixels, options["patches"])
+    keys, num_classes = keys_of(init_key(drawing.key)), len(view.class_names)
+    slots, size = share_of(forget, options["data"], keys.forget, num_classes)
+    count = min(IMAGES, int(size))
+    made = poisoned_copies(
+        view.model.apply, recipe, view.variables["original"], forget, retain, slots, concepts,
+        keys.poison, num_classes, first=count,
+    )  # fmt: skip
+    positions = forget.indices[slots[:count]]
+    lent = None
+    if concepts is not None:
+        lent = fetch(retain.examples, retain.indices[made.donors[:count]])
+    framed = made.corners if recipe.place not in ("full", "none") else None
+    pictures.save_poison(
+        path, fetch(forget.examples, positions), made.x, framed, recipe.patch,
+        forget.examples.y[positions], made.y[:count], lent, class_names=view.class_names,
+    )  # fmt: skip
+
+
+def _both(view: View) -> tuple[Subset, Subset]:
+    forget, retain = view.sets.forget, view.sets.retain
+    assert forget is not None
+    assert retain is not None
+    return forget, retain
+
+
+def _first(part: Subset, count: int) -> Examples:
+    """Returns the first examples of a subset as the network gets them."""
+    at = part.indices[: min(count, num_examples(part))]
+    return Examples(fetch(part.examples, at), part.examples.y[at], Partial(unchanged))
+
+
+def _spread(examples: Examples) -> Examples:
+    """Returns every so many-th of the examples, at most :data:`EXAMPLES`, as they are."""
+    step = -(-len(examples.y) // EXAMPLES)
+    x, y = jax.tree.map(lambda leaf: leaf[::step], examples[:2])
+    return examples._replace(x=x, y=y)
+
+
+def _strongest(concepts: Concepts, labels: Sequence[int], count: int) -> list[int]:
+    """Returns the concepts that score highest in some classes, the first first."""
+    best = np.asarray(concepts.values)[list(labels)].max(axis=0)
+    best = np.where(np.asarray(concepts.bank.useful), best, -np.inf)
+    order = np.argsort(-best, kind="stable")[:count]
+    return [int(c) for c in order if np.isfinite(best[c])]

@@ -1,0 +1,147 @@
+"""Judgement: several models beside the retrained ones, in one call; runs go the same way."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxunlearn.core.errors import expect
+from jaxunlearn.core.trees import member
+from jaxunlearn.core.types import Apply, Gan, Key, Model, Sets, Variables
+from jaxunlearn.engine.driver import Outcome, member_of
+from jaxunlearn.kinds import kind_of
+from jaxunlearn.metrics.registry import Evidence, Measured, mean_measured, measure, measure_ensemble
+from jaxunlearn.metrics.table import make_report, speedups
+
+
+def evaluate(
+    model: Model | Apply | Gan,
+    models: Mapping[str, Variables | Outcome | Sequence[Outcome]],
+    retrained: Variables | Outcome | Sequence[Variables | Outcome],
+    sets: Sets,
+    key: Key | None = None,
+    *,
+    title: str = "unlearning",
+    settings: Any = None,
+    **helpers: Any,
+) -> dict[str, Any]:
+    """Makes the report on several models of one network; show it with ``print_report``.
+
+    Args:
+      model: see :func:`jaxunlearn.functionalize`; or a GAN.
+      models: by name, ``"original"`` first; given as outcomes of ``train`` and ``unlearn`` they
+        bring their time along; a list of outcomes is an ensemble: its cells are means.
+      retrained: retrained models: an outcome of ``train_many``, variables stacked along a leading
+        axis, a sequence, or a single model. An outcome's time is divided by its members.
+      sets: of the request, with test examples.
+      key: of all that is drawn; default ``jax.random.key(0)``.
+      settings: of this kind of models, a ``GanConfig`` for a GAN.
+      helpers: what judges this kind of models besides; a GAN needs ``judge=``, a ``Guide``, and
+        may have ``extract=``, features for C-FID.
+
+    Returns:
+      The report, as ``jaxunlearn.report`` describes it; ``report["examples"]`` holds arrays of
+      values of each example by model and metric, which :func:`jaxunlearn.report.save` puts
+      beside the report.
+
+    Raises:
+      ValueError: no ``"original"`` among the models, or sets without forget or retain.
+      ConfigError: the network's output does not suit the labels.
+    """
+    if "original" not in models:
+        raise ValueError(f"models: expected an entry 'original', got {list(models)}")
+    expect("sets", sets, Sets, "; make_sets makes them")
+    key = jax.random.key(0) if key is None else key
+    kind = kind_of(model)
+    network = kind.given(model)
+
+    def observe(one: Variables | Outcome) -> Evidence:
+        variables = one.variables if isinstance(one, Outcome) else one
+        return kind.observe(network, variables, sets, key, settings=settings, **helpers)
+
+    given = models["original"]
+    references = _members(retrained, given.variables if isinstance(given, Outcome) else given)
+    names = ["original", *(name for name in models if name != "original")]
+    seen = {name: [observe(one) for one in _ensemble(models[name])] for name in names}
+    original, others = seen["original"][0], [observe(one) for one in references]
+    judged = judge(seen, original, others)
+    values = {name: judged.models[name] | _mean_costs(_ensemble(models[name])) for name in names}
+    theirs = [own | costs(one) for own, one in zip(judged.retrained, references, strict=True)]
+    for name, row in values.items():
+        if name != "original" and "seconds" in row and theirs and "seconds" in theirs[0]:
+            row |= speedups(theirs[0], row)
+    report = make_report(title, values, theirs, failed=judged.failed)
+    return report | {"examples": judged.examples}
+
+
+class Judgement(NamedTuple):
+    """Measurements of all models of one request.
+
+    Attributes:
+      models: values by model.
+      retrained: values of each retrained model.
+      failed: why, by model and metric.
+      examples: values of each example by ``"<model>/<metric>"``.
+    """
+
+    models: dict[str, dict[str, Any]]
+    retrained: list[dict[str, Any]]
+    failed: dict[str, dict[str, str]]
+    examples: dict[str, Any]
+
+
+def judge(
+    seen: Mapping[str, Sequence[Evidence]], original: Evidence, retrained: Sequence[Evidence]
+) -> Judgement:
+    """Measures models, each given as its members, against the original and the retrained ones."""
+    found: dict[str, Measured] = {}
+    for name, members in seen.items():
+        each = [measure(one, None if one is original else original, retrained) for one in members]
+        found[name] = each[0] if len(each) == 1 else mean_measured(each)
+        values, failed = measure_ensemble(members, retrained)
+        found[name].values.update(values)
+        found[name].failed.update(failed)
+    theirs = [measure(one, original, retrained) for one in retrained]
+    failures = {name: one.failed for name, one in found.items() if one.failed}
+    if theirs and any(one.failed for one in theirs):
+        failures["retrained"] = {k: v for one in reversed(theirs) for k, v in one.failed.items()}
+    named = {**found, **{f"retrained/{n}": one for n, one in enumerate(theirs)}}
+    examples = {
+        f"{name}/{metric}": array
+        for name, one in named.items()
+        for metric, array in one.each.items()
+    }
+    models = {name: one.values for name, one in found.items()}
+    return Judgement(models, [one.values for one in theirs], failures, examples)
+
+
+def costs(outcome: Variables | Outcome) -> dict[str, float]:
+    """Returns what a run took, under names of metrics; nothing of variables alone."""
+    if not isinstance(outcome, Outcome):
+        return {}
+    names = ("seconds", "compile_seconds", "memory", "steps", "examples")
+    found = {name: getattr(outcome, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _mean_costs(members: Sequence[Variables | Outcome]) -> dict[str, float]:
+    each = [costs(one) for one in members]
+    return {name: sum(own[name] for own in each) / len(each) for name in each[0]}
+
+
+def _ensemble(given: Any) -> Sequence[Variables | Outcome]:
+    several = isinstance(given, list) and given and all(isinstance(o, Outcome) for o in given)
+    return given if several else [given]
+
+
+def _members(given: Any, original: Variables) -> Sequence[Variables | Outcome]:
+    """Takes apart what retrained models were given as; told by the shapes of the original."""
+    timed = isinstance(given, Outcome)
+    stacked = given.variables if timed else given
+    leaves, likes = jax.tree.leaves(stacked), jax.tree.leaves(original)
+    if str(jax.tree.structure(stacked)) != str(jax.tree.structure(original)):
+        return list(given)
+    if all(leaf.shape == like.shape for leaf, like in zip(leaves, likes, strict=True)):
+        return [given]
+    take = member_of if timed else member
+    return [take(given, number) for number in range(leaves[0].shape[0])]

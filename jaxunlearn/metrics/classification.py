@@ -1,0 +1,230 @@
+"""Metrics of classifiers, and the evidence that they read.
+
+For a request by class attacks compare forget images with test images of the same classes (else
+they would see the class); for other requests with the test set.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn.attribution import features
+from jaxunlearn.core.types import Apply
+from jaxunlearn.data.sets import num_examples
+from jaxunlearn.engine.predict import Predictions, predict
+from jaxunlearn.metrics import attacks, relearning
+from jaxunlearn.metrics.registry import Evidence, Metric, Missing
+
+RELEARNED = 0.95
+"""Share of the original's forget accuracy at which a class counts as known again."""
+
+
+class ClassifierEvidence(Evidence):
+    """Evidence of one classifier: predictions on each set, features, the curve of relearning."""
+
+    provides = frozenset({"weights", "predictions", "features", "relearning", "unseen_judge"})
+
+    @functools.cached_property
+    def predictions(self) -> "_PredictionsBySet":
+        """Returns predictions by name of a set, each computed when it is first read."""
+        return _PredictionsBySet(self)
+
+    @property
+    def features(self) -> Apply:
+        """Returns the function ``variables, x -> [B, n]`` of what the last layer reads."""
+        return _features(self.model.apply)
+
+    @functools.cached_property
+    def relearning(self) -> np.ndarray:
+        """Returns the accuracy on the forget set while it is trained on again, ``[steps]``."""
+        return relearning.relearn_curve(self.model, self.variables, self.part("forget"), self.key)
+
+    @functools.cached_property
+    def unseen_judge(self) -> attacks.Judge:
+        """Returns the support vector machine that tells forget from unseen examples by softmax."""
+        return attacks.fit_judge(self.predictions["forget"].softmax, unseen(self).softmax)
+
+
+class _PredictionsBySet(dict[str, Predictions]):
+    def __init__(self, evidence: ClassifierEvidence) -> None:
+        super().__init__()
+        self.evidence = evidence
+
+    def __missing__(self, name: str) -> Predictions:
+        one = self.evidence
+        found = self[name] = predict(one.model.apply, one.variables, one.part(name))
+        return found
+
+
+@functools.lru_cache(maxsize=16)
+def _features(apply: Apply) -> Apply:
+    # one function object for one network, so that its compiled program is found again
+    return features(apply)
+
+
+def unseen(evidence: ClassifierEvidence) -> Predictions:
+    """Returns predictions on examples that no training saw, fit for attacks on the forget set."""
+    name = "test_forget" if num_examples(evidence.sets.test_forget) else "test_retain"
+    others = evidence.predictions[name]
+    if min(len(others.labels), num_examples(evidence.sets.forget)) < 4:
+        raise Missing(name)  # too few for any attack
+    return others
+
+
+def accuracy(evidence: ClassifierEvidence, part: str) -> float:
+    """Computes the share of a set's examples whose largest logit is the label's."""
+    return evidence.predictions[part].accuracy
+
+
+def test_accuracy(evidence: ClassifierEvidence) -> float:
+    """Computes the accuracy on all test examples, of either kind."""
+    names = [n for n in ("test_forget", "test_retain") if num_examples(getattr(evidence.sets, n))]
+    if not names:
+        raise Missing("test")
+    found = [evidence.predictions[name] for name in names]
+    return sum(p.accuracy * len(p.labels) for p in found) / sum(len(p.labels) for p in found)
+
+
+def loss_attack(evidence: ClassifierEvidence) -> float:
+    """Computes the accuracy of a membership attack on the loss; see ``attacks.loss_attack``."""
+    return attacks.loss_attack(evidence.predictions["forget"].losses, unseen(evidence).losses)
+
+
+def attack_gap(evidence: ClassifierEvidence) -> float:
+    """Computes ``|.5 - loss_attack|``, the first paper's Fs."""
+    return abs(0.5 - loss_attack(evidence))
+
+
+def judged_unseen(evidence: ClassifierEvidence, original: ClassifierEvidence) -> float:
+    """Computes the share of forget examples that the original's machine takes for unseen."""
+    return original.unseen_judge(evidence.predictions["forget"].softmax)
+
+
+def linear_probe(evidence: ClassifierEvidence) -> float:
+    """Computes the accuracy of a probe on frozen features; see ``relearning.linear_probe``."""
+    parts = (evidence.part("forget"), evidence.part("retain"))
+    test = evidence.part("test_forget")
+    return relearning.linear_probe(evidence.features, evidence.variables, parts, test)
+
+
+def relearn_steps(evidence: ClassifierEvidence, original: ClassifierEvidence) -> float:
+    """Counts the steps until .95 of the original's forget accuracy is reached again."""
+    target = RELEARNED * original.predictions["forget"].accuracy
+    return relearning.relearn_steps(_finite_start(evidence), target)
+
+
+def mean_relearning(evidence: ClassifierEvidence) -> float:
+    """Computes the mean of the curve of relearning."""
+    return float(_finite_start(evidence).mean())
+
+
+def relearn_curve(evidence: ClassifierEvidence) -> list[float]:
+    """Returns the curve of relearning."""
+    return [round(value, 4) for value in _finite_start(evidence).tolist()]
+
+
+def _finite_start(evidence: ClassifierEvidence) -> np.ndarray:
+    curve = evidence.relearning
+    if not np.isfinite(curve[0]):
+        raise ValueError("the model cannot be trained again: its first loss is not finite")
+    return curve
+
+
+def js_to_retrained(
+    evidence: ClassifierEvidence, retrained: list[ClassifierEvidence]
+) -> np.ndarray:
+    """Computes each forget example's Jensen-Shannon divergence to the retrained models, ``[N]``.
+
+    ``JS(p, q) = KL(p || m) / 2 + KL(q || m) / 2``, ``m = (p + q) / 2``, in nats, from 0 to
+    log 2; averaged over the retrained models other than the one that is measured.
+    """
+    others = [one for one in retrained if one is not evidence]
+    if not others:
+        raise Missing("another retrained model")
+    own = evidence.predictions["forget"].softmax
+    return np.mean([_js(own, one.predictions["forget"].softmax) for one in others], axis=0)
+
+
+def js_of_means(members: list[ClassifierEvidence], retrained: list[ClassifierEvidence]) -> float:
+    """Computes the divergence of the members' mean forget predictions from the retrained ones'."""
+    if len(members) < 2 or len(retrained) < 2:
+        raise Missing("several members")
+    means = [
+        np.mean([one.predictions["forget"].softmax for one in side], axis=0)
+        for side in (members, retrained)
+    ]
+    return float(_js(*means).mean())
+
+
+def _js(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    middle = (p + q) / 2
+
+    def half(side: np.ndarray) -> np.ndarray:
+        # 0 log 0 = 0
+        ratio = np.where(side > 0, side / np.where(middle > 0, middle, 1), 1)
+        return np.sum(side * np.log(ratio), axis=1) / 2
+
+    return np.maximum(half(p) + half(q), 0)
+
+
+def _of(part: str) -> Any:
+    return functools.partial(accuracy, part=part)
+
+
+_SEEN, _STEPS = ("predictions",), relearning.RELEARN_STEPS
+ROWS = {
+    "accuracy_forget": Metric(
+        "accuracy, forget (train)", "forgetting", "as retrained", ".3f", _of("forget"), _SEEN,
+        short="At",
+    ),
+    "accuracy_test_forget": Metric(
+        "accuracy, forget (test)", "forgetting", "as retrained", ".3f", _of("test_forget"), _SEEN,
+        short="At (test)",
+    ),
+    "js_to_retrained": Metric(
+        "JS to retrained, each forget example", "forgetting", "as retrained", ".4f",
+        js_to_retrained, _SEEN, "retrained", each=True,
+    ),
+    "js_of_means": Metric(
+        "JS of mean predictions to retrained", "forgetting", "small", ".4f", js_of_means, _SEEN,
+        "ensemble",
+    ),
+    "accuracy_retain": Metric(
+        "accuracy, retain (train)", "utility", "as retrained", ".3f", _of("retain"), _SEEN,
+        short="Ag",
+    ),
+    "accuracy_test_retain": Metric(
+        "accuracy, retain (test)", "utility", "as retrained", ".3f", _of("test_retain"), _SEEN,
+        short="Ag (test)",
+    ),
+    "accuracy_test": Metric(
+        "accuracy, test", "utility", "as retrained", ".3f", test_accuracy, _SEEN
+    ),
+    "loss_attack": Metric(
+        "membership attack on loss", "privacy", "0.5", ".3f", loss_attack, _SEEN
+    ),
+    "attack_gap": Metric(
+        "its distance from 0.5", "privacy", "small", ".3f", attack_gap, _SEEN, short="Fs"
+    ),
+    "judged_unseen": Metric(
+        "forget images judged unseen", "privacy", "as retrained", ".3f", judged_unseen,
+        ("predictions", "unseen_judge"), "original", short="Fr",
+    ),
+    "linear_probe": Metric(
+        "linear probe, forget (test)", "truth", "as retrained", ".3f", linear_probe, ("features",)
+    ),
+    "relearn_steps": Metric(
+        f"steps to relearn (of {_STEPS})", "truth", "as retrained", "d", relearn_steps,
+        ("relearning", "predictions"), "original",
+    ),
+    "relearning": Metric(
+        f"accuracy in relearning, mean of {_STEPS} steps", "truth", "as retrained", ".3f",
+        mean_relearning, ("relearning",),
+    ),
+    "relearn_curve": Metric(
+        "accuracy on the forget set in relearning", "truth", "as retrained", ".3f", relearn_curve,
+        ("relearning",), along="steps",
+    ),
+}  # fmt: skip
+"""The metrics of classifiers."""

@@ -1,0 +1,231 @@
+"""Metrics: one row each, and the one way in which a model is measured.
+
+A metric reads the *evidence* of a model: an object whose attributes (predictions, features,
+weights, ...) are computed once, when the first metric asks for them. Which metrics a kind of
+model has follows from what its evidence provides.
+"""
+
+import functools
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxunlearn.core.registry import Registry
+from jaxunlearn.core.types import Key, Sets, Subset, Variables
+from jaxunlearn.data.sets import num_examples
+
+SCOPES = ("model", "original", "retrained", "ensemble")
+GROUPS = ("forgetting", "utility", "privacy", "truth", "cost")
+IDEALS = ("as retrained", "small", "large", "0.5")
+
+
+class Missing(LookupError):
+    """Raised by a metric that does not apply: a set is missing, say; its row is left out."""
+
+
+class Metric(NamedTuple):
+    """Row of the registry.
+
+    Attributes:
+      label: what tables call it.
+      group: rows of one group stand together, in the order of :data:`GROUPS`.
+      ideal: one of :data:`IDEALS`.
+      format: ``"s"`` (seconds), ``"B"`` (bytes), ``"x"`` (a ratio), ``"d"`` (a count) or a Python
+        format.
+      function: by scope, see there; ``None`` for what is recorded when a model is made.
+      needs: attributes of the evidence that the function reads.
+      scope: ``"model"``: ``function(evidence)``; ``"original"``: ``function(evidence, that of the
+        original)``; ``"retrained"``: ``function(evidence, [that of each retrained model])``, the
+        evidence being one of these where a retrained model is measured; ``"ensemble"``:
+        ``function([evidence of each member], [that of each retrained model])``, for models
+        given as several members.
+      each: the function returns an array ``[N]``, a value for each example: the table shows the
+        mean, the values lie beside the report.
+      along: of a curve: the function returns a list, and this is what it runs along.
+      short: how the papers call it.
+      version: to be raised when something that the function calls changes its value; changes of
+        the function itself are noticed.
+    """
+
+    label: str
+    group: str
+    ideal: str
+    format: str
+    function: Callable[..., Any] | None = None
+    needs: tuple[str, ...] = ()
+    scope: str = "model"
+    each: bool = False
+    along: str = ""
+    short: str = ""
+    version: int = 1
+
+
+class Evidence:
+    """Evidence of one model; a kind of model derives its own, with cached attributes.
+
+    Attributes:
+      model, variables, sets, key: of what is measured, and for what is drawn.
+      provides: names of the attributes that metrics may need.
+    """
+
+    provides: frozenset[str] = frozenset({"weights"})
+
+    def __init__(self, model: Any, variables: Variables, sets: Sets, key: Key) -> None:
+        if sets.forget is None or sets.retain is None:
+            raise ValueError("sets: expected forget and retain, got a request without one of them")
+        self.model, self.variables, self.sets, self.key = model, variables, sets, key
+
+    @property
+    def weights(self) -> Variables:
+        """Returns the variables."""
+        return self.variables
+
+    def part(self, name: str) -> Subset:
+        """Returns one of the sets; :class:`Missing` where it has no examples."""
+        part: Subset | None = getattr(self.sets, name)
+        if part is None or num_examples(part) == 0:
+            raise Missing(name)
+        return part
+
+
+METRICS: Registry[Metric] = Registry("metrics", Metric, {})
+
+
+def register_metric(name: str, metric: Metric) -> None:
+    """Adds a metric: every table of models whose evidence provides what it needs then has it.
+
+    Raises:
+      ConfigError: the name is taken.
+      ValueError: an unknown scope or ideal.
+    """
+    for field, known in (("scope", SCOPES), ("ideal", IDEALS)):
+        if getattr(metric, field) not in known:
+            raise ValueError(f"{field}: expected one of {known}, got {getattr(metric, field)!r}")
+    METRICS.register(name, metric)
+
+
+class Measured(NamedTuple):
+    """Measurements of one model.
+
+    Attributes:
+      values: by metric: a number, or a list of a curve; NaN where the metric failed.
+      failed: why, for those that failed.
+      each: values of each example, ``[N]``, by metric.
+      versions: by metric, what it was measured with.
+    """
+
+    values: dict[str, Any]
+    failed: dict[str, str]
+    each: dict[str, np.ndarray]
+    versions: dict[str, str]
+
+
+def applying(evidence: type[Evidence] | Evidence, scopes: Sequence[str] = SCOPES) -> list[str]:
+    """Lists the metrics that a kind of evidence has, of some scopes, without those recorded."""
+    return [
+        name
+        for name, row in METRICS.items()
+        if row.function and row.scope in scopes and set(row.needs) <= evidence.provides
+    ]
+
+
+def versions_of(names: Sequence[str], retrained: Sequence[str] = ()) -> dict[str, str]:
+    """Returns what each metric is at present: models measured with another are measured anew.
+
+    Args:
+      retrained: names of the retrained models that a model is compared with.
+    """
+    found = {}
+    for name in names:
+        row = METRICS[name]
+        against = f" against {', '.join(retrained)}" if row.scope == "retrained" else ""
+        found[name] = f"{row.version}-{_digest(row.function)}{against}"
+    return found
+
+
+def _digest(function: Any) -> str:
+    """Digests the source of a function, so that a changed one is noticed."""
+    bound = ""
+    while isinstance(function, functools.partial):
+        bound += repr((function.args, sorted(function.keywords.items())))
+        function = function.func
+    try:
+        text = inspect.getsource(function)
+    except (OSError, TypeError):  # typed in at a prompt, or no Python function
+        text = repr(getattr(getattr(function, "__code__", None), "co_code", function))
+    return hashlib.sha256((bound + text).encode()).hexdigest()[:8]
+
+
+def measure(
+    evidence: Evidence,
+    original: Evidence | None = None,
+    retrained: Sequence[Evidence] = (),
+    *,
+    names: Sequence[str] | None = None,
+) -> Measured:
+    """Measures one model: every metric that applies, each by itself.
+
+    A metric that raises, or whose value is not finite (of a wrecked model), has failed: its
+    value is NaN, the reason is kept, and the others are measured all the same.
+
+    Args:
+      original: evidence of the original; ``None``: ``evidence`` is that.
+      retrained: evidence of the retrained models; without them, metrics of that scope are left
+        out.
+      names: of the metrics, by default all that apply.
+    """
+    scopes = ("model", "original", "retrained") if retrained else ("model", "original")
+    values: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    each: dict[str, np.ndarray] = {}
+    for name in applying(evidence, scopes) if names is None else names:
+        row = METRICS[name]
+        assert row.function is not None
+        more = {"original": (original or evidence,), "retrained": (retrained,)}.get(row.scope, ())
+        try:
+            found = row.function(evidence, *more)
+            if row.each:
+                each[name] = np.asarray(found)
+                found = float(np.mean(each[name]))
+            if not row.along and not math.isfinite(found):
+                failed[name] = f"not finite ({found})"
+        except Missing:
+            continue
+        # whatever a metric makes of a wrecked model, the rest of the table stands
+        except Exception as error:
+            found, failed[name] = math.nan, f"{type(error).__name__}: {error}"
+        values[name] = found if row.along or name not in failed else math.nan
+    return Measured(values, failed, each, versions_of(list(values), ()))
+
+
+def measure_ensemble(
+    members: Sequence[Evidence], retrained: Sequence[Evidence]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Measures several models that differ by chance alone, as one: values, and what failed."""
+    values: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for name in applying(members[0], ("ensemble",)):
+        function = METRICS[name].function
+        assert function is not None
+        try:
+            values[name] = float(function(members, retrained))
+        except Missing:
+            continue
+        except Exception as error:
+            values[name], failed[name] = math.nan, f"{type(error).__name__}: {error}"
+    return values, failed
+
+
+def mean_measured(many: Sequence[Measured]) -> Measured:
+    """Averages the measurements of the members of an ensemble; curves place by place."""
+    names = [name for name in many[0].values if all(name in one.values for one in many)]
+    values = {name: np.mean([one.values[name] for one in many], axis=0).tolist() for name in names}
+    failed: Mapping[str, str] = {}
+    for one in reversed(many):
+        failed = {**failed, **one.failed}
+    each = {name: np.mean([one.each[name] for one in many], axis=0) for name in many[0].each}
+    return Measured(values, dict(failed), each, many[0].versions)

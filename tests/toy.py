@@ -57,7 +57,7 @@ def trained():
 
 @functools.cache
 def gan(name="mlp_gan", **options):
-    return build_gan(name, SHAPE, NUM_CLASSES, options or {"latent": 6, "features": (32, 16)})
+    return build_gan(name, SHAPE, NUM_CLASSES, options or {"latent": 4, "features": (16,)})
 
 
 @functools.cache
@@ -73,11 +73,12 @@ def guide():
     """A classifier of what :func:`trained_gan` draws."""
     config = TrainConfig(epochs=15, batch_size=32, learning_rate=5e-3)
     everything = ju.whole(sets(gan=True).forget.examples)
-    return Guide(mlp(), ju.train(mlp(), everything, jax.random.key(8), config=config).variables)
+    model = ju.build("mlp", SHAPE, NUM_CLASSES, {"features": (16,)})
+    return Guide(model, ju.train(model, everything, jax.random.key(8), config=config).variables)
 
 
 def _cascade(**options):
-    small = {"pool": 256, "latents": 16, "references": 32, "inversion_steps": 5, "horizon": 4}
+    small = {"pool": 256, "latents": 16, "references": 32, "inversion_steps": 5, "steps": 4}
     return lambda m: ju.cascade(m, guide=guide(), r1=0.1, r1_every=2, **{**small, **options})
 
 

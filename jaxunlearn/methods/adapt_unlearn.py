@@ -1,6 +1,4 @@
-"""The samples that adapt-then-unlearn learns from: a generator's own images, sorted.
-
-Adapt then unlearn: a GAN learns to draw the class alone, and the original moves away from it.
+"""Adapt then unlearn: a GAN learns to draw the class alone, and the original moves away from it.
 
 Tiwary, Guha, Panda, Prathosh, "Adapt then Unlearn: Exploring Parameter Space Semantics for
 Unlearning in Generative Adversarial Networks", arXiv 2309.14054. A reconstruction from the
@@ -18,31 +16,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.core.errors import RequestError
+from jaxunlearn.core import errors
+from jaxunlearn.core.keys import derive
 from jaxunlearn.core.types import (
     Apply,
     Batch,
     Batches,
     Gan,
-    Info,
     Key,
     Needs,
     Preparation,
     Sets,
-    Subset,
     Unlearner,
     Variables,
 )
 from jaxunlearn.data.sets import labels_of
 from jaxunlearn.gan import Guide, check_guide, draw_pool, images_of, share_drawn
-from jaxunlearn.training.adversarial import (
-    Players,
-    average_in,
-    begin_players,
-    learn,
-    players_result,
-)
-from jaxunlearn.training.descent import trained
+from jaxunlearn.training import adversarial
+from jaxunlearn.training.adversarial import Players, Updated
+from jaxunlearn.training.descent import Context, trained
 
 
 class Drawn(NamedTuple):
@@ -67,13 +59,13 @@ class Drawn(NamedTuple):
 
 
 def draw_negatives(drawn: Drawn, count: int, key: Key) -> Batch:
-    """A batch of samples of the class."""
+    """Draws a batch of samples of the class."""
     place = jax.random.randint(key, (count,), 0, jnp.maximum(drawn.size, 1))
     return _batch(drawn, place)
 
 
 def draw_positives(drawn: Drawn, count: int, key: Key, most: int) -> Batch:
-    """A batch of the first ``most`` samples that do not show the class."""
+    """Draws a batch of the first ``most`` samples that do not show the class."""
     there = jnp.minimum(len(drawn.order) - drawn.size, most)
     place = drawn.size + jax.random.randint(key, (count,), 0, jnp.maximum(there, 1))
     return _batch(drawn, place)
@@ -85,22 +77,24 @@ def _batch(drawn: Drawn, place: jax.Array) -> Batch:
 
 
 def sorted_images(gan: Gan, guide: Guide, count: int) -> Preparation:
-    """Draws and sorts the samples; on the host only to tell that there are any."""
-    known = partial(_sorted_pool, gan=gan, apply=guide.model.apply, count=count)
+    """Returns the preparation that draws and sorts the samples: a :class:`Drawn`.
+
+    On the host only to tell that there are any.
+    """
+    draw = partial(_sorted_pool, gan=gan, apply=guide.model.apply, count=count)
 
     def shapes(variables: Variables, sets: Sets) -> Any:
-        check_guide(guide, gan)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return jax.eval_shape(known, variables["ema"], guide.variables, sets.forget, key)
+        return jax.eval_shape(draw, variables["ema"], guide.variables, sets, key)
 
     def run(variables: Variables, sets: Sets, key: Key) -> Drawn:
-        assert sets.forget is not None
-        drawn = known(variables["ema"], guide.variables, sets.forget, key)
+        drawn = draw(variables["ema"], guide.variables, sets, key)
         found = int(drawn.size)
         if found in (0, count):
+            assert sets.forget is not None
             wanted, seen = ("the generator draws", "none") if not found else (
                 "leave others for the generator to draw", "all")  # fmt: skip
-            raise RequestError(
+            raise errors.RequestError(
                 f"sets.forget: expected classes that {wanted}, got {labels_of(sets.forget)}, "
                 f"which the guide sees in {seen} of {count} images"
             )
@@ -113,19 +107,19 @@ def sorted_images(gan: Gan, guide: Guide, count: int) -> Preparation:
 def _sorted_pool(
     generator: Variables,
     guide: Variables,
-    forget: Subset,
+    sets: Sets,
     key: Key,
     *,
     gan: Gan,
     apply: Apply,
     count: int,
 ) -> Drawn:
+    assert sets.forget is not None
     # which labels the other classes have is not told to a method that sees no other set
     noise, asking = jax.random.split(key)
     asked = jax.random.randint(asking, (count,), 0, max(gan.num_classes, 1), jnp.int32)
     found = draw_pool(generator, guide, asked, noise, gan=gan, apply=apply)
-    own = forget.examples.y[forget.indices]
-    forgotten = jnp.zeros(found.logits.shape[1], bool).at[own].set(True)
+    forgotten = found.classes(sets.forget.examples.y[sets.forget.indices])
     shows = forgotten[found.label]
     order = jnp.argsort(~shows).astype(jnp.int32)
     size = jnp.sum(shows, dtype=jnp.int32)
@@ -140,23 +134,19 @@ REPULSIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 """Name -> what is made of ``u = alpha |theta - theta_N|^2``."""
 
 
-class AdaptState(NamedTuple):
-    """The second stage so far, and what the first left.
+class Adapted(NamedTuple):
+    """What the first stage left.
 
     Attributes:
-      adapted: ``theta_N``, laid out like the trained part of the generator.
+      theta: ``theta_N``, laid out like the trained part of the generator.
       alpha: ``float32 []``.
       drawn: the samples.
-      turn: ``int32 []``, steps of the second stage.
       finite: ``bool []``, whether the first stage was.
     """
 
-    players: Players
-    adapted: Any
+    theta: Any
     alpha: jax.Array
     drawn: Drawn
-    key: Key
-    turn: jax.Array
     finite: jax.Array
 
 
@@ -221,106 +211,70 @@ def adapt_unlearn(
 
     Source: reconstructed from arXiv 2309.14054.
     """
-    _check(gan, guide, locals())
-    optimizer = optimizer or optax.adam(2e-4, b1=0.5)
+    adversarial.check_gan(gan, r1=r1, r1_every=r1_every, ema=ema)
+    check_guide(guide, gan)
+    errors.expect_one_of(REPULSIONS, repulsion=repulsion)
     most = pool if positives is None else positives
+    errors.expect_counts(
+        adapt_steps=adapt_steps, adapt_batch=adapt_batch, pool=pool, positives=most
+    )
+    errors.expect_at_least(0, gamma=gamma)
+    if alpha is not None and not alpha > 0:
+        raise ValueError(f"alpha: expected a number above 0 or None, got {alpha!r}")
+    optimizer = optimizer or optax.adam(2e-4, b1=0.5)
     of_distance = REPULSIONS[repulsion]
+    play = partial(adversarial.learn, gan, optimizer, r1=r1, r1_every=r1_every)
 
-    def adapt(variables: Variables, drawn: Drawn, key: Key) -> tuple[Players, jax.Array]:
-        def body(turn: jax.Array, carry: tuple[Players, jax.Array]) -> tuple[Players, jax.Array]:
-            picking, learning = jax.random.split(jax.random.fold_in(key, turn))
+    def adapt(variables: Variables, sets: Sets, key: Key, drawn: Drawn) -> Adapted:
+        # Before the first step: the second stage needs no more of the first than theta_N, so
+        # that the copy's optimizer and discriminator are gone, and steps are those of the second
+        # as for any method. A step that chose between the stages would do both under vmap.
+        del sets
+
+        def body(count: jax.Array, carry: tuple[Players, jax.Array]) -> tuple[Players, jax.Array]:
+            picking, learning = jax.random.split(derive(key, count))
             batch = draw_negatives(drawn, adapt_batch, picking)
-            players, _, fine = learn(
-                gan, optimizer, carry[0], batch, learning, r1=r1, r1_every=r1_every, turn=turn
-            )
+            players, _, fine = play(carry[0], batch, learning, count)
             return players, carry[1] & fine
 
-        start = (begin_players(variables, optimizer), jnp.asarray(True))
-        return jax.lax.fori_loop(0, adapt_steps, body, start)
-
-    def init(variables: Variables, sets: Sets, key: Key, drawn: Drawn) -> AdaptState:
-        # The first stage runs here: the second needs no more of it than theta_N, so that the
-        # copy's optimizer and discriminator are gone, and steps are those of the second as
-        # for any method. A step that chose between the stages would do both under vmap.
-        del sets
-        onward, adapting = jax.random.split(key)
-        copy, finite = adapt(variables, drawn, adapting)
-        players, adapted = begin_players(variables, optimizer), trained(copy.generator)
-        moved = _square_distance(trained(players.generator), adapted)
+        start = (adversarial.begin_players(variables, optimizer), jnp.asarray(True))
+        copy, finite = jax.lax.fori_loop(0, adapt_steps, body, start)
+        theta = trained(copy.generator)
+        moved = _square_distance(trained(variables["generator"]), theta)
         scale = 1 / moved if alpha is None else jnp.float32(alpha)
-        finite &= jnp.isfinite(scale)
-        return AdaptState(players, adapted, scale, drawn, onward, jnp.zeros((), jnp.int32), finite)
+        return Adapted(theta, scale, drawn, finite & jnp.isfinite(scale))
 
-    def step(state: AdaptState, batches: Batches) -> tuple[AdaptState, Info]:
+    def update(players: Players, batches: Batches, context: Context) -> Updated:
+        adapted: Adapted = context.prepared
+        drawn = adapted.drawn
         assert batches.forget is not None
         labels = batches.forget.y
-        onward, picking, learning, watching = jax.random.split(state.key, 4)
-        batch = draw_positives(state.drawn, len(labels), picking, most)
+        picking, learning, watching = jax.random.split(context.key, 3)
+        batch = draw_positives(drawn, len(labels), picking, most)
 
-        def repelled(theta: Any) -> tuple[jax.Array, jax.Array]:
-            apart = _square_distance(theta, state.adapted)
-            return gamma * of_distance(state.alpha * apart), apart
+        def apart(theta: Any) -> jax.Array:
+            return _square_distance(theta, adapted.theta)
 
-        # twice with one key: this is one step of both networks on one batch of generated
-        # images (made once, by common subexpressions), each by an optimizer of its own
-        play = partial(learn, gan, r1=r1, r1_every=r1_every, turn=state.turn)
-        players, metrics, judged = play(optimizer, state.players, batch, learning, generator=False)
-        players, more, drew = play(
-            _with_loss(optimizer, repelled), players, batch, learning, discriminator=False
-        )
-        value, apart = repelled(trained(state.players.generator))
-        players = players._replace(ema=average_in(players.ema, players.generator, ema))
-        drawn = state.drawn
-        share = share_drawn(
-            gan, players.ema, guide.model.apply, drawn.guide, drawn.forgotten, labels, watching
-        )
-        metrics |= {**more, "repulsion": value, "apart": apart, "forget_share": share}
-        after = state._replace(players=players, key=onward, turn=state.turn + 1)
-        return after, Info(metrics, state.finite & judged & drew & jnp.isfinite(value))
+        def repelled(theta: Any) -> jax.Array:
+            return gamma * of_distance(adapted.alpha * apart(theta))
 
-    def result(state: AdaptState) -> Variables:
-        return players_result(state.players)
+        theta = trained(players.generator)
+        metrics = {"repulsion": repelled(theta), "apart": apart(theta)}
+        players, losses, finite = play(players, batch, learning, context.step, penalty=repelled)
+        players = adversarial.average_in(players, ema)
+        own = guide._replace(variables=drawn.guide)
+        share = share_drawn(gan, players.ema, own, drawn.forgotten, labels, watching)
+        finite &= adapted.finite & jnp.isfinite(metrics["repulsion"])
+        return players, {**losses, **metrics, "forget_share": share}, finite
 
-    return Unlearner(init, step, result, Needs(forget=True), sorted_images(gan, guide, pool))
-
-
-def _with_loss(
-    optimizer: optax.GradientTransformation, loss: Callable[[Any], tuple[jax.Array, Any]]
-) -> optax.GradientTransformation:
-    """The optimizer of a sum: to the gradient it is given it adds that of ``loss``."""
-
-    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        more, _ = jax.grad(loss, has_aux=True)(params)
-        return optimizer.update(jax.tree.map(jnp.add, gradient, more), state, params)
-
-    return optax.GradientTransformation(optimizer.init, update)
+    prepare = sorted_images(gan, guide, pool)
+    return adversarial.game(update, optimizer, Needs(forget=True), begin=adapt, prepare=prepare)
 
 
 def _square_distance(one: Any, other: Any) -> jax.Array:
-    """``|one - other|^2`` over all leaves, ``float32 []``."""
+    """Computes ``|one - other|^2`` over all leaves, ``float32 []``."""
 
     def of(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)))
 
     return sum(jax.tree.leaves(jax.tree.map(of, one, other)), start=jnp.zeros(()))
-
-
-def _check(gan: Gan, guide: Guide, options: Mapping[str, Any]) -> None:
-    """Raises for arguments out of range; ``options`` are those of the factory by name."""
-    if not isinstance(gan, Gan):
-        raise TypeError(f"gan: expected a Gan, got {type(gan).__name__}; build_gan makes one")
-    check_guide(guide, gan)
-    if options["repulsion"] not in REPULSIONS:
-        names = tuple(REPULSIONS)
-        raise ValueError(f"repulsion: expected one of {names}, got {options['repulsion']!r}")
-    for name in ("adapt_steps", "adapt_batch", "positives", "pool", "r1_every"):
-        value = options[name]
-        if (type(value) is not int or value < 1) and not (name == "positives" and value is None):
-            raise ValueError(f"{name}: expected a positive number, got {value!r}")
-    for name in ("gamma", "r1"):
-        if not options[name] >= 0:
-            raise ValueError(f"{name}: expected a number of 0 or more, got {options[name]!r}")
-    if options["alpha"] is not None and not options["alpha"] > 0:
-        raise ValueError(f"alpha: expected a number above 0 or None, got {options['alpha']!r}")
-    if not 0 <= options["ema"] < 1:
-        raise ValueError(f"ema: expected a number from 0 to below 1, got {options['ema']!r}")

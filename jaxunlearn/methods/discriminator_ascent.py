@@ -1,19 +1,12 @@
 """Gradient ascent of the discriminator on what is to be forgotten; the generator follows."""
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from jaxunlearn.core.types import Batches, Gan, Info, Key, Needs, Sets, Unlearner, Variables
-from jaxunlearn.methods.gan_retrain import LearningState
-from jaxunlearn.training.adversarial import (
-    average_in,
-    begin_players,
-    learn,
-    learn_discriminator,
-    mean_of,
-    players_result,
-)
+from jaxunlearn.core.types import Batches, Gan, Needs, Unlearner, Variables
+from jaxunlearn.training import adversarial
+from jaxunlearn.training.adversarial import Players, Updated
+from jaxunlearn.training.descent import Context
 
 
 def discriminator_ascent(
@@ -47,41 +40,26 @@ def discriminator_ascent(
 
     Source: own; :func:`jaxunlearn.gradient_ascent` carried over to a GAN.
     """
-    if not isinstance(gan, Gan):
-        raise TypeError(f"gan: expected a Gan, got {type(gan).__name__}; build_gan makes one")
-    if not 0 <= ema < 1:
-        raise ValueError(f"ema: expected a number from 0 to below 1, got {ema}")
+    adversarial.check_gan(gan, ema=ema)
     optimizer = optimizer or optax.adam(2e-4, b1=0.5)
 
-    def init(variables: Variables, sets: Sets, key: Key) -> LearningState:
-        del sets
-        return LearningState(begin_players(variables, optimizer), key, jnp.zeros((), jnp.int32))
-
-    def step(state: LearningState, batches: Batches) -> tuple[LearningState, Info]:
+    def update(players: Players, batches: Batches, context: Context) -> Updated:
         batch = batches.forget
         assert batch is not None
-        onward, climbing, following = jax.random.split(state.key, 3)
 
-        def fallen(discriminator: Variables, key: Key) -> tuple[jax.Array, Variables]:
-            del key
+        def fallen(discriminator: Variables) -> tuple[jax.Array, Variables]:
             logits = gan.discriminate(discriminator, batch.x, batch.y)
-            return -mean_of(jax.nn.softplus(-logits), batch.weight), discriminator
+            return -adversarial.mean_of(jax.nn.softplus(-logits), batch.weight), discriminator
 
-        players, value, risen = learn_discriminator(optimizer, state.players, fallen, climbing)
-        players, metrics, fine = learn(
-            gan, optimizer, players, batch, following, r1=0.0, r1_every=1, turn=state.turn,
-            discriminator=False,
-        )  # fmt: skip
-        players = players._replace(ema=average_in(players.ema, players.generator, ema))
+        players, value, risen = adversarial.learn_discriminator(optimizer, players, fallen)
+        players, metrics, followed = adversarial.learn(
+            gan, optimizer, players, batch, context.key, context.step, discriminator=False
+        )
         logits = gan.discriminate(players.discriminator, batch.x, batch.y)
         metrics |= {
             "loss_discriminator": -value,
-            "score_forget": mean_of(jax.nn.sigmoid(logits), batch.weight),
+            "score_forget": adversarial.mean_of(jax.nn.sigmoid(logits), batch.weight),
         }
-        finite = jnp.isfinite(value) & risen & fine
-        return LearningState(players, onward, state.turn + 1), Info(metrics, finite)
+        return adversarial.average_in(players, ema), metrics, risen & followed
 
-    def result(state: LearningState) -> Variables:
-        return players_result(state.players)
-
-    return Unlearner(init, step, result, Needs(forget=True))
+    return adversarial.game(update, optimizer, Needs(forget=True))

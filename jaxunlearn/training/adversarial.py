@@ -1,4 +1,4 @@
-"""A generator and a discriminator that learn against each other: losses and updates.
+"""Two networks that learn against each other: their losses, their updates, methods made of these.
 
 ``sp`` is softplus, ``d`` the discriminator's logit. The non-saturating losses are
 ``L_D = mean_r sp(-d(x_r)) + mean sp(d(G z))`` and ``L_G = mean sp(-d(G z))``; R1 adds
@@ -15,8 +15,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.core.types import Batch, Gan, Key, Variables
-from jaxunlearn.training.descent import trained, with_trained
+from jaxunlearn.core import errors
+from jaxunlearn.core.types import (
+    Batch,
+    Batches,
+    Gan,
+    Info,
+    Key,
+    Needs,
+    Preparation,
+    Sets,
+    Unlearner,
+    Variables,
+)  # fmt: skip
+from jaxunlearn.training.descent import Context, apply_update, trained, with_trained
 
 
 class Players(NamedTuple):
@@ -34,80 +46,149 @@ class Players(NamedTuple):
     discriminator_opt: optax.OptState
 
 
+class GameState(NamedTuple):
+    """State of a method that :func:`game` makes: the players so far, and what updates read.
+
+    Attributes:
+      original, prepared: see :class:`~jaxunlearn.training.descent.Context`.
+    """
+
+    players: Players
+    original: Variables = None
+    prepared: Any = None
+
+
+Updated = tuple[Players, dict[str, jax.Array], jax.Array]
+"""Players, metrics, ``bool []`` whether losses and updates were finite."""
+
+Update = Callable[[Players, Batches, Context], Updated]
+"""What one step of a method does to the players."""
+
+
+def game(
+    update: Update,
+    optimizer: optax.GradientTransformation,
+    needs: Needs,
+    *,
+    fresh: Gan | None = None,
+    begin: Callable[[Variables, Sets, Key, Any], Any] | None = None,
+    prepare: Preparation | None = None,
+) -> Unlearner:
+    """Makes a method for GANs out of one update, as :func:`~jaxunlearn.training.descent.descent`
+    makes one for classifiers out of an objective.
+
+    A method is what its update does; going on with learning, for one::
+
+        def update(players, batches, context):
+            players, metrics, finite = learn(
+                gan, optimizer, players, batches.retain, context.key, context.step
+            )
+            return average_in(players, 0.97), metrics, finite
+
+        game(update, optimizer, Needs(retain=True))
+
+    Args:
+      update: of both networks, of one of them, or of the moving average alone.
+      optimizer: any optax transformation; each network has a state of its own.
+      needs: the sets that the update reads, and whether it reads the original.
+      fresh: start from this GAN's ``init`` instead of the given variables.
+      begin: ``variables, sets, key, prepared -> prepared``: what updates are to find in
+        ``context.prepared``, computed in the compiled part before the first step.
+      prepare: see :class:`jaxunlearn.core.types.Unlearner`; its finding is in the context.
+    """
+
+    def init(variables: Variables, sets: Sets, key: Key, prepared: Any = None) -> GameState:
+        players = begin_players(variables if fresh is None else fresh.init(key), optimizer)
+        if begin is not None:
+            prepared = begin(variables, sets, key, prepared)
+        return GameState(players, variables if needs.original else None, prepared)
+
+    def step(
+        state: GameState, batches: Batches, key: Key, count: jax.Array
+    ) -> tuple[GameState, Info]:
+        context = Context(key, count, state.original, state.prepared)
+        players, metrics, finite = update(state.players, batches, context)
+        return state._replace(players=players), Info(metrics, finite)
+
+    def result(state: GameState) -> Variables:
+        names = ("generator", "discriminator", "ema")
+        return {name: getattr(state.players, name) for name in names}
+
+    return Unlearner(init, step, result, needs, prepare)
+
+
 def begin_players(variables: Variables, optimizer: optax.GradientTransformation) -> Players:
-    """The networks at the start, each with a fresh state of the optimizer."""
+    """Returns the networks at the start, each with a fresh state of the optimizer."""
     generator, discriminator = variables["generator"], variables["discriminator"]
     with jax.numpy_dtype_promotion("standard"):
         own = [optimizer.init(trained(part)) for part in (generator, discriminator)]
     return Players(generator, discriminator, variables["ema"], *own)
 
 
-def players_result(players: Players) -> Variables:
-    """The variables of the GAN."""
-    return {
-        "generator": players.generator,
-        "discriminator": players.discriminator,
-        "ema": players.ema,
-    }
+def average_in(players: Players, decay: jax.Array | float) -> Players:
+    """Updates the moving average: ``ema <- decay ema + (1 - decay) generator``, with running
+    statistics.
+    """
+    ema = jax.tree.map(
+        lambda old, new: decay * old + (1 - decay) * new, players.ema, players.generator
+    )
+    return players._replace(ema=ema)
 
 
 def mean_of(values: jax.Array, weight: jax.Array | None = None) -> jax.Array:
-    """``sum_i w_i v_i / sum_i w_i`` of ``[B]``, in float32."""
+    """Computes ``sum_i w_i v_i / sum_i w_i`` of ``[B]``, in float32."""
     values = values.astype(jnp.float32)
     if weight is None:
         return jnp.mean(values)
     return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1)
 
 
-def descend(
-    optimizer: optax.GradientTransformation,
-    variables: Variables,
-    opt_state: optax.OptState,
-    gradient: Any,
-) -> tuple[Variables, optax.OptState, jax.Array]:
-    """One update of the trained part; the last of the results: whether it was finite."""
-    params = trained(variables)
-    # optax counts steps in integers: it does not run under strict promotion
-    with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
-    return with_trained(variables, params), opt_state, jnp.isfinite(optax.tree.norm(updates))
-
-
-def average_in(ema: Variables, generator: Variables, decay: jax.Array | float) -> Variables:
-    """``decay ema + (1 - decay) generator``, of running statistics too."""
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, generator)
-
-
-DiscriminatorLoss = Callable[[Variables, Key], tuple[jax.Array, Variables]]
-"""``discriminator, key -> (loss, discriminator)``, which differ in statistics alone."""
+DiscriminatorLoss = Callable[[Variables], tuple[jax.Array, Variables]]
+"""``discriminator -> (loss, discriminator)``, which differ in statistics alone."""
 
 
 def learn_discriminator(
-    optimizer: optax.GradientTransformation, players: Players, loss: DiscriminatorLoss, key: Key
+    optimizer: optax.GradientTransformation, players: Players, loss: DiscriminatorLoss
 ) -> tuple[Players, jax.Array, jax.Array]:
-    """One update of the discriminator by any loss; gives players, loss, whether finite."""
+    """Does one update of the discriminator by any loss; returns players, loss, whether finite."""
     before = players.discriminator
+    (value, moved), gradient = jax.value_and_grad(
+        lambda params: loss(with_trained(before, params)), has_aux=True
+    )(trained(before))
+    params, state, finite = apply_update(
+        optimizer, trained(before), players.discriminator_opt, gradient
+    )
+    after = with_trained(moved, params)
+    players = players._replace(discriminator=after, discriminator_opt=state)
+    return players, value, finite & jnp.isfinite(value)
 
-    def of(params: Any) -> tuple[jax.Array, Variables]:
-        return loss(with_trained(before, params), key)
 
-    (value, moved), gradient = jax.value_and_grad(of, has_aux=True)(trained(before))
-    after, state, finite = descend(optimizer, moved, players.discriminator_opt, gradient)
-    return players._replace(discriminator=after, discriminator_opt=state), value, finite
+def learn_generator(
+    optimizer: optax.GradientTransformation, players: Players, gradient: Any, moved: Variables
+) -> tuple[Players, jax.Array]:
+    """Does one update of the generator by a gradient; returns players, and whether finite.
+
+    Args:
+      moved: the generator, of whose statistics those are taken.
+    """
+    params, state, finite = apply_update(
+        optimizer, trained(players.generator), players.generator_opt, gradient
+    )
+    after = with_trained(moved, params)
+    return players._replace(generator=after, generator_opt=state), finite
 
 
 def real_or_generated(
-    gan: Gan, batch: Batch, generated: jax.Array, r1: jax.Array | float
+    gan: Gan, batch: Batch, generated: jax.Array, key: Key, r1: jax.Array | float
 ) -> DiscriminatorLoss:
-    """``L_D`` of a batch of real images and one of generated ones, of the same labels.
+    """Returns ``L_D`` of a batch of real images and one of generated ones, of the same labels.
 
     Args:
       r1: the weight of the gradient's square; a plain 0 leaves it out.
     """
+    ours, theirs, more = jax.random.split(key, 3)
 
-    def loss(discriminator: Variables, key: Key) -> tuple[jax.Array, Variables]:
-        ours, theirs, more = jax.random.split(key, 3)
+    def loss(discriminator: Variables) -> tuple[jax.Array, Variables]:
         if gan.couples:
             real, moved = gan.discriminate_train(discriminator, batch.x, batch.y, ours)
             fake, moved = gan.discriminate_train(moved, generated, batch.y, theirs)
@@ -128,40 +209,31 @@ def real_or_generated(
     return loss
 
 
-def learn_generator(
-    optimizer: optax.GradientTransformation, players: Players, gradient: Any, moved: Variables
-) -> tuple[Players, jax.Array]:
-    """One update of the generator by a gradient; gives players, and whether it was finite."""
-    after, state, finite = descend(optimizer, moved, players.generator_opt, gradient)
-    return players._replace(generator=after, generator_opt=state), finite
-
-
 def learn(
     gan: Gan,
     optimizer: optax.GradientTransformation,
     players: Players,
     batch: Batch,
     key: Key,
+    count: jax.Array,
     *,
-    r1: float,
-    r1_every: int,
-    turn: jax.Array,
+    r1: float = 0.0,
+    r1_every: int = 1,
     generator: bool = True,
     discriminator: bool = True,
-) -> tuple[Players, dict[str, jax.Array], jax.Array]:
-    """One learning step of both networks on the same generated images.
+    penalty: Callable[[Any], jax.Array] | None = None,
+) -> Updated:
+    """Does one learning step of both networks on the same generated images.
 
     The images are generated once: the discriminator learns to tell them from ``batch``, then
     the generator follows the gradient that the new discriminator gives of them.
 
     Args:
       batch: real images.
+      count: ``int32 []``, steps done before.
       r1, r1_every: the penalty is taken every so many steps, that much heavier.
-      turn: ``int32 []``, number of the step.
       generator, discriminator: which of the two learn.
-
-    Returns:
-      Players, losses, whether all was finite.
+      penalty: of the generator's trained part, added to ``L_G`` and not to its metric.
     """
     noise, drawing, judging, again = jax.random.split(key, 4)
     z = jax.random.normal(noise, (len(batch.y), gan.latent))
@@ -176,14 +248,14 @@ def learn(
     if discriminator:
 
         def update(weight: float) -> tuple[Players, jax.Array, jax.Array]:
-            loss = real_or_generated(gan, batch, images, weight)
-            return learn_discriminator(optimizer, players, loss, judging)
+            loss = real_or_generated(gan, batch, images, judging, weight)
+            return learn_discriminator(optimizer, players, loss)
 
         if r1 == 0 or r1_every == 1:
             players, value, finite = update(float(r1))
         else:
             players, value, finite = jax.lax.cond(
-                turn % r1_every == 0, lambda: update(float(r1 * r1_every)), lambda: update(0.0)
+                count % r1_every == 0, lambda: update(float(r1 * r1_every)), lambda: update(0.0)
             )
         metrics["loss_discriminator"] = value
     if generator:
@@ -192,8 +264,25 @@ def learn(
             logits, _ = gan.discriminate_train(players.discriminator, x, batch.y, again)
             return mean_of(jax.nn.softplus(-logits))
 
-        value, gradient = jax.value_and_grad(judged)(images)
-        players, fine = learn_generator(optimizer, players, pull(gradient)[0], moved)
+        value, pushed = jax.value_and_grad(judged)(images)
+        (gradient,) = pull(pushed)
+        if penalty is not None:
+            gradient = jax.tree.map(jnp.add, gradient, jax.grad(penalty)(trained(before)))
+        players, fine = learn_generator(optimizer, players, gradient, moved)
         metrics["loss_generator"] = value
         finite = finite & fine & jnp.isfinite(value)
     return players, metrics, finite
+
+
+def check_gan(gan: Gan, *, r1: float = 0.0, r1_every: int = 1, ema: float = 0.0) -> None:
+    """Checks what all methods for GANs are given.
+
+    Raises:
+      TypeError: ``gan`` is no :class:`~jaxunlearn.core.types.Gan`.
+      ValueError: ``r1`` or ``r1_every`` out of range; an average that never moves.
+    """
+    errors.expect("gan", gan, Gan, "; build_gan makes one")
+    errors.expect_counts(r1_every=r1_every)
+    errors.expect_at_least(0, r1=r1)
+    if not 0 <= ema < 1:
+        raise ValueError(f"ema: expected a number from 0 to below 1, got {ema!r}")

@@ -1,40 +1,107 @@
-"""Fake labels: what the discriminator is to say of what it should not have seen.
+"""Updates that a step of cascaded unlearning is made of, fake labels among them.
 
 A retrained discriminator has never seen the forgotten images: it scores forgotten items as
 it scores other unseen images, and images of a forgotten class as generated ones. The
-labels are a reconstruction from the abstract of arXiv 2308.09881.
-
-The updates that a step of cascaded unlearning is made of.
+fake labels are a reconstruction from the abstract of arXiv 2308.09881.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.core.types import Apply, Batch, Batches, Gan, Key, Variables
-from jaxunlearn.gan import look, share_drawn
+from jaxunlearn.core import errors
+from jaxunlearn.core.types import Batch, Batches, Gan, Key, Variables
+from jaxunlearn.gan import Guide, look, share_drawn
 from jaxunlearn.methods.cascade.memory import Memory
-from jaxunlearn.training.adversarial import (
-    Players,
-    learn,
-    learn_discriminator,
-    learn_generator,
-    mean_of,
-)
+from jaxunlearn.training import adversarial
+from jaxunlearn.training.adversarial import Players, Updated
 from jaxunlearn.training.descent import trained, with_trained
 
+MODES = ("cascade", "unlearn_then_learn", "learn_only", "generator_only", "discriminator_only")
 FAKE_LABELS = ("zero", "soft", "holdout_mean", "holdout_quantile", "holdout_logit_mse")
-HOLDOUT_LABELS = ("holdout_mean", "holdout_quantile", "holdout_logit_mse")
+HOLDOUT_LABELS = tuple(name for name in FAKE_LABELS if name.startswith("holdout"))
 """Those that compare with images that no training saw."""
+
+
+class Settings(NamedTuple):
+    """Options that are fixed in all steps; see :func:`jaxunlearn.cascade`.
+
+    Attributes:
+      substitutes: whether there are any for the generator to learn.
+    """
+
+    gan: Gan
+    guide: Guide
+    optimizer: optax.GradientTransformation
+    request: str
+    mode: str
+    label: str
+    soft: float
+    label_strength: float
+    strength: float
+    features: float
+    anneal: bool
+    steps: int
+    neighbourhood: float
+    ratio: tuple[int, int]
+    space: str
+    substitutes: bool
+
+    @property
+    def unlearns(self) -> bool:
+        """Tells whether there are unlearning updates."""
+        return self.mode != "learn_only"
+
+    @property
+    def generator(self) -> bool:
+        """Tells whether the generator takes part."""
+        return self.mode != "discriminator_only"
+
+    @property
+    def discriminator(self) -> bool:
+        """Tells whether the discriminator takes part."""
+        return self.mode != "generator_only"
+
+    @property
+    def moves(self) -> bool:
+        """Tells whether the generator unlearns."""
+        return self.unlearns and self.generator and self.substitutes
+
+    @property
+    def compares(self) -> bool:
+        """Tells whether the fake label reads images that no training saw."""
+        return self.unlearns and self.discriminator and self.label in HOLDOUT_LABELS
+
+    def held_out(self, batches: Batches) -> Batch | None:
+        """Returns images like those to be forgotten that no training saw, if there are any."""
+        return batches.unseen if self.request == "class" else batches.holdout
+
+    def check(self) -> None:
+        """Raises :class:`ValueError` for options out of range."""
+        errors.expect_one_of(MODES, mode=self.mode)
+        errors.expect_one_of(FAKE_LABELS, label=self.label)
+        errors.expect_counts(steps=self.steps)
+        numbers = ("strength", "label_strength", "features", "neighbourhood")
+        errors.expect_at_least(0, **{name: getattr(self, name) for name in numbers})
+        if not 0 <= self.soft <= 1:
+            raise ValueError(f"soft: expected a number from 0 to 1, got {self.soft!r}")
+        ratio = self.ratio
+        if (
+            not isinstance(ratio, tuple | list)
+            or len(ratio) != 2
+            or any(type(n) is not int or n < 1 for n in ratio)
+        ):
+            raise ValueError(f"ratio: expected two positive numbers, got {ratio!r}")
 
 
 def fake_label_loss(
     name: str, logits: jax.Array, weight: jax.Array, holdout: jax.Array | None, soft: float = 0.5
 ) -> jax.Array:
-    """The discriminator's loss on images to be forgotten.
+    """Computes the discriminator's loss on images to be forgotten.
 
     ``BCE(d, t) = sp(d) - t d``, averaged, with ``t`` by name: ``zero``: 0; ``soft``: ``soft``;
     ``holdout_mean``: the mean of ``sigmoid(d)`` over hold-out images; ``holdout_quantile``:
@@ -45,26 +112,25 @@ def fake_label_loss(
     Args:
       logits: ``d [B]`` of the images to be forgotten.
       weight: ``[B]``.
-      holdout: ``[H]``, logits of the current discriminator on images no training saw.
+      holdout: ``[H]``, logits of the current discriminator on images no training saw;
+        for :data:`HOLDOUT_LABELS`.
     """
+    target: jax.Array | float = soft if name == "soft" else 0.0
     if name in HOLDOUT_LABELS:
         assert holdout is not None
         holdout = jax.lax.stop_gradient(holdout)
-    if name == "holdout_logit_mse":
-        assert holdout is not None
-        return mean_of(jnp.square(logits - jnp.mean(holdout)), weight)
-    target: jax.Array | float = soft if name == "soft" else 0.0
-    if name == "holdout_mean":
-        assert holdout is not None
-        target = jnp.mean(jax.nn.sigmoid(holdout))
-    elif name == "holdout_quantile":
-        assert holdout is not None
-        target = _quantiles(jax.lax.stop_gradient(logits), jax.nn.sigmoid(holdout))
-    return mean_of(jax.nn.softplus(logits) - target * logits, weight)
+        if name == "holdout_logit_mse":
+            return adversarial.mean_of(jnp.square(logits - jnp.mean(holdout)), weight)
+        scores = jax.nn.sigmoid(holdout)
+        if name == "holdout_mean":
+            target = jnp.mean(scores)
+        else:
+            target = _quantiles(jax.lax.stop_gradient(logits), scores)
+    return adversarial.mean_of(jax.nn.softplus(logits) - target * logits, weight)
 
 
 def _quantiles(values: jax.Array, others: jax.Array) -> jax.Array:
-    """For each value the one of the others that has the same rank, ``[B]``.
+    """Returns for each value the one of the others that has the same rank, ``[B]``.
 
     The value of rank ``r`` of ``n`` is the quantile ``(r + .5) / n``; that of others of rank
     ``s`` of ``m`` the quantile ``(s + .5) / m``, with straight lines between (Hazen).
@@ -74,73 +140,32 @@ def _quantiles(values: jax.Array, others: jax.Array) -> jax.Array:
     return jnp.interp(place, jnp.arange(len(others), dtype=jnp.float32), jnp.sort(others))
 
 
-Updated = tuple[Players, dict[str, jax.Array], jax.Array]
-"""Players, metrics, whether all was finite."""
-
-Update = Callable[[Players], Updated]
+Turn = Callable[[Players], Updated]
+"""One update, of which all but the players is given."""
 
 
-class Settings(NamedTuple):
-    """What is fixed in all steps; see :func:`jaxunlearn.cascade`.
-
-    Attributes:
-      guide: the classifier's ``apply``.
-      generator, discriminator: whether the network unlearns and learns.
-      substitutes: whether the generator has substitutes to learn.
-    """
-
-    gan: Gan
-    guide: Apply
-    optimizer: optax.GradientTransformation
-    kind: str
-    label: str
-    soft: float
-    label_strength: float
-    features: float
-    neighbourhood: float
-    space: str
-    r1: float
-    r1_every: int
-    generator: bool
-    discriminator: bool
-    substitutes: bool
-
-
-def unlearn_both(
-    settings: Settings,
+def unlearn(
+    settings: Settings, memory: Memory, batches: Batches, scale: jax.Array, key: Key,
     players: Players,
-    memory: Memory,
-    batches: Batches,
-    scale: jax.Array,
-    key: Key,
-) -> Updated:
-    """``D <- grad L_D^u``, then ``G <- grad L_G^u``, where they unlearn."""
-    first, second = jax.random.split(key)
+) -> Updated:  # fmt: skip
+    """Does ``D <- grad L_D^u``, then ``G <- grad L_G^u``, where they unlearn."""
     metrics: dict[str, jax.Array] = {}
     finite = jnp.asarray(True)
-    assert batches.forget is not None
     if settings.discriminator:
-        players, metrics, finite = _unlearn_discriminator(settings, players, batches, first)
-    if settings.generator and settings.substitutes:
+        players, metrics, finite = _unlearn_discriminator(settings, players, batches)
+    if settings.moves:
+        assert batches.forget is not None
         count = len(batches.forget.y)
-        players, more, fine = _unlearn_generator(settings, players, memory, scale, count, second)
+        players, more, fine = _unlearn_generator(settings, players, memory, scale, count, key)
         metrics, finite = {**metrics, **more}, finite & fine
     return players, metrics, finite
 
 
-def holdout_of(settings: Settings, batches: Batches) -> Batch | None:
-    """Images like those to be forgotten that no training saw, if they were asked for."""
-    return batches.unseen if settings.kind == "class" else batches.holdout
-
-
-def _unlearn_discriminator(
-    settings: Settings, players: Players, batches: Batches, key: Key
-) -> Updated:
-    gan, batch, holdout = settings.gan, batches.forget, holdout_of(settings, batches)
+def _unlearn_discriminator(settings: Settings, players: Players, batches: Batches) -> Updated:
+    gan, batch, holdout = settings.gan, batches.forget, settings.held_out(batches)
     assert batch is not None
 
-    def loss(discriminator: Variables, key: Key) -> tuple[jax.Array, Variables]:
-        del key
+    def loss(discriminator: Variables) -> tuple[jax.Array, Variables]:
         # in inference mode: statistics of forget images alone are not those of any data
         others = None
         if holdout is not None:
@@ -149,8 +174,8 @@ def _unlearn_discriminator(
         value = fake_label_loss(settings.label, logits, batch.weight, others, settings.soft)
         return settings.label_strength * value, discriminator
 
-    players, value, finite = learn_discriminator(settings.optimizer, players, loss, key)
-    return players, {"loss_unlearn_discriminator": value}, finite & jnp.isfinite(value)
+    players, value, finite = adversarial.learn_discriminator(settings.optimizer, players, loss)
+    return players, {"loss_unlearn_discriminator": value}, finite
 
 
 def _unlearn_generator(
@@ -170,52 +195,48 @@ def _unlearn_generator(
         made = gan.synthesize(own, w)
         value = jnp.mean(jnp.square(made - memory.target[rows]))
         if settings.features:
-            seen, _ = look(settings.guide, memory.guide, made)
+            seen, _ = look(settings.guide.model.apply, memory.guide, made)
             apart = jnp.mean(jnp.square(seen - memory.target_features[rows]))
             value = value + settings.features * apart
         return scale * value
 
     value, gradient = jax.value_and_grad(loss)(trained(players.generator))
-    players, finite = learn_generator(settings.optimizer, players, gradient, players.generator)
+    players, finite = adversarial.learn_generator(
+        settings.optimizer, players, gradient, players.generator
+    )
     return players, {"loss_unlearn_generator": value}, finite & jnp.isfinite(value)
-
-
-def learn_both(
-    settings: Settings, players: Players, batch: Batch, turn: jax.Array, key: Key
-) -> Updated:
-    """A learning step on retained images, of the networks that take part."""
-    return learn(
-        settings.gan, settings.optimizer, players, batch, key, r1=settings.r1,
-        r1_every=settings.r1_every, turn=turn, generator=settings.generator,
-        discriminator=settings.discriminator,
-    )  # fmt: skip
 
 
 def watch(
     settings: Settings, players: Players, memory: Memory, batches: Batches, key: Key
 ) -> dict[str, jax.Array]:
-    """What tells how much is forgotten, after a step."""
-    gan, batch, holdout = settings.gan, batches.forget, holdout_of(settings, batches)
+    """Computes metrics of how much is forgotten, after a step."""
+    gan, batch, holdout = settings.gan, batches.forget, settings.held_out(batches)
     assert batch is not None
 
     def score(some: Batch) -> jax.Array:
         return jnp.mean(jax.nn.sigmoid(gan.discriminate(players.discriminator, some.x, some.y)))
 
-    found = {"score_forget": score(batch)}
-    if settings.kind == "items" and settings.substitutes:
+    metrics = {"score_forget": score(batch)}
+    if settings.request == "items" and settings.moves:
         inside = jnp.arange(len(memory.error)) < memory.size
-        found["inversion_error"] = jnp.mean(memory.error, where=inside)
+        metrics["inversion_error"] = jnp.mean(memory.error, where=inside)
     if holdout is not None:
-        found["score_gap"] = jnp.abs(found["score_forget"] - score(holdout))
-    if settings.kind == "class":
-        found["forget_share"] = share_drawn(
-            gan, players.ema, settings.guide, memory.guide, memory.forgotten, batch.y, key
+        metrics["score_gap"] = jnp.abs(metrics["score_forget"] - score(holdout))
+    if settings.request == "class":
+        guide = settings.guide._replace(variables=memory.guide)
+        metrics["forget_share"] = share_drawn(
+            gan, players.ema, guide, memory.forgotten, batch.y, key
         )
-    return found
+    return metrics
 
 
 def part_of(tree: Any, number: int, count: int) -> Any:
-    """An equal part of batches, out of ``count``."""
+    """Takes an equal part of batches, out of ``count``.
+
+    Raises:
+      ValueError: parts that are not equal.
+    """
 
     def cut(leaf: jax.Array) -> jax.Array:
         size, left = divmod(len(leaf), count)
@@ -228,25 +249,47 @@ def part_of(tree: Any, number: int, count: int) -> Any:
     return tree if count == 1 else jax.tree.map(cut, tree)
 
 
-def rest(players: Players) -> Updated:
-    """No update."""
-    return players, {}, jnp.asarray(True)
+def arrange(
+    settings: Settings, count: jax.Array, unlearning: Sequence[Turn], learning: Sequence[Turn]
+) -> Turn:
+    """Makes one update of those of a step: of both kinds in turn, or of one kind at a time.
+
+    Args:
+      count: ``int32 []``, steps done before.
+    """
+    if settings.mode == "unlearn_then_learn":
+        first = count < settings.steps // 2
+        return _either(first, _in_turn(unlearning), _in_turn(learning))
+    turns = chain.from_iterable(zip_longest(unlearning, learning))
+    return _in_turn([turn for turn in turns if turn is not None])
 
 
-def one_of(first: jax.Array, one: Update, other: Update) -> Update:
-    """Either of two updates; metrics of the one that was not done are 0."""
+def _in_turn(turns: Sequence[Turn]) -> Turn:
+    """Makes one update of several, each of what the one before left; later metrics win."""
 
     def update(players: Players) -> Updated:
-        names = {
-            name: jnp.zeros(())
-            for each in (one, other)
-            for name in jax.eval_shape(each, players)[1]
-        }
+        metrics: dict[str, jax.Array] = {}
+        finite = jnp.asarray(True)
+        for turn in turns:
+            players, more, fine = turn(players)
+            metrics, finite = {**metrics, **more}, finite & fine
+        return players, metrics, finite
 
-        def padded(each: Update) -> Update:
+    return update
+
+
+def _either(first: jax.Array, one: Turn, other: Turn) -> Turn:
+    """Makes an update that does one of two; metrics of the one that was not done are 0."""
+
+    def update(players: Players) -> Updated:
+        each = (one, other)
+        names = {name for turn in each for name in jax.eval_shape(turn, players)[1]}
+        blank = dict.fromkeys(sorted(names), jnp.zeros(()))
+
+        def padded(turn: Turn) -> Turn:
             def run(players: Players) -> Updated:
-                players, metrics, finite = each(players)
-                return players, {**names, **metrics}, finite
+                players, metrics, finite = turn(players)
+                return players, {**blank, **metrics}, finite
 
             return run
 

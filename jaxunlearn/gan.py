@@ -1,8 +1,10 @@
-"""Latents of given images: many images at once, one program.
+"""Generated images: what a classifier sees in them, and the latents that given images have.
 
-Ways through a latent space, and how far images move along them.
+Legend: ``n`` images, ``P`` latents of a pool, ``Z`` and ``W`` sizes of a latent and of a style,
+``K`` classes, ``F`` features of the classifier, ``...`` the shape of an image.
 """
 
+import functools
 from functools import partial
 from typing import NamedTuple
 
@@ -10,12 +12,130 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.nearest import nearest
 from jaxunlearn.core.trees import in_chunks
-from jaxunlearn.core.types import Gan, Key, Variables
-from jaxunlearn.gan.guide import images_of
+from jaxunlearn.core.types import Apply, Gan, Key, Model, Variables
+from jaxunlearn.jaxprs.structure import Cut, cut_at_features
+from jaxunlearn.models import check_model
+from jaxunlearn.training.descent import apply_update
 
 SPACES = ("z", "w")
+"""Latents as they are drawn, and styles, which a mapping network makes of them."""
+
+CHUNK = 256
+"""Images made together."""
+
+
+class Guide(NamedTuple):
+    """A classifier of the images that a GAN learned from, trained apart from it.
+
+    Attributes:
+      model: logits ``[B, K]`` of images normalised as the GAN's.
+      variables: arrays; their shapes are enough where nothing is computed yet.
+    """
+
+    model: Model
+    variables: Variables
+
+
+def check_guide(guide: Guide, gan: Gan) -> int:
+    """Returns how many classes a guide tells apart.
+
+    Raises:
+      ConfigError: it does not read the images that the GAN makes.
+    """
+    if not isinstance(guide, Guide):
+        raise ConfigError(f"guide: expected a Guide, got {type(guide).__name__}")
+    try:
+        return check_model(guide.model, gan.shape, variables=guide.variables)
+    except ConfigError as error:
+        raise ConfigError(f"guide: {error}") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _cut(apply: Apply) -> Cut:
+    # one object for one network, so that compiled programs are found again
+    return cut_at_features(apply)
+
+
+def look(apply: Apply, variables: Variables, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns a classifier's last features ``float32 [B, F]`` of images, and logits ``[B, K]``."""
+    cut = _cut(apply)
+    features = cut.upper(variables, x)
+    logits = cut.lower(variables, features, x.shape[1:])
+    return features.reshape(len(x), -1).astype(jnp.float32), logits
+
+
+def images_of(gan: Gan, generator: Variables, w: jax.Array, chunk: int = CHUNK) -> jax.Array:
+    """Makes the images ``[n, ...]`` of styles ``[n, W]``, some at a time."""
+    return in_chunks(lambda rows: gan.synthesize(generator, w[rows]), len(w), chunk)
+
+
+class Pool(NamedTuple):
+    """Latents and their images, as a classifier sees them.
+
+    Attributes:
+      z: ``[P, Z]``.
+      y: ``int32 [P]``, the label that a conditional generator was asked for.
+      w: ``[P, W]``, styles.
+      logits: ``[P, K]``.
+      features: ``[P, F]``.
+    """
+
+    z: jax.Array
+    y: jax.Array
+    w: jax.Array
+    logits: jax.Array
+    features: jax.Array
+
+    @property
+    def label(self) -> jax.Array:
+        """Returns the class that the classifier takes each image for, ``int32 [P]``."""
+        return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
+
+    def classes(self, labels: jax.Array) -> jax.Array:
+        """Returns which classes are among some labels, ``bool [K]``."""
+        return jnp.zeros(self.logits.shape[1], bool).at[labels].set(True)
+
+
+@partial(jax.jit, static_argnames=("gan", "apply"))
+def draw_pool(
+    generator: Variables, guide: Variables, y: jax.Array, key: Key, *, gan: Gan, apply: Apply
+) -> Pool:
+    """Draws latents from the prior and looks at their images, some at a time.
+
+    Args:
+      generator: of the GAN.
+      guide: the classifier's variables.
+      y: ``int32 [P]``, labels that a conditional generator is asked for.
+      apply: of the classifier.
+    """
+    count = len(y)
+    z = jax.random.normal(key, (count, gan.latent))
+
+    def some(rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        w = gan.style(generator, z[rows], y[rows])
+        features, logits = look(apply, guide, gan.synthesize(generator, w))
+        return w, logits, features
+
+    w, logits, features = in_chunks(some, count, CHUNK)
+    return Pool(z, y, w, logits, features)
+
+
+def share_drawn(
+    gan: Gan, generator: Variables, guide: Guide, forgotten: jax.Array, y: jax.Array, key: Key
+) -> jax.Array:
+    """Computes the share of new images that a classifier takes for some classes, ``float32 []``.
+
+    Args:
+      forgotten: ``bool [K]``, the classes.
+      y: ``int32 [B]``, labels that a conditional generator is asked for: those of the classes.
+    """
+    z = jax.random.normal(key, (len(y), gan.latent))
+    images = gan.synthesize(generator, gan.style(generator, z, y))
+    seen = guide.model.apply(guide.variables, images)
+    return jnp.mean(forgotten[jnp.argmax(seen, axis=-1)].astype(jnp.float32))
 
 
 class Inversion(NamedTuple):
@@ -45,9 +165,9 @@ def invert(
     rate: float = 0.05,
     penalty: float = 0.01,
     starts: int = 512,
-    chunk: int = 256,
+    chunk: int = CHUNK,
 ) -> Inversion:
-    """``argmin_c mean_p (G(c) - x)_p^2 + penalty mean_i ((c - m) / s)_i^2`` by Adam.
+    """Finds ``argmin_c mean_p (G(c) - x)_p^2 + penalty mean_i ((c - m) / s)_i^2`` by Adam.
 
     ``c`` is ``z`` (``m = 0, s = 1``) or a style ``w`` (``m, s`` its mean and deviation
     over the prior). Each image starts from the one of ``starts`` random latents
@@ -61,6 +181,9 @@ def invert(
       steps: of Adam, with rate ``rate``.
       penalty: on codes that the prior does not give.
       chunk: images inverted together.
+
+    Raises:
+      ValueError: another space.
 
     Source: own, after the reconstruction of arXiv 2308.09881.
     """
@@ -99,9 +222,8 @@ def invert(
                 Inversion(code, made, error),
                 best,
             )
-            with jax.numpy_dtype_promotion("standard"):
-                updates, state = optimizer.update(gradient, state, code)
-                return optax.apply_updates(code, updates), state, kept
+            code, state, _ = apply_update(optimizer, code, state, gradient)
+            return code, state, kept
 
         code = codes[near[rows]]
         with jax.numpy_dtype_promotion("standard"):
@@ -113,7 +235,7 @@ def invert(
 
 
 def _like(flags: jax.Array, values: jax.Array) -> jax.Array:
-    """``[n]`` as ``[n, 1, ...]``, for values ``[n, ...]``."""
+    """Returns ``[n]`` as ``[n, 1, ...]``, for values ``[n, ...]``."""
     return flags.reshape(-1, *(1,) * (values.ndim - 1))
 
 
@@ -128,7 +250,7 @@ def path_images(
     gan: Gan,
     count: int = 17,
 ) -> jax.Array:
-    """Images along arcs from one latent through a second to a third, ``[r, count, ...]``.
+    """Makes images along arcs from one latent through a second to a third, ``[r, count, ...]``.
 
     Each half is the spherical interpolation ``slerp(a, b; t) = (sin((1 - t) o) a + sin(t o) b)
     / sin o``, ``o`` the angle between ``a`` and ``b``, at equal steps of ``t``.
@@ -138,6 +260,9 @@ def path_images(
       start, through, end: ``[r, Z]``.
       y: ``int [r]``, labels that a conditional generator is asked for.
       count: images of a strip, odd: the middle one is that of ``through``.
+
+    Raises:
+      ValueError: a count that is even or below 3.
     """
     if count < 3 or count % 2 == 0:
         raise ValueError(f"count: expected an odd number of 3 or more, got {count}")
@@ -160,10 +285,13 @@ def _slerp(a: jax.Array, b: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def path_steps(images: jax.Array) -> jax.Array:
-    """Root mean square change from image to image of strips ``[r, t, ...]``, ``[r, t - 1]``.
+    """Computes the root mean square change from image to image of strips ``[r, t, ...]``.
 
     A latent space that is continuous has no step much larger than the others; the sum over a
     strip is its path length.
+
+    Returns:
+      ``[r, t - 1]``.
     """
     change = jnp.square(images[:, 1:] - images[:, :-1])
     return jnp.sqrt(jnp.mean(change.reshape(*change.shape[:2], -1), axis=2))

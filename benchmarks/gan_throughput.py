@@ -59,7 +59,8 @@ from relevance import limit_threads, seconds
 
 from jaxunlearn.core.types import Gan, Sets, Unlearner
 from jaxunlearn.data.batches import draw_batches
-from jaxunlearn.data.sets import as_examples, whole
+from jaxunlearn.data.examples import as_examples
+from jaxunlearn.data.sets import whole
 from jaxunlearn.engine import loop
 from jaxunlearn.engine.driver import CHUNK, loops_badly
 from jaxunlearn.methods.gan_retrain import gan_retrain

@@ -24,7 +24,7 @@ import optax
 
 import jaxunlearn as ju
 from jaxunlearn.core.types import Sets
-from jaxunlearn.data.sets import as_examples
+from jaxunlearn.data.examples import as_examples
 from jaxunlearn.engine.driver import Outcome
 
 SHAPES = {"mlp": (8, 8, 1), "cnn": (28, 28, 1), "resnet8": (32, 32, 3), "resnet18": (32, 32, 3)}

@@ -17,7 +17,7 @@ from jaxunlearn.concepts.cavs import fit_bank
 from jaxunlearn.concepts.patches import patch_bank, patch_names
 from jaxunlearn.core.errors import DataError, did_you_mean
 from jaxunlearn.core.types import Apply, Examples, Key, Model, Sets, Subset, Variables
-from jaxunlearn.data.batches import fetch, unchanged
+from jaxunlearn.data.examples import fetch, unchanged
 from jaxunlearn.data.sets import num_examples, whole
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.models import functionalize
@@ -141,7 +141,7 @@ def concept_shapes(
       apply, bank, concepts, class_names: see :func:`infer_concepts`.
       variables: arrays, or their shapes and dtypes.
       x: inputs of the network with the leading axis ``B``, or their shapes and dtypes
-        (:func:`jaxunlearn.data.batches.inputs_like`).
+        (:func:`jaxunlearn.data.examples.inputs_like`).
       num_classes: ``K``, if it is known; checked against the network's.
 
     Raises:

@@ -93,7 +93,7 @@ class Examples(NamedTuple):
         ``{"tokens": int [N, T], "mask": bool [N, T]}``.
       y: ``int32 [N]``, class labels; ``[N, ...]`` where a kind of model says so.
       reader: turns the stored ``x`` of a batch into what the network takes; see
-        :mod:`jaxunlearn.data.batches`. Its arrays are leaves, its function is static.
+        :mod:`jaxunlearn.data.examples`. Its arrays are leaves, its function is static.
     """
 
     x: Inputs

@@ -42,7 +42,7 @@ class Dataset(NamedTuple):
       std: the standard deviation likewise; 1 where ``train_x`` is constant.
       fingerprint: SHA-256 of the arrays and class names: equal contents have
         equal fingerprints, wherever they were read from.
-      reader, labels: see :func:`jaxunlearn.data.sets.as_examples`.
+      reader, labels: see :func:`jaxunlearn.data.examples.as_examples`.
     """
 
     train_x: Any
@@ -69,7 +69,7 @@ def make_dataset(
     Args:
       arrays: by name, as in :class:`Dataset`.
       class_names: of the labels; none where these are no classes.
-      reader, labels: see :func:`jaxunlearn.data.sets.as_examples`.
+      reader, labels: see :func:`jaxunlearn.data.examples.as_examples`.
     """
     x, names = arrays["train_x"], tuple(class_names)
     plain = reader is None and isinstance(x, np.ndarray)
@@ -125,7 +125,7 @@ def resize_all(x: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def check_labels(where: str, y: np.ndarray, classes: int) -> None:
-    """Raises a DataError unless all labels lie in ``0 .. classes - 1``."""
+    """Raises a :class:`DataError` unless all labels lie in ``0 .. classes - 1``."""
     wrong = np.flatnonzero((y < 0) | (y >= classes))
     if wrong.size:
         at = int(wrong[0])

@@ -1,4 +1,4 @@
-"""Requests to forget: what is named, and which training examples that means."""
+"""Requests to forget, and the training examples that they mean."""
 
 from collections.abc import Iterable
 
@@ -9,33 +9,35 @@ from jaxunlearn.core.errors import RequestError
 
 
 def forget_class(label: int) -> Request:
-    """Forget every training example of one class."""
+    """Requests to forget every training example of one class."""
     if np.ndim(label) != 0:
         raise TypeError(f"label: expected one class, got {label!r}; use forget_classes")
     return forget_classes([label])
 
 
 def forget_classes(labels: Iterable[int]) -> Request:
-    """Forget every training example of several classes."""
+    """Requests to forget every training example of several classes."""
     return Request(classes=tuple(int(label) for label in labels))
 
 
 def forget_indices(indices: Iterable[int] | np.ndarray) -> Request:
-    """Forget the training examples at these positions, or where a mask ``bool [N]`` is true."""
+    """Requests to forget the training examples at positions, or of a mask ``bool [N]``."""
     given = np.asarray(indices if hasattr(indices, "dtype") else list(indices))
     positions = np.flatnonzero(given) if given.dtype == bool else given
     return Request(indices=tuple(int(index) for index in positions))
 
 
 def forget_random(share: float, seed: int = 0) -> Request:
-    """Forget a random share, between 0 and 1, of the training examples."""
+    """Requests to forget a random share, between 0 and 1, of the training examples."""
     return Request(share=float(share), seed=seed)
 
 
 def describe(request: Request) -> str:
-    """The request in a few words, for titles and messages."""
+    """Describes a request in a few words, for titles and messages."""
     if request.each:
         return "forget each class by itself"
+    if request.in_turn:
+        return "forget in turn classes " + ", ".join(str(label) for label in request.classes)
     if request.classes:
         noun = "class" if len(request.classes) == 1 else "classes"
         return f"forget {noun} " + ", ".join(str(label) for label in request.classes)
@@ -45,31 +47,33 @@ def describe(request: Request) -> str:
 
 
 def separate(request: Request, num_classes: int) -> list[Request]:
-    """The requests that one stands for: one for each class where ``each``, else itself.
+    """Lists the requests that one stands for: one for each class by itself or in turn, else itself.
 
     Raises:
-      RequestError: ``each`` beside indices or a share, of fewer than two classes, or of
-        classes out of range.
+      RequestError: ``each`` or ``in_turn`` beside indices or a share, or beside each other, of
+        fewer than two classes, or of classes out of range.
     """
-    if not request.each:
+    if not request.each and not request.in_turn:
         return [request]
+    name = "request.each" if request.each else "request.in_turn"
+    if request.each and request.in_turn:
+        raise RequestError("request.in_turn: expected one of each and in_turn, got both")
     if request.indices or request.share:
         raise RequestError(
-            "request.each: expected classes or nothing beside it, got "
+            f"{name}: expected classes or nothing beside it, got "
             f"indices={request.indices}, share={request.share}"
         )
     _check_range("request.classes", request.classes, num_classes)
-    labels = sorted(request.classes) or range(num_classes)
+    given = list(request.classes) if request.in_turn else sorted(request.classes)
+    labels = given or (list(range(num_classes)) if request.each else [])
     if len(labels) < 2:
-        raise RequestError(
-            f"request.each: expected two classes or more, got {list(labels)}; "
-            "request.classes= takes all"
-        )
+        hint = "; request.classes= takes all" if request.each else ""
+        raise RequestError(f"{name}: expected two classes or more, got {labels}{hint}")
     return [forget_class(label) for label in labels]
 
 
 def forget_mask(request: Request, labels: np.ndarray, num_classes: int | None) -> np.ndarray:
-    """Which training examples are to be forgotten.
+    """Marks the training examples that are to be forgotten.
 
     Args:
       request: names exactly one of classes, indices and share.
@@ -82,8 +86,9 @@ def forget_mask(request: Request, labels: np.ndarray, num_classes: int | None) -
     Raises:
       RequestError: nothing, everything, several kinds at once, or out of range.
     """
-    if request.each:
-        raise RequestError("request.each: expected a single request here, got one for each class")
+    if request.each or request.in_turn:
+        word = "each" if request.each else "in_turn"
+        raise RequestError(f"request.{word}: expected a single request here, got several")
     kinds = [bool(request.classes), bool(request.indices), request.share != 0]
     if sum(kinds) != 1:
         raise RequestError(

@@ -1,6 +1,7 @@
-"""From arrays and a request to the sets that methods and metrics read.
+"""Sets that methods and metrics read, made of arrays and a request to forget.
 
-A data set divided by the requests of a run, and where its parts lie in the official splits.
+Also a data set divided by the requests of a run, and the places of its parts in the official
+splits.
 """
 
 import functools
@@ -10,138 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from jaxunlearn.config import Request
 from jaxunlearn.core.errors import DataError, RequestError, expect
 from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Examples, Inputs, Sets, Subset
-from jaxunlearn.data.batches import inputs_like, normalise, scale_bytes
 from jaxunlearn.data.dataset import Dataset
+from jaxunlearn.data.examples import as_examples, stored
 from jaxunlearn.data.requests import describe, forget_mask, same_kind_mask
-
-LABELS = ("class", "any")
-"""Kinds of labels: one class of each example, or any array with an entry for each."""
-
-
-def as_examples(
-    x: Inputs,
-    y: ArrayLike,
-    mean: ArrayLike | None = None,
-    std: ArrayLike | None = None,
-    *,
-    reader: Callable[[Inputs], Inputs] | None = None,
-    labels: str = "class",
-    name: str = "x, y",
-) -> Examples:
-    """Checks labelled inputs and puts them on the device.
-
-    Args:
-      x: an array ``[N, ...]`` (a list is read as one), or a pytree of arrays with the leading
-        axis ``N``, ``{"tokens": ..., "mask": ...}``. Floats are kept as float32, all else as
-        it is; integers of 64 bits become int32.
-      y: integers ``[N]``; with ``labels="any"`` numbers ``[N, ...]``.
-      mean, std: of an ``x`` that is one array, in its units; broadcast against one example:
-        the network gets ``(x - mean) / std``. Where only one is given, the other is 0, or
-        255 for ``uint8`` and 1 else.
-      reader: instead of them, a function of a batch of ``x`` that returns what the network
-        takes, with the same leading axis. Equal functions share compiled programs: give one
-        object, not a new ``lambda`` each time, and what it reads as arguments of a
-        :class:`jax.tree_util.Partial`. By default bytes (``uint8``) are divided by 255 and
-        all else is unchanged.
-      labels: ``"class"``, or ``"any"`` for kinds of models whose labels are something else,
-        such as a sequence.
-      name: what errors call the arrays.
-
-    Raises:
-      DataError: lengths differ, an array holds no numbers or such as are not finite, the
-        labels are not integers, the reader drops the leading axis.
-      ValueError: ``mean`` or ``std`` beside ``reader``, unknown ``labels``.
-    """
-    if reader is not None and not (mean is None and std is None):
-        raise ValueError("reader: expected either a reader or mean and std, got both")
-    if labels not in LABELS:
-        raise ValueError(f"labels: expected one of {LABELS}, got {labels!r}")
-    # device arrays pass through untouched, so that sets of many requests share them
-    x, classes = jax.tree.map(_array, np.asarray(x) if isinstance(x, list) else x), _array(y)
-    found = f"{classes.dtype} {list(classes.shape)}"
-    integers = np.issubdtype(classes.dtype, np.integer)
-    if labels == "class" and not (integers and classes.ndim == 1):
-        raise DataError(
-            f"{name}: expected integer labels [N], got {found}; "
-            "labels='any' takes those of another kind"
-        )
-    if classes.ndim == 0:
-        raise DataError(f"{name}: expected labels [N, ...], got {found}")
-    count, leaves = len(classes), named_leaves(x)
-    if not leaves:
-        raise DataError(f"{name}: expected inputs, got a tree without arrays")
-    for path, leaf in leaves.items():
-        # of one array alone, numbers [N] are as likely the labels, given in the wrong place
-        if leaf.ndim < (1 if path else 2) or len(leaf) != count:
-            raise DataError(
-                f"{name}: expected {count} examples for {count} labels, got an array "
-                f"{list(leaf.shape)}{path and f' at {path}'}"
-            )
-    x, classes = jax.tree.map(lambda leaf: _stored(leaf, name), (x, classes))
-    classes = classes.astype(jnp.int32) if integers else classes
-    examples = Examples(x, classes, _reader_of(x, mean, std, reader, name))
-    if reader is not None:
-        inputs_like(examples)
-    return examples
-
-
-def _array(value: ArrayLike) -> Any:
-    return value if isinstance(value, jax.Array) else np.asarray(value)
-
-
-def _stored(array: Any, name: str) -> jax.Array:
-    """Checks the numbers of an array and puts it on the device, in at most 32 bits."""
-    if jnp.issubdtype(array.dtype, jnp.floating):
-        if not np.isfinite(np.asarray(array)).all():
-            raise DataError(f"{name}: expected finite numbers, got NaN or infinity")
-        return jnp.asarray(array, jnp.float32)
-    if array.dtype.kind not in "iub":
-        raise DataError(f"{name}: expected numbers, got an array of {array.dtype}")
-    # jax has no 64-bit integers by default
-    if array.dtype.itemsize < 8:
-        return jnp.asarray(array)
-    if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
-        raise DataError(f"{name}: expected integers of 32 bits, got {array.min()} to {array.max()}")
-    return jnp.asarray(array, jnp.int32)
-
-
-def _reader_of(
-    x: Inputs,
-    mean: ArrayLike | None,
-    std: ArrayLike | None,
-    reader: Callable[[Inputs], Inputs] | None,
-    name: str,
-) -> Partial:
-    if reader is not None:
-        return reader if isinstance(reader, Partial) else Partial(reader)
-    bytes_alone = isinstance(x, jax.Array) and x.dtype == jnp.uint8
-    if mean is None and std is None and not bytes_alone:
-        return Partial(scale_bytes, largest=jnp.float32(255))
-    if not isinstance(x, jax.Array):
-        raise DataError(
-            f"{name}: expected one array to normalise by mean and std, got a tree of "
-            f"{', '.join(named_leaves(x))}; a reader can do that"
-        )
-    rank = x.ndim - 1
-    center = _statistic(0.0 if mean is None else mean, rank)
-    spread = _statistic((255.0 if bytes_alone else 1.0) if std is None else std, rank)
-    return Partial(normalise, mean=center, std=spread)
-
-
-def _statistic(value: ArrayLike, rank: int) -> jax.Array:
-    array = jnp.asarray(value, jnp.float32)
-    return array.reshape((1,) * (rank - array.ndim) + array.shape)
 
 
 def subset(examples: Examples, indices: ArrayLike, capacity: int | None = None) -> Subset:
-    """The examples at ``indices``, padded to ``capacity`` places (default: none spare)."""
+    """Returns the examples at ``indices``, padded to ``capacity`` places (default: none spare)."""
     chosen = np.asarray(indices, np.int32)
     places = max(len(chosen), 1) if capacity is None else capacity
     if len(chosen) > places:
@@ -151,17 +33,17 @@ def subset(examples: Examples, indices: ArrayLike, capacity: int | None = None) 
 
 
 def whole(examples: Examples) -> Subset:
-    """All examples as one subset."""
+    """Returns all examples as one subset."""
     return subset(examples, np.arange(len(examples.y)))
 
 
 def num_examples(part: Subset | None) -> int:
-    """How many examples a subset holds, on the host; of stacked subsets the smallest."""
+    """Counts the examples of a subset, on the host; of stacked subsets the smallest number."""
     return 0 if part is None else int(np.min(np.asarray(part.size)))
 
 
 def labels_of(part: Subset) -> list[int]:
-    """The classes that a subset has examples of."""
+    """Lists the classes that a subset has examples of."""
     own = np.asarray(part.examples.y)[np.asarray(part.indices)[: num_examples(part)]]
     return [int(label) for label in np.unique(own)]
 
@@ -237,7 +119,7 @@ def _beside(
     num_classes: int | None,
     name: str,
 ) -> Examples:
-    """Another split, of the same form as the training split."""
+    """Checks another split, which must have the form of the training split."""
     if not isinstance(arrays, tuple) or len(arrays) != 2:
         raise DataError(f"{name}: expected (x, y), got {type(arrays).__name__}")
     kept = read(*arrays, name=name)
@@ -249,7 +131,7 @@ def _beside(
 
 
 def _form(examples: Examples) -> str:
-    """Shapes of one example's input and, where it is not a class, of its label."""
+    """Describes the shapes of one example's input and, where it is not a class, of its label."""
     shapes = {path: list(leaf.shape[1:]) for path, leaf in named_leaves(examples.x).items()}
     text = ", ".join(f"{path} {shape}" if path else f"{shape}" for path, shape in shapes.items())
     return f"{text} with labels {list(examples.y.shape[1:])}" if examples.y.ndim > 1 else text
@@ -290,7 +172,7 @@ def stratified_mask(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def alone(sets: Sets) -> Sets:
-    """The same sets without the examples of others in their arrays: places are slots."""
+    """Returns the sets without the examples of others in their arrays: places are slots."""
 
     def one(part: Subset) -> Subset:
         x, y = jax.tree.map(lambda leaf: leaf[part.indices], part.examples[:2])
@@ -301,7 +183,7 @@ def alone(sets: Sets) -> Sets:
 
 
 def request(sets: Sets, number: int) -> Sets:
-    """The sets of one request of several that were stacked; of one alone they are its own."""
+    """Returns the sets of one request of several that were stacked; of one alone all of them."""
     return Sets(*(
         part if part is None or part.size.ndim == 0
         else part._replace(indices=part.indices[number], size=part.size[number])
@@ -310,7 +192,7 @@ def request(sets: Sets, number: int) -> Sets:
 
 
 def stack_sets(many: Sequence[Sets]) -> Sets:
-    """Sets of several requests on the same arrays, stacked for one mapped program.
+    """Stacks the sets of several requests on the same arrays for one mapped program.
 
     ``indices`` become ``[R, M]`` and ``size`` ``[R]``, padded to the largest; the
     examples stay shared, one copy.
@@ -346,7 +228,7 @@ def stack_sets(many: Sequence[Sets]) -> Sets:
 
 
 def divide(data: Dataset, held: np.ndarray, requests: Sequence[Request]) -> Sets:
-    """The sets of one request, or those of several stacked; the images are shared.
+    """Makes the sets of one request, or those of several, stacked; the examples are shared.
 
     Args:
       held: ``bool [N]``, which images of the test split no training nor evaluation sees.
@@ -356,12 +238,13 @@ def divide(data: Dataset, held: np.ndarray, requests: Sequence[Request]) -> Sets
       DataError: see :func:`jaxunlearn.data.sets.make_sets`.
     """
 
-    def stored(name: str, rows: Any) -> tuple[Inputs, jax.Array]:
+    def on_device(name: str, rows: Any) -> tuple[Inputs, jax.Array]:
         pair = getattr(data, f"{name}_x"), getattr(data, f"{name}_y")
-        return jax.tree.map(lambda leaf: _stored(leaf[rows], name), pair)
+        return jax.tree.map(lambda leaf: stored(leaf[rows], name), pair)
 
     # once on the device, for all of them
-    (x, y), unseen, test = stored("train", ...), stored("test", held), stored("test", ~held)
+    (x, y), unseen = on_device("train", ...), on_device("test", held)
+    test = on_device("test", ~held)
     many = [
         make_sets(
             x, y, one, unseen=unseen, test=test, mean=data.mean, std=data.std, reader=data.reader,
@@ -383,7 +266,7 @@ def divide(data: Dataset, held: np.ndarray, requests: Sequence[Request]) -> Sets
 
 
 def positions(sets: Sets, held: np.ndarray) -> dict[str, np.ndarray]:
-    """Where in the official splits the examples of each set of one request lie."""
+    """Returns the positions in the official splits of the examples of each set of one request."""
     unseen, test = np.flatnonzero(held), np.flatnonzero(~held)
     carved = {"unseen": unseen, "holdout": unseen, "test_forget": test, "test_retain": test}
     found = {}

@@ -16,8 +16,8 @@ from jaxunlearn.config.overrides import check_types
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.files import write_npz, write_text
 from jaxunlearn.core.types import Key, Sets, Unlearner
-from jaxunlearn.data.batches import inputs_like
 from jaxunlearn.data.dataset import Dataset
+from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.data.requests import separate
 from jaxunlearn.data.sets import divide, num_examples, positions, request, stratified_mask
 from jaxunlearn.data.sources import load_dataset

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxunlearn.config import DEFAULT_METHODS, Config, ModelConfig, TrainConfig
 from jaxunlearn.core.types import Examples, Key, Model, Sets, Unlearner, Variables
-from jaxunlearn.data.batches import inputs_like
+from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.kinds import Kind
 from jaxunlearn.methods.retrain import retrain
 from jaxunlearn.metrics.classification import ClassifierEvidence

@@ -20,7 +20,7 @@ from jaxunlearn.attribution.lrp import rules
 from jaxunlearn.attribution.maps import concept_maps
 from jaxunlearn.concepts import Concepts
 from jaxunlearn.core.types import Examples, Subset
-from jaxunlearn.data.batches import array_shape, fetch, unchanged
+from jaxunlearn.data.examples import array_shape, fetch, unchanged
 from jaxunlearn.data.sets import labels_of, num_examples, whole
 from jaxunlearn.engine.loop import init_key
 from jaxunlearn.engine.predict import predict

@@ -17,8 +17,8 @@ from jaxunlearn.config import GanConfig, ModelConfig, TrainConfig
 from jaxunlearn.core.errors import ConfigError, RequestError
 from jaxunlearn.core.trees import in_chunks
 from jaxunlearn.core.types import Examples, Gan, Key, Sets, Unlearner, Variables
-from jaxunlearn.data.batches import array_shape, fetch
 from jaxunlearn.data.dataset import Dataset
+from jaxunlearn.data.examples import array_shape, fetch
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.gan import Guide

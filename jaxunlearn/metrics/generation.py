@@ -17,7 +17,7 @@ import optax
 from jaxunlearn.attribution import features
 from jaxunlearn.core.errors import RequestError
 from jaxunlearn.core.types import Apply, Gan, Key, Model, Sets, Subset, Unlearner, Variables
-from jaxunlearn.data.batches import fetch
+from jaxunlearn.data.examples import fetch
 from jaxunlearn.data.sets import forgets_class, labels_of, num_examples
 from jaxunlearn.engine import unlearn
 from jaxunlearn.engine.predict import predict

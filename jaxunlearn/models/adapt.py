@@ -178,7 +178,7 @@ def check_model(
     Args:
       model: the model.
       inputs: shape of one example; or two examples, of any pytree of arrays, or their
-        shapes and dtypes (:func:`jaxunlearn.data.batches.inputs_like`).
+        shapes and dtypes (:func:`jaxunlearn.data.examples.inputs_like`).
       num_classes: ``K``; ``None`` accepts any.
       variables: arrays or ``jax.ShapeDtypeStruct``; ``None`` for those that the
         model would draw.

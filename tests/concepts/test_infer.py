@@ -18,7 +18,7 @@ from jaxunlearn.concepts import (
 )
 from jaxunlearn.config import DataConfig, TrainConfig
 from jaxunlearn.core.errors import DataError
-from jaxunlearn.data.batches import fetch, inputs_like
+from jaxunlearn.data.examples import fetch, inputs_like
 from tests import toy
 
 KEY = jax.random.key(0)

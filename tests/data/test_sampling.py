@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 
 from jaxunlearn.core.types import Needs, Sets
-from jaxunlearn.data.batches import draw, draw_batches, fetch, in_order, shuffled
-from jaxunlearn.data.sets import as_examples, subset
+from jaxunlearn.data.batches import draw, draw_batches, in_order, shuffled
+from jaxunlearn.data.examples import as_examples, fetch
+from jaxunlearn.data.sets import subset
 
 MANY, ONCE = Needs(retain=True), Needs(retain=True, once=True)
 

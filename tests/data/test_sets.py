@@ -8,8 +8,9 @@ from jax.tree_util import Partial
 import jaxunlearn as ju
 from jaxunlearn.core.errors import ConfigError, DataError, RequestError
 from jaxunlearn.core.types import Needs
-from jaxunlearn.data.batches import array_shape, draw, fetch, inputs_like, normalise
-from jaxunlearn.data.sets import alone, as_examples, num_examples, stratified_mask, subset, whole
+from jaxunlearn.data.batches import draw
+from jaxunlearn.data.examples import array_shape, as_examples, fetch, inputs_like, normalise
+from jaxunlearn.data.sets import alone, num_examples, stratified_mask, subset, whole
 from jaxunlearn.engine.predict import predict
 from tests import toy
 

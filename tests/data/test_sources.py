@@ -19,8 +19,8 @@ from jaxunlearn.cli import main
 from jaxunlearn.config import DataConfig
 from jaxunlearn.config.overrides import load_config
 from jaxunlearn.core.errors import ConfigError, DataError
-from jaxunlearn.data.batches import inputs_like
 from jaxunlearn.data.dataset import ARRAYS, make_dataset
+from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.data.sets import divide, num_examples, stratified_mask
 from jaxunlearn.data.sources import SOURCES, load_dataset, register_source
 

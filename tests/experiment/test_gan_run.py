@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxunlearn.metrics.generated import measure_gan, refer_gan
+from jaxunlearn.metrics.samples import Extent, logits_of
 
 import jaxunlearn as ju
 from jaxunlearn import checkpoint
 from jaxunlearn.config import Config, DataConfig, GanConfig, ModelConfig, Request, TrainConfig
 from jaxunlearn.core.errors import ConfigError, RequestError
-from jaxunlearn.data.sets import as_examples
+from jaxunlearn.data.examples import as_examples
 from jaxunlearn.engine.driver import Resume
-from jaxunlearn.metrics.generated import measure_gan, refer_gan
-from jaxunlearn.metrics.samples import Extent, logits_of
 from tests import toy
 
 CASCADE = {"steps": 4, "pool": 512, "latents": 16, "references": 64, "inversion_steps": 4}

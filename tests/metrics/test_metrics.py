@@ -2,14 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxunlearn.metrics.evaluate import member_of
+from jaxunlearn.metrics.measure import measure, refer
 
 import jaxunlearn as ju
-from jaxunlearn.data.sets import as_examples, subset
+from jaxunlearn.data.examples import as_examples
+from jaxunlearn.data.sets import subset
 from jaxunlearn.engine.driver import Outcome
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.metrics.attacks import fit_judge, loss_attack
-from jaxunlearn.metrics.evaluate import member_of
-from jaxunlearn.metrics.measure import measure, refer
 from jaxunlearn.metrics.relearning import linear_probe, relearn_curve, relearn_steps
 from jaxunlearn.metrics.table import METRICS, make_report
 from tests import toy

@@ -27,7 +27,7 @@ _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 def load_tfds(config: DataConfig) -> Dataset:
-    """The image set ``config.name`` from the cache, from a prepared folder, or from TFDS.
+    """Loads the image set ``config.name`` from the cache, from a prepared folder, or from TFDS.
 
     With ``config.dir`` the set is only ever read, from that folder. Without, it is
     read from TFDS's own folder (``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``)
@@ -66,7 +66,7 @@ def _find_folder(config: DataConfig) -> Path:
 
 
 def _version_folder(folder: Path, version: str | None) -> Path | None:
-    """The folder of that version, or of the highest; ``None`` if there is none."""
+    """Finds the folder of that version, or of the highest; ``None`` if there is none."""
     if version is not None:
         return folder / version if (folder / version).is_dir() else None
     found = [v for v in _listing(folder) if _VERSION.fullmatch(v)]
@@ -171,7 +171,7 @@ def _shard_name(split: dict[str, Any], name: str, index: int, total: int) -> str
 
 
 def _entry_name(config: DataConfig, folder: Path, shards: Shards) -> str:
-    """Changes with whatever changes the decoded arrays."""
+    """Returns a name that changes with whatever changes the decoded arrays."""
     metadata = [
         (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in sorted(folder.iterdir())

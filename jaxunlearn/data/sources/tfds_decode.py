@@ -1,6 +1,6 @@
-"""The TFDS library itself: imported, silenced, and made to prepare a set.
+"""The TFDS library itself: imported, silenced, made to prepare a set and to decode its folder.
 
-A prepared TFDS folder, decoded: every record is read, so that damage is found here.
+Every record is read, so that damage is found here.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def prepare(name: str) -> Path:
 
 
 def import_tfds(what: object) -> Any:
-    """The library, or a :class:`DataError` that names ``what`` was to be read with it."""
+    """Imports the library; the error names ``what`` was to be read with it."""
     try:
         with quiet():
             import tensorflow_datasets as tfds
@@ -96,7 +96,7 @@ files with the number of examples."""
 
 
 def decode(folder: Path, shards: Shards, size: int | None) -> Dataset:
-    """Both splits as arrays; ``folder`` is ``.../NAME/[CONFIG/]VERSION``."""
+    """Decodes both splits of a folder ``.../NAME/[CONFIG/]VERSION``."""
     tfds = import_tfds(folder)
     _count_records(folder, shards)
     total = sum(count for split in shards.values() for _, count in split)
@@ -115,7 +115,7 @@ def decode(folder: Path, shards: Shards, size: int | None) -> Dataset:
 
 
 def _count_records(folder: Path, shards: Shards) -> None:
-    """A shard that was cut off has lost its index, and would decode as empty."""
+    """Counts records first: a shard that was cut off has lost its index and decodes as empty."""
     try:
         from array_record.python.array_record_module import ArrayRecordReader
     except ImportError as error:
@@ -134,7 +134,7 @@ def _count_records(folder: Path, shards: Shards) -> None:
 
 
 def _open(folder: Path, tfds: Any) -> tuple[Any, list[str]]:
-    """TFDS's builder, and the class names."""
+    """Opens a folder: TFDS's builder, and the class names."""
     try:
         builder = tfds.builder_from_directory(folder)
         features = dict(builder.info.features)
@@ -199,7 +199,7 @@ def _differing(where: str, first: tuple[int, ...], other: tuple[int, ...]) -> Da
 
 @contextlib.contextmanager
 def _progress(folder: Path, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing elsewhere; yields the function that moves it."""
+    """Shows a bar on a terminal, nothing elsewhere; yields the function that moves it."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,0 +1,211 @@
+"""Labelled examples as they are stored, and the readers that make inputs of them.
+
+A reader turns the stored examples of a batch into what the network takes: ``reader(x)``, from
+one pytree of arrays with the leading axis ``B`` to another. It is a
+:class:`jax.tree_util.Partial`, so that equal functions with other arrays share one program:
+``Partial(normalise, mean=mean, std=std)``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+from jaxunlearn.core.errors import DataError
+from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.core.types import Examples, Inputs, Subset
+
+LABELS = ("class", "any")
+"""Kinds of labels: one class of each example, or any array with an entry for each."""
+
+
+def as_examples(
+    x: Inputs,
+    y: ArrayLike,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
+    *,
+    reader: Callable[[Inputs], Inputs] | None = None,
+    labels: str = "class",
+    name: str = "x, y",
+) -> Examples:
+    """Checks labelled inputs and puts them on the device.
+
+    Args:
+      x: an array ``[N, ...]`` (a list is read as one), or a pytree of arrays with the leading
+        axis ``N``, ``{"tokens": ..., "mask": ...}``. Floats are kept as float32, all else as
+        it is; integers of 64 bits become int32.
+      y: integers ``[N]``; with ``labels="any"`` numbers ``[N, ...]``.
+      mean, std: of an ``x`` that is one array, in its units; broadcast against one example:
+        the network gets ``(x - mean) / std``. Where only one is given, the other is 0, or
+        255 for ``uint8`` and 1 else.
+      reader: instead of them, a function of a batch of ``x`` that returns what the network
+        takes, with the same leading axis. Equal functions share compiled programs: give one
+        object, not a new ``lambda`` each time, and what it reads as arguments of a
+        :class:`jax.tree_util.Partial`. By default bytes (``uint8``) are divided by 255 and
+        all else is unchanged.
+      labels: ``"class"``, or ``"any"`` for kinds of models whose labels are something else,
+        such as a sequence.
+      name: what errors call the arrays.
+
+    Raises:
+      DataError: lengths differ, an array holds no numbers or such as are not finite, the
+        labels are not integers, the reader drops the leading axis.
+      ValueError: ``mean`` or ``std`` beside ``reader``, unknown ``labels``.
+    """
+    if reader is not None and not (mean is None and std is None):
+        raise ValueError("reader: expected either a reader or mean and std, got both")
+    if labels not in LABELS:
+        raise ValueError(f"labels: expected one of {LABELS}, got {labels!r}")
+    # device arrays pass through untouched, so that sets of many requests share them
+    x, classes = jax.tree.map(_array, np.asarray(x) if isinstance(x, list) else x), _array(y)
+    found = f"{classes.dtype} {list(classes.shape)}"
+    integers = np.issubdtype(classes.dtype, np.integer)
+    if labels == "class" and not (integers and classes.ndim == 1):
+        raise DataError(
+            f"{name}: expected integer labels [N], got {found}; "
+            "labels='any' takes those of another kind"
+        )
+    if classes.ndim == 0:
+        raise DataError(f"{name}: expected labels [N, ...], got {found}")
+    count, leaves = len(classes), named_leaves(x)
+    if not leaves:
+        raise DataError(f"{name}: expected inputs, got a tree without arrays")
+    for path, leaf in leaves.items():
+        # of one array alone, numbers [N] are as likely the labels, given in the wrong place
+        if leaf.ndim < (1 if path else 2) or len(leaf) != count:
+            raise DataError(
+                f"{name}: expected {count} examples for {count} labels, got an array "
+                f"{list(leaf.shape)}{path and f' at {path}'}"
+            )
+    x, classes = jax.tree.map(lambda leaf: stored(leaf, name), (x, classes))
+    classes = classes.astype(jnp.int32) if integers else classes
+    examples = Examples(x, classes, _reader_of(x, mean, std, reader, name))
+    if reader is not None:
+        inputs_like(examples)
+    return examples
+
+
+def _array(value: ArrayLike) -> Any:
+    return value if isinstance(value, jax.Array) else np.asarray(value)
+
+
+def stored(array: Any, name: str) -> jax.Array:
+    """Checks the numbers of an array and puts it on the device, in at most 32 bits."""
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        if not np.isfinite(np.asarray(array)).all():
+            raise DataError(f"{name}: expected finite numbers, got NaN or infinity")
+        return jnp.asarray(array, jnp.float32)
+    if array.dtype.kind not in "iub":
+        raise DataError(f"{name}: expected numbers, got an array of {array.dtype}")
+    # jax has no 64-bit integers by default
+    if array.dtype.itemsize < 8:
+        return jnp.asarray(array)
+    if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+        raise DataError(f"{name}: expected integers of 32 bits, got {array.min()} to {array.max()}")
+    return jnp.asarray(array, jnp.int32)
+
+
+def _reader_of(
+    x: Inputs,
+    mean: ArrayLike | None,
+    std: ArrayLike | None,
+    reader: Callable[[Inputs], Inputs] | None,
+    name: str,
+) -> Partial:
+    if reader is not None:
+        return reader if isinstance(reader, Partial) else Partial(reader)
+    bytes_alone = isinstance(x, jax.Array) and x.dtype == jnp.uint8
+    if mean is None and std is None and not bytes_alone:
+        return Partial(scale_bytes, largest=jnp.float32(255))
+    if not isinstance(x, jax.Array):
+        raise DataError(
+            f"{name}: expected one array to normalise by mean and std, got a tree of "
+            f"{', '.join(named_leaves(x))}; a reader can do that"
+        )
+    rank = x.ndim - 1
+    center = _statistic(0.0 if mean is None else mean, rank)
+    spread = _statistic((255.0 if bytes_alone else 1.0) if std is None else std, rank)
+    return Partial(normalise, mean=center, std=spread)
+
+
+def _statistic(value: ArrayLike, rank: int) -> jax.Array:
+    array = jnp.asarray(value, jnp.float32)
+    return array.reshape((1,) * (rank - array.ndim) + array.shape)
+
+
+def unchanged(x: Inputs) -> Inputs:
+    """Returns the inputs as stored, floats as float32: a reader."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, x)
+
+
+def scale_bytes(x: Inputs, largest: jax.Array) -> Inputs:
+    """Divides leaves of uint8 by ``largest``, all else :func:`unchanged`: the default reader."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(jnp.float32) / largest if leaf.dtype == jnp.uint8 else unchanged(leaf)
+
+    return jax.tree.map(one, x)
+
+
+def normalise(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Returns ``(x - mean) / std`` in float32: a reader.
+
+    Args:
+      x: ``[B, ...]``, integers or floats.
+      mean, std: of the rank of one example, and broadcast against it.
+    """
+    return (x.astype(jnp.float32) - mean[None]) / std[None]
+
+
+def inputs_like(part: Subset | Examples, batch: int = 1) -> Any:
+    """Returns shapes and dtypes of what the network gets, as ``jax.ShapeDtypeStruct``.
+
+    Args:
+      part: arrays, or their shapes and dtypes.
+      batch: ``B``, the leading axis.
+
+    Raises:
+      DataError: the reader does not return arrays with the leading axis ``B``.
+    """
+    examples = part.examples if isinstance(part, Subset) else part
+    stored = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), examples.x
+    )
+    found = jax.eval_shape(lambda reader, x: reader(x), examples.reader, stored)
+    shapes = {name: leaf.shape for name, leaf in named_leaves(found).items()}
+    if not shapes or any(shape[:1] != (batch,) for shape in shapes.values()):
+        raise DataError(
+            f"reader: expected inputs with the leading axis of the batch, {batch}, got {shapes}"
+        )
+    return found
+
+
+def array_shape(part: Subset | Examples, name: str = "sets") -> tuple[int, ...]:
+    """Returns the shape of one input, ``(H, W, C)``, where the network takes one array.
+
+    Args:
+      name: what errors call the examples.
+
+    Raises:
+      DataError: it takes a tree of several.
+    """
+    like = inputs_like(part)
+    if not isinstance(like, jax.ShapeDtypeStruct):
+        raise DataError(
+            f"{name}: expected inputs that are one array, got {', '.join(named_leaves(like))}"
+        )
+    return tuple(like.shape[1:])
+
+
+def fetch(examples: Examples, positions: jax.Array) -> Inputs:
+    """Returns some examples as the network takes them, ``reader(x[positions])``."""
+    return examples.reader(jax.tree.map(lambda leaf: leaf[positions], examples.x))

@@ -116,9 +116,9 @@ class TestEveryMethod:
             shown.append({field for field in Sets._fields if getattr(sets, field) is not None})
             return method.prepare.run(variables, sets, key)
 
-        def step(state, batches):
+        def step(state, batches, key, count):
             shown.append({f for f in Batches._fields if getattr(batches, f) is not None})
-            return method.step(state, batches)
+            return method.step(state, batches, key, count)
 
         watched = method._replace(init=init, step=step)
         if method.prepare is not None:

@@ -42,7 +42,7 @@ def random_label(
         assert forget is not None
         assert retain is not None
         label_key, dropout_key = jax.random.split(context.key)
-        both = jnp.concatenate([forget.x, retain.x])
+        both = jax.tree.map(lambda *parts: jnp.concatenate(parts), forget.x, retain.x)
         logits, moved = model.apply_train(variables, both, dropout_key)
         z_forget, z_retain = jnp.split(logits, [len(forget.y)])
         wrong = wrong_labels(forget.y, logits.shape[-1], label_key)

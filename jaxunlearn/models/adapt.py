@@ -42,8 +42,8 @@ def functionalize(
 
     Args:
       network: see above.
-      sample_input: a batch, an array or ``jax.ShapeDtypeStruct``; only its shape
-        and dtype are read, and only for Linen modules.
+      sample_input: a batch, any pytree of arrays or ``jax.ShapeDtypeStruct``; only shapes
+        and dtypes are read, and only for Linen modules.
       init: ``key -> variables``, in place of the network's own.
 
     Returns:
@@ -64,8 +64,10 @@ def functionalize(
     else:
         like = None
         if sample_input is not None and _is_linen(network):
-            dtype = jax.dtypes.canonicalize_dtype(sample_input.dtype)
-            like = jax.ShapeDtypeStruct(sample_input.shape, dtype)
+            leaves, form = jax.tree.flatten(sample_input)
+            dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in leaves]
+            shapes = [leaf.shape for leaf in leaves]
+            like = form, tuple(map(jax.ShapeDtypeStruct, shapes, dtypes))
         try:
             hash(network)
         except TypeError:
@@ -75,7 +77,11 @@ def functionalize(
     return model if init is None else model._replace(init=init)
 
 
-def _make(network: Any, like: jax.ShapeDtypeStruct | None) -> Model:
+# a tree that has a hash
+_Like = tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]
+
+
+def _make(network: Any, like: _Like | None) -> Model:
     if _is_linen(network):
         return _from_linen(network, like)
     if not callable(network):
@@ -95,7 +101,7 @@ def _make(network: Any, like: jax.ShapeDtypeStruct | None) -> Model:
             "expected a function apply(variables, x), or a constructor that needs rngs alone, "
             f"as network, got the arguments {signature(network)}"
         )
-    return from_nnx(construct)
+    return from_nnx(construct)[0]
 
 
 # typed, since objects of different types may be equal (named tuples are)
@@ -105,7 +111,7 @@ _make_once = functools.lru_cache(maxsize=64, typed=True)(_make)
 def _from_instance(module: nnx.Module) -> Model:
     graph, state = nnx.split(module)
     # a copy, since changing the mode would change the user's module
-    model = from_nnx(lambda rngs: nnx.merge(graph, state, copy=True))
+    model, _ = from_nnx(lambda rngs: nnx.merge(graph, state, copy=True))
     return model._replace(
         init=_cannot_draw(
             "expected a constructor `rngs -> nnx.Module` to draw fresh variables, got a "
@@ -141,13 +147,15 @@ def _is_linen(network: Any) -> bool:
     )
 
 
-def _from_linen(network: Any, like: jax.ShapeDtypeStruct | None) -> Model:
+def _from_linen(network: Any, like: _Like | None) -> Model:
     call = type(network).__call__
     inference, training = switches(call, train=False), switches(call, train=True)
 
     def init(key: Key) -> Variables:
         assert like is not None
-        return dict(network.init(key, jnp.zeros(like.shape, like.dtype), **inference))
+        form, leaves = like
+        x = form.unflatten(jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves)
+        return dict(network.init(key, x, **inference))
 
     def apply_train(variables: Variables, x: jax.Array, key: Key) -> tuple[jax.Array, Variables]:
         mutable = [name for name in variables if name != "params"]
@@ -177,8 +185,8 @@ def check_model(
 
     Args:
       model: the model.
-      inputs: shape of one example; or two examples, of any pytree of arrays, or their
-        shapes and dtypes (:func:`jaxunlearn.data.examples.inputs_like`).
+      inputs: shape of one example; or a batch, any pytree of arrays or their shapes and
+        dtypes (:func:`jaxunlearn.data.examples.inputs_like`).
       num_classes: ``K``; ``None`` accepts any.
       variables: arrays or ``jax.ShapeDtypeStruct``; ``None`` for those that the
         model would draw.
@@ -191,10 +199,10 @@ def check_model(
       ConfigError: if the network refuses such inputs, its output is not
         ``[B, K]``, or training changes the structure of its variables.
     """
-    batch = 2
     x = inputs
     if isinstance(inputs, tuple | list) and all(isinstance(size, int) for size in inputs):
-        x = jax.ShapeDtypeStruct((batch, *inputs), jnp.float32)
+        x = jax.ShapeDtypeStruct((2, *inputs), jnp.float32)
+    batch = jax.tree.leaves(x)[0].shape[0]
     shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(x))
     key = jax.eval_shape(lambda: jax.random.key(0))
     if variables is None:

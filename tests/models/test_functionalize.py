@@ -46,13 +46,13 @@ def function(variables, x):
 
 def moved(model, variables):
     """Variables whose running statistics are not those of a fresh network."""
-    return model.apply_train(variables, X, KEY)[1]
+    return jax.jit(model.apply_train)(variables, X, KEY)[1]
 
 
 def test_the_same_weights_give_the_same_logits():
     model = functionalize(Nnx)
-    variables = moved(model, model.init(KEY))
-    expected = function(variables, X)
+    variables = moved(model, jax.jit(model.init)(KEY))
+    expected = jax.jit(function)(variables, X)
     others = functionalize(Linen(), X), functionalize(function, init=model.init)
     for other in (model, *others):
         chex.assert_trees_all_close(jax.jit(other.apply)(variables, X), expected, atol=1e-5)
@@ -111,7 +111,7 @@ def test_drawing_maps_over_keys():
 def test_training_inside_scan_and_vmap():
     model = functionalize(Nnx)
     keys = jax.random.split(KEY, 2)
-    many = jax.vmap(model.init)(keys)
+    many = jax.jit(jax.vmap(model.init))(keys)
 
     def train(variables, key):
         return jax.lax.scan(
@@ -119,8 +119,9 @@ def test_training_inside_scan_and_vmap():
         )
 
     mapped = jax.jit(jax.vmap(train))(many, keys)
-    first = jax.jit(train)(jax.tree.map(lambda leaf: leaf[0], many), keys[0])
-    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], mapped), first, atol=1e-5)
+    first = jax.jit(lambda many: train(jax.tree.map(lambda leaf: leaf[0], many), keys[0]))(many)
+    mapped = jax.tree.map(lambda leaf: leaf[0], jax.device_get(mapped))
+    chex.assert_trees_all_close(mapped, first, atol=1e-5)
 
 
 def test_lists_and_bare_arrays():
@@ -238,6 +239,20 @@ def test_functions_and_constructors_are_told_apart(network, draws):
     else:
         with pytest.raises(ConfigError, match="init="):
             model.init(KEY)
+
+
+def test_linen_modules_of_trees():
+    class Masked(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(3)(jnp.where(x["mask"], x["values"], 0))
+
+    x = {"values": X, "mask": X > 0}
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, 4), leaf.dtype), x)
+    model = functionalize(Masked(), like)
+    assert functionalize(Masked(), like) is model
+    assert check_model(model, x) == 3
+    assert model.apply(model.init(KEY), x).shape == (len(X), 3)
 
 
 def test_linen_without_a_sample_needs_variables_only():

@@ -57,7 +57,7 @@ def expect_at_least(least: float, **numbers: float) -> None:
             raise ValueError(f"{name}: expected a number of {least} or more, got {value!r}")
 
 
-def expect_shares(of: str = "", **shares: float) -> None:
+def expect_shares(of: str = "", /, **shares: float) -> None:
     """Raises a ``ValueError`` "name: expected a share above 0, at most 1" for another number."""
     for name, value in shares.items():
         if not 0 < value <= 1:

@@ -8,7 +8,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.engine.sharding import make_sharding
-from jaxunlearn.methods.neuron_path.budget import Budget, Ranking, choose, count, empty, grid
+from jaxunlearn.methods.neuron_path import budget as budgets
 from tests import toy
 
 KEY = jax.random.key(1)
@@ -107,7 +107,7 @@ def test_noise_has_the_asked_scale():
         ({"neurons": 0}, "neurons: expected a positive number, got 0"),
         ({"edit": "burn"}, "edit: expected one of"),
         ({"seed": "loss"}, "seed: expected one of .'argmax', 'label', 'margin'., got 'loss'"),
-        ({"epsilon": -1.0}, "epsilon: expected a number >= 0"),
+        ({"epsilon": -1.0}, "epsilon: expected a number of 0 or more"),
         ({"weights": ("all",)}, "weights: expected some of"),
         ({"scale": -1}, "scale: expected a positive number, got -1"),
         ({"scale": 0.0}, "scale: expected a positive number, got 0.0"),
@@ -366,7 +366,7 @@ def test_the_smallest_set_that_holds_a_share_of_the_relevance(cumulative):
         assert (mean[chosen] > 0).all()
 
 
-RANKED = Ranking(  # in order 3, 0, 2, 1
+RANKED = budgets.Ranking(  # in order 3, 0, 2, 1
     order=jnp.array([3, 0, 2, 1], jnp.int32),
     score=jnp.array([2.0, 0.0, 1.0, 2.0]),
     relevance=jnp.array([3.0, 1.0, -2.0, 4.0]),
@@ -388,14 +388,14 @@ RANKED = Ranking(  # in order 3, 0, 2, 1
     ],
 )
 def test_budgets_by_hand(kind, value, chosen):
-    found = choose(RANKED, kind, jnp.float32(value))
+    found = budgets.choose(RANKED, kind, jnp.float32(value))
     assert np.flatnonzero(found).tolist() == chosen
 
 
 def test_a_layer_without_positive_relevance_keeps_its_neurons():
     nothing = RANKED._replace(relevance=jnp.zeros(4), score=jnp.zeros(4))
     for kind in ("neurons", "share", "cumulative"):
-        assert not choose(nothing, kind, jnp.float32(1)).any()
+        assert not budgets.choose(nothing, kind, jnp.float32(1)).any()
 
 
 def test_layers_may_be_named():
@@ -445,7 +445,9 @@ def test_the_class_is_a_matter_of_the_head():
 
 def test_what_is_counted_of_a_batch():
     relevance = jnp.array([[3.0, 1.0, 2.0], [-1.0, 5.0, -2.0], [9.0, 9.0, 9.0]])
-    (tally,) = count((empty(3),), [relevance], jnp.array([1.0, 1.0, 0.0]), per_sample=2)
+    (tally,) = budgets.add_batch(
+        (budgets.start_tally(3),), [relevance], jnp.array([1.0, 1.0, 0.0]), per_sample=2
+    )
     np.testing.assert_array_equal(tally.votes, [2, 1, 1])
     np.testing.assert_array_equal(tally.relevance, [2, 6, 0])
     assert tally.examples == 2
@@ -699,12 +701,12 @@ def calibrated(rivals, others=(), **options):
 
 
 def test_the_grid_ends_at_the_budget():
-    assert grid(Budget("neurons", 4)) == (1, 2, 3, 4)
-    values = grid(Budget("cumulative", 0.8))
+    assert budgets.smaller_budgets(budgets.Budget("neurons", 4)) == (1, 2, 3, 4)
+    values = budgets.smaller_budgets(budgets.Budget("cumulative", 0.8))
     assert len(values) == 15
     assert values[-1] == 0.8
     assert list(values) == sorted(values)
-    assert grid(Budget("neurons", 80))[0] == 1
+    assert budgets.smaller_budgets(budgets.Budget("neurons", 80))[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -801,16 +803,16 @@ def test_a_calibrated_path_on_eight_devices_equals_one():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": "fc1"}, "layers: expected 'last', 'all' or a tuple of regular"),
-        ({"layers": ()}, "layers: expected 'last', 'all' or a tuple of regular"),
+        ({"layers": "fc1"}, "layers: expected one of .'last', 'all'. or a tuple of regular"),
+        ({"layers": ()}, "layers: expected one of .'last', 'all'. or a tuple of regular"),
         ({"layers": ("(",)}, r"layers: expected regular expressions, got '\('"),
         ({"layers": ("fc1", "fc9")}, "patterns found in fc1/w, fc2/w, got 'fc9'"),
         ({"layers": ("head",)}, "patterns found in fc1/w, fc2/w, got 'head'"),
         ({"neurons": 3, "share": 0.5}, "expected at most one, got neurons=3, share=0.5"),
-        ({"share": 0.0}, "share: expected a number above 0, at most 1, got 0.0"),
-        ({"cumulative": 1.5}, "cumulative: expected a number above 0, at most 1, got 1.5"),
+        ({"share": 0.0}, "share: expected a share above 0, at most 1, got 0.0"),
+        ({"cumulative": 1.5}, "cumulative: expected a share above 0, at most 1, got 1.5"),
         ({"score": "sum"}, "score: expected one of"),
-        ({"specificity": -1.0}, "specificity: expected a number >= 0, got -1.0"),
+        ({"specificity": -1.0}, "specificity: expected a number of 0 or more, got -1.0"),
         ({"edit": "scale"}, "scale: expected another factor than 1"),
         ({"biases": True, "weights": ("class",)}, "biases: expected weights with 'incoming'"),
         ({"target": 1.5}, "target: expected a number from 0 to 1, got 1.5"),

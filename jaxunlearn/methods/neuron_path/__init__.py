@@ -4,20 +4,21 @@ Chang, Zhu, Wu, Zhou, "Zero-shot class unlearning via layer-wise relevance analy
 and neuronal path perturbation", arXiv 2410.23693. No training image is used: the
 method declares that it needs unseen examples alone.
 
-The steps of the algorithm, each in a module of its own: which neurons there are and
-where their weights lie (``path_sites``), which of them carry the class
-(``path_budget``), what is done to their weights (``path_edit``), and how many of them
-it takes (``path_calibrate``).
+``weights``: the neurons of a network, where their weights lie, and edits of these. ``budget``:
+the neurons that carry the class, and how many of them it takes.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxunlearn.attribution import lrp
+from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution.lrp import Seed
 from jaxunlearn.attribution.lrp import rules as _rules
-from jaxunlearn.attribution.lrp.rules import Rules
+from jaxunlearn.core import errors
 from jaxunlearn.core.types import (
     Apply,
     Batch,
@@ -30,54 +31,41 @@ from jaxunlearn.core.types import (
     Unlearner,
     Variables,
 )
-from jaxunlearn.data.batches import inputs_like
-from jaxunlearn.methods.neuron_path import arguments as check
-from jaxunlearn.methods.neuron_path.budget import (
-    Tallies,
-    choose,
-    count,
-    empty,
-    grid,
-    keep,
-    ranking,
-    room,
-    smallest,
-)
-from jaxunlearn.methods.neuron_path.weights import (
-    EDITS,
-    WEIGHTS,
-    Layer,
-    edit_weights,
-    find_layers,
-    masks,
-)
+from jaxunlearn.data.examples import inputs_like
+from jaxunlearn.methods.neuron_path import budget as budgets
+from jaxunlearn.methods.neuron_path import weights as sites
 from jaxunlearn.models import functionalize
 
-__all__ = ["EDITS", "WEIGHTS", "PathState", "neuron_path"]
+SEEDS: dict[str, Callable[[jax.Array], Seed]] = {
+    "argmax": lambda y: seeds.argmax(),
+    "label": lambda y: seeds.label(y),
+    "margin": lambda y: seeds.margin(y),
+}
+"""From labels ``[B]`` to the relevance that propagation starts from."""
 
 
 class PathState(NamedTuple):
-    """What a pass over unseen images accumulates.
+    """Counts that a pass over unseen images accumulates.
 
     Attributes:
-      variables: the original, unchanged until the result is asked for.
+      variables: the original, unchanged: the result is made of it.
       unseen: for each layer, what was counted over examples of what is to be forgotten.
       holdout: the same over examples of other classes, where these are compared.
       classes: ``float32 [K]``, how many samples of each class to be forgotten were seen.
       budget: ``float32 []``, as given, or as calibrated on the examples so far.
       shown: the examples so far, where the budget is calibrated.
-      key: for the noise edits.
+      noise: key of the edits that add noise; ``None`` for the others.
       layers: static.
     """
 
     variables: Variables
-    unseen: Tallies
-    holdout: Tallies | None
+    unseen: budgets.Tallies
+    holdout: budgets.Tallies | None
     classes: jax.Array
     budget: jax.Array
     shown: Batches
-    key: Key
-    layers: tuple[Layer, ...]
+    noise: Key | None
+    layers: tuple[sites.Layer, ...]
 
 
 def neuron_path(
@@ -93,7 +81,7 @@ def neuron_path(
     specificity: float = 0.0,
     seed: str = "argmax",
     epsilon: float = 0.1,
-    rules: Rules | None = None,
+    rules: _rules.Rules | None = None,
     edit: str = "zero",
     scale: float = 1.0,
     weights: tuple[str, ...] | None = None,
@@ -181,10 +169,17 @@ def neuron_path(
       argument takes away. ``"outgoing"`` weights take out all that a reader gets; only
       readers behind no sum of branches and no flattened positions are known.
     """
-    budget = check.budget(neurons, share, cumulative)
-    check.numbers(per_sample, samples, specificity, epsilon, scale, target)
-    check.words(layers, score, seed, edit, weights)
-    check.together(edit, scale, weights, biases, calibrate, guard)
+    budget = budgets.budget_of(neurons, share, cumulative)
+    errors.expect_counts(per_sample=per_sample, samples=samples)
+    errors.expect_at_least(0, specificity=specificity, epsilon=epsilon)
+    errors.expect_one_of(budgets.SCORES, score=score)
+    errors.expect_one_of(SEEDS, seed=seed)
+    errors.expect_patterns(("last", "all"), layers=layers)
+    sites.check_edit(edit, scale, weights, biases)
+    if not 0 <= target <= 1:
+        raise ValueError(f"target: expected a number from 0 to 1, got {target}")
+    if guard and not calibrate:
+        raise ValueError("guard: expected calibrate=True beside it, got False")
     model = functionalize(model)
     if rules is None:
         rules = _rules.epsilon(epsilon) if epsilon > 0 else _rules.zero()
@@ -195,10 +190,14 @@ def neuron_path(
     def init(variables: Variables, sets: Sets, key: Key) -> PathState:
         assert sets.unseen is not None
         x = inputs_like(sets.unseen)
-        found = find_layers(model.apply, relevance, variables, x, layers, weights, biases)
+        found = sites.find_layers(model.apply, relevance, variables, x, layers, weights, biases)
         if layers == "last":
-            check.width(found[0], per_sample if score == "votes" else 1, budget)
-        zeros = tuple(empty(layer.width) for layer in found)
+            most = max(
+                per_sample if score == "votes" else 1,
+                budget.value if budget.kind == "neurons" else 1,
+            )
+            found[0].expect_width("per_sample, neurons", most)
+        zeros = tuple(budgets.start_tally(layer.width) for layer in found)
         num_classes = jax.eval_shape(model.apply, variables, x).shape[-1]
         return PathState(
             variables=variables,
@@ -207,54 +206,58 @@ def neuron_path(
             classes=jnp.zeros(num_classes, jnp.float32),
             budget=jnp.asarray(budget.value, jnp.float32),
             shown=Batches(
-                unseen=room(sets.unseen, samples) if calibrate else None,
-                holdout=room(sets.holdout, samples) if guarded else None,
+                unseen=budgets.make_room(sets.unseen, samples) if calibrate else None,
+                holdout=budgets.make_room(sets.holdout, samples) if guarded else None,
             ),
-            key=key,
+            noise=key if edit in sites.NOISES else None,
             layers=found,
         )
 
     def look(state: PathState, batch: Batch) -> list[jax.Array]:
-        """The relevance of each layer's neurons, ``[B, n]``."""
-        found = relevance(state.variables, batch.x, seed=check.SEEDS[seed](batch.y))
+        """Computes the relevance of each layer's neurons, ``[B, n]``."""
+        found = relevance(state.variables, batch.x, seed=SEEDS[seed](batch.y))
         return [layer.relevance(found) for layer in state.layers]
 
     def chosen(state: PathState) -> list[jax.Array]:
-        """The neurons to edit in each layer, ``bool [n]``."""
+        """Marks the neurons to edit in each layer, ``bool [n]``."""
         others = state.holdout or (None,) * len(state.layers)
         ranked = [
-            ranking(own, other, score, specificity)
+            budgets.rank_neurons(own, other, score, specificity)
             for own, other in zip(state.unseen, others, strict=True)
         ]
-        return [choose(one, budget.kind, state.budget) for one in ranked]
+        return [budgets.choose(one, budget.kind, state.budget) for one in ranked]
 
     def result(state: PathState) -> Variables:
-        where = masks(state.variables, state.layers, chosen(state), state.classes > 0)
-        return edit_weights(state.variables, where, edit, scale, state.key)
+        where = sites.masks_of(state.variables, state.layers, chosen(state), state.classes > 0)
+        return sites.edit_weights(state.variables, where, edit, scale, state.noise)
 
     def calibrated(state: PathState, batches: Batches) -> tuple[PathState, dict[str, jax.Array]]:
-        """The state with the budget that suits the examples so far, and what it achieves."""
-        shown = keep(state.shown, batches)
+        """Finds the budget that suits the examples so far, and tells what it achieves."""
+        shown = budgets.add_examples(state.shown, batches)
 
         def edited(value: jax.Array) -> Variables:
             return result(state._replace(budget=value))
 
-        value, metrics = smallest(edited, model.apply, grid(budget), shown, target)
+        values = budgets.smaller_budgets(budget)
+        value, metrics = budgets.calibrate_budget(edited, model.apply, values, shown, target)
         return state._replace(budget=value, shown=shown), metrics
 
-    def step(state: PathState, batches: Batches) -> tuple[PathState, Info]:
+    def step(
+        state: PathState, batches: Batches, key: Key, count: jax.Array
+    ) -> tuple[PathState, Info]:
+        del key, count
         batch, other = batches.unseen, batches.holdout
         assert batch is not None
         values = look(state, batch)
         metrics = {"relevance": jnp.sum(values[-1] * batch.weight[:, None])}
         labels = jax.nn.one_hot(batch.y, len(state.classes), dtype=jnp.float32)
         state = state._replace(
-            unseen=count(state.unseen, values, batch.weight, per_sample),
+            unseen=budgets.add_batch(state.unseen, values, batch.weight, per_sample),
             classes=state.classes + jnp.sum(labels * batch.weight[:, None], axis=0),
         )
         if state.holdout is not None and other is not None:
             more = look(state, other)
-            counted = count(state.holdout, more, other.weight, per_sample)
+            counted = budgets.add_batch(state.holdout, more, other.weight, per_sample)
             state, values = state._replace(holdout=counted), values + more
         if calibrate:
             state, found = calibrated(state, batches)

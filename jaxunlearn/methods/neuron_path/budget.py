@@ -1,6 +1,7 @@
-"""From the relevance of neurons to those that are edited.
+"""From the relevance of neurons to those that are edited, and how many of them it takes.
 
-The smallest budget that makes a model forget, judged by unseen examples alone.
+Counts over batches, a ranking of each layer's neurons, a budget that says how many are edited,
+and the smallest budget that makes a model forget, judged by unseen examples alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,11 +10,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.core.errors import expect_counts, expect_shares
 from jaxunlearn.core.types import Apply, Batch, Batches, Subset, Variables
-from jaxunlearn.data.batches import inputs_like
+from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.training.descent import accuracy
 
 SCORES = ("votes", "relevance")
+
+PUBLISHED = 80
+"""Neurons of the published budget."""
 
 
 class Budget(NamedTuple):
@@ -29,8 +34,25 @@ class Budget(NamedTuple):
     value: float
 
 
+def budget_of(neurons: int | None, share: float | None, cumulative: float | None) -> Budget:
+    """Returns the one budget that is given, or the published one.
+
+    Raises:
+      ValueError: there are two, or it is out of range.
+    """
+    given = {"neurons": neurons, "share": share, "cumulative": cumulative}
+    asked = {kind: value for kind, value in given.items() if value is not None}
+    if len(asked) > 1:
+        shown = ", ".join(f"{kind}={value}" for kind, value in asked.items())
+        raise ValueError(f"neurons, share, cumulative: expected at most one, got {shown}")
+    for kind, value in asked.items():
+        expect_counts(neurons=value) if kind == "neurons" else expect_shares(**{kind: value})
+        return Budget(kind, value)
+    return Budget("neurons", PUBLISHED)
+
+
 class Tally(NamedTuple):
-    """What is counted of one layer's ``n`` neurons over some examples.
+    """Counts of one layer's ``n`` neurons over some examples.
 
     Attributes:
       votes: ``float32 [n]``, in how many examples a neuron was among the K most relevant.
@@ -61,16 +83,16 @@ class Ranking(NamedTuple):
     relevance: jax.Array
 
 
-def empty(width: int) -> Tally:
-    """Nothing counted yet."""
+def start_tally(width: int) -> Tally:
+    """Returns counts of no examples."""
     zeros = jnp.zeros(width, jnp.float32)
     return Tally(zeros, zeros, jnp.zeros((), jnp.float32))
 
 
-def count(
+def add_batch(
     tallies: Tallies, values: Sequence[jax.Array], weight: jax.Array, per_sample: int
 ) -> Tallies:
-    """Adds a batch.
+    """Counts a batch, too.
 
     Args:
       tallies: of each layer.
@@ -92,8 +114,8 @@ def count(
     return tuple(map(one, tallies, values))
 
 
-def ranking(own: Tally, others: Tally | None, score: str, specificity: float) -> Ranking:
-    """Neurons by score, those of equal score by relevance, then by index.
+def rank_neurons(own: Tally, others: Tally | None, score: str, specificity: float) -> Ranking:
+    """Orders neurons by score, those of equal score by relevance, then by index.
 
     ``s_n = f_n - specificity * g_n`` with ``f`` the share of votes or the mean
     relevance over the examples to be forgotten, and ``g`` the same over the others.
@@ -116,7 +138,7 @@ def ranking(own: Tally, others: Tally | None, score: str, specificity: float) ->
 
 
 def choose(ranked: Ranking, kind: str, value: jax.Array) -> jax.Array:
-    """``bool [n]``: the best neurons that a budget allows; none of score 0 or less.
+    """Marks the best neurons that a budget allows, ``bool [n]``; none of score 0 or less.
 
     * ``neurons``: the first ``value``;
     * ``share``: the first ``round(value n)``, at least one;
@@ -140,8 +162,8 @@ def choose(ranked: Ranking, kind: str, value: jax.Array) -> jax.Array:
     return inside & (ranked.score > 0)
 
 
-def grid(budget: Budget) -> tuple[float, ...]:
-    """Budgets to try, ascending: the given one times ``2 ** (-i / 2)``, ``i = 0 .. 14``.
+def smaller_budgets(budget: Budget) -> tuple[float, ...]:
+    """Lists budgets to try, ascending: the given one times ``2 ** (-i / 2)``, ``i = 0 .. 14``.
 
     Whole numbers of neurons, each once.
     """
@@ -151,8 +173,8 @@ def grid(budget: Budget) -> tuple[float, ...]:
     return tuple(sorted(set(values)))
 
 
-def room(part: Subset | None, samples: int) -> Batch:
-    """An empty batch, large enough for a single pass over a subset."""
+def make_room(part: Subset | None, samples: int) -> Batch:
+    """Makes an empty batch, large enough for a single pass over a subset."""
     assert part is not None
     places = min(samples, part.indices.shape[0])
     return Batch(
@@ -163,8 +185,8 @@ def room(part: Subset | None, samples: int) -> Batch:
     )
 
 
-def keep(shown: Batches, batches: Batches) -> Batches:
-    """The examples so far, and behind them those of the next batches."""
+def add_examples(shown: Batches, batches: Batches) -> Batches:
+    """Puts the examples of the next batches behind those so far."""
 
     def behind(old: Batch | None, new: Batch | None) -> Batch | None:
         if old is None or new is None:
@@ -177,14 +199,14 @@ def keep(shown: Batches, batches: Batches) -> Batches:
     return Batches(*(behind(old, new) for old, new in zip(shown, batches, strict=True)))
 
 
-def smallest(
+def calibrate_budget(
     edited: Callable[[jax.Array], Variables],
     apply: Apply,
     values: tuple[float, ...],
     shown: Batches,
     target: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The smallest budget with which the unseen examples are forgotten.
+    """Finds the smallest budget with which the unseen examples are forgotten.
 
     Of those with ``accuracy(unseen) <= target`` the first of the largest
     ``accuracy(holdout)`` is taken, where there is a holdout; else the first. Where none

@@ -1,7 +1,4 @@
-"""Which neurons a network has, and where their weights lie; read off its trace.
-
-Edits of the weights of chosen neurons.
-"""
+"""The neurons of a network and where their weights lie, read off its trace; edits of these."""
 
 import dataclasses
 import math
@@ -14,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.attribution import Relevance, Unit, features, head, structure
+from jaxunlearn.core.errors import expect_one_of
+from jaxunlearn.core.trees import named_leaves, path_name
 from jaxunlearn.core.types import Apply, Key, Variables
 
 WEIGHTS = ("incoming", "outgoing", "class")
@@ -56,7 +55,7 @@ class Layer:
     places: tuple[Place, ...] = ()
 
     def relevance(self, found: Relevance) -> jax.Array:
-        """``float32 [B, width]``: summed over positions and applications."""
+        """Sums relevance over positions and applications, ``float32 [B, width]``."""
         if self.head is not None:
             parts = [found.inputs[self.head.key]]
         else:
@@ -68,9 +67,17 @@ class Layer:
 
     @property
     def out_axis(self) -> int | None:
-        """The one axis of the stored kernel that the neurons run along, if there is one."""
+        """Returns the one axis of the stored kernel that the neurons run along, if there is one."""
         axes = {unit.out_axis for unit in self.made_by}
         return axes.pop() if len(axes) == 1 else None
+
+    def expect_width(self, name: str, most: float) -> None:
+        """Raises ``ValueError`` for an argument that asks for more neurons than there are."""
+        if most > self.width:
+            raise ValueError(
+                f"{name}: expected at most the {self.width} inputs of {self.read_by[0].kernel}, "
+                f"got {most}"
+            )
 
 
 def find_layers(
@@ -82,7 +89,7 @@ def find_layers(
     weights: tuple[str, ...] | None,
     biases: bool,
 ) -> tuple[Layer, ...]:
-    """The layers of a network to choose neurons from, in execution order.
+    """Finds the layers of a network to choose neurons from, in execution order.
 
     Args:
       fn: ``(variables, x) -> logits [1, K]``.
@@ -123,16 +130,8 @@ def find_layers(
     return kept
 
 
-def leaf(variables: Variables, path: str) -> Any:
-    """The leaf at a key path; :class:`KeyError` if there is none."""
-    for where, found in jax.tree_util.tree_leaves_with_path(variables):
-        if jax.tree_util.keystr(where, simple=True, separator="/") == path:
-            return found
-    raise KeyError(path)
-
-
 def _penultimate(units: tuple[Unit, ...]) -> Layer:
-    """What the head reads, whether or not it is the units of one layer."""
+    """Returns what the head reads, be it the units of one layer or not."""
     head = units[-1]
     made_by = tuple(unit for unit in units if unit.kernel == head.producer)
     name = head.producer or f"inputs of {head.kernel}"
@@ -140,7 +139,7 @@ def _penultimate(units: tuple[Unit, ...]) -> Layer:
 
 
 def _inner(units: tuple[Unit, ...]) -> list[Layer]:
-    """The neurons of every other unit whose stored kernel has an axis for them."""
+    """Lists the neurons of every other unit whose stored kernel has an axis for them."""
     head, found = units[-1], []
     for kernel in dict.fromkeys(unit.kernel for unit in units):
         made_by = tuple(unit for unit in units if unit.kernel == kernel)
@@ -152,7 +151,7 @@ def _inner(units: tuple[Unit, ...]) -> list[Layer]:
 
 
 def _readable(layer: Layer, shapes: Relevance) -> bool:
-    """Whether relevance comes as ``[B, ..., width]``."""
+    """Tells whether relevance comes as ``[B, ..., width]``."""
     found = [shapes.neurons[unit.key].shape for unit in layer.made_by]
     return all(shape[0] == 1 and shape[-1] == layer.width for shape in found)
 
@@ -170,7 +169,7 @@ def _matching(found: list[Layer], patterns: tuple[str, ...]) -> list[Layer]:
 def _places(
     layer: Layer, weights: tuple[str, ...] | None, biases: bool, variables: Variables
 ) -> tuple[Place, ...]:
-    """Those of the asked weights that can be told apart; each once."""
+    """Lists those of the asked weights that can be told apart; each once."""
     if weights is None:
         weights = _default(layer)
     places: list[Place] = []
@@ -186,14 +185,14 @@ def _places(
 
 
 def _default(layer: Layer) -> tuple[str, ...]:
-    """As published; a layer that the head does not read has no weights of a class."""
+    """Returns the published weights; a layer that the head does not read has none of a class."""
     return ("outgoing",) if layer.out_axis is None else ("incoming", "class")
 
 
 def _bias_places(layer: Layer, variables: Variables) -> list[Place]:
-    """Biases with one number for each neuron; axes of size 1 may stand for the positions."""
-    paths = [unit.bias for unit in layer.made_by if unit.bias is not None]
-    shapes = {path: leaf(variables, path).shape for path in paths}
+    """Lists biases with one number a neuron; axes of size 1 may stand for the positions."""
+    paths, leaves = [u.bias for u in layer.made_by if u.bias is not None], named_leaves(variables)
+    shapes = {path: leaves[path].shape for path in paths}
     return [
         Place(path, shape.index(layer.width))
         for path, shape in shapes.items()
@@ -202,7 +201,7 @@ def _bias_places(layer: Layer, variables: Variables) -> list[Place]:
 
 
 def _check_places(layer: Layer, weights: tuple[str, ...] | None) -> None:
-    """Whether a layer that was asked for has the weights that were asked for."""
+    """Raises ``ValueError`` for a layer without the weights that were asked for."""
     weights = weights or ()
     if "incoming" in weights and layer.out_axis is None:
         reason = f"the inputs of {layer.read_by[0].kernel} are not the units of one layer"
@@ -222,7 +221,7 @@ def _check_places(layer: Layer, weights: tuple[str, ...] | None) -> None:
 
 
 def _check_head(found: Unit | None, last: Unit, read: tuple[int, ...]) -> None:
-    """Whether the logits are its outputs, it reads ``[B, n]`` and is stored with both axes."""
+    """Raises ``ValueError`` unless it makes logits of ``[B, n]`` and is stored with both axes."""
     if found is None or found.key != last.key:
         raise ValueError(
             "model: expected logits that are the outputs of the last linear operation, got "
@@ -242,21 +241,38 @@ def _check_head(found: Unit | None, last: Unit, read: tuple[int, ...]) -> None:
         )
 
 
-_EDITS: dict[str, Callable[[jax.Array, float, Key], jax.Array]] = {
-    "zero": lambda w, scale, key: jnp.zeros_like(w),
-    "scale": lambda w, scale, key: scale * w,
-    "sign": lambda w, scale, key: -w,
-    "gaussian": lambda w, scale, key: w + scale * jax.random.normal(key, w.shape, w.dtype),
-    "laplace": lambda w, scale, key: w + scale * jax.random.laplace(key, w.shape, w.dtype),
+NOISES: dict[str, Callable[..., jax.Array]] = {
+    "gaussian": jax.random.normal,
+    "laplace": jax.random.laplace,
+}
+"""Edits that add noise, with its distribution."""
+
+_FACTORS: dict[str, Callable[[jax.Array, float], jax.Array]] = {
+    "zero": lambda w, scale: jnp.zeros_like(w),
+    "scale": lambda w, scale: scale * w,
+    "sign": lambda w, scale: -w,
 }
 
-EDITS = tuple(_EDITS)
+EDITS = (*_FACTORS, *NOISES)
 
 
-def masks(
+def check_edit(edit: str, scale: float, weights: tuple[str, ...] | None, biases: bool) -> None:
+    """Raises ``ValueError`` for an unknown edit, or arguments that do not go with each other."""
+    expect_one_of(EDITS, edit=edit)
+    if not scale > 0:
+        raise ValueError(f"scale: expected a positive number, got {scale}")
+    if edit == "scale" and scale == 1:
+        raise ValueError("scale: expected another factor than 1 for edit='scale', got 1")
+    if weights is not None and (not weights or set(weights) - set(WEIGHTS)):
+        raise ValueError(f"weights: expected some of {WEIGHTS}, got {weights!r}")
+    if biases and weights is not None and "incoming" not in weights:
+        raise ValueError(f"biases: expected weights with 'incoming', got {weights!r}")
+
+
+def masks_of(
     variables: Variables, layers: Sequence[Layer], chosen: Sequence[jax.Array], classes: jax.Array
 ) -> dict[str, jax.Array]:
-    """Which weights to edit: a mask for each leaf, which broadcasts against it.
+    """Marks the weights to edit: a mask for each leaf, which broadcasts against it.
 
     Args:
       variables: where the leaves lie.
@@ -265,9 +281,10 @@ def masks(
       classes: ``bool [K]``, those to be forgotten.
     """
     found: dict[str, jax.Array] = {}
+    leaves = named_leaves(variables)
     for layer, neurons in zip(layers, chosen, strict=True):
         for place in layer.places:
-            rank = leaf(variables, place.path).ndim
+            rank = leaves[place.path].ndim
             mask = _along(neurons, place.axis, rank)
             if place.classes is not None:
                 mask &= _along(classes, place.classes, rank)
@@ -277,28 +294,33 @@ def masks(
 
 
 def edit_weights(
-    variables: Variables, masks: Mapping[str, jax.Array], edit: str, scale: float, key: Key
+    variables: Variables, masks: Mapping[str, jax.Array], edit: str, scale: float, key: Key | None
 ) -> Variables:
-    """The same tree with the masked weights edited.
+    """Edits the masked weights; the rest of the tree is the same.
 
     Args:
       masks: leaf path -> a mask that broadcasts against the leaf.
       edit: one of :data:`EDITS`.
       scale: the factor of ``"scale"``, the spread of the noises.
-      key: split into one for each masked leaf, in the order of their paths.
+      key: of the noises; folded with the place of each masked leaf in the order of their paths.
     """
     order = sorted(masks)
 
-    def one(path: Any, leaf: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name not in masks:
+    def one(keys: Any, leaf: jax.Array) -> jax.Array:
+        path = path_name(keys)
+        if path not in masks:
             return leaf
-        own = jax.random.fold_in(key, order.index(name))
-        return jnp.where(masks[name], _EDITS[edit](leaf, scale, own), leaf)
+        if edit in NOISES:
+            assert key is not None
+            own = jax.random.fold_in(key, order.index(path))
+            edited = leaf + scale * NOISES[edit](own, leaf.shape, leaf.dtype)
+        else:
+            edited = _FACTORS[edit](leaf, scale)
+        return jnp.where(masks[path], edited, leaf)
 
     return jax.tree_util.tree_map_with_path(one, variables)
 
 
 def _along(mask: jax.Array, axis: int, rank: int) -> jax.Array:
-    """A mask that runs along one of ``rank`` axes."""
+    """Lays a mask along one of ``rank`` axes."""
     return jnp.expand_dims(mask, [d for d in range(rank) if d != axis])

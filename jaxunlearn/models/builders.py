@@ -21,7 +21,7 @@ from jaxunlearn.core.errors import ConfigError, did_you_mean
 from jaxunlearn.core.types import Gan, Key, Model, Variables
 from jaxunlearn.models import NETWORKS
 from jaxunlearn.models.adapt import functionalize
-from jaxunlearn.models.nnx import signature
+from jaxunlearn.models.nnx import from_nnx, signature
 
 # standard deviation of the standard normal distribution cut off at two
 _CUT_DEVIATION = 0.87962566103423978
@@ -152,11 +152,8 @@ def _named(name: str, options: Mapping[str, Any], where: str) -> Iterator[None]:
 
 
 def _pure(construct: Construct, one_draw: bool) -> Model:
-    model = functionalize(lambda rngs: construct(rngs))
-    if not one_draw:
-        return model
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return model._replace(init=functools.partial(lecun_normal, shapes))
+    model, shapes = from_nnx(construct)
+    return model._replace(init=functools.partial(lecun_normal, shapes)) if one_draw else model
 
 
 def lecun_normal(shapes: Variables, key: Key) -> Variables:

@@ -140,8 +140,12 @@ def variables_of(module: nnx.Module) -> Variables:
     return _collect(nnx.split(module)[1])
 
 
-def from_nnx(construct: Callable[[nnx.Rngs], nnx.Module]) -> Model:
-    """Builds the model of what ``construct`` makes, which is called once here, abstractly."""
+def from_nnx(construct: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Model, Variables]:
+    """Builds the model of what ``construct`` makes, which is called once here, abstractly.
+
+    Returns:
+      The model, and its variables as ``jax.ShapeDtypeStruct``.
+    """
     graphs: dict[bool, Any] = {}
     slots: list[_Slot] = []
     calls: list[Any] = []
@@ -159,7 +163,7 @@ def from_nnx(construct: Callable[[nnx.Rngs], nnx.Module]) -> Model:
 
     # Read off an abstract construction: nothing is drawn, and no module of the
     # user's is put into another mode.
-    jax.eval_shape(describe, jax.random.key(0))
+    shapes = jax.eval_shape(describe, jax.random.key(0))
     (call,) = calls
     rngs = signature(call).parameters.get("rngs")
 
@@ -176,11 +180,12 @@ def from_nnx(construct: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         logits, module = run(variables, x, key)
         return logits, _collect(nnx.split(module)[1])
 
-    return Model(
+    model = Model(
         init=lambda key: variables_of(_construct(construct, key)),
         apply=lambda variables, x: run(variables, x, None)[0],
         apply_train=apply_train,
     )
+    return model, shapes
 
 
 def _construct(construct: Callable[[nnx.Rngs], nnx.Module], key: Key) -> nnx.Module:

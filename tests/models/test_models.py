@@ -1,5 +1,6 @@
 """The built-in networks: shapes, names, initialisation, and how mistakes are told."""
 
+import functools
 import subprocess
 import sys
 
@@ -32,9 +33,16 @@ class Deep(nnx.Module):
         return x @ self.kernel[...]
 
 
+@functools.cache
 def small(name, **options):
+    """A model whose functions are compiled, the shape of its inputs and some of these."""
     shape, own = SMALL[name]
-    return build(name, shape, 4, {**own, **options}), shape
+    model = build(name, shape, 4, {**own, **options})
+    model = model._replace(
+        **{call: jax.jit(function) for call, function in model._asdict().items()}
+    )
+    x = np.random.default_rng(1).normal(size=(3, *shape)).astype(np.float32)
+    return model, shape, x
 
 
 def test_every_model_has_a_small_form_here():
@@ -43,17 +51,17 @@ def test_every_model_has_a_small_form_here():
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_contract(name):
-    model, shape = small(name)
-    variables = jax.jit(model.init)(jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (3, *shape))
-    before = jax.tree.map(jnp.copy, variables)
-    logits = jax.jit(model.apply)(variables, x)
+    model, shape, x = small(name)
+    variables = model.init(jax.random.key(0))
+    before = jax.device_get(variables)
+    logits = model.apply(variables, x)
     assert logits.shape == (3, 4)
     assert logits.dtype == jnp.float32
     assert variables["params"]["head"]["kernel"].shape[1] == 4
     chex.assert_tree_all_finite(logits)
-    trained, after = jax.jit(model.apply_train)(variables, x, jax.random.key(2))
+    trained, after = model.apply_train(variables, x, jax.random.key(2))
     assert trained.shape == logits.shape
+    variables, after = jax.device_get((variables, after))
     chex.assert_trees_all_equal(variables, before)
     chex.assert_trees_all_equal(after["params"], before["params"])
     assert ("batch_stats" in variables) == name.startswith("resnet")
@@ -65,11 +73,10 @@ def test_contract(name):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_half_precision_computes_but_keeps_parameters(name):
-    model, shape = small(name, dtype="bfloat16")
+    model, _, x = small(name, dtype="bfloat16")
     variables = model.init(jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-    x = jax.random.normal(jax.random.key(1), (3, *shape))
-    logits, after = jax.jit(model.apply_train)(variables, x, jax.random.key(2))
+    logits, after = model.apply_train(variables, x, jax.random.key(2))
     assert logits.dtype == jnp.float32
     chex.assert_trees_all_equal_dtypes(variables, after)
     full, _ = small(name)[0].apply_train(variables, x, jax.random.key(2))
@@ -78,16 +85,18 @@ def test_half_precision_computes_but_keeps_parameters(name):
 
 @pytest.mark.parametrize("name", ["cnn", "resnet8"])
 def test_initialisation_maps_over_keys(name):
-    model, _ = small(name)
+    model, _, _ = small(name)
     keys = jax.random.split(jax.random.key(0), 2)
     mapped = jax.jit(jax.vmap(model.init))(keys)
-    loop = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(jax.jit(model.init), keys))
+    drawn = jax.device_get([model.init(key) for key in keys])
+    loop = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
     chex.assert_trees_all_close(mapped, loop, rtol=1e-6)
     assert (loop["params"]["conv1"]["kernel"][0] != loop["params"]["conv1"]["kernel"][1]).all()
 
 
 def test_initial_distribution_is_lecun_normal():
-    params = build("mlp", (400,), 10, {"features": (300,)}).init(jax.random.key(0))["params"]
+    init = build("mlp", (400,), 10, {"features": (300,)}).init
+    params = jax.device_get(jax.jit(init)(jax.random.key(0)))["params"]
     kernel = np.asarray(params["fc1"]["kernel"])
     # 120,000 draws: the deviation's own standard error is 0.2 %
     assert kernel.std() * np.sqrt(400) == pytest.approx(1.0, abs=0.01)

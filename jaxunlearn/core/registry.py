@@ -11,7 +11,7 @@ has its row ``scrub`` among the methods, as if it were our own.
 
 import importlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from jaxunlearn.core.errors import ConfigError, did_you_mean
@@ -105,3 +105,23 @@ def load(target: str) -> Any:
     """Imports an object by ``"module:name"``, so that a row costs nothing until it is used."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def exports(
+    package: str, homes: Mapping[str, Sequence[str]]
+) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """Makes ``__all__``, ``__getattr__`` and ``__dir__`` of a room whose names import on use.
+
+    Args:
+      package: the room's ``__name__``.
+      homes: module -> the names that it defines.
+    """
+    where = {name: home for home, names in homes.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in where:
+            hint = did_you_mean(name, where)
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
+        return getattr(importlib.import_module(where[name]), name)
+
+    return sorted(where), get, lambda: sorted(where)

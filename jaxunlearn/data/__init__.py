@@ -1,1 +1,17 @@
 """Data sets, requests to forget, the sets they make, and batches drawn from these."""
+
+from jaxunlearn.core.registry import exports
+
+__all__, __getattr__, __dir__ = exports(
+    __name__,
+    {
+        "jaxunlearn.config": ["DataConfig", "Request"],
+        "jaxunlearn.core.types": ["Batch", "Batches", "Examples", "Sets", "Subset"],
+        "jaxunlearn.data.examples": ["as_examples", "fetch", "inputs_like", "normalise", "unchanged"],
+        "jaxunlearn.data.requests": [
+            "describe", "forget_class", "forget_classes", "forget_indices", "forget_random",
+        ],
+        "jaxunlearn.data.sets": ["make_sets", "num_examples", "stack_sets", "subset", "whole"],
+        "jaxunlearn.data.sources": ["SOURCES", "Source", "load_dataset"],
+    },
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Methods: one file each, and one row here."""
+"""Methods: one file each, and one row here; ``ju.NAME`` is the factory of each."""
 
 import inspect
 from collections.abc import Callable

@@ -1,1 +1,17 @@
-"""Training: optimizers, augmentation, and what gradient methods share."""
+"""Training: objectives, descent, optimizers and their masks."""
+
+from jaxunlearn.training.descent import (
+    Context,
+    LossAndMore,
+    Objective,
+    accuracy,
+    apply_update,
+    cross_entropy,
+    descent,
+)
+from jaxunlearn.training.optimizers import make_augment, make_optimizer, matching, only
+
+__all__ = [
+    "Context", "LossAndMore", "Objective", "accuracy", "apply_update", "cross_entropy", "descent",
+    "make_augment", "make_optimizer", "matching", "only",
+]  # fmt: skip

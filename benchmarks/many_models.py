@@ -37,7 +37,7 @@ def ways(
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (2048, *SHAPES[name]), np.uint8)
     sets = Sets(retain=ju.whole(as_examples(x, rng.integers(0, 10, 2048))))
-    model = ju.build(name, SHAPES[name], 10)
+    model = ju.models.build(name, SHAPES[name], 10)
     method = ju.retrain(model, optimizer=optax.adam(1e-3))
     keys = jax.random.split(jax.random.key(0), members)
     size: dict[str, Any] = {"steps": steps, "batch_size": batch_size}

@@ -1,202 +1,102 @@
 """Makes JAX models forget, and shows what they still know.
 
-Names are imported when they are first used, so that ``jaxunlearn --help`` does not
-wait for JAX, and so that no data set library is loaded before it is asked for.
+The names that most users need are here, and every method under its own: ``ju.neuron_path``, or
+``ju.NAME`` of a registered one. The others are in rooms: ``ju.attribution``, ``ju.pictures`` and
+so on. All are imported when they are first used, so that ``jaxunlearn --help`` does not wait for
+JAX, and so that no data set library is loaded before it is asked for.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from jaxunlearn.attribution import (
-        concept_maps,
-        conductance,
-        features,
-        grad_cam,
-        integrated_gradients,
-        layer_integrated_gradients,
-        lrp,
-        structure,
-    )
-    from jaxunlearn.attribution import starts as seeds
-    from jaxunlearn.attribution.ig import baselines, quadrature
+    from jaxunlearn import attribution as attribution
+    from jaxunlearn import checkpoint as checkpoint
+    from jaxunlearn import concepts as concepts
+    from jaxunlearn import data as data
+    from jaxunlearn import gan as gan
+    from jaxunlearn import kinds as kinds
+    from jaxunlearn import methods as methods
+    from jaxunlearn import metrics as metrics
+    from jaxunlearn import models as models
+    from jaxunlearn import pictures as pictures
+    from jaxunlearn import report as report
+    from jaxunlearn import training as training
+    from jaxunlearn.attribution import integrated_gradients, lrp, starts
     from jaxunlearn.attribution.lrp import rules
-    from jaxunlearn.concepts import infer_concepts
-    from jaxunlearn.config import Config, DataConfig, GanConfig, ModelConfig, Request, TrainConfig
-    from jaxunlearn.core.trees import ensemble
-    from jaxunlearn.core.types import Batches, Gan, Info, Model, Needs, Sets, Unlearner
-    from jaxunlearn.data.requests import forget_class, forget_classes, forget_indices, forget_random
-    from jaxunlearn.data.sets import make_sets, stack_sets, subset, whole
-    from jaxunlearn.data.sources import load_dataset
-    from jaxunlearn.engine import unlearn, unlearn_many, within
+    from jaxunlearn.config import Config, TrainConfig
+    from jaxunlearn.core.types import Model, Needs, Sets, Subset, Unlearner
+    from jaxunlearn.data.requests import forget_class
+    from jaxunlearn.data.sets import make_sets, whole
+    from jaxunlearn.engine import Outcome, chain, stop, unlearn, unlearn_many
     from jaxunlearn.engine.sharding import make_sharding
     from jaxunlearn.experiment import run
-    from jaxunlearn.gan import Guide, invert
+    from jaxunlearn.kinds.evaluate import evaluate
     from jaxunlearn.kinds.training import train, train_many
-    from jaxunlearn.methods.adapt_unlearn import adapt_unlearn
-    from jaxunlearn.methods.cascade import cascade
-    from jaxunlearn.methods.concept_poison import concept_poison
-    from jaxunlearn.methods.discriminator_ascent import discriminator_ascent
-    from jaxunlearn.methods.finetune import finetune
-    from jaxunlearn.methods.gan_retrain import gan_finetune, gan_retrain
-    from jaxunlearn.methods.gradient_ascent import gradient_ascent
-    from jaxunlearn.methods.neuron_path import neuron_path
-    from jaxunlearn.methods.random_label import random_label
-    from jaxunlearn.methods.retrain import retrain
-    from jaxunlearn.metrics.evaluate import evaluate
-    from jaxunlearn.models import build, build_gan, functionalize, variables_of
-    from jaxunlearn.pictures import (
-        save_concepts,
-        save_confusions,
-        save_heatmaps,
-        save_maps,
-        save_patches,
-        save_path,
-        save_poison,
-        save_samples,
-        save_scores,
-        save_strips,
-    )
+    from jaxunlearn.methods import register_method
+    from jaxunlearn.methods.adapt_unlearn import adapt_unlearn as adapt_unlearn
+    from jaxunlearn.methods.cascade import cascade as cascade
+    from jaxunlearn.methods.concept_poison import concept_poison as concept_poison
+    from jaxunlearn.methods.discriminator_ascent import discriminator_ascent as discriminator_ascent
+    from jaxunlearn.methods.finetune import finetune as finetune
+    from jaxunlearn.methods.gan_retrain import gan_finetune as gan_finetune
+    from jaxunlearn.methods.gan_retrain import gan_retrain as gan_retrain
+    from jaxunlearn.methods.gradient_ascent import gradient_ascent as gradient_ascent
+    from jaxunlearn.methods.neuron_path import neuron_path as neuron_path
+    from jaxunlearn.methods.random_label import random_label as random_label
+    from jaxunlearn.methods.retrain import retrain as retrain
+    from jaxunlearn.models import functionalize
     from jaxunlearn.report import print_report
 
+_ROOMS = (
+    "attribution", "checkpoint", "concepts", "config", "data", "gan", "kinds", "methods", "metrics",
+    "models", "pictures", "report", "training",
+)  # fmt: skip
 _HOME = {
-    "attribution": [
-        "baselines",
-        "concept_maps",
-        "conductance",
-        "features",
-        "grad_cam",
-        "integrated_gradients",
-        "layer_integrated_gradients",
-        "lrp",
-        "quadrature",
-        "rules",
-        "seeds",
-        "structure",
-    ],
-    "concepts": ["infer_concepts"],
-    "config": ["Config", "DataConfig", "GanConfig", "ModelConfig", "Request", "TrainConfig"],
-    "data.requests": ["forget_class", "forget_classes", "forget_indices", "forget_random"],
-    "data.sets": ["make_sets", "stack_sets", "subset", "whole"],
-    "data.sources": ["load_dataset"],
-    "gan": ["Guide", "invert"],
-    "core.trees": ["ensemble"],
-    "experiment": ["run"],
-    "kinds.training": ["train", "train_many"],
-    "metrics.evaluate": ["evaluate"],
-    "models": ["build", "build_gan", "functionalize", "variables_of"],
-    "pictures": [
-        "save_concepts",
-        "save_confusions",
-        "save_heatmaps",
-        "save_maps",
-        "save_patches",
-        "save_path",
-        "save_poison",
-        "save_samples",
-        "save_scores",
-        "save_strips",
-    ],
-    "report": ["print_report"],
-    "engine": ["unlearn", "unlearn_many", "within"],
+    "attribution": ["integrated_gradients", "lrp", "starts"],
+    "attribution.lrp": ["rules"],
+    "config": ["Config", "TrainConfig"],
+    "core.types": ["Model", "Needs", "Sets", "Subset", "Unlearner"],
+    "data.requests": ["forget_class"],
+    "data.sets": ["make_sets", "whole"],
+    "engine": ["Outcome", "chain", "stop", "unlearn", "unlearn_many"],
     "engine.sharding": ["make_sharding"],
-    "core.types": ["Batches", "Gan", "Info", "Model", "Needs", "Sets", "Unlearner"],
-    "methods.adapt_unlearn": ["adapt_unlearn"],
-    "methods.cascade": ["cascade"],
-    "methods.concept_poison": ["concept_poison"],
-    "methods.discriminator_ascent": ["discriminator_ascent"],
-    "methods.finetune": ["finetune"],
-    "methods.gan_retrain": ["gan_finetune", "gan_retrain"],
-    "methods.gradient_ascent": ["gradient_ascent"],
-    "methods.neuron_path": ["neuron_path"],
-    "methods.random_label": ["random_label"],
-    "methods.retrain": ["retrain"],
+    "experiment": ["run"],
+    "kinds.evaluate": ["evaluate"],
+    "kinds.training": ["train", "train_many"],
+    "methods": ["register_method"],
+    "models": ["functionalize"],
+    "report": ["print_report"],
 }
 _WHERE = {name: home for home, names in _HOME.items() for name in names}
 
 __all__ = [
-    "Batches",
-    "Config",
-    "DataConfig",
-    "Gan",
-    "GanConfig",
-    "Guide",
-    "Info",
-    "Model",
-    "ModelConfig",
-    "Needs",
-    "Request",
-    "Sets",
-    "TrainConfig",
-    "Unlearner",
-    "adapt_unlearn",
-    "baselines",
-    "build",
-    "build_gan",
-    "cascade",
-    "concept_maps",
-    "concept_poison",
-    "conductance",
-    "discriminator_ascent",
-    "ensemble",
-    "evaluate",
-    "features",
-    "finetune",
-    "forget_class",
-    "forget_classes",
-    "forget_indices",
-    "forget_random",
-    "functionalize",
-    "gan_finetune",
-    "gan_retrain",
-    "grad_cam",
-    "gradient_ascent",
-    "infer_concepts",
-    "integrated_gradients",
-    "invert",
-    "layer_integrated_gradients",
-    "load_dataset",
-    "lrp",
-    "make_sets",
-    "make_sharding",
-    "neuron_path",
-    "print_report",
-    "quadrature",
-    "random_label",
-    "retrain",
-    "rules",
-    "run",
-    "save_concepts",
-    "save_confusions",
-    "save_heatmaps",
-    "save_maps",
-    "save_patches",
-    "save_path",
-    "save_poison",
-    "save_samples",
-    "save_scores",
-    "save_strips",
-    "seeds",
-    "stack_sets",
-    "structure",
-    "subset",
-    "train",
-    "train_many",
-    "unlearn",
-    "unlearn_many",
-    "variables_of",
+    "Config", "Model", "Needs", "Outcome", "Sets", "Subset", "TrainConfig", "Unlearner",
+    "attribution", "chain", "checkpoint", "concepts", "config", "data", "evaluate", "forget_class",
+    "functionalize", "gan", "integrated_gradients", "kinds", "lrp", "make_sets", "make_sharding",
+    "methods", "metrics", "models", "pictures", "print_report", "register_method", "report",
+    "rules", "run", "starts", "stop", "train", "train_many", "training", "unlearn", "unlearn_many",
     "whole",
-    "within",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'jaxunlearn' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"jaxunlearn.{_WHERE[name]}"), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"jaxunlearn.{name}")
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"jaxunlearn.{_WHERE[name]}"), name)
+    from jaxunlearn.core.errors import did_you_mean
+    from jaxunlearn.methods import METHODS
+
+    if name.startswith("_") or name not in METHODS:
+        hint = did_you_mean(name, [*__all__, *METHODS])
+        raise AttributeError(f"module 'jaxunlearn' has no attribute {name!r}{hint}")
+    return METHODS[name].factory
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    from jaxunlearn.methods import METHODS
+
+    return sorted([*__all__, *METHODS])

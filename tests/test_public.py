@@ -8,6 +8,7 @@ import time
 import pytest
 
 import jaxunlearn
+from jaxunlearn.methods import METHODS
 
 
 def python(code, **env):
@@ -23,7 +24,24 @@ def test_every_public_name_is_there_and_says_what_it_is(name):
 
 
 def test_the_lazy_table_and_all_agree():
-    assert set(jaxunlearn._WHERE) == set(jaxunlearn.__all__)
+    assert {*jaxunlearn._WHERE, *jaxunlearn._ROOMS} == set(jaxunlearn.__all__)
+    assert len(jaxunlearn.__all__) <= 40, "the rest belongs in rooms"
+
+
+def test_every_method_goes_by_its_name():
+    for name, row in METHODS.items():
+        assert getattr(jaxunlearn, name) is row.factory
+        assert name in dir(jaxunlearn)
+
+
+ROOMS = [name for name in jaxunlearn._ROOMS if hasattr(getattr(jaxunlearn, name), "__all__")]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_name_of_a_room_is_there(room):
+    home = getattr(jaxunlearn, room)
+    for name in home.__all__:
+        assert getattr(home, name).__doc__, name
 
 
 def test_names_are_what_their_modules_define():

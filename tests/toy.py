@@ -45,7 +45,7 @@ def sets(request=None, gan=False):
 
 @functools.cache
 def mlp():
-    return ju.build("mlp", SHAPE, NUM_CLASSES, {"features": (24, 16)})
+    return ju.models.build("mlp", SHAPE, NUM_CLASSES, {"features": (24, 16)})
 
 
 @functools.cache
@@ -73,7 +73,7 @@ def guide():
     """A classifier of what :func:`trained_gan` draws."""
     config = TrainConfig(epochs=15, batch_size=32, learning_rate=5e-3)
     everything = ju.whole(sets(gan=True).forget.examples)
-    model = ju.build("mlp", SHAPE, NUM_CLASSES, {"features": (16,)})
+    model = ju.models.build("mlp", SHAPE, NUM_CLASSES, {"features": (16,)})
     return Guide(model, ju.train(model, everything, jax.random.key(8), config=config).variables)
 
 

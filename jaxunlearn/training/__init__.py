@@ -1,17 +1,21 @@
 """Training: objectives, descent, optimizers and their masks."""
 
-from jaxunlearn.training.descent import (
-    Context,
-    LossAndMore,
-    Objective,
-    accuracy,
-    apply_update,
-    cross_entropy,
-    descent,
-)
+from jaxunlearn.core.types import Batches, Info
+from jaxunlearn.training.descent import Context, accuracy, apply_update, cross_entropy, descent
 from jaxunlearn.training.optimizers import make_augment, make_optimizer, matching, only
 
 __all__ = [
-    "Context", "LossAndMore", "Objective", "accuracy", "apply_update", "cross_entropy", "descent",
-    "make_augment", "make_optimizer", "matching", "only",
+    "Batches",
+    "Context",
+    "Info",
+    "LossAndMore",
+    "Objective",
+    "accuracy",
+    "apply_update",
+    "cross_entropy",
+    "descent",
+    "make_augment",
+    "make_optimizer",
+    "matching",
+    "only",
 ]  # fmt: skip

@@ -11,7 +11,9 @@ import optax
 from jaxunlearn.config import TrainConfig
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.trees import named_leaves, path_name
-from jaxunlearn.core.types import Key
+from jaxunlearn.core.types import Apply, Key, Variables
+from jaxunlearn.jaxprs.structure import structure
+from jaxunlearn.training.descent import trained
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine")
@@ -103,7 +105,11 @@ def only(
         mask = part(params) if callable(part) else part
         return jax.tree.map(lambda kept: "trained" if kept else "kept", mask)
 
-    return optax.multi_transform({"trained": optimizer, "kept": optax.set_to_zero()}, labels)
+    # parameter plus -0 is the parameter, to the bit; plus 0 would turn -0 into 0
+    rest = optax.stateless(
+        lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates)
+    )
+    return optax.multi_transform({"trained": optimizer, "kept": rest}, labels)
 
 
 def matching(*patterns: str) -> Callable[[Any], Any]:
@@ -134,3 +140,45 @@ def matching(*patterns: str) -> Callable[[Any], Any]:
         return found
 
     return mask
+
+
+PARTS = ("head", "last_block", "all")
+"""Parts of a network that have a name."""
+
+
+def part_mask(part: str | tuple[str, ...], apply: Apply, variables: Variables, x: Any) -> Any:
+    """Makes a mask of the parameters of a part of a network, as :func:`only` takes it.
+
+    ``"head"``: kernel and bias of the last linear unit. ``"last_block"``: these, and all
+    parameters under the same top-level name as the unit before it
+    (``params/stage3_block1/...``). ``"all"``: every parameter. Otherwise those in whose path
+    one of the regular expressions is found; paths are those inside ``variables``.
+
+    Args:
+      apply: ``(variables, x) -> logits [B, K]``.
+      variables: arrays, or their shapes and dtypes.
+      x: inputs, or their shapes and dtypes.
+
+    Raises:
+      ValueError: no parameter belongs to the part.
+    """
+    params = trained(variables)
+    prefix = "" if params is variables else "params/"
+    paths = [prefix + path for path in named_leaves(params)]
+    if part == "all":
+        found = set(paths)
+    elif isinstance(part, str):
+        units = structure(apply, variables, x)
+        head = units[-1]
+        found = {path for path in paths if path in (head.kernel, head.bias)}
+        before = next((u.kernel for u in reversed(units) if u.kernel != head.kernel), None)
+        if part == "last_block" and before is not None:
+            block = prefix + before.removeprefix(prefix).split("/")[0]
+            found |= {path for path in paths if f"{path}/".startswith(f"{block}/")}
+    else:
+        found = {path for path in paths if any(re.search(pattern, path) for pattern in part)}
+    if not found:
+        raise ValueError(f"train: expected a part with parameters among {paths}, got {part!r}")
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, _: prefix + path_name(keys) in found, params
+    )

@@ -124,7 +124,7 @@ class TestRun:
             assert len(sets[kind])
         parts = [sets[k] for k in ("unseen", "holdout", "test_forget", "test_retain")]
         assert sorted(np.concatenate(parts)) == list(range(800)), "positions in the official split"
-        labels = ju.load_dataset(ju.DataConfig()).test_y
+        labels = ju.data.load_dataset(ju.config.DataConfig()).test_y
         assert set(labels[sets["unseen"]]) == set(labels[sets["test_forget"]]) == {3}
         assert 3 not in labels[np.concatenate([sets["holdout"], sets["test_retain"]])]
 

@@ -15,27 +15,27 @@ def positions(request):
 
 def test_what_is_named_is_marked():
     assert positions(ju.forget_class(1)) == [1, 3]
-    assert positions(ju.forget_classes([0, 2])) == [0, 2, 4, 5, 6]
-    assert positions(ju.forget_indices([6, 0])) == [0, 6]
+    assert positions(ju.data.forget_classes([0, 2])) == [0, 2, 4, 5, 6]
+    assert positions(ju.data.forget_indices([6, 0])) == [0, 6]
 
 
 def test_a_random_share_follows_from_its_seed():
-    first, again, other = (positions(ju.forget_random(0.5, seed)) for seed in (1, 1, 2))
+    first, again, other = (positions(ju.data.forget_random(0.5, seed)) for seed in (1, 1, 2))
     assert first == again != other
     assert len(first) == 4
 
 
 def test_other_splits_know_classes_only():
     assert list(np.flatnonzero(same_kind_mask(ju.forget_class(2), LABELS))) == [2, 5, 6]
-    assert not same_kind_mask(ju.forget_indices([1]), LABELS).any()
+    assert not same_kind_mask(ju.data.forget_indices([1]), LABELS).any()
 
 
 def test_descriptions():
     assert describe(ju.forget_class(3)) == "forget class 3"
     assert describe(Request(each=True)) == "forget each class by itself"
-    assert describe(ju.forget_classes([1, 2])) == "forget classes 1, 2"
-    assert describe(ju.forget_indices([1, 2])) == "forget 2 given examples"
-    assert "0.25" in describe(ju.forget_random(0.25))
+    assert describe(ju.data.forget_classes([1, 2])) == "forget classes 1, 2"
+    assert describe(ju.data.forget_indices([1, 2])) == "forget 2 given examples"
+    assert "0.25" in describe(ju.data.forget_random(0.25))
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def test_descriptions():
         (Request(classes=(1,), share=0.5), "exactly one of"),
         (ju.forget_class(3), r"request.classes: expected numbers from 0 to 2, got \[3\]"),
         (ju.forget_class(-1), r"from 0 to 2, got \[-1\]"),
-        (ju.forget_classes([1, 1]), "each number once"),
-        (ju.forget_indices([7]), r"request.indices: expected numbers from 0 to 6, got \[7\]"),
-        (ju.forget_random(1.5), "between 0 and 1, got 1.5"),
-        (ju.forget_random(0.01), "none of the 7"),
-        (ju.forget_random(0.99), "all 7 examples"),
-        (ju.forget_classes([0, 1, 2]), "all 7 examples"),
+        (ju.data.forget_classes([1, 1]), "each number once"),
+        (ju.data.forget_indices([7]), r"request.indices: expected numbers from 0 to 6, got \[7\]"),
+        (ju.data.forget_random(1.5), "between 0 and 1, got 1.5"),
+        (ju.data.forget_random(0.01), "none of the 7"),
+        (ju.data.forget_random(0.99), "all 7 examples"),
+        (ju.data.forget_classes([0, 1, 2]), "all 7 examples"),
     ],
 )
 def test_what_cannot_be_met_is_refused(request_, message):
@@ -69,6 +69,6 @@ def test_each_class_is_a_request_of_its_own():
         ju.forget_class(0),
         ju.forget_class(2),
     ]
-    assert separate(ju.forget_classes([0, 2]), 3) == [ju.forget_classes([0, 2])]
+    assert separate(ju.data.forget_classes([0, 2]), 3) == [ju.data.forget_classes([0, 2])]
     with pytest.raises(RequestError, match="a single request here"):
         forget_mask(Request(each=True), LABELS, 3)

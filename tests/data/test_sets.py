@@ -31,7 +31,7 @@ def test_the_parts_are_disjoint_and_complete():
 
 
 def test_a_request_for_items_has_no_unseen_kind():
-    sets = toy.sets(ju.forget_indices([0, 1, 2]))
+    sets = toy.sets(ju.data.forget_indices([0, 1, 2]))
     assert sets.unseen is None
     assert sets.test_forget is None
     assert num_examples(sets.holdout) == len(toy.blobs()[1][1])
@@ -39,7 +39,7 @@ def test_a_request_for_items_has_no_unseen_kind():
 
 def test_stacked_requests_share_their_arrays():
     requests = [toy.sets(ju.forget_class(label)) for label in range(4)]
-    stacked = ju.stack_sets(requests)
+    stacked = ju.data.stack_sets(requests)
     assert stacked.forget.examples.x is requests[0].forget.examples.x
     assert stacked.forget.indices.shape == (4, 60)
     assert list(stacked.forget.size) == [30, 50, 40, 60]
@@ -53,12 +53,12 @@ def test_sets_on_different_arrays_cannot_be_stacked():
     train = [(np.zeros((4, 2), np.uint8), np.array([0, 1, 0, 1])) for _ in range(2)]
     sets = [ju.make_sets(*arrays, ju.forget_class(0)) for arrays in train]
     with pytest.raises(ValueError, match="expected forget to share one device array"):
-        ju.stack_sets(sets)
+        ju.data.stack_sets(sets)
 
 
 def test_requests_of_different_kinds_cannot_be_stacked():
     with pytest.raises(ValueError, match="expected unseen in all or in none"):
-        ju.stack_sets([toy.sets(), toy.sets(ju.forget_indices([0]))])
+        ju.data.stack_sets([toy.sets(), toy.sets(ju.data.forget_indices([0]))])
 
 
 def test_normalisation_defaults():
@@ -189,10 +189,10 @@ def test_trees_are_stacked_without_copies():
     x, y = sentences()
     x = jax.tree.map(jnp.asarray, x)
     many = [ju.make_sets(x, y, ju.forget_class(label), num_classes=2) for label in range(2)]
-    stacked = ju.stack_sets(many)
+    stacked = ju.data.stack_sets(many)
     assert stacked.forget.examples.x["tokens"] is x["tokens"]
     with pytest.raises(ValueError, match="expected forget to share one device array"):
-        ju.stack_sets([many[0], ju.make_sets(sentences()[0], y, ju.forget_class(1))])
+        ju.data.stack_sets([many[0], ju.make_sets(sentences()[0], y, ju.forget_class(1))])
     method = ju.finetune(sentence_net())
     done = ju.unlearn_many(
         method, sentence_net().init(KEY), stacked, jax.random.split(KEY), steps=2, batch_size=8
@@ -237,7 +237,7 @@ def test_sets_of_one_capacity_and_reader_share_a_program():
 def test_labels_that_are_no_classes(y):
     x = {"tokens": np.arange(24).reshape(12, 2)}
     sets = ju.make_sets(
-        x, y, ju.forget_indices(np.arange(12) < 5), labels="any", test=(x, y), unseen=(x, y)
+        x, y, ju.data.forget_indices(np.arange(12) < 5), labels="any", test=(x, y), unseen=(x, y)
     )
     assert members(sets.forget) == set(range(5))
     assert (sets.unseen, sets.test_forget) == (None, None)
@@ -247,7 +247,7 @@ def test_labels_that_are_no_classes(y):
     np.testing.assert_array_equal(batch.y, y[positions].astype(batch.y.dtype))
     hidden = draw(sets.retain, KEY, jnp.int32(0), 4, Needs(labels=False))
     np.testing.assert_array_equal(hidden.y, -np.ones_like(batch.y))
-    assert num_examples(ju.make_sets(x, y, ju.forget_random(0.25), labels="any").forget) == 3
+    assert num_examples(ju.make_sets(x, y, ju.data.forget_random(0.25), labels="any").forget) == 3
     with pytest.raises(RequestError, match=r"request\.classes: expected labels that are classes"):
         ju.make_sets(x, y, ju.forget_class(1), labels="any")
 

@@ -1,10 +1,12 @@
 """Every source gives well-formed arrays, and every fault in a source is named."""
 
+import hashlib
 import importlib.util
 import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -19,10 +21,11 @@ from jaxunlearn.cli import main
 from jaxunlearn.config import DataConfig
 from jaxunlearn.config.overrides import load_config
 from jaxunlearn.core.errors import ConfigError, DataError
+from jaxunlearn.data import dataset
 from jaxunlearn.data.dataset import ARRAYS, make_dataset
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.data.sets import divide, num_examples, stratified_mask
-from jaxunlearn.data.sources import SOURCES, load_dataset, register_source
+from jaxunlearn.data.sources import SOURCES, load_dataset, register_source, tfds, tfds_decode
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tfds"
 COUNTS = {"train": (12, 12), "test": (16,)}  # examples of each shard: 40 in all
@@ -426,17 +429,15 @@ def test_preparing_without_tensorflow_says_what_to_do(config, tmp_path, monkeypa
 
 
 def test_failed_download_says_what_to_do(monkeypatch):
-    from jaxunlearn.data.sources import tfds_decode as tfds_library
-
     class Builder:
         data_path = "somewhere/mnist"
 
         def download_and_prepare(self, **_):
             raise ConnectionError("no route")
 
-    monkeypatch.setattr(tfds_library, "_installed", lambda module: True)
+    monkeypatch.setattr(tfds_decode, "_installed", lambda module: True)
     with pytest.raises(DataError, match=r"no route.*network.*data\.dir"):
-        tfds_library._download(Builder(), "mnist")
+        tfds_decode._download(Builder(), "mnist")
 
 
 def test_import_is_light():
@@ -504,7 +505,7 @@ def test_a_set_of_trees_is_divided(own_source):
     arrays |= {"train_y": data.train_x["tokens"], "test_y": data.test_x["tokens"]}
     own = make_dataset(arrays, labels="any", reader=lambda x: x["tokens"])
     held = stratified_mask(own.test_y, 4, seed=0)
-    sets = divide(own, held, [ju.forget_random(0.25)])
+    sets = divide(own, held, [ju.data.forget_random(0.25)])
     assert inputs_like(sets.retain).shape == (1, 4)
     assert sets.retain.examples.y.shape == (12, 4)
     assert held.sum() == num_examples(sets.holdout) == num_examples(sets.test_retain) == 4
@@ -635,9 +636,21 @@ def test_npz_that_is_none(tmp_path):
 # The real sets
 
 
+@pytest.fixture
+def kept(pytestconfig):
+    """A folder for decoded sets that outlives the run; another one for other code that decodes."""
+    decoders = [dataset, tfds, tfds_decode]
+    code = b"".join(Path(module.__file__).read_bytes() for module in decoders)
+    folder = pytestconfig.cache.mkdir(f"decoded-{hashlib.sha256(code).hexdigest()[:12]}")
+    for old in folder.parent.glob("decoded-*"):
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
 @pytest.mark.skipif(not (REAL / "mnist").is_dir(), reason="no prepared MNIST beside the repository")
-def test_mnist(tmp_path):
-    config = DataConfig(name="mnist", dir=str(REAL), cache=str(tmp_path))
+def test_mnist(kept):
+    config = DataConfig(name="mnist", dir=str(REAL), cache=str(kept))
     first = load_dataset(config)
     assert first.train_x.shape == (60000, 28, 28, 1)
     assert first.test_x.shape == (10000, 28, 28, 1)

@@ -28,7 +28,7 @@ def counter(needs=None):
     def init(variables, sets, key):
         return {"w": variables["w"], "steps": jnp.int32(0), "seen": jnp.float32(0)}
 
-    def step(state, batches):
+    def step(state, batches, key, count):
         batch = next(b for b in batches if b is not None)
         seen = state["seen"] + jnp.sum(batch.weight)
         info = Info({"seen": seen, "labels": jnp.sum(batch.y)}, jnp.isfinite(seen))
@@ -181,7 +181,7 @@ def test_no_chunk_length_defeats_that():
 
 def test_built_in_convolutions_are_looped_over():
     chunks = []
-    model = ju.build("cnn", toy.SHAPE, 4, {"channels": (2, 2), "features": 4})
+    model = ju.models.build("cnn", toy.SHAPE, 4, {"channels": (2, 2), "features": 4})
     part = toy.sets().retain
     config = TrainConfig(epochs=0.2, batch_size=8)
     ju.train(model, part, KEY, config=config, on_chunk=lambda p: chunks.append(p.step))
@@ -234,7 +234,7 @@ def test_members_may_go_a_few_at_a_time():
 
 
 def test_leading_axes_must_agree():
-    stacked = ju.stack_sets([toy.sets(ju.forget_class(c)) for c in range(3)])
+    stacked = ju.data.stack_sets([toy.sets(ju.forget_class(c)) for c in range(3)])
     mixed = stacked._replace(forget=toy.sets().forget)
     keys = jax.random.split(KEY, 2)
     many = lambda **changes: ju.unlearn_many(  # noqa: E731

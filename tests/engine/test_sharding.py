@@ -57,7 +57,7 @@ def test_wrong_meshes_are_refused(mesh, rules, message):
 @pytest.mark.parametrize("mesh", ["data", "fsdp"])
 def test_networks_with_convolutions_train_alike_on_eight_devices(network, mesh):
     options = {"cnn": {"channels": (8, 8), "features": 16}, "resnet8": {"width": 8}}[network]
-    model = ju.build(network, toy.SHAPE, 4, options)
+    model = ju.models.build(network, toy.SHAPE, 4, options)
     config = TrainConfig(epochs=0.4, batch_size=16, optimizer="sgd", learning_rate=0.05)
     sharding = make_sharding(mesh)
     key, part = jax.random.key(0), toy.sets().retain

@@ -2,17 +2,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxunlearn.metrics.evaluate import member_of
-from jaxunlearn.metrics.measure import measure, refer
 
 import jaxunlearn as ju
 from jaxunlearn.data.examples import as_examples
 from jaxunlearn.data.sets import subset
-from jaxunlearn.engine.driver import Outcome
+from jaxunlearn.engine.driver import Outcome, member_of
 from jaxunlearn.engine.predict import predict
+from jaxunlearn.metrics import METRICS, measure
 from jaxunlearn.metrics.attacks import fit_judge, loss_attack
+from jaxunlearn.metrics.classification import ClassifierEvidence
 from jaxunlearn.metrics.relearning import linear_probe, relearn_curve, relearn_steps
-from jaxunlearn.metrics.table import METRICS, make_report
+from jaxunlearn.metrics.table import make_report
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -107,7 +107,7 @@ class TestResidue:
         silent = given["head"]["bias"].at[1].set(-1e3)
         edited = {"params": {**given, "head": {**given["head"], "bias": silent}}}
         assert predict(toy.mlp().apply, edited, sets.test_forget).accuracy == 0
-        features = ju.features(toy.mlp().apply)
+        features = ju.attribution.features(toy.mlp().apply)
         train = (sets.forget, sets.retain)
         assert linear_probe(features, edited, train, sets.test_forget) > 0.95
 
@@ -232,9 +232,13 @@ def test_evaluate_wants_the_original():
         ju.evaluate(toy.mlp(), {"mine": {}}, [], toy.sets())
 
 
+def evidence(sets, variables=None):
+    given = toy.trained().variables if variables is None else variables
+    return ClassifierEvidence(toy.mlp(), given, sets, KEY)
+
+
 def test_items_are_compared_with_the_test_set():
-    sets = toy.sets(ju.forget_random(0.2))
-    values = measure(toy.mlp(), toy.trained().variables, sets, KEY)
+    values = measure(evidence(toy.sets(ju.data.forget_random(0.2)))).values
     assert 0.2 < values["loss_attack"] < 0.8
     assert 0 <= values["judged_unseen"] <= 1
     assert "accuracy_test_forget" not in values
@@ -242,11 +246,12 @@ def test_items_are_compared_with_the_test_set():
 
 
 def test_the_original_is_its_own_reference():
-    given, sets = toy.trained().variables, toy.sets()
-    reference = refer(toy.mlp(), given, sets)
-    alone = measure(toy.mlp(), given, sets, KEY)
-    assert alone == measure(toy.mlp(), given, sets, KEY, reference=reference)
-    assert reference.accuracy == alone["accuracy_forget"]
+    sets = toy.sets()
+    reference = evidence(sets)
+    alone = measure(evidence(sets)).values
+    assert alone == measure(evidence(sets), reference).values
+    assert reference.predictions["forget"].accuracy == alone["accuracy_forget"]
+    assert alone["attack_gap"] == abs(0.5 - alone["loss_attack"])
 
 
 def test_one_of_many_has_what_was_its_own_and_a_share_of_the_time():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.metrics.statistics import estimate, floor, paired, spread
-from jaxunlearn.metrics.table import Judged, Trial, compare, make_report, summarise
+from jaxunlearn.metrics.table import Judged, Place, compare, make_report, summarise
 
 T4, T1 = 2.7764, 12.7062  # Student's t, .975, 4 and 1 degrees of freedom, from a printed table
 
@@ -59,9 +59,9 @@ SECOND = Judged(
     {"original": values(0.8, 7.0, [1, 1]), "path": values(0.4, 3.0, [0.2, 0.7])},
     [values(0.1, 6.0, [0.2, 0.6])],
 )
-SEEDS = [Trial("seed", 0), Trial("seed", 1)]
-CLASSES = [Trial("class", 1, "1"), Trial("class", 3, "cat")]
-FAILED = Judged({"original": FIRST.models["original"], "path": {}}, FIRST.oracles)
+SEEDS = [Place("seed", 0), Place("seed", 1)]
+CLASSES = [Place("class", 1, "1"), Place("class", 3, "cat")]
+FAILED = Judged({"original": FIRST.models["original"], "path": {}}, FIRST.retrained)
 
 
 class TestSeeds:
@@ -84,7 +84,7 @@ class TestSeeds:
         assert row["spread"] == pytest.approx(0.1 / np.sqrt(2))
 
     def test_all_oracles_of_all_seeds_are_compared(self):
-        more = FIRST._replace(oracles=[*FIRST.oracles, values(0.3, 2.0, [0, 0])])
+        more = FIRST._replace(retrained=[*FIRST.retrained, values(0.3, 2.0, [0, 0])])
         row = self.rows([more, SECOND])["accuracy_forget"]
         assert row["floor"] == pytest.approx((0.3 + 0.1 + 0.2) / 3)
         assert row["each"]["retrained"] == pytest.approx([0.15, 0.1])
@@ -116,8 +116,8 @@ class TestSeeds:
 
     def test_classes_differ_by_their_request_and_not_by_chance(self):
         """Noise is what retrained models of the same class differ by."""
-        one = FIRST._replace(oracles=[values(0.0, 8, [0, 0.4]), values(0.2, 1, [0, 0.2])])
-        other = SECOND._replace(oracles=[values(0.7, 2, [1, 1]), values(0.8, 2, [1, 0.8])])
+        one = FIRST._replace(retrained=[values(0.0, 8, [0, 0.4]), values(0.2, 1, [0, 0.2])])
+        other = SECOND._replace(retrained=[values(0.7, 2, [1, 1]), values(0.8, 2, [1, 0.8])])
         made = summarise("t", [one, other], trials=CLASSES)
         row = next(row for row in made["rows"] if row["name"] == "accuracy_forget")
         assert row["floor"] == pytest.approx((0.2 + 0.1) / 2)
@@ -130,7 +130,7 @@ class TestSeeds:
         assert row["floor"] is row["spread"] is None, "one of each class tells no noise"
 
     def test_costs_are_those_of_the_one_trained_alone(self):
-        both = [one._replace(alone=FIRST.oracles[0]) for one in (FIRST, SECOND)]
+        both = [one._replace(alone=FIRST.retrained[0]) for one in (FIRST, SECOND)]
         row = next(
             r for r in summarise("t", both, trials=CLASSES)["rows"] if r["name"] == "seconds"
         )
@@ -138,7 +138,7 @@ class TestSeeds:
         assert row["intervals"]["retrained"] == 0
 
     def test_a_single_seed_is_told_as_it_is(self):
-        made = make_report("t", FIRST.models, FIRST.oracles)
+        made = make_report("t", FIRST.models, FIRST.retrained)
         for row in made["rows"]:
             assert not {"each", "intervals", "differences"} & set(row)
         assert "trials" not in made
@@ -153,10 +153,13 @@ class TestPublished:
     }
 
     def judged(self, *attacks):
+        def attacked(score, **more):
+            return {"loss_attack": score, "attack_gap": abs(0.5 - score), **more}
+
         return [
             Judged(
-                {"original": {}, "path": {"accuracy_forget": 0.2, "loss_attack": attack}},
-                [{"loss_attack": 0.4, "seconds": 5.0}, {"loss_attack": 0.6, "seconds": 1.0}],
+                {"original": {}, "path": attacked(attack, accuracy_forget=0.2)},
+                [attacked(0.4, seconds=5.0), attacked(0.6, seconds=1.0)],
             )
             for attack in attacks
         ]

@@ -39,6 +39,10 @@ class Concepts(NamedTuple):
     gap: jax.Array
 
 
+# operation by operation it would be some fifty programs
+_scores = jax.jit(concept_scores, static_argnames=("num_classes", "baseline"))
+
+
 @functools.lru_cache(maxsize=32)
 def feature_fn(apply: Apply) -> Apply:
     """Returns ``jaxunlearn.attribution.features(apply)``, the same function at every call.
@@ -98,7 +102,7 @@ def infer_concepts(
         raise ValueError(f"examples: expected at least 1, got {examples!r}")
     apply = functionalize(model).apply
     parts = _subsets(parts)
-    own = [int(seed) for seed in jax.random.bits(key, (5,), jnp.uint32)]
+    own = np.asarray(jax.random.bits(key, (5,), jnp.uint32)).tolist()
     drawn = _draw(parts, examples, own[0])
     shapes = concept_shapes(
         apply, variables, drawn.x, bank=bank, concepts=concepts, class_names=class_names
@@ -119,9 +123,7 @@ def infer_concepts(
         found = fit_bank(sets, seed=own[3], warn=warn)
     num_classes = len(shapes.gap)
     bottleneck = fit_bottleneck(found, e, y, num_classes, hybrid=hybrid, seed=own[4])
-    scores = concept_scores(
-        found, bottleneck, jnp.asarray(e), drawn.y, num_classes, baseline=baseline
-    )
+    scores = _scores(found, bottleneck, jnp.asarray(e), drawn.y, num_classes, baseline=baseline)
     return Concepts(found, bottleneck, scores.values, scores.gap)
 
 
@@ -231,6 +233,13 @@ def _subsets(parts: Subset | Sequence[Subset]) -> Sequence[Subset]:
     return found
 
 
+@jax.jit
+def _join(sources: Sequence[Examples], places: Sequence[jax.Array]) -> Any:
+    """Fetches examples from several sources, one behind the other."""
+    found = [fetch(source, at) for source, at in zip(sources, places, strict=True)]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
+
+
 def _draw(parts: Sequence[Subset], count: int, seed: int) -> Examples:
     """Draws some of the examples of several subsets, normalised, evenly over the classes."""
     kept = [part for part in parts if num_examples(part)]
@@ -243,9 +252,6 @@ def _draw(parts: Sequence[Subset], count: int, seed: int) -> Examples:
     chosen = np.zeros(len(y), bool)
     chosen[evenly(y, count, np.random.default_rng(seed))] = True
     ends = np.cumsum([len(at) for at in places])[:-1]
-    x = [
-        fetch(part.examples, jnp.asarray(at[take]))
-        for part, at, take in zip(kept, places, np.split(chosen, ends), strict=True)
-    ]
-    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *x)
+    taken = [at[take] for at, take in zip(places, np.split(chosen, ends), strict=True)]
+    joined = _join([part.examples for part in kept], taken)
     return Examples(joined, jnp.asarray(y[chosen], jnp.int32), Partial(unchanged))

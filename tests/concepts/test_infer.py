@@ -28,12 +28,12 @@ SHAPE = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
 @functools.cache
 def digits():
     """A network that knows the digits, and its sets."""
-    data = ju.load_dataset(DataConfig())
+    data = ju.data.load_dataset(DataConfig())
     sets = ju.make_sets(
         data.train_x, data.train_y, ju.forget_class(3),
         test=(data.test_x, data.test_y), mean=data.mean, std=data.std,
     )  # fmt: skip
-    model = ju.build("mlp", (8, 8, 1), 10, {"features": (96, 64)})
+    model = ju.models.build("mlp", (8, 8, 1), 10, {"features": (96, 64)})
     config = TrainConfig(epochs=8, batch_size=32, learning_rate=3e-3)
     out = ju.train(model, ju.whole(sets.forget.examples), jax.random.key(0), config=config)
     return model.apply, out.variables, sets
@@ -71,7 +71,7 @@ def test_the_same_key_gives_the_same_concepts():
 
     def run(seed):
         key = jax.random.key(seed)
-        return infer_concepts(apply, variables, [sets.retain], key, concepts=8, examples=200)
+        return infer_concepts(apply, variables, [sets.retain], key, concepts=8, examples=300)
 
     one, two, other = run(0), run(0), run(1)
     jax.tree.map(np.testing.assert_array_equal, one, two)
@@ -92,7 +92,7 @@ def test_no_example_beyond_the_parts_is_looked_at():
 
 
 def test_a_convolutional_network_and_a_bank_of_ones_own(tmp_path):
-    model = ju.build("cnn", toy.SHAPE, toy.NUM_CLASSES, {"channels": (2, 4), "features": 16})
+    model = ju.models.build("cnn", toy.SHAPE, toy.NUM_CLASSES, {"channels": (2, 4), "features": 16})
     variables, part = model.init(KEY), toy.sets().retain
     path = str(tmp_path / "own.npz")
     np.savez(path, vectors=np.eye(16)[:3], names=np.array(["a", "b", "c"]))

@@ -27,7 +27,8 @@ LABELS = jnp.asarray(RNG.integers(0, 2, 20), jnp.int32)
 
 @pytest.mark.parametrize("baseline", ["mean", "zero"])
 def test_scores_of_a_linear_bottleneck(baseline):
-    found = concept_scores(BANK, BOTTLENECK, FEATURES, LABELS, K, baseline=baseline)
+    run = jax.jit(concept_scores, static_argnames=("num_classes", "baseline"))
+    found = run(BANK, BOTTLENECK, FEATURES, LABELS, K, baseline=baseline)
     m = np.asarray(margins(BANK, FEATURES))
     start = m.mean(axis=0) if baseline == "mean" else 0
     for k in range(2):
@@ -48,8 +49,9 @@ def test_scores_jitted():
 
 
 def test_one_node_suffices_for_a_linear_function():
-    one = concept_scores(
-        BANK, BOTTLENECK, FEATURES, LABELS, K, quadrature=quadrature.gauss_legendre(1)
+    node = quadrature.gauss_legendre(1)
+    one = jax.jit(lambda e, y: concept_scores(BANK, BOTTLENECK, e, y, K, quadrature=node))(
+        FEATURES, LABELS
     )
     assert float(one.gap.max()) < 1e-5
 
@@ -66,8 +68,11 @@ USEFUL = np.ones(4, bool)
 NONE = np.zeros((3, 4))
 
 
+compiled = jax.jit(choose_donor, static_argnames="top")
+
+
 def donors(values, weights=NONE, useful=USEFUL, allowed=ALL, **options):
-    found = choose_donor(
+    found = compiled(
         *(jnp.asarray(v, jnp.float32) for v in (values, weights)),
         jnp.asarray(useful), jnp.asarray(allowed), **options,
     )  # fmt: skip
@@ -147,12 +152,13 @@ def test_jit_and_vmap_are_the_loop():
     useful = jnp.asarray(rng.random((20, 8)) < 0.7)
     allowed = jnp.asarray(rng.random((20, 6, 6)) < 0.5)
     arguments = (values, weights, useful, allowed)
-    mapped = jax.jit(jax.vmap(choose_donor))(*arguments)
+    mapped = jax.device_get(jax.jit(jax.vmap(choose_donor))(*arguments))
+    given = jax.device_get(arguments)
     for number in range(20):
-        alone = choose_donor(*(a[number] for a in arguments))
+        alone = compiled(*(np.asarray(a[number]) for a in given))
         for one, many in zip(alone, mapped, strict=True):
             np.testing.assert_array_equal(one, many[number])
-        wanted = by_hand(*(np.asarray(a[number]) for a in arguments))
+        wanted = by_hand(*(a[number] for a in given))
         assert [list(part) for part in zip(*wanted, strict=True)] == [p.tolist() for p in alone]
     assert all(part.dtype == jnp.int32 for part in mapped)
 

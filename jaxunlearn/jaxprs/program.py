@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core
 
@@ -122,10 +123,10 @@ class Program(NamedTuple):
       avals: shape and dtype of every value.
       leaves: the values that are leaves of ``variables``.
       paths: the key path of each leaf, joined by ``/``.
-      x: the value that is the data.
+      xs: the values that are the leaves of ``x``.
       out: the value that is the output.
       consts: values known at trace time (literals, arrays closed over).
-      data: the values that depend on ``x``.
+      data: the values that depend on ``x``, as far as it is followed (:func:`trace`).
       origins: for each other value, the positions in ``leaves`` it comes from.
       made_by: the operation that each value is a result of.
     """
@@ -134,7 +135,7 @@ class Program(NamedTuple):
     avals: dict[int, Any]
     leaves: tuple[int, ...]
     paths: tuple[str, ...]
-    x: int
+    xs: tuple[int, ...]
     out: int
     consts: dict[int, Any]
     data: frozenset[int]
@@ -193,43 +194,105 @@ def _live(ops: list[Op], out: int) -> tuple[Op, ...]:
     return tuple(reversed(kept))
 
 
-def trace(fn: Callable[[Any, jax.Array], jax.Array], variables: Any, x: Any) -> Program:
+def trace(fn: Callable[[Any, Any], jax.Array], variables: Any, x: Any) -> Program:
     """Traces ``fn(variables, x)`` without computing anything.
 
+    Of several leaves of ``x`` those of floats are followed, and those of integers that rows of
+    a table are looked up at (tokens); where there are neither, all integers. Masks, lengths
+    and other integers are taken for constants.
+
     Args:
-      fn: any function that JAX can trace, from a pytree and one array to one array.
+      fn: any function that JAX can trace, from two pytrees to one array.
       variables: a pytree of arrays, or of their shapes and dtypes.
-      x: ``[B, ...]``, the data, or its shape and dtype.
+      x: the data: an array ``[B, ...]``, or a pytree of arrays with one leading axis; or their
+        shapes and dtypes.
 
     Raises:
-      TypeError: if ``x`` or the output is not one array.
-      ValueError: if the output does not depend on ``x``.
+      TypeError: if the output is not one array, or there is no leaf of ``x`` to follow.
+      ValueError: if the leaves of ``x`` have no common leading axis, or the output does not
+        depend on ``x``.
     """
-    if not jax.tree_util.all_leaves([x]):
-        raise TypeError(f"x: expected one array, got a {type(x).__name__}")
+    check_examples(x)
     closed, shapes = traced(fn, variables, x)
     if not jax.tree_util.all_leaves([shapes]):
         raise TypeError(f"fn: expected one array as output, got a {type(shapes).__name__}")
 
-    flat = Flattener()
-    args = [flat.new(aval) for aval in closed.in_avals[:-1]]
-    args.append(flat.new(closed.in_avals[-1], data=True))
-    (out,) = flat.inline(closed, args)
+    count = len(jax.tree_util.tree_leaves(x))
+    flat, args, out = _flatten(closed, _followed(closed, count))
+    leaves, xs = args[:-count], args[-count:]
     ops = _live(flat.ops, out)
     if out not in flat.data:
         raise ValueError("fn: expected an output that depends on x, got a constant")
     return Program(
         ops=ops,
         avals=flat.avals,
-        leaves=tuple(args[:-1]),
+        leaves=tuple(leaves),
         paths=tuple(named_leaves(variables)),
-        x=args[-1],
+        xs=tuple(xs),
         out=out,
         consts=flat.consts,
         data=frozenset(flat.data),
-        origins=_origins(ops, args[:-1], flat.data),
+        origins=_origins(ops, leaves, flat.data),
         made_by={out: op for op in ops for out in op.outs},
     )
+
+
+def check_examples(x: Any) -> None:
+    """Refuses an input that is no array and no pytree of arrays with one leading axis.
+
+    Raises:
+      TypeError: if it holds no array.
+      ValueError: if an array has no leading axis, or one of another length.
+    """
+    if jax.tree_util.all_leaves([x]):
+        return
+    shapes = {
+        key: tuple(getattr(leaf, "shape", np.shape(leaf))) for key, leaf in named_leaves(x).items()
+    }
+    if not shapes:
+        raise TypeError(f"x: expected an array or a pytree of arrays, got {x!r}")
+    if len({shape[:1] for shape in shapes.values()} | {()}) != 2 or () in shapes.values():
+        raise ValueError(f"x: expected arrays with one leading axis of examples, got {shapes}")
+
+
+def _flatten(closed: Any, followed: list[bool]) -> tuple[Flattener, list[int], int]:
+    """Numbers the values of a jaxpr, of whose last operands some are data."""
+    flat = Flattener()
+    data = [False] * (len(closed.in_avals) - len(followed)) + followed
+    args = [flat.new(aval, own) for aval, own in zip(closed.in_avals, data, strict=True)]
+    (out,) = flat.inline(closed, args)
+    return flat, args, out
+
+
+def _followed(closed: Any, count: int) -> list[bool]:
+    """Tells which of the last ``count`` operands of a jaxpr are data, see :func:`trace`."""
+    types = [aval.dtype for aval in closed.in_avals[-count:]]
+    floats = [jnp.issubdtype(dtype, jnp.inexact) for dtype in types]
+    if count == 1 or all(floats):
+        return [True] * count
+    flat, args, _ = _flatten(closed, [True] * count)
+    looked_up = [_looked_up(flat, value) for value in args[-count:]]
+    integers = [jnp.issubdtype(dtype, jnp.integer) for dtype in types]
+    found = [own or row for own, row in zip(floats, looked_up, strict=True)]
+    found = found if any(found) else integers
+    if not any(found):
+        raise TypeError(f"x: expected a leaf of floats or integers, got {[*map(str, types)]}")
+    return found
+
+
+def _looked_up(flat: Flattener, leaf: int) -> bool:
+    """Tells that a leaf of integers says which rows of a constant are read."""
+    reached = {leaf}
+    for op in flat.ops:
+        if reached.isdisjoint(op.ins):
+            continue
+        row = op.row
+        if row.role == "indexed" and op.ins[0] not in flat.data:
+            return True
+        if row.elementwise or row.moves:
+            whole = (v for v in op.outs if jnp.issubdtype(flat.avals[v].dtype, jnp.integer))
+            reached.update(whole)
+    return False
 
 
 def traced(fn: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
@@ -265,7 +328,7 @@ def evaluate(program: Program, variables: Any, x: Any, until: int | None = None)
     """All values of a program, or those computed up to the value ``until``."""
     env: dict[int, Any] = dict(program.consts)
     env.update(zip(program.leaves, map(_array, jax.tree_util.tree_leaves(variables)), strict=True))
-    env[program.x] = _array(x)
+    env.update(zip(program.xs, map(_array, jax.tree_util.tree_leaves(x)), strict=True))
     for op in program.ops:
         if until in env:
             break

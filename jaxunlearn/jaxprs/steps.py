@@ -91,8 +91,8 @@ class _Planner:
         self.names: dict[tuple[str, str], int] = {}
         self.root: dict[int, int] = {}
         self.neurons: dict[int, tuple[int, Axis]] = {}
-        shape = program.shape(program.x)
-        self.examples = {program.x: Axis(0, 1, shape[0])} if shape else {}
+        shapes = {v: program.shape(v) for v in program.xs if v in program.data}
+        self.examples = {v: Axis(0, 1, shape[0]) for v, shape in shapes.items() if shape}
 
     def run(self) -> Plan:
         absorbed: set[int] = set()

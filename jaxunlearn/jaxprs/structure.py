@@ -5,22 +5,24 @@ A function cut in two, at a value that all of the data goes through.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.jaxprs.primitives import Op
 from jaxunlearn.jaxprs.program import Program, bind, evaluate, trace
 from jaxunlearn.jaxprs.replay import canonical
 from jaxunlearn.jaxprs.steps import plan
 from jaxunlearn.jaxprs.units import Unit
 
+Apply = Callable[[Any, Any], jax.Array]
+"""``variables, x -> output [B, ...]``, with ``x`` an array or a pytree of arrays."""
 
-def structure(
-    fn: Callable[[Any, jax.Array], jax.Array], variables: Any, x: Any
-) -> tuple[Unit, ...]:
-    """The linear units of ``fn(variables, x)``, in execution order.
+
+def structure(fn: Apply, variables: Any, x: Any) -> tuple[Unit, ...]:
+    """Returns the linear units of ``fn(variables, x)``, in execution order.
 
     Works on any function that JAX can trace, also one with operations that
     relevance propagation does not cover: no unit is then the producer of
@@ -29,19 +31,18 @@ def structure(
     Args:
       fn: ``(variables, x [B, ...]) -> logits [B, K]``.
       variables: a pytree of arrays, or of their shapes and dtypes.
-      x: the data, or its shape and dtype.
+      x: the data, an array or a pytree of arrays with one leading axis; or shapes and dtypes.
 
     Raises:
-      TypeError: if ``x`` or the output is not one array.
-      ValueError: if the output does not depend on ``x``.
+      TypeError, ValueError: as :func:`jaxunlearn.jaxprs.program.trace`.
 
     Source: own.
     """
     return plan(trace(fn, variables, x)).units
 
 
-def head(fn: Callable[[Any, jax.Array], jax.Array], variables: Any, x: Any) -> Unit | None:
-    """The linear unit whose outputs the logits are, one by one, in their order.
+def head(fn: Apply, variables: Any, x: Any) -> Unit | None:
+    """Returns the linear unit whose outputs the logits are, one by one, in their order.
 
     Args: as in :func:`structure`.
 
@@ -58,8 +59,8 @@ def head(fn: Callable[[Any, jax.Array], jax.Array], variables: Any, x: Any) -> U
     return planned.units[found[0]]
 
 
-def features(fn: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, jax.Array], jax.Array]:
-    """The function that computes what the last linear unit of ``fn`` reads.
+def features(fn: Apply) -> Apply:
+    """Returns the function that computes what the last linear unit of ``fn`` reads.
 
     With a linear head these are the penultimate features, ``[B, n]``: what a
     linear probe is fitted to.
@@ -74,7 +75,7 @@ def features(fn: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, jax.Ar
     Source: own.
     """
 
-    def penultimate(variables: Any, x: jax.Array) -> jax.Array:
+    def penultimate(variables: Any, x: Any) -> jax.Array:
         program = trace(fn, variables, x)
         value = read_last(program)
         feature: jax.Array = evaluate(program, variables, x, until=value)[value]
@@ -84,7 +85,7 @@ def features(fn: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, jax.Ar
 
 
 def read_last(program: Program) -> int:
-    """The value that the last linear unit reads.
+    """Returns the value that the last linear unit reads.
 
     Raises:
       ValueError: there is no linear unit.
@@ -95,24 +96,22 @@ def read_last(program: Program) -> int:
     return last.ins[0]
 
 
-Apply = Callable[[Any, jax.Array], jax.Array]
-
-
 class Cut(NamedTuple):
-    """``fn(variables, x) = lower(variables, upper(variables, x), x.shape[1:])``.
+    """``fn(variables, x) = lower(variables, upper(variables, x), x)``.
 
     Attributes:
-      upper: ``variables, x [B, ...] -> value [B, ...]``; on a CPU with its convolutions in
+      upper: ``variables, x -> value [B, ...]``; on a CPU with its convolutions in
         the form that loops want (:mod:`jaxunlearn.jaxprs.replay`).
-      lower: ``variables, value [B, ...], shape of one x -> output [B, ...]``.
+      lower: ``variables, value [B, ...], x -> output [B, ...]``. Of ``x`` only what does not go
+        through the value is read; where all of one array does, the shape of one example serves.
     """
 
     upper: Apply
-    lower: Callable[[Any, jax.Array, Sequence[int]], jax.Array]
+    lower: Callable[[Any, jax.Array, Any], jax.Array]
 
 
 def cut_at_features(fn: Apply) -> Cut:
-    """Cut at what the last linear unit reads, ``[B, n]`` where the head is linear.
+    """Cuts at what the last linear unit reads, ``[B, n]`` where the head is linear.
 
     Args:
       fn: ``(variables, x [B, ...]) -> logits [B, K]``.
@@ -126,7 +125,7 @@ def cut_at_features(fn: Apply) -> Cut:
 
     def place(program: Program) -> int:
         value = read_last(program)
-        if program.x in _needed(program, value)[1]:
+        if not _needed(program, given=value)[1].isdisjoint(program.xs):
             raise ValueError("fn: expected all of x to go through the last linear unit, got a skip")
         return value
 
@@ -134,10 +133,11 @@ def cut_at_features(fn: Apply) -> Cut:
 
 
 def cut_at_map(fn: Apply) -> Cut:
-    """Cut at the last value with positions, ``[B, h, w, C]`` with more than one position.
+    """Cuts at the last value with positions, ``[B, h, w, C]`` with more than one position.
 
-    In a convolutional network what is pooled or flattened before the head. Where no inner
-    value is of this form and all of ``x`` goes through it, the value is ``x`` itself.
+    In a convolutional network what is pooled or flattened before the head. Whatever of ``x``
+    it is made from goes through it alone; other leaves of ``x`` may join behind. Where no inner
+    value is of this form, the value is ``x`` itself, or a leaf of it.
 
     Args:
       fn: ``(variables, x [B, ...]) -> output``, channels last.
@@ -149,40 +149,64 @@ def cut_at_map(fn: Apply) -> Cut:
     """
 
     def place(program: Program) -> int:
-        batch = program.shape(program.x)[:1]
+        data = [leaf for leaf in program.xs if leaf in program.data]
+        batch = program.shape(data[0])[:1]
         inner = [value for op in reversed(program.ops) for value in op.outs]
-        for value in [*inner, program.x]:
+        for value in [*inner, *data]:
             shape = program.shape(value) if value in program.data else ()
             spatial = len(shape) == 4 and shape[:1] == batch and math.prod(shape[1:3]) > 1
-            if spatial and (value == program.x or program.x not in _needed(program, value)[1]):
+            if spatial and not _around(program, value).intersection(data):
                 return value
+        shapes = [list(program.shape(leaf)) for leaf in data]
         raise ValueError(
             "fn: expected a network of images [B, H, W, C], got none of its values of this form "
-            f"for x {list(program.shape(program.x))}"
+            f"for x {shapes[0] if len(shapes) == 1 else shapes}"
         )
 
     return _cut(fn, place)
 
 
 def _cut(fn: Apply, place: Callable[[Program], int]) -> Cut:
-    def upper(variables: Any, x: jax.Array) -> jax.Array:
-        def run(variables: Any, x: jax.Array) -> jax.Array:
+    def upper(variables: Any, x: Any) -> jax.Array:
+        def run(variables: Any, x: Any) -> jax.Array:
             program = trace(fn, variables, x)
-            return _evaluate(program, variables, {program.x: x}, place(program))
+            start = dict(zip(program.xs, jax.tree_util.tree_leaves(x), strict=True))
+            return _evaluate(program, variables, start, wanted=place(program))
 
         return canonical(run)(variables, x)
 
-    def lower(variables: Any, value: jax.Array, shape: Sequence[int]) -> jax.Array:
+    def lower(variables: Any, value: jax.Array, x: Any) -> jax.Array:
         # shapes are part of a program: it is traced anew for as many examples as there are
-        like = jax.ShapeDtypeStruct((value.shape[0], *shape), jnp.float32)
+        like = _like(x, value.shape[0])
         program = trace(fn, variables, like)
-        return _evaluate(program, variables, {place(program): value}, program.out)
+        leaves = [None] if isinstance(like, jax.ShapeDtypeStruct) else jax.tree_util.tree_leaves(x)
+        given = place(program)
+        start = dict(zip(program.xs, leaves, strict=True)) | {given: value}
+        return _evaluate(program, variables, start, given=given)
 
     return Cut(upper, lower)
 
 
-def _needed(program: Program, given: int, wanted: int | None = None) -> tuple[list[Any], set[int]]:
-    """The operations between a value and another (default: the output), and all they read."""
+def _like(x: Any, count: int) -> Any:
+    """Returns shapes and dtypes of ``count`` examples like those of ``x``, or of a shape."""
+    if isinstance(x, tuple) and all(isinstance(size, int) for size in x):
+        return jax.ShapeDtypeStruct((count, *x), jnp.float32)
+    return jax.tree.map(lambda v: jax.ShapeDtypeStruct((count, *v.shape[1:]), v.dtype), x)
+
+
+def _around(program: Program, value: int) -> set[int]:
+    """Returns what a value is made from and the output needs besides the value."""
+    made_from = _needed(program, wanted=value)[1]
+    return made_from & _needed(program, given=value)[1] - {value}
+
+
+def _needed(
+    program: Program, *, given: int | None = None, wanted: int | None = None
+) -> tuple[list[Op], set[int]]:
+    """Returns the operations from a value (or the input) to another (or the output).
+
+    And all values that they read.
+    """
     values = {program.out if wanted is None else wanted}
     ops = []
     for op in reversed(program.ops):
@@ -192,13 +216,20 @@ def _needed(program: Program, given: int, wanted: int | None = None) -> tuple[li
     return ops[::-1], values
 
 
-def _evaluate(program: Program, variables: Any, start: dict[int, Any], wanted: int) -> jax.Array:
-    (given,) = start
+def _evaluate(
+    program: Program,
+    variables: Any,
+    start: dict[int, Any],
+    *,
+    given: int | None = None,
+    wanted: int | None = None,
+) -> jax.Array:
+    """Computes a value (default: the output) from known ones, of which ``given`` hides others."""
     env: dict[int, Any] = dict(program.consts)
     env.update(zip(program.leaves, jax.tree_util.tree_leaves(variables), strict=True))
     env.update(start)
-    for op in _needed(program, given, wanted)[0]:
+    for op in _needed(program, given=given, wanted=wanted)[0]:
         outs = bind(op, [env[v] for v in op.ins])
         env.update((v, out) for v, out in zip(op.outs, outs, strict=True) if v not in start)
-    result: jax.Array = env[wanted]
+    result: jax.Array = env[program.out if wanted is None else wanted]
     return result

@@ -18,7 +18,7 @@ MAPS = {"mlp": (6, 6, 1), "cnn": (4, 4, 4), "resnet8": (2, 2, 16)}
 
 
 def network(name):
-    model = ju.build(name, NETWORKS[name], 5, OPTIONS[name])
+    model = ju.models.build(name, NETWORKS[name], 5, OPTIONS[name])
     x = jax.random.normal(jax.random.key(1), (3, *NETWORKS[name]))
     return model.apply, model.init(KEY), x
 
@@ -43,7 +43,7 @@ def test_where_it_is_cut(name):
     apply, variables, x = network(name)
     assert cut_at_map(apply).upper(variables, x).shape == (3, *MAPS[name])
     features = cut_at_features(apply).upper(variables, x)
-    np.testing.assert_allclose(features, ju.features(apply)(variables, x), atol=1e-6)
+    np.testing.assert_allclose(features, ju.attribution.features(apply)(variables, x), atol=1e-6)
 
 
 def test_a_skip_around_the_head_is_told():

@@ -1,10 +1,8 @@
-"""Integrated Gradients of inputs, as a transform of any JAX function.
+"""Integrated Gradients of inputs and layers, and conductance, as transforms of any JAX function.
 
-Integrated Gradients of a layer, and conductance, which is something else.
-
-Both attribute to the units of a layer that the function names. Layer Integrated
-Gradients draw a straight line between two values of the layer, which values on the way
-no input may have; conductance follows what the layer does while the input goes straight.
+Layer Integrated Gradients and conductance attribute to the units of a layer that the function
+names. The former draw a straight line between two values of the layer, on which lie values
+that no input may have; conductance follows the layer while the input goes straight.
 """
 
 from collections.abc import Callable
@@ -13,26 +11,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.ig.baselines import Baseline, resolve, zero
+from jaxunlearn.attribution.ig.baselines import Baseline, resolve_all, zero
 from jaxunlearn.attribution.ig.integral import (
     Integrated,
+    Moving,
     Nodes,
     Part,
-    Score,
-    Target,
+    arrays,
     averaged,
     between,
     check_chunk,
     finish,
-    floats,
     integrate,
+    moving,
     nodes_of,
     one_array,
     repeat,
-    scorer,
+    widest,
 )
 from jaxunlearn.attribution.ig.quadrature import DEFAULT, Quadrature, check
-from jaxunlearn.attribution.starts import argmax
+from jaxunlearn.attribution.starts import Score, Target, argmax, scorer
 from jaxunlearn.jaxprs.program import wide
 from jaxunlearn.jaxprs.replay import Named, named
 
@@ -46,7 +44,7 @@ def integrated_gradients(
     chunk: int = 1,
     complete: bool = False,
 ) -> Callable[..., Integrated]:
-    """The function that attributes an output of ``fn`` to its input.
+    """Returns the function that attributes an output of ``fn`` to its input.
 
     With the target F and a baseline x':
 
@@ -66,11 +64,13 @@ def integrated_gradients(
     For a part of the input (the words of an answer), let the baseline equal ``x``
     elsewhere: what does not move has no attribution. For embeddings, let ``x`` be the
     embeddings, or name them and see
-    :func:`~jaxunlearn.attribution.ig.layer_integrated_gradients`.
+    :func:`~jaxunlearn.attribution.ig.layer_integrated_gradients`. ``x`` is an array, or a
+    pytree of arrays with one leading axis; integers and bools in it (metadata, masks) stay as
+    they are, and have ``None`` in place of an attribution.
 
     Args:
-      fn: ``(variables, x [B, ...]) -> logits [B, K]``, in inference mode;
-        ``variables`` is any pytree of arrays.
+      fn: ``(variables, x) -> logits [B, K]``, in inference mode; ``variables`` is any pytree
+        of arrays, ``x`` an array ``[B, ...]`` or a pytree of such.
       quadrature: nodes and weights (:mod:`jaxunlearn.attribution.ig.quadrature`).
       chunk: nodes taken together, as a batch ``[B * chunk, ...]``. More than 1 pays on
         accelerators that a batch does not fill.
@@ -81,10 +81,10 @@ def integrated_gradients(
 
     Returns:
       ``attribute(variables, x, target=seeds.argmax(), baseline=baselines.zero()) ->
-      Integrated``, with a :data:`~jaxunlearn.attribution.ig.integral.Target` and a
-      :data:`~jaxunlearn.attribution.ig.baselines.Baseline`. It raises ``TypeError`` if ``x``
-      is not one array of floats, and ``ValueError`` if output, target or baseline have
-      a wrong shape.
+      Integrated``, with a :data:`~jaxunlearn.attribution.starts.Target` and a
+      :data:`~jaxunlearn.attribution.ig.baselines.Baseline`, or a pytree of those. It raises
+      ``TypeError`` if ``x`` holds no floats, and ``ValueError`` if output, target or baseline
+      have a wrong shape.
 
     Raises:
       TypeError, ValueError: if ``quadrature`` or ``chunk`` is malformed.
@@ -95,64 +95,71 @@ def integrated_gradients(
 
     def attribute(
         variables: Any,
-        x: jax.Array,
+        x: Any,
         target: Target = argmax(),  # noqa: B008
-        baseline: Baseline = zero(),  # noqa: B008
+        baseline: Baseline | Any = zero(),  # noqa: B008
     ) -> Integrated:
-        x = floats(x)
+        given = moving(x)
+        stop = given.part(jax.tree.leaves(given.x))
 
-        def outputs(points: jax.Array) -> jax.Array:
-            return fn(variables, points)
+        def outputs(points: list[jax.Array]) -> jax.Array:
+            return fn(variables, given.whole(points))
 
-        logits = one_array(outputs(x))
+        logits = one_array(outputs(stop))
         score = scorer(target, logits)
         end = score(logits)[:, 0]
 
-        def one(start: jax.Array) -> Part:
+        def one(leaves: list[jax.Array]) -> Part:
+            start = given.part(leaves)
             return straight(
-                outputs, score, start, x, end, quadrature, chunk=chunk, complete=complete
+                outputs, score, start, stop, end, quadrature, chunk=chunk, complete=complete
             )
 
-        return finish(averaged(one, resolve(baseline, x), x), end, logits)
+        part = averaged(one, resolve_all(baseline, given.x, given.own), given.x)
+        spread = given.spread(part.attribution)
+        return finish(part._replace(attribution=spread), end, logits)
 
     return attribute
 
 
 def straight(
-    outputs: Callable[[jax.Array], jax.Array],
+    outputs: Callable[[Any], jax.Array],
     score: Score,
-    start: jax.Array,
-    stop: jax.Array,
+    start: Any,
+    stop: Any,
     end: jax.Array,
     quadrature: Quadrature,
     *,
     chunk: int,
     complete: bool,
 ) -> Part:
-    """Integrated gradients along the straight line between two values.
+    """Computes integrated gradients along the straight line between two values.
 
     Args:
       outputs: from points ``[B * c, ...]`` to outputs.
       score: from outputs to ``[B, c]``.
-      start, stop: ``[B, ...]``, the ends of the line.
+      start, stop: ``[B, ...]``, the ends of the line; or pytrees of such.
       end: ``[B]``, the score at ``stop``.
       quadrature, chunk, complete: see :func:`integrated_gradients`.
     """
-    dtype = wide(stop.dtype)
-    change = stop.astype(dtype) - start.astype(dtype)
+    dtype = widest(stop)
+    change = jax.tree.map(lambda z, a: z.astype(dtype) - a.astype(dtype), stop, start)
     first = score(outputs(start))[:, 0]
 
-    def contributions(part: Nodes) -> jax.Array:
-        points = between(start, change, part.at, stop.dtype)
-        slopes = jax.grad(lambda z: jnp.sum(score(outputs(z))))(points)
+    def part_of(slopes: jax.Array, change: jax.Array) -> jax.Array:
         slopes = slopes.reshape(change.shape[0], -1, *change.shape[1:])
         return slopes.astype(dtype) * change[:, None]
+
+    def contributions(part: Nodes) -> Any:
+        points = between(start, change, part.at, stop)
+        slopes = jax.grad(lambda z: jnp.sum(score(outputs(z))))(points)
+        return jax.tree.map(part_of, slopes, change)
 
     total, gap = integrate(
         contributions,
         nodes_of(quadrature, dtype),
         (end - first).astype(dtype),
-        change.shape,
+        change,
         chunk=chunk,
         complete=complete,
     )
@@ -170,7 +177,7 @@ def layer_integrated_gradients(
     chunk: int = 1,
     complete: bool = False,
 ) -> Callable[..., Integrated]:
-    """The function that attributes an output of ``fn`` to the values of a layer.
+    """Returns the function that attributes an output of ``fn`` to the values of a layer.
 
     With ``fn = head(tail(x))``, the layer's values ``y = tail(x)`` and ``y' = tail(x')``:
 
@@ -182,7 +189,8 @@ def layer_integrated_gradients(
     path. What goes around the layer (a skip) stays that of ``x``, and
     ``baseline_score`` is the target with the layer alone at its baseline.
 
-    At the embeddings, ``x`` may be integers: tokens, with pad tokens as baseline.
+    At the embeddings, ``x`` may be integers: tokens, with pad tokens as baseline; or tokens
+    with their mask, with a baseline ``{"tokens": pads, "mask": None}``, of which the mask stays.
     A baseline in the space of the layer is
     ``integrated_gradients(head)(variables, y, baseline=...)``.
 
@@ -207,25 +215,27 @@ def layer_integrated_gradients(
 
     def attribute(
         variables: Any,
-        x: jax.Array,
+        x: Any,
         target: Target = argmax(),  # noqa: B008
-        baseline: Baseline = zero(),  # noqa: B008
+        baseline: Baseline | Any = zero(),  # noqa: B008
     ) -> Integrated:
-        x = one_array(x, "x", "one array")
+        x = arrays(x)
+        leaves, structure = jax.tree.flatten(x)
         logits, stop = run(variables, x)
         score = scorer(target, logits)
         end = score(logits)[:, 0]
 
         def outputs(values: jax.Array) -> jax.Array:
-            return run(variables, repeat(x, len(values) // len(x)), values)[0]
+            count = len(values) // len(leaves[0])
+            return run(variables, jax.tree.map(lambda v: repeat(v, count), x), values)[0]
 
-        def one(start: jax.Array) -> Part:
-            first = run(variables, start)[1]
+        def one(start: list[jax.Array]) -> Part:
+            first = run(variables, jax.tree.unflatten(structure, start))[1]
             return straight(
                 outputs, score, first, stop, end, quadrature, chunk=chunk, complete=complete
             )
 
-        return finish(averaged(one, resolve(baseline, x), x), end, logits)
+        return finish(averaged(one, resolve_all(baseline, x), x), end, logits)
 
     return attribute
 
@@ -239,7 +249,7 @@ def conductance(
     complete: bool = False,
     differences: bool = False,
 ) -> Callable[..., Integrated]:
-    """The function that attributes an output of ``fn`` to a layer on the input's way.
+    """Returns the function that attributes an output of ``fn`` to a layer on the input's way.
 
     While the input goes straight, ``x(t) = x' + t (x - x')``, the layer goes its own way
     ``y(t) = tail(x(t))``:
@@ -281,60 +291,73 @@ def conductance(
 
     def attribute(
         variables: Any,
-        x: jax.Array,
+        x: Any,
         target: Target = argmax(),  # noqa: B008
-        baseline: Baseline = zero(),  # noqa: B008
+        baseline: Baseline | Any = zero(),  # noqa: B008
     ) -> Integrated:
-        x = floats(x)
-        logits, value = run(variables, x)
+        given = moving(x)
+        logits, value = run(variables, given.x)
         score = scorer(target, logits)
         end = score(logits)[:, 0]
         dtype = wide(value.dtype)
 
-        def one(start: jax.Array) -> Part:
-            first = score(run(variables, start)[0])[:, 0]
+        def one(leaves: list[jax.Array]) -> Part:
+            start = given.part(leaves)
+            first = score(run(variables, given.whole(start))[0])[:, 0]
             total, gap = integrate(
-                _flow(run, variables, score, start, x, differences),
+                _flow(run, variables, score, start, given, differences),
                 nodes_of(quadrature, dtype, differences=differences),
                 (end - first).astype(dtype),
-                value.shape,
+                value,
                 chunk=chunk,
                 complete=complete,
             )
             return Part(total, gap, first)
 
-        return finish(averaged(one, resolve(baseline, x), x), end, logits)
+        starts = resolve_all(baseline, given.x, given.own)
+        return finish(averaged(one, starts, given.x), end, logits)
 
     return attribute
 
 
 def _flow(
-    run: Named, variables: Any, score: Score, start: jax.Array, x: jax.Array, differences: bool
+    run: Named,
+    variables: Any,
+    score: Score,
+    start: list[jax.Array],
+    given: Moving,
+    differences: bool,
 ) -> Callable[[Nodes], jax.Array]:
-    """Per node, the gradient to the layer times what the layer changes by, ``[B, c, ...]``."""
-    change = x.astype(wide(x.dtype)) - start.astype(wide(x.dtype))
+    """Returns, by node, the gradient to the layer times its change, ``[B, c, ...]``."""
+    stop = given.part(jax.tree.leaves(given.x))
+    dtype = widest(stop)
+    change = [z.astype(dtype) - a.astype(dtype) for z, a in zip(stop, start, strict=True)]
 
-    def layer(points: jax.Array) -> jax.Array:
-        return run(variables, points)[1]
+    def layer(points: list[jax.Array]) -> jax.Array:
+        return run(variables, given.whole(points))[1]
 
     def contributions(part: Nodes) -> jax.Array:
-        points = between(start, change, part.at, x.dtype)
+        points = between(start, change, part.at, stop)
         if differences:
             value = layer(points)
-            moved = layer(between(start, change, part.next, x.dtype)) - value
+            moved = layer(between(start, change, part.next, stop)) - value
         else:
-            value, moved = _derivative(layer, points, repeat(change.astype(x.dtype), len(part.at)))
-        slopes = jax.grad(lambda y: jnp.sum(score(run(variables, points, y)[0])))(value)
+            pairs = zip(change, stop, strict=True)
+            along = [repeat(c.astype(z.dtype), len(part.at)) for c, z in pairs]
+            value, moved = _derivative(layer, points, along)
+        slopes = jax.grad(lambda y: jnp.sum(score(run(variables, given.whole(points), y)[0])))(
+            value
+        )
         found = slopes.astype(wide(value.dtype)) * moved.astype(wide(value.dtype))
-        return found.reshape(len(x), -1, *value.shape[1:])
+        return found.reshape(len(stop[0]), -1, *value.shape[1:])
 
     return contributions
 
 
 def _derivative(
-    layer: Callable[[jax.Array], jax.Array], points: jax.Array, along: jax.Array
+    layer: Callable[[list[jax.Array]], jax.Array], points: list[jax.Array], along: list[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Value and directional derivative.
+    """Returns the value and its directional derivative.
 
     By reverse mode twice: forward mode refuses functions that have a gradient of their own.
     """

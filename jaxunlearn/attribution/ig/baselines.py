@@ -8,12 +8,15 @@ returns, a baseline has one of the shapes
 * ``[...]``: one example, for all of ``x``;
 * ``[B, ...]`` or ``[1, ...]``: one for each example;
 * ``[n, B, ...]`` or ``[n, 1, ...]``: n of them, over which attributions are averaged.
+
+Of an input that is a pytree, a baseline is one for every leaf of floats, or a pytree of
+baselines, with ``None`` for leaves that stay as they are.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -128,8 +131,57 @@ def blurred(sigma: float) -> Blurred:
     return Blurred(sigma=float(sigma))
 
 
+def resolve_all(
+    baseline: Any, x: Any, moves: Sequence[bool] | None = None
+) -> list[jax.Array | None]:
+    """Returns the baselines of each leaf of ``x``, ``[n or 1, B or 1, ...]``; ``None``: it stays.
+
+    Args:
+      baseline: a pytree like ``x`` of :data:`Baseline`, with ``None`` for what stays; or one,
+        for every leaf of floats (drawn anew for each), or for the only leaf.
+      x: a pytree of arrays.
+      moves: for each leaf, whether it can move; default: all can.
+
+    Raises:
+      TypeError, ValueError: as :func:`resolve`; a baseline of what does not move; other
+        numbers of baselines for other leaves; one where there is no leaf of floats, but several.
+    """
+    leaves, structure = jax.tree.leaves(x), cast(Any, jax.tree.structure(x))
+    try:
+        parts = structure.flatten_up_to(baseline)
+    except ValueError:
+        parts = _one_for_all(baseline, leaves, structure)
+    if all(part is None for part in parts):
+        raise ValueError("baseline: expected one for some leaf of x, got None")
+    movable = moves or [True] * len(leaves)
+    for part, leaf, own in zip(parts, leaves, movable, strict=True):
+        if part is not None and not own:
+            raise TypeError(f"baseline: expected None for a leaf of {leaf.dtype}, which stays")
+    pairs = zip(parts, leaves, strict=True)
+    found = [part if part is None else resolve(part, leaf) for part, leaf in pairs]
+    counts = {len(part) for part in found if part is not None} - {1}
+    if len(counts) > 1:
+        raise ValueError(f"baseline: expected as many for each leaf, got {sorted(counts)}")
+    return found
+
+
+def _one_for_all(baseline: Any, leaves: list[jax.Array], structure: Any) -> list[Any]:
+    if not (callable(baseline) or jax.tree_util.all_leaves([baseline])):
+        raise ValueError(f"baseline: expected one or a pytree like x {structure}, got {baseline}")
+    floats = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    if not any(floats) and len(leaves) > 1:
+        raise ValueError(
+            "baseline: expected a pytree like x, with None for what stays: x holds no floats"
+        )
+    parts = [baseline if own or not any(floats) else None for own in floats]
+    if isinstance(baseline, Noise) and sum(floats) > 1:
+        keys = jax.random.split(baseline.key, len(parts))
+        return [p if p is None else replace(p, key=k) for p, k in zip(parts, keys, strict=True)]
+    return parts
+
+
 def resolve(baseline: Any, x: jax.Array) -> jax.Array:
-    """Baselines ``[n, B or 1, ...]`` of the dtype of ``x``.
+    """Returns baselines ``[n, B or 1, ...]`` of the dtype of ``x``.
 
     Raises:
       TypeError: if ``x`` holds integers and the baseline does not.

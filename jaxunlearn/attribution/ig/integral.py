@@ -3,11 +3,10 @@
 The nodes of an example lie side by side, ``[B, c, ...]`` and ``[B * c, ...]``: merged in
 this order, an array sharded over the examples stays so without communication.
 
-What Integrated Gradients return, and what all of their forms share.
-
-Targets: the one number per example that is attributed, made from the output ``[B, K]``.
+With what all forms of Integrated Gradients share: the input that moves, the result.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,8 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxunlearn.attribution.ig.quadrature import Quadrature
-from jaxunlearn.attribution.starts import label
-from jaxunlearn.jaxprs.program import wide
+from jaxunlearn.jaxprs.program import check_examples, wide
 from jaxunlearn.jaxprs.replay import canonical
 
 
@@ -41,9 +39,9 @@ class Nodes(NamedTuple):
 class _Sums(NamedTuple):
     """Carried from chunk to chunk; ``last`` and what follows only for completion."""
 
-    total: jax.Array
-    last: jax.Array
-    shift: jax.Array
+    total: Any
+    last: Any
+    shift: Any
     scale: jax.Array
     steepest: jax.Array
 
@@ -64,28 +62,28 @@ def integrate(
     contributions: Callable[[Nodes], jax.Array],
     nodes: Nodes,
     difference: jax.Array,
-    shape: tuple[int, ...],
+    like: Any,
     *,
     chunk: int,
     complete: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """The weighted sum of what the nodes contribute, and what it lacks.
+) -> tuple[Any, jax.Array]:
+    """Returns the weighted sum of what the nodes contribute, and what it lacks.
 
     Args:
-      contributions: from c nodes to ``[B, c, ...]``.
+      contributions: from c nodes to a pytree of ``[B, c, ...]``.
       nodes: all of them.
       difference: ``[B]``, what the sum should be, and its dtype.
-      shape: ``[B, ...]``, of the sum.
+      like: a pytree of ``[B, ...]``, shaped as the sum.
       chunk: nodes at a time; the rest of the division is taken by itself.
       complete: moves the borders between the nodes, see :func:`_completed`.
 
     Returns:
-      The sum ``[B, ...]``, and ``[B]``, its own sum (before completion) minus
+      The sum, a pytree of ``[B, ...]``, and ``[B]``, its own sum (before completion) minus
       ``difference``.
     """
     # zeros that vary over the mesh axes of shard_map as the contributions do
-    blank = jnp.broadcast_to(stretch(jnp.zeros_like(difference), len(shape)), shape)
     none = jnp.zeros_like(difference)
+    blank = jax.tree.map(lambda v: jnp.broadcast_to(stretch(none, v.ndim), v.shape), like)
     sums = _Sums(blank, blank, blank, none, none) if complete else blank
 
     at_nodes = canonical(contributions)
@@ -94,7 +92,7 @@ def integrate(
         found = at_nodes(part)
         if complete:
             return _tracked(sums, found, part), None
-        return sums + _weighted(part.weight, found), None
+        return jax.tree.map(lambda s, f: s + _weighted(part.weight, f), sums, found), None
 
     count = len(nodes.at)
     chunk = min(chunk, count)
@@ -108,23 +106,30 @@ def integrate(
     return (_completed(sums, gap) if isinstance(sums, _Sums) else total), gap
 
 
-def _tracked(sums: _Sums, found: jax.Array, part: Nodes) -> _Sums:
+def _tracked(sums: _Sums, found: Any, part: Nodes) -> _Sums:
     """Adds the nodes, and the jumps of the contributions from each to the next."""
-    joined = jnp.concatenate([sums.last[:, None], found], axis=1)
-    jump = joined[:, :-1] - joined[:, 1:]
+
+    def jumps(last: jax.Array, found: jax.Array) -> jax.Array:
+        joined = jnp.concatenate([last[:, None], found], axis=1)
+        return joined[:, :-1] - joined[:, 1:]
+
+    def moved(shift: jax.Array, jump: jax.Array) -> jax.Array:
+        return shift + jnp.sum(stretch(span**2 * fall, jump.ndim) * jump, axis=1)
+
+    jump = jax.tree.map(jumps, sums.last, found)
     fall = per_example(jump, keep=2)
     span = part.span[None]
     return _Sums(
-        total=sums.total + _weighted(part.weight, found),
-        last=found[:, -1],
-        shift=sums.shift + jnp.sum(stretch(span**2 * fall, jump.ndim) * jump, axis=1),
+        total=jax.tree.map(lambda s, f: s + _weighted(part.weight, f), sums.total, found),
+        last=jax.tree.map(lambda f: f[:, -1], found),
+        shift=jax.tree.map(moved, sums.shift, jump),
         scale=sums.scale + jnp.sum(span**2 * fall**2, axis=1),
         steepest=jnp.maximum(sums.steepest, jnp.max(span * jnp.abs(fall), axis=1)),
     )
 
 
-def _completed(sums: _Sums, gap: jax.Array) -> jax.Array:
-    """The sum with the gap taken out by the least movement of borders between nodes.
+def _completed(sums: _Sums, gap: jax.Array) -> Any:
+    """Returns the sum with the gap taken out by the least movement of borders between nodes.
 
     A quadrature sums step by step: node k stands for an interval around it. Moving the
     border behind it by ``m_k`` changes the sum by ``m_k (s_k - s_{k+1})``, for
@@ -140,19 +145,27 @@ def _completed(sums: _Sums, gap: jax.Array) -> jax.Array:
     amount = -gap / jnp.where(known, sums.scale, 1)
     most = 1 / jnp.where(known, sums.steepest, 1)
     amount = jnp.where(known, jnp.clip(amount, -most, most), 0)
-    return sums.total + stretch(amount, sums.shift.ndim) * sums.shift
+    return jax.tree.map(lambda t, s: t + stretch(amount, s.ndim) * s, sums.total, sums.shift)
 
 
 def _weighted(weight: jax.Array, found: jax.Array) -> jax.Array:
     return jnp.sum(stretch(weight[None], found.ndim) * found, axis=1)
 
 
-def between(start: jax.Array, change: jax.Array, at: jax.Array, dtype: Any) -> jax.Array:
-    """``[B * c, ...]``: the points ``start + at * change``, c to an example."""
-    points = (
-        start.astype(change.dtype)[:, None] + stretch(at[None], change.ndim + 1) * change[:, None]
-    )
-    return points.reshape(-1, *change.shape[1:]).astype(dtype)
+def between(start: Any, change: Any, at: jax.Array, stop: Any) -> Any:
+    """Returns the points ``start + at * change``, ``[B * c, ...]``, c to an example.
+
+    Args:
+      start, change, stop: pytrees of ``[B, ...]``; the points have the dtypes of ``stop``.
+      at: ``[c]``.
+    """
+
+    def along(start: jax.Array, change: jax.Array, stop: jax.Array) -> jax.Array:
+        moved = stretch(at[None], change.ndim + 1) * change[:, None]
+        points = start.astype(change.dtype)[:, None] + moved
+        return points.reshape(-1, *change.shape[1:]).astype(stop.dtype)
+
+    return jax.tree.map(along, start, change, stop)
 
 
 def repeat(x: jax.Array, count: int) -> jax.Array:
@@ -167,9 +180,10 @@ def stretch(values: jax.Array, ndim: int) -> jax.Array:
     return values.reshape(*values.shape, *(1,) * (ndim - values.ndim))
 
 
-def per_example(values: jax.Array, keep: int = 1) -> jax.Array:
-    """The sum over all but the first ``keep`` axes."""
-    return jnp.sum(values, axis=tuple(range(keep, values.ndim)))
+def per_example(values: Any, keep: int = 1) -> jax.Array:
+    """Returns the sum over all but the first ``keep`` axes, and over the leaves of a pytree."""
+    sums = (jnp.sum(v, axis=tuple(range(keep, v.ndim))) for v in jax.tree.leaves(values))
+    return functools.reduce(jnp.add, sums)
 
 
 class Integrated(NamedTuple):
@@ -178,7 +192,8 @@ class Integrated(NamedTuple):
     All are float32 or wider.
 
     Attributes:
-      attribution: shaped like ``x``, or like the layer.
+      attribution: a pytree like ``x``, with ``None`` for what does not move (integers and
+        bools); or shaped like the layer.
       gap: ``[B]``, the sum of ``attribution`` minus (``score`` - ``baseline_score``).
       plain_gap: ``[B]``, the same before completion: the error of the quadrature.
       score: ``[B]``, the target at ``x``.
@@ -186,7 +201,7 @@ class Integrated(NamedTuple):
       logits: ``[B, K]``, the output of the function at ``x``, in its own dtype.
     """
 
-    attribution: jax.Array
+    attribution: Any
     gap: jax.Array
     plain_gap: jax.Array
     score: jax.Array
@@ -202,25 +217,37 @@ class Integrated(NamedTuple):
 class Part(NamedTuple):
     """The result for one baseline: fields of :class:`Integrated`."""
 
-    attribution: jax.Array
+    attribution: Any
     plain_gap: jax.Array
     baseline_score: jax.Array
 
 
-def averaged(one: Callable[[jax.Array], Part], starts: jax.Array, x: jax.Array) -> Part:
-    """The mean over baselines ``[n, B or 1, ...]``, taken one after the other."""
+def averaged(
+    one: Callable[[list[jax.Array]], Part], starts: list[jax.Array | None], x: Any
+) -> Part:
+    """Returns the mean over baselines, taken one after the other.
 
-    def full(start: jax.Array) -> Part:
-        return one(jnp.broadcast_to(start, x.shape))
+    Args:
+      one: from the leaves of one baseline, shaped like those of ``x``, to its result.
+      starts: for each leaf of ``x`` baselines ``[n or 1, B or 1, ...]``; ``None``: it stays.
+      x: the input.
+    """
+    leaves = jax.tree.leaves(x)
 
-    if len(starts) == 1:
-        return full(starts[0])
-    return jax.tree.map(lambda v: jnp.mean(v, axis=0), lax.map(canonical(full), starts))
+    def full(start: list[jax.Array | None]) -> Part:
+        pairs = zip(start, leaves, strict=True)
+        return one([leaf if s is None else jnp.broadcast_to(s, leaf.shape) for s, leaf in pairs])
+
+    count = max((len(start) for start in starts if start is not None), default=1)
+    if count == 1:
+        return full([start if start is None else start[0] for start in starts])
+    alike = [s if s is None else jnp.broadcast_to(s, (count, *s.shape[1:])) for s in starts]
+    return jax.tree.map(lambda v: jnp.mean(v, axis=0), lax.map(canonical(full), alike))
 
 
 def finish(part: Part, ends: jax.Array, logits: jax.Array) -> Integrated:
-    """The result, with the gap of what is returned."""
-    difference = (ends - part.baseline_score).astype(part.attribution.dtype)
+    """Returns the result, with the gap of what is returned."""
+    difference = (ends - part.baseline_score).astype(widest(part.attribution))
     return Integrated(
         attribution=part.attribution,
         gap=per_example(part.attribution) - difference,
@@ -231,29 +258,78 @@ def finish(part: Part, ends: jax.Array, logits: jax.Array) -> Integrated:
     )
 
 
-def floats(x: Any) -> jax.Array:
-    """The data of a path through input space.
+def widest(tree: Any) -> Any:
+    """Returns the dtype that sums over the leaves are computed in: float32 or wider."""
+    dtypes = [wide(leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    return max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+
+
+def arrays(x: Any) -> Any:
+    """Returns an input as a pytree of arrays.
 
     Raises:
-      TypeError: if it is not one array of floats.
+      TypeError, ValueError: if it holds none, or they have no common leading axis.
     """
-    x = one_array(x, "x", "one array")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    check_examples(x)
+    return jax.tree.map(jnp.asarray, x)
+
+
+class Moving(NamedTuple):
+    """An input on a path through input space: floats move, integers and bools stay.
+
+    Attributes:
+      x: the input, a pytree of arrays.
+      own: for each leaf, whether it moves.
+    """
+
+    x: Any
+    own: tuple[bool, ...]
+
+    def part(self, leaves: list[jax.Array]) -> list[jax.Array]:
+        """Returns those of leaves like those of ``x`` that move."""
+        return [leaf for leaf, own in zip(leaves, self.own, strict=True) if own]
+
+    def whole(self, points: list[jax.Array]) -> Any:
+        """Returns the input with moving leaves ``[B * c, ...]``, the others repeated."""
+        leaves, structure = jax.tree.flatten(self.x)
+        moved, count = iter(points), len(points[0]) // len(leaves[0])
+        pairs = zip(leaves, self.own, strict=True)
+        filled = [next(moved) if own else repeat(v, count) for v, own in pairs]
+        return jax.tree.unflatten(structure, filled)
+
+    def spread(self, found: list[jax.Array]) -> Any:
+        """Returns a pytree like ``x``, with ``None`` for what does not move."""
+        moved = iter(found)
+        parts = [next(moved) if own else None for own in self.own]
+        return jax.tree.unflatten(jax.tree.structure(self.x), parts)
+
+
+def moving(x: Any) -> Moving:
+    """Returns the data of a path through input space.
+
+    Raises:
+      TypeError: if no leaf holds floats.
+      ValueError: if the leaves have no common leading axis.
+    """
+    x = arrays(x)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(x)]
+    own = tuple(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
+    if not any(own):
         raise TypeError(
-            f"x: expected floats, got {x.dtype}; for tokens, name their embeddings "
-            "(checkpoint_name) and use layer_integrated_gradients"
+            f"x: expected floats, got {', '.join(map(str, dtypes))}; for tokens, name their "
+            "embeddings (checkpoint_name) and use layer_integrated_gradients"
         )
-    return x
+    return Moving(x, own)
 
 
-def one_array(value: Any, name: str = "fn", expected: str = "one array as output") -> jax.Array:
-    """The value as an array.
+def one_array(value: Any) -> jax.Array:
+    """Returns the output of a function.
 
     Raises:
       TypeError: if it is a container.
     """
     if not jax.tree_util.all_leaves([value]):
-        raise TypeError(f"{name}: expected {expected}, got a {type(value).__name__}")
+        raise TypeError(f"fn: expected one array as output, got a {type(value).__name__}")
     return jnp.asarray(value)
 
 
@@ -266,65 +342,3 @@ def check_chunk(chunk: Any) -> int:
     if isinstance(chunk, bool) or not isinstance(chunk, int | np.integer) or chunk < 1:
         raise ValueError(f"chunk: expected a number of nodes of at least 1, got {chunk!r}")
     return int(chunk)
-
-
-Target = Callable[[jax.Array], jax.Array] | jax.typing.ArrayLike
-"""What is attributed:
-
-* ``int [B]``, or one integer: the logit of a class;
-* a seed of :mod:`jaxunlearn.attribution.starts`, or any function ``[B, K] -> [B, K]``: a
-  weighted sum of the logits, with weights that are made once, from the output at ``x``;
-* ``float [B, K]``: those weights themselves;
-* a function ``[B, K] -> [B]``: evaluated anew at every point of the path.
-"""
-
-Score = Callable[[jax.Array], jax.Array]
-"""From outputs ``[B * c, K]``, the c points of an example side by side, to ``[B, c]``."""
-
-
-def scorer(target: Any, output: jax.Array) -> Score:
-    """The scalar whose gradient is taken, in float32 or wider.
-
-    Args:
-      target: a :data:`Target`.
-      output: ``[B, K]`` (or ``[B, ...]``), the output at ``x``.
-
-    Raises:
-      ValueError: if the output has no axis but that of the examples, or the target
-        fits neither ``[B]`` nor its shape.
-    """
-    if output.ndim < 2:
-        raise ValueError(f"fn: expected an output [B, K], got shape {output.shape}")
-    batch, dtype = output.shape[0], wide(output.dtype)
-
-    def points(outputs: jax.Array) -> jax.Array:
-        return outputs.reshape(batch, -1, *output.shape[1:])
-
-    weights = _first(target, output)
-    if callable(target) and weights.shape == (batch,):
-        alongside = jax.vmap(target, in_axes=1, out_axes=1)
-        return lambda outputs: alongside(points(outputs)).astype(dtype)
-    if weights.shape != output.shape:
-        raise ValueError(
-            f"target: expected labels [{batch}], a function to [{batch}], or weights of the "
-            f"shape of the output {output.shape}, got shape {weights.shape}"
-        )
-    weights = weights.astype(dtype)[:, None]
-
-    def weighted(outputs: jax.Array) -> jax.Array:
-        # a masked logit may be infinite: one without weight is left out, not multiplied
-        terms = jnp.where(weights == 0, 0, weights * points(outputs).astype(dtype))
-        return jnp.sum(terms, axis=tuple(range(2, terms.ndim)))
-
-    return weighted
-
-
-def _first(target: Any, output: jax.Array) -> jax.Array:
-    if callable(target):
-        return jnp.asarray(target(output))
-    values = jnp.asarray(target)
-    if jnp.issubdtype(values.dtype, jnp.integer):
-        if output.ndim != 2:
-            raise ValueError(f"fn: expected an output [B, K] for labels, got {output.shape}")
-        return label(values)(output)
-    return values

@@ -29,7 +29,8 @@ class Relevance(NamedTuple):
     unit's kernel, such as ``params/fc1/kernel``.
 
     Attributes:
-      input: shaped like ``x``.
+      input: a pytree like ``x``. ``None`` stands for a leaf of integers or bools that is not
+        followed, such as a mask (:func:`lrp`).
       neurons: per unit ``[B, ..., out features]``, at the outputs of the unit,
         behind bias and batch norm and before the activation.
       inputs: per unit, at its input, shaped as its operation reads it.
@@ -42,7 +43,7 @@ class Relevance(NamedTuple):
       logits: ``[B, K]``, the output of the function.
     """
 
-    input: jax.Array
+    input: Any
     neurons: dict[str, jax.Array]
     inputs: dict[str, jax.Array]
     named: dict[str, jax.Array]
@@ -51,10 +52,8 @@ class Relevance(NamedTuple):
     logits: jax.Array
 
 
-def lrp(
-    fn: Callable[[Any, jax.Array], jax.Array], rules: Rules = _DEFAULT
-) -> Callable[..., Relevance]:
-    """The function that computes the relevance of every layer of ``fn``.
+def lrp(fn: Callable[[Any, Any], jax.Array], rules: Rules = _DEFAULT) -> Callable[..., Relevance]:
+    """Returns the function that computes the relevance of every layer of ``fn``.
 
     The function is traced to its primitive operations, which are grouped:
 
@@ -74,23 +73,28 @@ def lrp(
     * ``jit``, ``remat``, ``custom_jvp``, ``custom_vjp`` are stepped into, ``scan`` is
       written out step by step.
 
+    ``x`` is an array, or a pytree of arrays with one leading axis (an image with its
+    metadata, tokens with their mask). Of several, relevance goes to floats, and to integers
+    that rows of a table are looked up at (tokens); where there are neither, to all integers.
+    Other integers and bools (masks, lengths) are taken for constants, and their leaf is ``None``.
+
     Only the passes that a rule needs are made: the forward pass is used again, and
     inputs that are known not to be negative have no negative half. Nothing is jitted
     here: ``jax.jit(lrp(fn))`` traces ``fn`` once. The result composes with ``vmap`` and
     ``grad`` and works inside ``shard_map``.
 
     Args:
-      fn: ``(variables, x [B, ...]) -> logits [B, K]``, in inference mode;
-        ``variables`` is any pytree of arrays.
+      fn: ``(variables, x) -> logits [B, K]``, in inference mode; ``variables`` is any pytree
+        of arrays, ``x`` an array ``[B, ...]`` or a pytree of such.
       rules: one rule, or pairs ``(pattern, rule)``
         (:data:`~jaxunlearn.attribution.lrp.rules.base.Rules`).
 
     Returns:
       ``relevance(variables, x, seed=seeds.argmax()) -> Relevance``. It raises
       ``NotImplementedError`` naming primitive and line where relevance meets an
-      operation that is not covered, ``TypeError`` if ``x`` or the output is not one
-      array, and ``ValueError`` if the output is not ``[B, K]``, does not depend on
-      ``x``, or the seed does not have its shape.
+      operation that is not covered, ``TypeError`` if the output is not one array, and
+      ``ValueError`` if the leaves of ``x`` have no common leading axis, or the output is not
+      ``[B, K]``, does not depend on ``x``, or the seed does not have its shape.
 
     Raises:
       TypeError, ValueError: if ``rules`` is malformed.
@@ -100,20 +104,23 @@ def lrp(
     """
     _rules.check(rules)
 
-    def relevance(variables: Any, x: jax.Array, seed: Seed = argmax()) -> Relevance:  # noqa: B008
+    def relevance(variables: Any, x: Any, seed: Seed = argmax()) -> Relevance:  # noqa: B008
         planned = plan(trace(fn, variables, x))
         env = evaluate(planned.program, variables, x)
         logits = env[planned.program.out]
         start = _seed(seed, logits)
         sweep = Sweep(planned, rules, env)
         first = sweep.run(start)
+        total = _per_example(start)
+        for leaf in jax.tree.leaves(first):
+            total = total - _per_example(leaf).astype(total.dtype)
         return Relevance(
-            input=first,
+            input=jax.tree.unflatten(jax.tree.structure(x), first),
             neurons=sweep.in_order(sweep.neurons),
             inputs=sweep.in_order(sweep.inputs),
             named=sweep.in_order(sweep.named),
             ledger=sweep.in_order(sweep.ledger),
-            total=_per_example(start) - _per_example(first),
+            total=total,
             logits=logits,
         )
 

@@ -65,15 +65,19 @@ class Sweep:
         self.named: dict[str, jax.Array] = {}
         self.ledger: dict[str, Absorbed] = {}
 
-    def run(self, start: jax.Array) -> jax.Array:
-        """The relevance of ``x``, from that of the output."""
+    def run(self, start: jax.Array) -> list[jax.Array | None]:
+        """Returns the relevance of each leaf of ``x`` that is followed, from that of the output."""
         program = self.planned.program
         self.found[program.out] = start
         for step in reversed(self.planned.steps):
             if step.unit is not None or any(v in self.found for v in step.outs):
                 self.back(step)
-        first = self.found.get(program.x)
-        return jnp.zeros(program.shape(program.x), start.dtype) if first is None else first
+
+        def reached(leaf: int) -> jax.Array:
+            first = self.found.get(leaf)
+            return jnp.zeros(program.shape(leaf), start.dtype) if first is None else first
+
+        return [reached(leaf) if leaf in program.data else None for leaf in program.xs]
 
     def in_order(self, values: dict[str, _Value]) -> dict[str, _Value]:
         """In execution order, which is how a person reads a network."""
@@ -200,7 +204,7 @@ class Sweep:
         """Enters what the step absorbed into the ledger."""
         axes: Mapping[int, Axis | None] = self.planned.examples
         touched = (*step.outs, *(value for value, _ in below))
-        if self.planned.program.shape(self.planned.program.x)[0] == 1:
+        if self.planned.program.shape(self.planned.program.xs[0])[0] == 1:
             axes = dict.fromkeys(touched)  # one example: wherever it lies
         if any(v not in axes for v in touched):
             return

@@ -1,23 +1,126 @@
-"""What a network does and what was done to it, as pictures: one call, one PNG."""
+"""Networks and what was done to them as pictures: one call, one PNG.
 
-from jaxunlearn.pictures.concepts import save_concepts, save_maps, save_patches
-from jaxunlearn.pictures.confusions import save_confusions
-from jaxunlearn.pictures.heatmaps import save_heatmaps
-from jaxunlearn.pictures.path import save_path
-from jaxunlearn.pictures.poison import save_poison
-from jaxunlearn.pictures.samples import save_samples
-from jaxunlearn.pictures.scores import save_scores
-from jaxunlearn.pictures.strips import save_strips
+Another picture is one file with its function ``save_<name>(path, ...)``, and one row: here in
+:data:`PICTURES`, in an entry point of the group ``jaxunlearn.pictures``, or in the running
+program::
 
-__all__ = [
-    "save_concepts",
-    "save_confusions",
-    "save_heatmaps",
-    "save_maps",
-    "save_patches",
-    "save_path",
-    "save_poison",
-    "save_samples",
-    "save_scores",
-    "save_strips",
-]
+    ju.pictures.PICTURES.register("waves", Picture("their_module:save_waves", "..."))
+    ju.pictures.save_waves("waves.png", ...)
+
+A module is imported when its picture is first drawn.
+"""
+
+from typing import Any, NamedTuple
+
+from jaxunlearn.core.errors import did_you_mean
+from jaxunlearn.core.registry import Registry, load
+
+__all__ = ["PICTURES", "Picture"]
+
+
+class Picture(NamedTuple):
+    """Row of a picture.
+
+    Attributes:
+      target: its function, as ``"module:name"``; the first argument is the path of the PNG.
+      summary: what it shows, in one line.
+      draw: the function that draws it for a run, ``draw(path, view, label)``, as
+        ``"module:name"``; empty: runs do not draw it. See :class:`jaxunlearn.kinds.View`.
+      kind: of the models that runs draw it for.
+      method: that it belongs to; empty: it shows all models of a run.
+    """
+
+    target: str
+    summary: str
+    draw: str = ""
+    kind: str = ""
+    method: str = ""
+
+
+_HERE, _DRAWN, _PREFIX = "jaxunlearn.pictures", "jaxunlearn.kinds", "save_"
+
+PICTURES: Registry[Picture] = Registry(
+    "pictures",
+    Picture,
+    {
+        "concepts": Picture(
+            f"{_HERE}.concepts:save_concepts",
+            "scores of concepts, as bars",
+            f"{_DRAWN}.classifier_pictures:draw_concepts",
+            "classifier",
+            "concept_poison",
+        ),
+        "confusions": Picture(
+            f"{_HERE}.confusions:save_confusions",
+            "confusion matrices",
+            f"{_DRAWN}.classifier_pictures:draw_confusions",
+            "classifier",
+        ),
+        "heatmaps": Picture(
+            f"{_HERE}.heatmaps:save_heatmaps",
+            "relevance of pixels and channels",
+            f"{_DRAWN}.classifier_pictures:draw_heatmaps",
+            "classifier",
+            "neuron_path",
+        ),
+        "maps": Picture(
+            f"{_HERE}.heatmaps:save_maps",
+            "places of concepts in images",
+            f"{_DRAWN}.classifier_pictures:draw_maps",
+            "classifier",
+            "concept_poison",
+        ),
+        "patches": Picture(
+            f"{_HERE}.concepts:save_patches",
+            "typical patches of concepts",
+            f"{_DRAWN}.classifier_pictures:draw_patches",
+            "classifier",
+            "concept_poison",
+        ),
+        "path": Picture(
+            f"{_HERE}.path:save_path",
+            "neurons that carry a class, and their edits",
+            f"{_DRAWN}.classifier_pictures:draw_path",
+            "classifier",
+            "neuron_path",
+        ),
+        "poison": Picture(
+            f"{_HERE}.concepts:save_poison",
+            "poisoned images and their donors",
+            f"{_DRAWN}.classifier_pictures:draw_poison",
+            "classifier",
+            "concept_poison",
+        ),
+        "samples": Picture(
+            f"{_HERE}.generated:save_samples",
+            "images made of the same latents",
+            f"{_DRAWN}.gan_pictures:draw_samples",
+            "gan",
+        ),
+        "scores": Picture(
+            f"{_HERE}.scores:save_scores",
+            "a discriminator's scores of several sets",
+            f"{_DRAWN}.gan_pictures:draw_scores",
+            "gan",
+        ),
+        "strips": Picture(
+            f"{_HERE}.generated:save_strips",
+            "images along paths between latents",
+            f"{_DRAWN}.gan_pictures:draw_strips",
+            "gan",
+        ),
+    },
+)
+"""Pictures by name; ``save_<name>`` of this room draws one."""
+
+
+def __getattr__(name: str) -> Any:
+    picture = name.removeprefix(_PREFIX)
+    if picture == name or picture not in PICTURES:
+        hint = did_you_mean(name, [_PREFIX + known for known in PICTURES])
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+    return load(PICTURES[picture].target)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *(_PREFIX + name for name in PICTURES)])

@@ -1,42 +1,23 @@
-"""The scores of a class's concepts before and after unlearning, as bars.
-
-Where in images concepts are: one map a concept, laid over the image.
-
-Concepts without words: the patches of images that show each of them most.
-"""
+"""Concepts of a class: their scores, their patches in images, and images poisoned with them."""
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxunlearn.pictures.style import (
-    DONOR,
-    INK,
-    MUTED,
-    TARGET,
-    Page,
-    cut,
-    framed,
-    headline,
-    legend,
-    overlay,
-    pages,
-    scale_of,
-    shaped,
-    signed,
-    titled,
-    to_rgb,
-    whole,
-)
+from jaxunlearn.pictures import style
 
 # inches
-_PAD, _LETTER, _CHART, _ROW, _TOP, _TITLE, _FOOT = 0.25, 0.074, 4.6, 0.36, 0.5, 0.34, 0.2
-_SHOWN, _LETTERS = 16, 40
-_BAR, _APART = 0.3, 0.16  # of a row
-_COLOURS = {"target": TARGET, "donor": DONOR}
+_CHART, _ROW, _TOP, _FOOT = 4.6, 0.36, 0.5, 0.2
+_PATCH, _THUMB, _PATCH_ROW = 0.9, 0.62, 1.04
+_CELL, _ABOVE, _HEAD, _BETWEEN = 1.1, 0.3, 0.3, 0.4
+_NEAR, _APART, _LETTER = 0.08, 0.24, 0.074
+_BAR, _AWAY = 0.3, 0.16  # of a row
+_ACROSS, _DOWN = 3, 4  # groups side by side, once there are more than so many
+_SHOWN, _LETTERS, _PATCH_LETTERS, _LABEL_LETTERS = 16, 40, 24, 16
+_COLOURS = {"target": style.TARGET, "donor": style.DONOR}
 
 
 def save_concepts(
@@ -70,20 +51,17 @@ def save_concepts(
     if not names:
         raise ValueError("names: expected at least one concept, got none")
     roles = dict(chosen or {})
-    for name in roles:
-        if name not in names:
-            raise ValueError(f"chosen: expected some of {', '.join(names)}, got {name!r}")
+    style.known("chosen", roles, names)
     scores = [
-        shaped(n, v, [len(names)], "names") for n, v in (("before", before), ("after", after))
+        style.shaped(n, v, [len(names)], "names") for n, v in (("before", before), ("after", after))
     ]
     order = order_of(names, scores[0], roles)
-    left = _PAD + 0.15 + _LETTER * max(18, *(len(cut(names[k], _LETTERS)) for k in order))
-    top = _TOP + (_TITLE if title else 0.0)
-    width, height = titled(left + _CHART + _PAD, title, _PAD), top + len(order) * _ROW + _FOOT
-    with pages(path, width, height) as figure:
-        page = Page(figure, width, height)
-        headline(page, title, _PAD)
-        _head(page, left, top, f"{len(order)} of {len(names)} concepts")
+    longest = max(18, *(len(style.cut(names[k], _LETTERS)) for k in order))
+    left = style.PAD + 0.15 + _LETTER * longest
+    top = _TOP + (style.TITLE if title else 0.0)
+    width, height = left + _CHART + style.PAD, top + len(order) * _ROW + _FOOT
+    with style.page(path, width, height, title) as page:
+        _key(page, left, top, f"{len(order)} of {len(names)} concepts")
         axes = page.axes(left, top, _CHART, len(order) * _ROW)
         _bars(axes, np.stack(scores)[:, order], [roles.get(names[k], "") for k in order])
         for row, k in enumerate(order):
@@ -91,35 +69,34 @@ def save_concepts(
 
 
 def order_of(names: Sequence[str], before: np.ndarray, chosen: Mapping[str, str]) -> np.ndarray:
-    """``int [n]``: which concepts are drawn, by falling score; equal ones in their own order."""
+    """Returns ``int [n]``, the concepts to draw, by falling score; equal ones in their order."""
     order = np.argsort(-before, kind="stable")
     return np.array([k for rank, k in enumerate(order) if rank < _SHOWN or names[k] in chosen])
 
 
-def _head(page: Page, left: float, top: float, about: str) -> None:
-    """What the bars mean."""
-    style: dict[str, Any] = {"fontsize": 8, "va": "center"}
-    page.text(left - 0.1, top - 0.14, about, ha="right", color=MUTED, **style)
-    for start, words, opacity in ((0.0, "before unlearning", 0.4), (1.5, "after", 1.0)):
+def _key(page: style.Page, left: float, top: float, about: str) -> None:
+    words: dict[str, Any] = {"fontsize": 8, "va": "center"}
+    page.text(left - 0.1, top - 0.14, about, ha="right", color=style.MUTED, **words)
+    for start, meaning, opacity in ((0.0, "before unlearning", 0.4), (1.5, "after", 1.0)):
         box = page.axes(left + start, top - 0.19, 0.22, 0.1)
         box.set_axis_off()
-        box.axhspan(0, 1, color=INK, alpha=opacity, linewidth=0)
+        box.axhspan(0, 1, color=style.INK, alpha=opacity, linewidth=0)
         box.set(xlim=(0, 1), ylim=(0, 1))
-        page.text(left + start + 0.3, top - 0.14, words, color=INK, **style)
+        page.text(left + start + 0.3, top - 0.14, meaning, color=style.INK, **words)
 
 
 def _bars(axes: Any, scores: np.ndarray, roles: Sequence[str]) -> None:
     low, high = min(0.0, float(scores.min())), max(0.0, float(scores.max()))
     room = (high - low) or 1.0
     places = np.arange(scores.shape[1])
-    colours = [_COLOURS.get(role, INK) for role in roles]
-    for values, shift, opacity in ((scores[0], -_APART, 0.4), (scores[1], _APART, 1.0)):
+    colours = [_COLOURS.get(role, style.INK) for role in roles]
+    for values, shift, opacity in ((scores[0], -_AWAY, 0.4), (scores[1], _AWAY, 1.0)):
         axes.barh(places + shift, values, height=_BAR, color=colours, alpha=opacity, linewidth=0)
         for place, value in zip(places + shift, values, strict=True):
             step, side = (0.012, "left") if value >= 0 else (-0.012, "right")
             axes.text(
-                value + step * room, place, signed(value), ha=side, va="center",
-                fontsize=6.2, color=MUTED, parse_math=False,
+                value + step * room, place, style.signed(value), ha=side, va="center",
+                fontsize=6.2, color=style.MUTED, parse_math=False,
             )  # fmt: skip
     axes.axvline(0, color="0.6", linewidth=0.6)
     for edge in places[1:]:
@@ -131,98 +108,13 @@ def _bars(axes: Any, scores: np.ndarray, roles: Sequence[str]) -> None:
     axes.set_axis_off()
 
 
-def _name(page: Page, right: float, middle: float, name: str, role: str) -> None:
-    colour = _COLOURS.get(role, INK)
-    style: dict[str, Any] = {"ha": "right", "va": "center", "color": colour}
-    weight = "bold" if role else "normal"
-    up = 0.07 if role else 0.0
-    page.text(right, middle - up, cut(name, _LETTERS), fontsize=8.5, fontweight=weight, **style)
+def _name(page: style.Page, right: float, middle: float, name: str, role: str) -> None:
+    words: dict[str, Any] = {"ha": "right", "va": "center", "color": _COLOURS.get(role, style.INK)}
+    weight, up = ("bold", 0.07) if role else ("normal", 0.0)
+    name = style.cut(name, _LETTERS)
+    page.text(right, middle - up, name, fontsize=8.5, fontweight=weight, **words)
     if role:
-        page.text(right, middle + up, role, fontsize=6.5, **style)
-
-
-# inches
-_MAP_PAD, _CELL, _MAP_NEAR, _ABOVE = 0.25, 1.25, 0.09, 0.22
-_MAP_TOP, _MAP_TITLE, _MAP_FOOT = 0.3, 0.34, 0.55
-_MAP_LETTERS = 20
-
-
-def save_maps(
-    path: str | os.PathLike[str],
-    images: jax.typing.ArrayLike,
-    maps: jax.typing.ArrayLike,
-    names: Sequence[str],
-    *,
-    title: str | None = None,
-) -> None:
-    """Draws images and, beside each, the maps of concepts laid over it, as PNG.
-
-    Blue is negative, red positive; the image shows where a concept is not. All maps of a row have
-    one scale, the 99.5 % quantile of the magnitudes; what lies beyond saturates. Above a
-    map is its strongest cell.
-
-    Args:
-      path: of the PNG; an existing file is replaced.
-      images: ``[B, H, W]``, ``[B, H, W, 1]`` or ``[B, H, W, 3]``, values as for
-        :func:`jaxunlearn.save_heatmaps`.
-      maps: ``[B, c, h, w]``, enlarged to the pixels by bilinear interpolation.
-      names: ``c`` concepts.
-      title: of the picture.
-
-    Raises:
-      ValueError: shapes that do not fit, NaN.
-      UserError: the file cannot be written.
-
-    Source: own.
-    """
-    pictures = to_rgb(images)
-    values = shaped("maps", maps, [len(pictures), len(names), "h", "w"], "images and names")
-    if not values.size:
-        raise ValueError(f"maps: expected at least one cell, got {list(values.shape)}")
-    heats = enlarged(values, pictures.shape[1:3])
-    step = _CELL + _MAP_NEAR
-    top = _MAP_TOP + (_MAP_TITLE if title else 0.0)
-    width = titled(2 * _MAP_PAD + step * (1 + len(names)) - _MAP_NEAR, title, _MAP_PAD)
-    height = top + len(pictures) * (_CELL + _ABOVE) + _MAP_FOOT
-    with pages(path, width, height) as figure:
-        page = Page(figure, width, height)
-        headline(page, title, _MAP_PAD)
-        for place, name in enumerate(["image", *names]):
-            middle = _MAP_PAD + place * step + _CELL / 2
-            style = {"fontsize": 8.5, "fontweight": "bold", "ha": "center"}
-            page.text(middle, top - 0.05, cut(name, _MAP_LETTERS), **style)
-        for row, picture in enumerate(pictures):
-            upper, scale = top + row * (_CELL + _ABOVE) + _ABOVE, scale_of(heats[row])
-            page.image(_MAP_PAD, upper, _CELL, picture)
-            words = [f"scale ±{scale:.2g}", *(_strongest(cells) for cells in values[row])]
-            for place, word in enumerate(words):
-                middle = _MAP_PAD + place * step + _CELL / 2
-                page.text(middle, upper - 0.04, word, fontsize=6.5, ha="center", color=MUTED)
-            for place, heat in enumerate(heats[row], 1):
-                page.image(_MAP_PAD + place * step, upper, _CELL, overlay(picture, heat, scale))
-        legend(page.axes(_MAP_PAD, height - 0.36, 1.9, 0.08), "negative", "positive")
-
-
-def enlarged(maps: np.ndarray, pixels: tuple[int, ...]) -> np.ndarray:
-    """``[..., H, W]`` from ``[..., h, w]``: bilinear, a cell's value at the middle of the cell."""
-    for axis, count in zip((-2, -1), pixels, strict=True):
-        size = maps.shape[axis]
-        # nothing to interpolate with beyond the middle of the first and the last cell
-        places = np.clip((np.arange(count) + 0.5) * size / count - 0.5, 0, size - 1)
-        low = np.floor(places).astype(int)
-        share = (places - low).reshape(-1, *[1] * (-1 - axis))
-        first, second = (maps.take(k, axis) for k in (low, np.minimum(low + 1, size - 1)))
-        maps = (1 - share) * first + share * second
-    return maps
-
-
-def _strongest(cells: np.ndarray) -> str:
-    return f"peak {signed(cells.flat[np.abs(cells).argmax()])}"
-
-
-# inches
-_PATCH_PAD, _PATCH, _THUMB, _PATCH_NEAR, _PATCH_APART, _PATCH_ROW = 0.2, 0.9, 0.62, 0.06, 0.24, 1.04
-_PATCH_LETTER, _PATCH_LETTERS, _PATCH_TITLE = 0.074, 24, 0.34
+        page.text(right, middle + up, role, fontsize=6.5, **words)
 
 
 def save_patches(
@@ -244,7 +136,7 @@ def save_patches(
     Args:
       path: of the PNG; an existing file is replaced.
       images: ``[N, H, W]``, ``[N, H, W, 1]`` or ``[N, H, W, 3]``, values as for
-        :func:`jaxunlearn.save_heatmaps`; only those that are shown are read.
+        :func:`jaxunlearn.pictures.save_heatmaps`; only those that are shown are read.
       names: ``m`` concepts.
       image: ``int [m, t]``, which image each patch is from.
       corner: ``int [m, t, 2]``, row and column of its upper left pixel.
@@ -261,55 +153,170 @@ def save_patches(
     stored = np.asarray(images)
     if stored.ndim < 3:
         raise ValueError(f"images: expected [N, H, W, C], got {stored.shape}")
-    which = whole("image", image, [len(names), "t"], "names", len(stored) - 1)
+    which = style.whole("image", image, [len(names), "t"], "names", len(stored) - 1)
     if not which.size:
         raise ValueError(f"image: expected at least one patch, got {list(which.shape)}")
-    corners = _corners(corner, which.shape, size, stored.shape[1:3])
+    rows, count = which.shape
+    ends = _ends("size", size, stored)
+    corners = _corners("corner", corner, [rows, count, 2], "image", ends)
     strengths = None
     if strength is not None:
-        strengths = shaped("strength", strength, which.shape, "image")
+        strengths = style.shaped("strength", strength, which.shape, "image")
     shown, places = np.unique(which, return_inverse=True)
-    pictures = to_rgb(stored[shown])[places.reshape(which.shape)]
-    left = _PATCH_PAD + _PATCH_LETTER * max(len(cut(name, _PATCH_LETTERS)) for name in names) + 0.1
-    step = _PATCH + _PATCH_NEAR + _THUMB + _PATCH_APART
-    top = _PATCH_PAD + (_PATCH_TITLE if title else 0.0)
-    width = titled(left + step * which.shape[1] - _PATCH_APART + _PATCH_PAD, title, _PATCH_PAD)
-    height = top + len(names) * _PATCH_ROW + 0.1
-    with pages(path, width, height) as figure:
-        page = Page(figure, width, height)
-        headline(page, title, _PATCH_PAD)
-        for row, name in enumerate(names):
+    pictures = style.to_rgb(stored[shown])[places.reshape(which.shape)]
+    words = [style.cut(name, _PATCH_LETTERS) for name in names]
+    left = style.PAD + _LETTER * max(map(len, words)) + 0.1
+    step = _PATCH + _NEAR + _THUMB + _APART
+    top = style.PAD + (style.TITLE if title else 0.0)
+    width, height = left + step * count - _APART + style.PAD, top + rows * _PATCH_ROW + 0.1
+    with style.page(path, width, height, title) as page:
+        for row, name in enumerate(words):
             upper = top + row * _PATCH_ROW
-            side = {"ha": "right", "va": "center", "fontsize": 8.5}
-            page.text(left - 0.1, upper + _PATCH / 2, cut(name, _PATCH_LETTERS), **side)
-            for place in range(which.shape[1]):
-                at = (left + place * step, upper)
-                _one(page, at, pictures[row, place], corners[row, place], size)
+            page.text(left - 0.1, upper + _PATCH / 2, name, ha="right", va="center", fontsize=8.5)
+            for place, picture in enumerate(pictures[row]):
+                start = left + place * step
+                (y, x), thumb = corners[row, place], start + _PATCH + _NEAR
+                page.image(start, upper, _PATCH, picture[y : y + size, x : x + size])
+                axes = page.image(thumb, upper, _THUMB, picture)
+                style.frame(axes, corners[row, place][None], size, line=0.9)
                 if strengths is not None:
-                    words = f"{strengths[row, place]:.3g}"
-                    middle = at[0] + _PATCH + _PATCH_NEAR + _THUMB / 2
-                    page.text(middle, upper + _THUMB + 0.16, words, fontsize=6.5, color=MUTED,
-                              ha="center")  # fmt: skip
+                    about = {"fontsize": 6.5, "color": style.MUTED, "ha": "center"}
+                    found = f"{strengths[row, place]:.3g}"
+                    page.text(thumb + _THUMB / 2, upper + _THUMB + 0.16, found, **about)
+
+
+def _ends(name: str, size: int, images: np.ndarray) -> list[int]:
+    """Largest row and column of a corner: a patch of a size lies within images ``[N, H, W]``."""
+    height, width = images.shape[1:3]
+    if not 1 <= size <= min(height, width):
+        raise ValueError(f"{name}: expected 1 to {min(height, width)} pixels, got {size}")
+    return [height - size, width - size]
 
 
 def _corners(
-    corner: jax.typing.ArrayLike, which: tuple[int, ...], size: int, pixels: tuple[int, ...]
+    name: str,
+    corners: jax.typing.ArrayLike,
+    shape: Sequence[int | str],
+    like: str,
+    ends: Sequence[int],
 ) -> np.ndarray:
-    if not 1 <= size <= min(pixels):
-        raise ValueError(f"size: expected 1 to {min(pixels)} pixels, got {size}")
-    corners = whole("corner", corner, [*which, 2], "image")
-    ends = [side - size for side in pixels]
-    if (corners > ends).any():
-        found = corners.reshape(-1, 2).max(0).tolist()
-        raise ValueError(f"corner: expected rows and columns of at most {ends}, got {found}")
-    return corners
+    found = style.whole(name, corners, shape, like)
+    if (found > ends).any():
+        largest = found.reshape(-1, 2).max(0).tolist()
+        raise ValueError(f"{name}: expected rows and columns of at most {ends}, got {largest}")
+    return found
 
 
-def _one(
-    page: Page, at: tuple[float, float], picture: np.ndarray, corner: np.ndarray, size: int
+def save_poison(
+    path: str | os.PathLike[str],
+    images: jax.typing.ArrayLike,
+    poisoned: jax.typing.ArrayLike,
+    corners: jax.typing.ArrayLike | None,
+    patch: int,
+    labels: jax.typing.ArrayLike,
+    poison_labels: jax.typing.ArrayLike,
+    donors: jax.typing.ArrayLike | None,
+    *,
+    class_names: Sequence[str] | None = None,
+    title: str | None = None,
 ) -> None:
-    left, top = at
-    row, column = corner
-    page.image(left, top, _PATCH, picture[row : row + size, column : column + size])
-    place = (left + _PATCH + _PATCH_NEAR, top, _THUMB)
-    framed(page, place, picture, corner[None], size, line=0.9)
+    """Draws images, their donors, and what was made of them, as PNG.
+
+    Above each example stands its label and, after an arrow, the label it is trained with
+    once poisoned. All images are on one scale.
+
+    Args:
+      path: of the PNG; an existing file is replaced.
+      images: ``[B, H, W]``, ``[B, H, W, 1]`` or ``[B, H, W, 3]``, values as for
+        :func:`jaxunlearn.pictures.save_heatmaps`.
+      poisoned: of the shape of ``images``.
+      corners: ``int [B, c, 2]``, row and column of the upper left pixel of each patch, which
+        is framed; ``None`` for no frame.
+      patch: pixels of a side.
+      labels, poison_labels: ``int [B]``.
+      donors: the images the patches are from, of the shape of ``images``; or ``None``.
+      class_names: ``K``; without them, numbers.
+      title: of the picture.
+
+    Raises:
+      ValueError: shapes that do not fit, patches not within the images, labels without
+        a name, NaN.
+      UserError: the file cannot be written.
+
+    Source: own.
+    """
+    columns = _columns(images, poisoned, donors)
+    first, batch = columns[0].pictures, len(columns[0].pictures)
+    frames = None
+    if corners is not None:
+        ends = _ends("patch", patch, first)
+        frames = _corners("corners", corners, [batch, "c", 2], "images", ends)
+    most = None if class_names is None else len(class_names) - 1
+    before, after = (
+        style.whole(name, values, [batch], "images", most)
+        for name, values in (("labels", labels), ("poison_labels", poison_labels))
+    )
+    across = min(_ACROSS, -(-batch // _DOWN))
+    wide = len(columns) * (_CELL + _NEAR) - _NEAR
+    top = _HEAD + (style.TITLE if title else 0.0)
+    width = 2 * style.PAD + across * (wide + _BETWEEN) - _BETWEEN
+    height = top + -(-batch // across) * (_CELL + _ABOVE) + style.PAD
+    with style.page(path, width, height, title) as page:
+        for group in range(across):
+            _heads(page, style.PAD + group * (wide + _BETWEEN), top, columns)
+        for number in range(batch):
+            left = style.PAD + number % across * (wide + _BETWEEN)
+            upper = top + number // across * (_CELL + _ABOVE) + _ABOVE
+            words = [style.class_word(label[number], class_names) for label in (before, after)]
+            _labels(page, left + wide / 2, upper - 0.07, words)
+            for place, column in enumerate(columns):
+                start = left + place * (_CELL + _NEAR)
+                axes = page.image(start, upper, _CELL, column.pictures[number])
+                if column.framed and frames is not None:
+                    style.frame(axes, frames[number], patch)
+
+
+class _Column(NamedTuple):
+    """Images ``[B, H, W, 3]`` under a head, with or without the frames."""
+
+    head: str
+    pictures: np.ndarray
+    framed: bool
+
+
+def _columns(
+    images: jax.typing.ArrayLike,
+    poisoned: jax.typing.ArrayLike,
+    donors: jax.typing.ArrayLike | None,
+) -> list[_Column]:
+    given = [("images", "original", images), ("donors", "donor", donors)]
+    given += [("poisoned", "poisoned", poisoned)]
+    there = [(name, head, np.asarray(a)) for name, head, a in given if a is not None]
+    shape = there[0][2].shape
+    for name, _, array in there:
+        if array.shape != shape:
+            raise ValueError(
+                f"{name}: expected shape {list(shape)}, as images, got {list(array.shape)}"
+            )
+    # together, so that one value has one colour in all of them
+    pictures = np.split(style.to_rgb(np.concatenate([array for *_, array in there])), len(there))
+    return [
+        _Column(head, made, name == "poisoned")
+        for (name, head, _), made in zip(there, pictures, strict=True)
+    ]
+
+
+def _heads(page: style.Page, left: float, top: float, columns: Sequence[_Column]) -> None:
+    for place, column in enumerate(columns):
+        middle = left + place * (_CELL + _NEAR) + _CELL / 2
+        page.text(middle, top - 0.03, column.head, fontsize=8, ha="center", color=style.MUTED)
+
+
+def _labels(page: style.Page, middle: float, base: float, labels: Sequence[str]) -> None:
+    """Old label, arrow, new label, around the middle of a group."""
+    old, new = (style.cut(label, _LABEL_LETTERS) for label in labels)
+    words = {"fontsize": 8.5, "fontweight": "bold"}
+    page.text(middle - 0.13, base, old, ha="right", color=style.TARGET, **words)
+    page.text(middle, base, "→", ha="center", color=style.MUTED, fontsize=8.5)
+    changed = style.DONOR if labels[1] != labels[0] else style.TARGET
+    page.text(middle + 0.13, base, new, ha="left", color=changed, **words)

@@ -7,22 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn.pictures.style import (
-    INK,
-    MUTED,
-    Page,
-    class_word,
-    cut,
-    diverging,
-    headline,
-    legend,
-    pages,
-    shaped,
-    titled,
-)
+from jaxunlearn.pictures import style
 
 # inches
-_PAD, _GAP, _HEAD, _TITLE, _KEY, _LETTER = 0.25, 0.35, 0.55, 0.34, 0.5, 0.064
+_GAP, _HEAD, _KEY, _LETTER = 0.35, 0.55, 0.5, 0.064
 _CELL, _LEAST, _MOST, _WIDE = 0.34, 2.1, 3.8, 15.0
 _NUMBERS, _NAMED = 12, 30  # so many classes have numbers in their cells, have all names
 _LETTERS, _NOTHING = 14, "0.9"
@@ -61,29 +49,27 @@ def save_confusions(
         raise ValueError(f"class_names: expected {count}, as matrices, got {len(class_names)}")
     if wrong := [k for k in forgotten if not 0 <= k < count]:
         raise ValueError(f"forgotten: expected classes of 0 to {count - 1}, got {wrong[0]}")
-    words = [cut(class_word(k, class_names), _LETTERS) for k in range(count)]
+    words = [style.cut(style.class_word(k, class_names), _LETTERS) for k in range(count)]
     side = float(np.clip(count * _CELL, _LEAST, _MOST if count > _NUMBERS else np.inf))
     margin = 0.3 + _LETTER * max(map(len, words))
     wide, high = margin + side + _GAP, _HEAD + side + margin
     across = max(1, min(len(found), int(_WIDE // wide)))
-    top = 0.1 + (_TITLE if title else 0.0)
-    width = titled(max(_PAD + across * wide, _LEAST + 1), title, _PAD)
+    top = 0.1 + (style.TITLE if title else 0.0)
+    width = max(style.PAD + across * wide, _LEAST + 1)
     height = top + -(-len(found) // across) * high + _KEY
-    with pages(path, width, height) as figure:
-        page = Page(figure, width, height)
-        headline(page, title, _PAD)
+    with style.page(path, width, height, title) as page:
         for number, (name, matrix) in enumerate(found.items()):
-            left = _PAD + number % across * wide + margin
+            left = style.PAD + number % across * wide + margin
             upper = top + number // across * high + _HEAD
-            head = cut(name, int(side / 0.095))
-            page.text(left, upper - 0.25, head, fontsize=10, fontweight="bold", color=INK)
-            page.text(left, upper - 0.09, _about(matrix, forgotten), fontsize=7, color=MUTED)
+            head = style.cut(name, int(side / 0.095))
+            page.text(left, upper - 0.25, head, fontsize=10, fontweight="bold", color=style.INK)
+            page.text(left, upper - 0.09, _about(matrix, forgotten), fontsize=7, color=style.MUTED)
             _matrix(page.axes(left, upper, side, side), matrix, words, forgotten, side)
-        _key(page, height, bool(forgotten))
+        _key(page, bool(forgotten))
 
 
 def shares(counts: np.ndarray) -> np.ndarray:
-    """``[K, K]``: each row divided by its sum; a row of zeros stays one."""
+    """Returns ``[K, K]``, each row divided by its sum; a row of zeros stays one."""
     sums = counts.sum(1, keepdims=True)
     return counts / np.where(sums > 0, sums, 1)
 
@@ -95,7 +81,7 @@ def _checked(matrices: Mapping[str, jax.typing.ArrayLike]) -> dict[str, np.ndarr
     made = {}
     for name, values in matrices.items():
         label = f"matrices[{name!r}]"
-        numbers = shaped(label, values, [count, count], "all of them")
+        numbers = style.shaped(label, values, [count, count], "all of them")
         if not numbers.size or numbers.min() < 0:
             raise ValueError(f"{label}: expected counts of 0 or more, got {numbers.min(initial=0)}")
         made[name] = shares(numbers)
@@ -119,7 +105,7 @@ def _matrix(
     from matplotlib.patches import Rectangle
 
     count = len(matrix)
-    axes.imshow(matrix, cmap=diverging(), vmin=-1, vmax=1, interpolation="nearest")
+    axes.imshow(matrix, cmap=style.diverging(), vmin=-1, vmax=1, interpolation="nearest")
     size = min(7.5, 52 * side / count)
     if count <= _NUMBERS:
         _numbers(axes, matrix)
@@ -129,8 +115,10 @@ def _matrix(
     away = 0.5 + line / 2 * count / (72 * side)  # around the row, not over it
     for k in forgotten:
         axes.add_patch(
-            Rectangle((-away, k - away), count - 1 + 2 * away, 2 * away, fill=False, edgecolor=INK,
-                      linewidth=line, joinstyle="miter", clip_on=False, zorder=4)
+            Rectangle(
+                (-away, k - away), count - 1 + 2 * away, 2 * away, fill=False, zorder=4,
+                edgecolor=style.INK, linewidth=line, joinstyle="miter", clip_on=False,
+            )
         )  # fmt: skip
     shown = _named(count, forgotten)
     size = max(size, 5.5) if count <= _NAMED else 6.0
@@ -138,14 +126,13 @@ def _matrix(
     long = max(map(len, labels)) > 2
     axes.set_xticks(shown, labels, fontsize=size, rotation=90 if long else 0)
     axes.set_yticks(shown, labels, fontsize=size)
-    axes.set_xlabel("predicted", fontsize=7, color=MUTED, labelpad=2)
-    axes.set_ylabel("true", fontsize=7, color=MUTED, labelpad=2)
+    axes.set_xlabel("predicted", fontsize=7, color=style.MUTED, labelpad=2)
+    axes.set_ylabel("true", fontsize=7, color=style.MUTED, labelpad=2)
     axes.tick_params(length=0, pad=3)
     for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
         for k, tick in zip(shown, ticks, strict=True):
             tick.set(parse_math=False, fontweight="bold" if k in forgotten else "normal")
-    for spine in axes.spines.values():
-        spine.set(edgecolor="0.8", linewidth=0.6)
+    style.hairlines(axes)
 
 
 def _named(count: int, forgotten: Sequence[int]) -> list[int]:
@@ -160,15 +147,16 @@ def _named(count: int, forgotten: Sequence[int]) -> list[int]:
 def _numbers(axes: Any, matrix: np.ndarray) -> None:
     for (row, column), share in np.ndenumerate(matrix):
         if share:
-            colour = "white" if share > 0.6 else INK
-            style = {"ha": "center", "va": "center", "fontsize": 6.5, "color": colour}
-            axes.text(column, row, "<1" if share < 0.01 else f"{100 * share:.0f}", **style)
+            colour = "white" if share > 0.6 else style.INK
+            words = {"ha": "center", "va": "center", "fontsize": 6.5, "color": colour}
+            axes.text(column, row, "<1" if share < 0.01 else f"{100 * share:.0f}", **words)
 
 
-def _key(page: Page, height: float, framed: bool) -> None:
+def _key(page: style.Page, framed: bool) -> None:
     """The red half of the colours of signed numbers."""
-    axes = page.axes(_PAD + 0.1, height - 0.36, 1.4, 0.08)
-    legend(axes, "", "100% of the row")
+    axes = page.axes(style.PAD + 0.1, page.height - 0.36, 1.4, 0.08)
+    style.legend(axes, "", "100% of the row")
     axes.set_xlim(axes.get_xticks()[1], axes.get_xticks()[2])
     if framed:
-        page.text(_PAD + 1.8, height - 0.29, "framed: forgotten", fontsize=7, color=MUTED)
+        place = style.PAD + 1.8, page.height - 0.29
+        page.text(*place, "framed: forgotten", fontsize=7, color=style.MUTED)

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxunlearn.pictures.style import INK, MUTED, Page, diverging, legend, pages, signed
+from jaxunlearn.pictures import style
 
 # inches
 _STEP, _GAP, _PICTURE, _LEFT, _RIGHT = 0.34, 1.42, 1.2, 0.35, 0.8
@@ -58,20 +58,17 @@ def draw(path: str | os.PathLike[str], panels: Sequence[Panel], title: str | Non
     body = _STEP * max(len(column.neurons) for column in first.columns)
     high = _HEAD + body + _FOOT
     across = len(panels) if wide * len(panels) <= _WIDE else 1
-    top = _TOP + (0.35 if title else 0.0)
+    top = _TOP + (style.TITLE if title else 0.0)
     width, height = wide * across, top + high * (len(panels) // across) + _KEY
-    with pages(path, width, height) as figure:
-        page = Page(figure, width, height)
-        if title:
-            page.text(_LEFT, 0.36, title, fontsize=12, fontweight="bold", color=INK)
+    with style.page(path, width, height, title, _LEFT) as page:
         sizes = _sizes(panels)
         for number, panel in enumerate(panels):
             left, start = number % across * wide, top + number // across * high
             page.text(left + _LEFT, start + 0.16, panel.title, fontsize=11, fontweight="bold")
-            page.text(left + _LEFT + 1.0, start + 0.16, panel.about, fontsize=8, color=MUTED)
+            page.text(left + _LEFT + 1.0, start + 0.16, panel.about, fontsize=8, color=style.MUTED)
             place = (left, start + _HEAD, wide, body)
             _Network(page, panel, sizes, place, lead).draw()
-        _key(page, height)
+        _key(page)
 
 
 class _Sizes(NamedTuple):
@@ -98,7 +95,7 @@ class _Network:
 
     def __init__(
         self,
-        page: Page,
+        page: style.Page,
         panel: Panel,
         sizes: _Sizes,
         place: tuple[float, float, float, float],
@@ -109,7 +106,7 @@ class _Network:
         self.axes = page.axes(*place)
         self.axes.set(xlim=(0, width), ylim=(self.body, 0))
         self.axes.set_axis_off()
-        self.colours = diverging()
+        self.colours = style.diverging()
 
     def place(self, column: int, row: int) -> tuple[float, float]:
         count = len(self.panel.columns[column].neurons)
@@ -124,12 +121,13 @@ class _Network:
                 self.neuron(number, row)
             x = self.left + self.lead + number * _GAP
             below = self.top + self.body
-            centred = {"ha": "center", "va": "top"}
-            self.page.text(x, below + 0.06, column.name, fontsize=9, fontweight="bold", **centred)
-            self.page.text(x, below + 0.22, column.about, fontsize=6.5, color=MUTED, **centred)
+            middle = {"ha": "center", "va": "top"}
+            self.page.text(x, below + 0.06, column.name, fontsize=9, fontweight="bold", **middle)
+            muted = {"fontsize": 6.5, "color": style.MUTED}
+            self.page.text(x, below + 0.22, column.about, **muted, **middle)
         if self.panel.picture is not None:
-            middle = self.top + (self.body - _PICTURE) / 2
-            self.page.image(self.left + _LEFT, middle, _PICTURE, self.panel.picture)
+            top = self.top + (self.body - _PICTURE) / 2
+            self.page.image(self.left + _LEFT, top, _PICTURE, self.panel.picture)
 
     def lines(self, gap: int, edges: np.ndarray) -> None:
         from matplotlib.patches import PathPatch
@@ -146,12 +144,12 @@ class _Network:
             (x0, y0), (x1, y1) = self.place(gap, int(earlier)), self.place(gap + 1, int(later))
             bend = (x1 - x0) * 0.45
             curve = Path([(x0, y0), (x0 + bend, y0), (x1 - bend, y1), (x1, y1)], codes)
-            style = {"facecolor": "none", "capstyle": "butt", "zorder": 1 + abs(value)}
+            drawn = {"facecolor": "none", "capstyle": "butt", "zorder": 1 + abs(value)}
             colour = self.colours(0.5 + 0.3 * np.sign(value))
             opacity = 0.18 + 0.6 * abs(value)
             width = 0.25 + (_LINE - 0.25) * abs(value)
             self.axes.add_patch(
-                PathPatch(curve, edgecolor=colour, alpha=opacity, linewidth=width, **style)
+                PathPatch(curve, edgecolor=colour, alpha=opacity, linewidth=width, **drawn)
             )
 
     def neuron(self, number: int, row: int) -> None:
@@ -163,42 +161,33 @@ class _Network:
         x, y = self.place(number, row)
         radius = _RADIUS * max(abs(share), 0.08) ** 0.5
         colour = self.colours(0.5 + 0.5 * share)
-        self.axes.add_patch(
-            Circle(
-                (x, y),
-                radius,
-                facecolor=colour,
-                edgecolor="0.45",
-                linewidth=0.6,
-                zorder=4,
-                clip_on=False,
-            )
-        )
+        edge = {"edgecolor": "0.45", "linewidth": 0.6, "zorder": 4, "clip_on": False}
+        self.axes.add_patch(Circle((x, y), radius, facecolor=colour, **edge))
         if column.ring[row] > 0:
             size = 2 * radius + 0.075
-            turn = {"theta1": -90, "theta2": -90 + 360 * float(column.ring[row])}
-            self.axes.add_patch(
-                Arc((x, y), size, size, color=INK, linewidth=1.3, zorder=5, clip_on=False, **turn)
-            )
+            line: dict[str, Any] = {"linewidth": 1.3, "zorder": 5, "clip_on": False}
+            line |= {"theta1": -90, "theta2": -90 + 360 * float(column.ring[row])}
+            self.axes.add_patch(Arc((x, y), size, size, color=style.INK, **line))
         halo = [patheffects.withStroke(linewidth=1.6, foreground="white")]
         last = number == len(self.panel.columns) - 1
         words = str(column.neurons[row])
         if last and column.strength[row]:
-            words += f"  {signed(column.strength[row])}"
+            words += f"  {style.signed(column.strength[row])}"
         away = radius + (0.1 if column.ring[row] > 0 else 0.06)
         self.axes.text(
             x + (away if last else -away), y, words, fontsize=6 if not last else 7,
-            ha="left" if last else "right", va="center", color=INK if last else MUTED,
+            ha="left" if last else "right", va="center", color=style.INK if last else style.MUTED,
             zorder=6, path_effects=halo, parse_math=False,
         )  # fmt: skip
 
 
-def _key(page: Page, height: float) -> None:
+def _key(page: style.Page) -> None:
     """What circles, lines and rings mean, at the foot."""
-    legend(page.axes(_LEFT, height - 0.42, 1.9, 0.08), "negative", "positive")
+    style.legend(page.axes(_LEFT, page.height - 0.42, 1.9, 0.08), "negative", "positive")
     lines = (
         "circle: relevance of a neuron      line: relevance it passes on to the column before",
         "ring: share of its weights, incoming or outgoing, that were edited",
     )
     for number, words in enumerate(lines):
-        page.text(_LEFT + 2.25, height - 0.35 + 0.17 * number, words, fontsize=7, color=MUTED)
+        place = _LEFT + 2.25, page.height - 0.35 + 0.17 * number
+        page.text(*place, words, fontsize=7, color=style.MUTED)

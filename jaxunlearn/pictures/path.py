@@ -1,7 +1,4 @@
-"""The relevance that flows between neurons of one layer and neurons of another.
-
-The path of a class through a network, before and after it was unlearned.
-"""
+"""The path of a class through a network: the relevance that flows between its neurons."""
 
 import itertools
 import math
@@ -14,16 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.attribution import Relevance, Rule, Unit, lrp, structure
-from jaxunlearn.attribution import starts as seeds
-from jaxunlearn.attribution.lrp import rules
-from jaxunlearn.attribution.lrp import rules as rules_of
+from jaxunlearn.attribution import Relevance, Rule, Unit, lrp, starts, structure
 from jaxunlearn.attribution.lrp.affine import Affine
-from jaxunlearn.attribution.lrp.rules import Propagated, Rules
+from jaxunlearn.attribution.lrp.rules import Propagated, Rules, assign, epsilon_plus
+from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Apply, Model, Variables
 from jaxunlearn.models import functionalize
-from jaxunlearn.pictures.network import Column, Panel, draw
-from jaxunlearn.pictures.style import overlay, scale_of, short, signed, to_rgb
+from jaxunlearn.pictures import network, style
 
 
 class Flow(NamedTuple):
@@ -43,7 +37,7 @@ class Flow(NamedTuple):
 def totals(
     fn: Apply, rules: Rules, units: Sequence[Unit]
 ) -> Callable[[Variables, jax.Array, Any], Flow]:
-    """The function ``(variables, x, seed) -> Flow`` of some layers, compiled.
+    """Compiles the function ``(variables, x, seed) -> Flow`` of some layers.
 
     Args:
       fn: ``(variables, x [B, ...]) -> logits [B, K]``.
@@ -66,7 +60,7 @@ def totals(
 def messages(
     fn: Apply, rules: Rules, units: Sequence[Unit], earlier: Unit, later: Unit
 ) -> Callable[[Variables, jax.Array, Any, np.ndarray, np.ndarray], np.ndarray]:
-    """What neurons of one layer receive from neurons of a later one, compiled.
+    """Compiles the function that tells what neurons of a layer receive from those of a later one.
 
     ``M[k, j] = mean over examples, sum over positions of R_j``, counting of the
     relevance of ``j`` only what came through neuron ``k`` of the later layer. Every rule
@@ -110,7 +104,7 @@ def messages(
 def edited(
     original: Variables, unlearned: Variables, units: Sequence[Unit]
 ) -> dict[str, np.ndarray]:
-    """Which share of its weights an edit changed, for every neuron.
+    """Returns the share of its weights that an edit changed, for every neuron.
 
     The larger of the shares of the weights into it and of those out of it; the
     latter only where another layer reads exactly this one's neurons. Zero where the neurons lie
@@ -149,10 +143,9 @@ def edited(
 
 
 def _leaves(variables: Variables) -> dict[str, np.ndarray]:
-    named, _ = jax.tree_util.tree_flatten_with_path(variables)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in named
+        path: np.asarray(leaf)
+        for path, leaf in named_leaves(variables).items()
         if not jax.dtypes.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
     }
 
@@ -170,7 +163,7 @@ def _scaled(rules: Rules, units: Sequence[Unit], later: Unit, share: jax.Array) 
     """The same rules, with a share of the relevance of each neuron of one layer passed on."""
     rest = [] if isinstance(rules, Rule) or callable(rules) else list(rules)
     place = [unit.key for unit in units].index(later.key)
-    rule = rules_of.assign(rules, units)[place]
+    rule = assign(rules, units)[place]
     alone = f"^{re.escape(later.key)}$"
     return [(alone, _only(rule, later, share)), *(rest or [("", rule)])]
 
@@ -192,7 +185,7 @@ def _only(rule: Rule, unit: Unit, share: jax.Array) -> Rule:
 
 
 # z+ keeps stacks of convolutions from noise, dense layers keep both signs
-_RULES = rules.epsilon_plus()
+_RULES = epsilon_plus()
 
 
 def save_path(
@@ -233,7 +226,7 @@ def save_path(
       x: ``[B, ...]``, examples of the class as the network reads them; 16 to 64 are enough.
       y: the class, or labels ``int [B]``.
       rules: of the propagation; by default z+ for convolutions, epsilon for all else.
-      layers: keys of the layers to draw (:func:`jaxunlearn.structure`), in execution
+      layers: keys of the layers to draw (:func:`jaxunlearn.attribution.structure`), in execution
         order, or at most how many, spread evenly and the last among them.
       neurons: at most so many of a layer.
       title: of the picture.
@@ -252,7 +245,7 @@ def save_path(
     units = structure(fn, original, x)
     shown = _shown(units, layers)
     rings = edited(original, unlearned, units)
-    seed = seeds.label(y, times_logit=True)
+    seed = starts.label(y, times_logit=True)
     compute = totals(fn, rules, shown)
     flows = [compute(variables, x, seed) for variables in (original, unlearned)]
     _check_finite(flows)
@@ -266,16 +259,16 @@ def save_path(
     columns = [_columns(flow, shown, chosen, rings) for flow in flows]
     pictures = _pictures(np.asarray(x), flows)
     panels = [
-        Panel(name, _about(flow, y), picture, made, edges)
+        network.Panel(name, _about(flow, y), picture, made, edges)
         for name, flow, picture, made, edges in zip(
             ("original", "unlearned"), flows, pictures, columns, lines, strict=True
         )
     ]
-    draw(path, panels, title)
+    network.draw(path, panels, title)
 
 
 def choose(strengths: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """``int [n]``: which neurons of a layer to draw, from top to bottom.
+    """Returns ``int [n]``, the neurons of a layer to draw, from top to bottom.
 
     All in their own order if there are no more than ``count``; otherwise those of largest
     magnitude in either network, ordered by their relevance in the first.
@@ -293,12 +286,9 @@ def _shown(units: Sequence[Unit], layers: int | Sequence[str]) -> list[Unit]:
     if isinstance(layers, int):
         if layers < 2:
             raise ValueError(f"layers: expected at least 2, or keys, got {layers}")
-        places = np.linspace(0, len(units) - 1, min(layers, len(units))).round().astype(int)
-        return [units[place] for place in places]
+        return style.spread(units, layers)
     known = {unit.key: place for place, unit in enumerate(units)}
-    for key in layers:
-        if key not in known:
-            raise ValueError(f"layers: expected some of {', '.join(known)}, got {key!r}")
+    style.known("layers", layers, known)
     order = [known[key] for key in layers]
     if order != sorted(set(order)) or not order:
         raise ValueError(f"layers: expected keys in execution order, got {list(layers)}")
@@ -314,18 +304,19 @@ def _check_finite(flows: Sequence[Flow]) -> None:
 
 def _columns(
     flow: Flow, shown: Sequence[Unit], chosen: Sequence[np.ndarray], rings: dict[str, np.ndarray]
-) -> list[Column]:
+) -> list[network.Column]:
     made = []
-    nested = any(short(unit.key)[1] for unit in shown)
+    nested = any(style.short(unit.key)[1] for unit in shown)
     for unit, neurons in zip(shown, chosen, strict=True):
         strength, ring = flow.neurons[unit.key], rings[unit.key]
         whole = np.abs(strength).sum()
         share = np.abs(strength[neurons]).sum() / whole if whole else 0.0
-        name, within = short(unit.key)
+        name, within = style.short(unit.key)
         about = [within] if nested else []
         about += [f"{len(neurons)} of {unit.out_features}", f"{share:.0%} of |R|"]
         about += [f"{int((ring == 1).sum())} rewritten"] if (ring == 1).any() else []
-        made.append(Column(name, "\n".join(about), neurons, strength[neurons], ring[neurons]))
+        words = "\n".join(about)
+        made.append(network.Column(name, words, neurons, strength[neurons], ring[neurons]))
     return made
 
 
@@ -334,14 +325,14 @@ def _about(flow: Flow, y: jax.typing.ArrayLike) -> str:
     logit = flow.logits[np.arange(len(labels)), labels].mean()
     right = int((flow.logits.argmax(-1) == labels).sum())
     words = f"class {labels[0]}" if (labels == labels[0]).all() else "the labels"
-    return f"{words}: predicted for {right} of {len(labels)}, mean logit {signed(logit, 3)}"
+    return f"{words}: predicted for {right} of {len(labels)}, mean logit {style.signed(logit, 3)}"
 
 
 def _pictures(x: np.ndarray, flows: Sequence[Flow]) -> list[np.ndarray | None]:
     """The mean image under the relevance of each network, on one scale."""
     if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
         return [None for _ in flows]
-    mean = to_rgb(x.astype(np.float32).mean(axis=0, keepdims=True))[0]
+    mean = style.to_rgb(x.astype(np.float32).mean(axis=0, keepdims=True))[0]
     heats = [flow.input.astype(np.float64).reshape(*mean.shape[:2], -1).sum(-1) for flow in flows]
-    scale = scale_of(np.stack(heats))
-    return [overlay(mean, heat, scale) for heat in heats]
+    scale = style.scale_of(np.stack(heats))
+    return [style.overlay(mean, heat, scale) for heat in heats]

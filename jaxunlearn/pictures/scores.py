@@ -1,4 +1,4 @@
-"""What a discriminator says of several sets, under several models."""
+"""Scores of a discriminator on several sets, under several models."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn.pictures.samples import known, sheet
-from jaxunlearn.pictures.strips import line_of, plain, sample
-from jaxunlearn.pictures.style import INK, MUTED, Page, cut, headline, pages, shaped, titled
+from jaxunlearn.pictures import style
 
 # inches
-_PAD, _TOP, _TITLE, _HEAD, _ABOUT, _CHART, _HIGH, _GAP = 0.25, 0.1, 0.35, 0.35, 0.15, 5.6, 1.2, 0.25
+_TOP, _HEAD, _ABOUT, _CHART, _HIGH, _GAP = 0.1, 0.35, 0.15, 5.6, 1.2, 0.25
 _AXIS, _LEGEND, _KEY, _LETTER, _FOOT = 0.5, 0.25, 0.35, 0.075, 0.35
 _TAIL, _FEWEST, _MOST, _LETTERS = 0.005, 10, 60, 40
 
@@ -22,7 +20,7 @@ def save_scores(
     scores: Mapping[str, Mapping[str, jax.typing.ArrayLike]],
     *,
     notes: Mapping[str, str] | None = None,
-    title: str = "",
+    title: str | None = None,
     words: str = "discriminator's logit",
 ) -> None:
     """Draws how the scores of several sets are distributed under several models, as PNG.
@@ -47,7 +45,7 @@ def save_scores(
     Source: own.
     """
     found = _checked(scores)
-    known("notes", notes or {}, found)
+    style.known("notes", notes or {}, found)
     sets = list(next(iter(found.values())))
     groups = [values for panel in found.values() for values in panel.values()]
     edges = bins_of(groups)
@@ -58,34 +56,32 @@ def save_scores(
     tallest = max(heights.max() for panel in drawn.values() for heights in panel.values())
     labels = [_label(name, [len(panel[name]) for panel in found.values()]) for name in sets]
     lines = _lines(labels)
-    top = _TOP + (_TITLE if title else 0.0) + len(lines) * _LEGEND
-    head, left = _HEAD + (_ABOUT if notes else 0.0), _PAD + _AXIS
+    top = _TOP + (style.TITLE if title else 0.0) + len(lines) * _LEGEND
+    head, left = _HEAD + (_ABOUT if notes else 0.0), style.PAD + _AXIS
     step = head + _HIGH + _GAP
-    width, height = sheet(
-        titled(left + _CHART + _PAD, title, _PAD), top + len(found) * step + _FOOT
-    )
-    with pages(path, width, height) as figure:
-        page = Page(figure, width, height)
-        headline(page, title, _PAD)
+    width, height = left + _CHART + style.PAD, top + len(found) * step + _FOOT
+    with style.page(path, width, height, title) as page:
         for row, line in enumerate(lines):
             _legend(page, top - (len(lines) - row - 0.5) * _LEGEND, labels, line)
         for number, (model, panel) in enumerate(drawn.items()):
             upper = top + number * step
-            page.text(left, upper + 0.26, cut(model, 58), fontsize=10, fontweight="bold", color=INK)
-            about = cut((notes or {}).get(model, ""), 96)
-            page.text(left, upper + 0.42, about, fontsize=8, color=MUTED)
+            bold = {"fontsize": 10, "fontweight": "bold", "color": style.INK}
+            page.text(left, upper + 0.26, style.cut(model, 58), **bold)
+            about = style.cut((notes or {}).get(model, ""), 96)
+            page.text(left, upper + 0.42, about, fontsize=8, color=style.MUTED)
             axes = page.axes(left, upper + head, _CHART, _HIGH)
             _panel(axes, list(panel.values()), edges, tallest)
-        middle = {"ha": "center", "color": MUTED}
-        page.text(left + _CHART / 2, height - 0.27, cut(words, 90), fontsize=8, **middle)
+        middle = {"ha": "center", "color": style.MUTED}
+        below = page.height - 0.27
+        page.text(left + _CHART / 2, below, style.cut(words, 90), fontsize=8, **middle)
         beyond = sum(int(((v < edges[0]) | (v > edges[-1])).sum()) for v in groups)
         if beyond:
             rest = f"not shown: {beyond} of {sum(map(len, groups))} scores, beyond the ends"
-            page.text(left + _CHART / 2, height - 0.11, rest, fontsize=7, **middle)
+            page.text(left + _CHART / 2, below + 0.16, rest, fontsize=7, **middle)
 
 
 def bins_of(groups: Sequence[np.ndarray]) -> np.ndarray:
-    """``[bins + 1]``: edges that all panels share.
+    """Returns ``[bins + 1]``, the edges that all panels share.
 
     They reach from the lowest 0.5 % quantile of any set to the highest 99.5 % quantile: a
     single score far away leaves the others legible. No score of a set of less than 200 is
@@ -101,7 +97,7 @@ def bins_of(groups: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def densities(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """``[bins]``: the share of the scores in each bin, divided by its width.
+    """Returns ``[bins]``, the share of the scores in each bin, divided by its width.
 
     Scores beyond the edges count in the whole, so that areas can be compared between sets.
     """
@@ -125,7 +121,7 @@ def _checked(
                 f"{label}: expected the sets {', '.join(sets)}, got {', '.join(panel)}"
             )
         made[model] = {
-            name: shaped(f"{label}[{name!r}]", panel[name], ["n"], "a list of scores")
+            name: style.shaped(f"{label}[{name!r}]", panel[name], ["n"], "a list of scores")
             for name in sets
         }
         for name, values in made[model].items():
@@ -136,7 +132,7 @@ def _checked(
 
 def _label(name: str, sizes: Sequence[int]) -> str:
     """The name of a set, with its size where all models have the same."""
-    short = cut(name, _LETTERS)
+    short = style.cut(name, _LETTERS)
     return f"{short}, n = {sizes[0]}" if len(set(sizes)) == 1 else short
 
 
@@ -155,19 +151,20 @@ def _lines(labels: Sequence[str]) -> list[list[tuple[int, float]]]:
 
 
 def _legend(
-    page: Page, middle: float, labels: Sequence[str], line: Sequence[tuple[int, float]]
+    page: style.Page, middle: float, labels: Sequence[str], line: Sequence[tuple[int, float]]
 ) -> None:
     for number, start in line:
-        left = _PAD + _AXIS + start
-        sample(page, left, middle, _KEY, number, linewidth=1.5)
-        page.text(left + _KEY + 0.08, middle, labels[number], fontsize=8.5, va="center", color=INK)
+        left = style.PAD + _AXIS + start
+        style.sample(page, left, middle, _KEY, number, linewidth=1.5)
+        words = {"fontsize": 8.5, "va": "center", "color": style.INK}
+        page.text(left + _KEY + 0.08, middle, labels[number], **words)
 
 
 def _panel(axes: Any, heights: Sequence[np.ndarray], edges: np.ndarray, tallest: float) -> None:
     for number, densest in enumerate(heights):
-        axes.stairs(densest, edges, **line_of(number), linewidth=1.5, zorder=3)
+        axes.stairs(densest, edges, **style.line_of(number), linewidth=1.5, zorder=3)
     if edges[0] < 0 < edges[-1]:
         axes.axvline(0, color="0.8", linewidth=0.6)
     axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.05 * tallest))
-    axes.set_ylabel("density", fontsize=7, color=MUTED, labelpad=2)
-    plain(axes)
+    axes.set_ylabel("density", fontsize=7, color=style.MUTED, labelpad=2)
+    style.plain(axes)

@@ -8,8 +8,6 @@ __all__ = [
     "Batches",
     "Context",
     "Info",
-    "LossAndMore",
-    "Objective",
     "accuracy",
     "apply_update",
     "cross_entropy",
@@ -18,4 +16,4 @@ __all__ = [
     "make_optimizer",
     "matching",
     "only",
-]  # fmt: skip
+]

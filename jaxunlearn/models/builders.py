@@ -49,7 +49,7 @@ class GanParts(NamedTuple):
 
 def build(
     name: str,
-    input_shape: Sequence[int],
+    input_shape: Any,
     num_classes: int,
     options: Mapping[str, Any] | None = None,
     *,
@@ -62,7 +62,8 @@ def build(
 
     Args:
       name: of a classifier in :data:`~jaxunlearn.models.NETWORKS`.
-      input_shape: shape of one example.
+      input_shape: shape of one example; where inputs are trees, shapes and dtypes of a batch,
+        which the constructor gets in its place.
       num_classes: ``K``.
       options: keyword arguments of the network's constructor.
       where: the configuration's key for name and options, for messages.
@@ -75,12 +76,15 @@ def build(
         network refuses.
     """
     construct, own = _find(name, "classifier", options, where)
-    shape, one_draw = tuple(input_shape), NETWORKS[name].one_draw
+    shape, like, one_draw = input_shape, input_shape, NETWORKS[name].one_draw
+    if isinstance(input_shape, tuple | list):
+        shape = tuple(input_shape)
+        like = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     with _named(name, own, where):
         make = functools.partial(construct, shape, num_classes, **own)
         if "rngs" in signature(construct).parameters:
             return _pure(lambda rngs: make(rngs=rngs), one_draw)
-        return functionalize(make(), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+        return functionalize(make(), like)
 
 
 def build_gan(

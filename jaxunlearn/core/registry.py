@@ -101,8 +101,13 @@ class Registry(Mapping[str, Row], Generic[Row]):
         return self._points
 
 
-def load(target: str) -> Any:
-    """Imports an object by ``"module:name"``, so that a row costs nothing until it is used."""
+def load(target: Any) -> Any:
+    """Imports an object by ``"module:name"``, so that a row costs nothing until it is used.
+
+    What is no string is the object itself.
+    """
+    if not isinstance(target, str):
+        return target
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -7,11 +7,14 @@ __all__, __getattr__, __dir__ = exports(
     {
         "jaxunlearn.config": ["DataConfig", "Request"],
         "jaxunlearn.core.types": ["Batch", "Batches", "Examples", "Sets", "Subset"],
-        "jaxunlearn.data.examples": ["as_examples", "fetch", "inputs_like", "normalise", "unchanged"],
+        "jaxunlearn.data.dataset": ["Dataset", "make_dataset"],
+        "jaxunlearn.data.examples": [
+            "as_examples", "fetch", "inputs_like", "normalise", "unchanged",
+        ],
         "jaxunlearn.data.requests": [
             "describe", "forget_class", "forget_classes", "forget_indices", "forget_random",
         ],
         "jaxunlearn.data.sets": ["make_sets", "num_examples", "stack_sets", "subset", "whole"],
-        "jaxunlearn.data.sources": ["SOURCES", "Source", "load_dataset"],
+        "jaxunlearn.data.sources": ["SOURCES", "Source", "load_dataset", "register_source"],
     },
 )  # fmt: skip

@@ -161,7 +161,7 @@ class Row(NamedTuple):
     @property
     def kind(self) -> Kind:
         """Returns the kind; imports it where it was named."""
-        return load(self.target) if isinstance(self.target, str) else self.target
+        return load(self.target)
 
 
 KINDS = Registry(

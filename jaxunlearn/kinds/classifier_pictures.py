@@ -27,8 +27,13 @@ from jaxunlearn.engine.predict import predict
 from jaxunlearn.kinds import View
 from jaxunlearn.methods import method_options
 from jaxunlearn.methods.concept_poison import keys_of
-from jaxunlearn.methods.concept_poison.copies import Recipe, directions, donors_of, poisoned_copies
-from jaxunlearn.methods.concept_poison.poison import patch_pixels
+from jaxunlearn.methods.concept_poison.poison import (
+    Recipe,
+    directions,
+    donors_of,
+    patch_pixels,
+    poison_images,
+)
 from jaxunlearn.methods.shares import share_of
 
 MODELS = 9
@@ -235,9 +240,9 @@ def draw_poison(path: Path, view: View, label: str) -> None:
     keys, num_classes = keys_of(init_key(drawing.key)), len(view.class_names)
     slots, size = share_of(forget, options["data"], keys.forget, num_classes)
     count = min(IMAGES, int(size))
-    made = poisoned_copies(
-        view.model.apply, recipe, view.variables["original"], forget, retain, slots, concepts,
-        keys.poison, num_classes, first=count,
+    made = poison_images(
+        view.model.apply, recipe, view.variables["original"], forget, retain, concepts,
+        keys.poison, slots=slots, first=count,
     )  # fmt: skip
     positions = forget.indices[slots[:count]]
     lent = None

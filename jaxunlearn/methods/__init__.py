@@ -40,7 +40,7 @@ class Method(NamedTuple):
     @property
     def factory(self) -> Callable[..., Unlearner]:
         """Returns the factory; imports it where it was named."""
-        return load(self.target) if isinstance(self.target, str) else self.target
+        return load(self.target)
 
 
 METHODS = Registry(

@@ -1,6 +1,7 @@
 """Networks: the built-in ones by name, and the way from any network to pure functions."""
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxunlearn.core.registry import Registry
@@ -53,7 +54,7 @@ class Network(NamedTuple):
         sooner; otherwise the network initialises itself.
     """
 
-    target: str
+    target: str | Callable[..., Any]
     summary: str
     kind: str = "classifier"
     one_draw: bool = False

@@ -10,6 +10,7 @@ program::
 A module is imported when its picture is first drawn.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxunlearn.core.errors import did_you_mean
@@ -30,9 +31,9 @@ class Picture(NamedTuple):
       method: that it belongs to; empty: it shows all models of a run.
     """
 
-    target: str
+    target: str | Callable[..., None]
     summary: str
-    draw: str = ""
+    draw: str | Callable[..., None] = ""
     kind: str = ""
     method: str = ""
 

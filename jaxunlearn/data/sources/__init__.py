@@ -93,7 +93,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     else:
         npz = config.name.endswith(".npz")
         target = "jaxunlearn.data.sources.arrays:load_npz" if npz else _TFDS
-    dataset = (load(target) if isinstance(target, str) else target)(config)
+    dataset = load(target)(config)
     expect(f"data.name={config.name}", dataset, Dataset, "; make_dataset makes one")
     return dataset
 

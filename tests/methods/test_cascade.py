@@ -26,7 +26,7 @@ CHUNK = 3
 @functools.cache
 def sets_of(request="class"):
     if request == "items":
-        return toy.sets(ju.forget_indices(range(8)), gan=True)
+        return toy.sets(ju.data.forget_indices(range(8)), gan=True)
     return toy.sets(gan=True)
 
 
@@ -271,7 +271,7 @@ def test_bad_options_are_named(options, message):
 
 
 def test_a_guide_of_other_images_is_an_error():
-    other = ju.build("mlp", (5, 5, 1), 4)
+    other = ju.models.build("mlp", (5, 5, 1), 4)
     wrong = Guide(other, jax.eval_shape(other.init, jax.random.key(0)))
     with pytest.raises(ValueError, match="guide: expected"):
         ju.cascade(toy.gan(), guide=wrong)
@@ -295,4 +295,4 @@ def test_few_images_that_are_not_there_are_told():
 
 def test_an_item_outside_the_training_set_is_an_error():
     with pytest.raises(RequestError, match=r"expected numbers from 0 to 179, got \[180\]"):
-        toy.sets(ju.forget_indices([180]), gan=True)
+        toy.sets(ju.data.forget_indices([180]), gan=True)

@@ -186,7 +186,7 @@ def save_patches(
 
 
 def _ends(name: str, size: int, images: np.ndarray) -> list[int]:
-    """Largest row and column of a corner: a patch of a size lies within images ``[N, H, W]``."""
+    """Returns the largest row and column of a patch's corner within images ``[N, H, W]``."""
     height, width = images.shape[1:3]
     if not 1 <= size <= min(height, width):
         raise ValueError(f"{name}: expected 1 to {min(height, width)} pixels, got {size}")
@@ -313,7 +313,7 @@ def _heads(page: style.Page, left: float, top: float, columns: Sequence[_Column]
 
 
 def _labels(page: style.Page, middle: float, base: float, labels: Sequence[str]) -> None:
-    """Old label, arrow, new label, around the middle of a group."""
+    """Writes old label, arrow and new label around the middle of a group."""
     old, new = (style.cut(label, _LABEL_LETTERS) for label in labels)
     words = {"fontsize": 8.5, "fontweight": "bold"}
     page.text(middle - 0.13, base, old, ha="right", color=style.TARGET, **words)

@@ -89,7 +89,7 @@ def _checked(matrices: Mapping[str, jax.typing.ArrayLike]) -> dict[str, np.ndarr
 
 
 def _about(matrix: np.ndarray, forgotten: Sequence[int]) -> str:
-    """Accuracies: means over classes that have examples."""
+    """Returns the accuracies in words, means over classes that have examples."""
     there = matrix.sum(1) > 0
     lost = np.isin(np.arange(len(matrix)), list(forgotten))
     parts = []
@@ -136,7 +136,7 @@ def _matrix(
 
 
 def _named(count: int, forgotten: Sequence[int]) -> list[int]:
-    """Classes whose names are written: all, or every tenth and the forgotten ones."""
+    """Returns the classes to name: all, or every tenth and the forgotten ones."""
     if count <= _NAMED:
         return list(range(count))
     near = round(count / 30)  # so many rows are as high as a name
@@ -153,7 +153,7 @@ def _numbers(axes: Any, matrix: np.ndarray) -> None:
 
 
 def _key(page: style.Page, framed: bool) -> None:
-    """The red half of the colours of signed numbers."""
+    """Draws the red half of the colours of signed numbers."""
     axes = page.axes(style.PAD + 0.1, page.height - 0.36, 1.4, 0.08)
     style.legend(axes, "", "100% of the row")
     axes.set_xlim(axes.get_xticks()[1], axes.get_xticks()[2])

@@ -149,7 +149,7 @@ def save_strips(
 def _toned(
     name: str, models: Mapping[str, jax.typing.ArrayLike], leading: str, low: float, high: float
 ) -> dict[str, np.ndarray]:
-    """The images of all models as ``uint8 [..., H, W, 3]``, from ``low`` to ``high``.
+    """Returns the images of all models as ``uint8 [..., H, W, 3]``.
 
     Args:
       name: of the argument.
@@ -184,14 +184,14 @@ def _toned(
 
 
 def _cell(pictures: np.ndarray) -> tuple[int, int, int]:
-    """Factor by which images ``[..., H, W, 3]`` are enlarged; height and width in dots."""
+    """Returns how much images ``[..., H, W, 3]`` are enlarged, and the sides of a cell in dots."""
     high, wide = pictures.shape[-3:-1]
     factor = max(1, _SIDE // max(high, wide))
     return factor, factor * high + 2 * _MARGIN, factor * wide + 2 * _MARGIN
 
 
 def _tiles(pictures: np.ndarray, across: int, marked: np.ndarray | None = None) -> np.ndarray:
-    """``uint8 [h, w, 3]``: images row by row on white, one field a dot.
+    """Returns ``uint8 [h, w, 3]``, images row by row on white, one field a dot.
 
     Args:
       pictures: ``uint8 [n, H, W, 3]``.
@@ -242,7 +242,7 @@ def _marked(
 
 
 def _count(page: style.Page, middle: float, marked: int, count: int) -> None:
-    """How many are marked, behind a frame like theirs."""
+    """Writes how many are marked, behind a frame like theirs."""
     box = page.axes(style.PAD + 0.0125, middle - 0.05, 0.1, 0.1)
     box.set(xticks=[], yticks=[])
     for spine in box.spines.values():
@@ -267,7 +267,7 @@ def _paces(
 def _legend(
     page: style.Page, base: float, models: list[str], paces: Mapping[str, np.ndarray]
 ) -> None:
-    """A line a model: how it is drawn, its name, the mean and the largest of its lengths."""
+    """Draws a line a model: a piece of it, its name, the mean and the largest of its lengths."""
     start, away = base - len(paces) * _LINE, style.PAD + _KEY + 0.1
     for line, (name, values) in enumerate(paces.items()):
         middle, number = start + (line + 0.5) * _LINE, models.index(name)
@@ -280,7 +280,7 @@ def _legend(
 
 
 def _far(names: Mapping[str, Any]) -> float:
-    """Left of the words of the legend, right of all its names."""
+    """Returns the place of the words of the legend, right of all its names."""
     longest = max((len(style.cut(name, _LETTERS)) for name in names), default=0)
     return style.PAD + _KEY + 0.2 + _LETTER * longest
 

@@ -113,12 +113,12 @@ class _Layer(NamedTuple):
 
     @property
     def width(self) -> float:
-        """In inches."""
+        """Returns inches."""
         return self.maps * (_CELL + _NEAR) - _NEAR if self.maps else _CHART
 
 
 def _heats(relevance: Any, pixels: tuple[int, ...]) -> np.ndarray:
-    """``[B, H, W]``: relevance of the pixels, summed over colours."""
+    """Returns ``[B, H, W]``, the relevance of the pixels, summed over colours."""
     values = style.as_numbers("relevance", getattr(relevance, "input", relevance))
     if values.shape[:1] != pixels[:1] or values.size not in {
         int(np.prod(pixels)) * c for c in (1, 3)
@@ -154,7 +154,7 @@ def _layers(
 
 
 def _like_an_image(shape: tuple[int, ...], pixels: tuple[int, ...]) -> bool:
-    """True if ``[B, h, w, C]`` has positions; tokens by heads are no picture."""
+    """Returns true if ``[B, h, w, C]`` has positions; tokens by heads are no picture."""
     if len(shape) != 4 or shape[1] * shape[2] == 1:
         return False
     ratio = shape[1] * pixels[2] / (shape[2] * pixels[1])
@@ -213,7 +213,7 @@ def _map(
 
 
 def _bars(page: style.Page, start: float, top: float, layer: _Layer, row: int) -> None:
-    """The neurons of an example that have relevance at all."""
+    """Draws the neurons of an example that have relevance at all."""
     chosen, sums = top_channels(layer.values[row], BARS)
     chosen, sums = chosen[sums != 0], sums[sums != 0]
     share = sums / np.abs(sums).max(initial=1e-300)

@@ -182,7 +182,7 @@ class _Network:
 
 
 def _key(page: style.Page) -> None:
-    """What circles, lines and rings mean, at the foot."""
+    """Explains circles, lines and rings, at the foot."""
     style.legend(page.axes(_LEFT, page.height - 0.42, 1.9, 0.08), "negative", "positive")
     lines = (
         "circle: relevance of a neuron      line: relevance it passes on to the column before",

@@ -151,7 +151,7 @@ def _leaves(variables: Variables) -> dict[str, np.ndarray]:
 
 
 def _per_neuron(found: Relevance, unit: Unit) -> jax.Array:
-    """``[features]``: the mean over examples of the sum over positions."""
+    """Returns ``[features]``, the mean over examples of the sum over positions."""
     values = found.neurons[unit.key]
     if values.size % (len(values) * unit.out_features):
         raise ValueError(f"layers: expected layers with neurons, got {unit.key} {values.shape}")
@@ -160,7 +160,7 @@ def _per_neuron(found: Relevance, unit: Unit) -> jax.Array:
 
 
 def _scaled(rules: Rules, units: Sequence[Unit], later: Unit, share: jax.Array) -> Rules:
-    """The same rules, with a share of the relevance of each neuron of one layer passed on."""
+    """Returns the same rules, but each neuron of one layer passes on a share of its relevance."""
     rest = [] if isinstance(rules, Rule) or callable(rules) else list(rules)
     place = [unit.key for unit in units].index(later.key)
     rule = assign(rules, units)[place]
@@ -329,7 +329,7 @@ def _about(flow: Flow, y: jax.typing.ArrayLike) -> str:
 
 
 def _pictures(x: np.ndarray, flows: Sequence[Flow]) -> list[np.ndarray | None]:
-    """The mean image under the relevance of each network, on one scale."""
+    """Returns the mean image under the relevance of each network, on one scale."""
     if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
         return [None for _ in flows]
     mean = style.to_rgb(x.astype(np.float32).mean(axis=0, keepdims=True))[0]

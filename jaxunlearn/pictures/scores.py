@@ -131,13 +131,13 @@ def _checked(
 
 
 def _label(name: str, sizes: Sequence[int]) -> str:
-    """The name of a set, with its size where all models have the same."""
+    """Returns the name of a set, with its size where all models have the same."""
     short = style.cut(name, _LETTERS)
     return f"{short}, n = {sizes[0]}" if len(set(sizes)) == 1 else short
 
 
 def _lines(labels: Sequence[str]) -> list[list[tuple[int, float]]]:
-    """The sets of each line of the legend, and how far from the left they start, in inches."""
+    """Returns the sets of each line of the legend, and their distance from the left in inches."""
     lines: list[list[tuple[int, float]]] = [[]]
     start = 0.0
     for number, label in enumerate(labels):

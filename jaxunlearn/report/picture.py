@@ -59,7 +59,7 @@ def save_png(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def _places_of_curves(count: int, panels: int, across: int, down: int) -> list[tuple[int, int]]:
-    """Line and first panel of each curve: what is left of the last line, then own lines."""
+    """Returns line and first panel of each curve: the rest of the last line, then own lines."""
     places, free = [], down * across - panels
     line, first = down - 1, across - free
     for _ in range(count):
@@ -82,7 +82,7 @@ def _legend(report: Mapping[str, Any]) -> str:
 
 
 def _published(report: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, float]:
-    """The paper's values of one metric by model."""
+    """Returns the paper's values of one metric by model."""
     given = report.get("published", {}).get("rows", [])
     found = {one["model"]: one["published"].get(row.get("name")) for one in given}
     return {
@@ -139,7 +139,7 @@ def _panel(
 
 
 def _scale(ax: Any, row: Mapping[str, Any], values: list[float], marks: list[float]) -> None:
-    """The axis holds the values and the other marks of a panel."""
+    """Makes the axis hold the values and the other marks of a panel."""
     if row["format"] in ("s", "x", "B") and values and min(values) > 0:
         marks = [*values, *(mark for mark in marks if mark > 0)]
         ax.set_xscale("log")
@@ -173,13 +173,13 @@ def _band(ax: Any, row: Mapping[str, Any], retrained: float | None) -> None:
 
 
 def _half(row: Mapping[str, Any]) -> float:
-    """Half of the band: the larger of spread and floor, where they are known."""
+    """Returns half of the band: the larger of spread and floor, where they are known."""
     found = [float(row.get(key) or 0) for key in ("spread", "floor")]
     return max(half if math.isfinite(half) else 0.0 for half in found)
 
 
 def _course(ax: Any, curve: Mapping[str, Any], models: list[str]) -> None:
-    """One curve a model, and the retrained ones' spread as a band."""
+    """Draws one curve a model, and the retrained ones' spread as a band."""
     ax.set_title(curve["label"], fontsize=9, loc="left", fontweight="bold", parse_math=False)
     for name in models:
         if name not in curve["values"]:

@@ -218,7 +218,7 @@ def _classes(report: Mapping[str, Any]) -> Grid | None:
 
 
 def _beside_paper(report: Mapping[str, Any]) -> Grid | None:
-    """Two lines for each model, ours and the paper's."""
+    """Returns two lines for each model, ours and the paper's."""
     published = report.get("published")
     if not published:
         return None
@@ -312,7 +312,7 @@ class ReportTable:
 
 
 def _fitting(grid: Grid, console: Console, options: ConsoleOptions) -> list[Table]:
-    """As few tables as fit; a long metric name is wrapped before the models are split."""
+    """Returns as few tables as fit; a long metric name is wrapped before the models are split."""
     if not grid.models:
         return [_drawn(grid, grid.columns, None)]
     unlimited = options.update(width=10_000)
@@ -331,7 +331,7 @@ def _unlearned(grid: Grid) -> list[str]:
 
 
 def _split(grid: Grid, parts: int) -> Iterator[list[str]]:
-    """Columns of each table: the retrained models in all, floor and ideal in the last."""
+    """Returns the columns of each table: the retrained models' in all, the floor in the last."""
     names = _unlearned(grid)
     bounds = [round(i * len(names) / parts) for i in range(parts + 1)]
     for i in range(parts):
@@ -342,7 +342,7 @@ def _split(grid: Grid, parts: int) -> Iterator[list[str]]:
 
 
 def _drawn(grid: Grid, columns: list[str], wrap: int | None) -> Table:
-    """One table, with the names of metrics wrapped at a width."""
+    """Returns one table, with the names of metrics wrapped at a width."""
     table = Table(box=box.HORIZONTALS, show_edge=False, header_style="bold")
     table.pad_edge, table.collapse_padding = False, True
     for head in grid.heads:

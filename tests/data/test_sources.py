@@ -1,5 +1,6 @@
 """Every source gives well-formed arrays, and every fault in a source is named."""
 
+import functools
 import hashlib
 import importlib.util
 import io
@@ -12,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,6 +29,7 @@ from jaxunlearn.data.dataset import ARRAYS, make_dataset
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.data.sets import divide, num_examples, stratified_mask
 from jaxunlearn.data.sources import SOURCES, load_dataset, register_source, tfds, tfds_decode
+from jaxunlearn.models import NETWORKS, Network
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tfds"
 COUNTS = {"train": (12, 12), "test": (16,)}  # examples of each shard: 40 in all
@@ -453,7 +457,7 @@ def test_import_is_light():
 # Sources of one's own
 
 
-def words_of(config):
+def words_of(config, size=4):
     """Token sequences with a mask: what a package of one's own might bring."""
     rng = np.random.default_rng(config.seed)
 
@@ -461,9 +465,28 @@ def words_of(config):
         tokens = rng.integers(0, 9, (count, 4))
         return {"tokens": tokens, "mask": tokens > 2}, np.arange(count) % 2
 
-    (train_x, train_y), (test_x, test_y) = split(12), split(8)
+    (train_x, train_y), (test_x, test_y) = split(3 * size), split(2 * size)
     arrays = {"train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": test_y}
     return make_dataset(arrays, ["even", "odd"])
+
+
+def bag_of_words(inputs, num_classes):
+    """A network that takes such inputs; ``inputs`` are their shapes and dtypes."""
+    assert inputs["mask"].dtype == bool
+
+    def apply(variables, x):
+        weight = x["mask"].astype(jnp.float32)[..., None]
+        bag = jnp.sum(variables["table"][x["tokens"]] * weight, axis=1)
+        return bag @ variables["head"]
+
+    def init(key):
+        table, head = jax.random.split(key)
+        return {
+            "table": jax.random.normal(table, (9, 8)),
+            "head": jax.random.normal(head, (8, num_classes)),
+        }
+
+    return ju.functionalize(apply, init=init)
 
 
 @pytest.fixture
@@ -475,6 +498,20 @@ def own_source(monkeypatch):
         register_source(name, target, **options)
 
     return register
+
+
+def test_a_run_on_a_source_of_ones_own(own_source, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(NETWORKS, "_rows", dict(NETWORKS._rows))
+    NETWORKS.register("bag", Network(f"{__name__}:bag_of_words", "a bag of words"))
+    own_source("words", functools.partial(words_of, size=20))
+    chosen = ["data.name=words", "data.unseen=10", "model.name=bag", "request.classes=1"]
+    small = ["train.epochs=10", "train.batch_size=20", "oracles=1", "methods=finetune"]
+    assert main(["run", "name=words", *chosen, *small, "--runs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "- bag, " in out
+    assert "inputs [4], [4]" in out
+    report = json.loads((tmp_path / "words" / "report.json").read_text())
+    assert report["rows"]
 
 
 def test_a_source_is_one_function_and_one_row(own_source, capsys, tmp_path, monkeypatch):

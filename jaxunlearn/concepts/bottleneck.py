@@ -340,6 +340,7 @@ def concept_scores(
     return Scores(values.astype(jnp.float32), gap.astype(jnp.float32))
 
 
+@partial(jax.jit, static_argnames="top")
 def choose_donor(
     values: jax.Array, weights: jax.Array, useful: jax.Array, allowed: jax.Array, top: int = 5
 ) -> Donor:

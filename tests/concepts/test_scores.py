@@ -68,11 +68,8 @@ USEFUL = np.ones(4, bool)
 NONE = np.zeros((3, 4))
 
 
-compiled = jax.jit(choose_donor, static_argnames="top")
-
-
 def donors(values, weights=NONE, useful=USEFUL, allowed=ALL, **options):
-    found = compiled(
+    found = choose_donor(
         *(jnp.asarray(v, jnp.float32) for v in (values, weights)),
         jnp.asarray(useful), jnp.asarray(allowed), **options,
     )  # fmt: skip
@@ -155,7 +152,7 @@ def test_jit_and_vmap_are_the_loop():
     mapped = jax.device_get(jax.jit(jax.vmap(choose_donor))(*arguments))
     given = jax.device_get(arguments)
     for number in range(20):
-        alone = compiled(*(np.asarray(a[number]) for a in given))
+        alone = choose_donor(*(np.asarray(a[number]) for a in given))
         for one, many in zip(alone, mapped, strict=True):
             np.testing.assert_array_equal(one, many[number])
         wanted = by_hand(*(a[number] for a in given))

@@ -72,7 +72,7 @@ NETWORKS = {
 
 @functools.cache
 def original(kind):
-    config = TrainConfig(epochs=10, batch_size=32, learning_rate=5e-3)
+    config = TrainConfig(epochs=25, batch_size=32, learning_rate=5e-3)
     everything = ju.whole(toy.sets().forget.examples)
     return ju.train(NETWORKS[kind](), everything, KEY, config=config)
 

@@ -35,8 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxunlearn.attribution import Relevance, lrp
-from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution import Relevance, lrp, starts
 from jaxunlearn.attribution.lrp import rules
 from jaxunlearn.core.types import Model
 from jaxunlearn.models import ResNet, functionalize
@@ -116,7 +115,7 @@ def parity(
         exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
         for name in names:
             compute = jax.jit(lrp(model.apply, COMPOSITES[name]()))
-            mine: Relevance = compute(exact, jnp.asarray(x), seeds.label(y))
+            mine: Relevance = compute(exact, jnp.asarray(x), starts.label(y))
             first, layers = other.relevance(name, x, np.eye(CLASSES)[y])
             if set(layers) != set(mine.neurons):
                 raise RuntimeError(f"expected layers {set(mine.neurons)}, got {set(layers)}")
@@ -138,7 +137,7 @@ def our_runs(model: Model, variables: Any, batch: int, names: list[str]) -> dict
     images, y = examples(batch)
     x = jnp.asarray(images, jnp.float32)
     seed = jax.nn.one_hot(y, CLASSES, dtype=jnp.float32)
-    labels = seeds.label(y)
+    labels = starts.label(y)
     unit = jax.jit(input_gradient(model))
     runs: dict[str, Run] = {"unit": lambda: jax.block_until_ready(unit(variables, x, seed))}
     for name in names:

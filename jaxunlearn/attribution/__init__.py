@@ -1,6 +1,6 @@
 """Attribution: what in a network, and in its input, an output is due to."""
 
-from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution import starts
 from jaxunlearn.attribution.ig import (
     baselines,
     conductance,
@@ -33,6 +33,6 @@ __all__ = [
     "lrp",
     "quadrature",
     "rules",
-    "seeds",
+    "starts",
     "structure",
 ]

@@ -1,7 +1,8 @@
-"""Seeds: the relevance that propagation starts from, made from the logits ``[B, K]``.
+"""Starts and targets: what of the output is attributed, made from the logits ``[B, K]``.
 
-A seed is a pytree, so that it can be an argument of a jitted function.
-Logits are meant, before any softmax.
+A start is the relevance that propagation starts from; a target, of Integrated Gradients, may
+also be a number that is evaluated on the way. Logits are meant, before any softmax. A start is
+a pytree, so that it can be an argument of a jitted function.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ class ArgMax:
     times_logit: bool = field(default=False, metadata={"static": True})
 
     def __call__(self, logits: jax.Array) -> jax.Array:
-        """``[B, K]``: the seed."""
+        """Returns the start, ``[B, K]``."""
         return _one_hot(jnp.argmax(logits, axis=-1), logits, self.times_logit)
 
 
@@ -36,7 +37,7 @@ class Label:
     times_logit: bool = field(default=False, metadata={"static": True})
 
     def __call__(self, logits: jax.Array) -> jax.Array:
-        """``[B, K]``: the seed."""
+        """Returns the start, ``[B, K]``."""
         return _one_hot(_labels("label", self.y, logits), logits, self.times_logit)
 
 
@@ -49,7 +50,7 @@ class Margin:
     times_logit: bool = field(default=False, metadata={"static": True})
 
     def __call__(self, logits: jax.Array) -> jax.Array:
-        """``[B, K]``: the seed."""
+        """Returns the start, ``[B, K]``."""
         y = _labels("margin", self.y, logits)
         others = jnp.where(jax.nn.one_hot(y, logits.shape[-1], dtype=bool), -jnp.inf, logits)
         rival = _one_hot(jnp.argmax(others, axis=-1), logits, self.times_logit)
@@ -92,7 +93,7 @@ def margin(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Margin:
     Raises:
       ValueError: when applied, if ``y`` has another shape.
 
-    Source: own; as a seed of contrasts, Gu et al. 2018 (contrastive LRP).
+    Source: own; as a start of contrasts, Gu et al. 2018 (contrastive LRP).
     """
     return Margin(y=jnp.asarray(y), times_logit=times_logit)
 
@@ -111,8 +112,8 @@ def _labels(name: str, y: jax.Array, logits: jax.Array) -> jax.Array:
 
 
 def _one_hot(y: jax.Array, logits: jax.Array, times_logit: bool) -> jax.Array:
-    seed = jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
-    return seed * logits if times_logit else seed
+    start = jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
+    return start * logits if times_logit else start
 
 
 Target = Callable[[jax.Array], jax.Array] | jax.typing.ArrayLike

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from networks import NETWORKS
 
-from jaxunlearn.attribution import lrp
-from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution import lrp, starts
 from jaxunlearn.attribution.lrp import rules
 
 REST = ("", rules.epsilon())
@@ -33,7 +32,7 @@ RULES = {
 }
 # to compile in half the time: each program runs twice
 FAST = {"xla_backend_optimization_level": 0}
-SEED = seeds.label(1, times_logit=True)
+START = starts.label(1, times_logit=True)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +52,7 @@ def test_relevance_is_accounted_for_and_the_transform_composes(name, rule):
         fn, variables, x = NETWORKS[name]()
         variables, x = double(variables), double(x)
         plain = lrp(fn, RULES[rule])
-        alone = [plain(variables, one, seed=SEED) for one in (x, -x)]
+        alone = [plain(variables, one, start=START) for one in (x, -x)]
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(alone))
         scale = max(1.0, *(float(np.max(np.abs(v))) for v in jax.tree.leaves(alone)))
         check_ledger(alone[0], rule, 1e-11 * scale)
@@ -61,7 +60,7 @@ def test_relevance_is_accounted_for_and_the_transform_composes(name, rule):
         traces = []
         counted = lrp(lambda v, x: traces.append(1) or fn(v, x), RULES[rule])
         mapped = jax.jit(
-            jax.vmap(lambda x: counted(variables, x, seed=SEED)), compiler_options=FAST
+            jax.vmap(lambda x: counted(variables, x, start=START)), compiler_options=FAST
         )
         expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
         found = mapped(jnp.stack([x, -x]))
@@ -98,8 +97,8 @@ def check_ledger(r, rule, tolerance):
 def test_examples_do_not_mix(name):
     fn, variables, x = NETWORKS[name]()
     relevance = jax.jit(lrp(fn, rules.epsilon(0.1)))
-    together = relevance(variables, x, seed=SEED)
-    alone = [relevance(variables, one[None], seed=SEED) for one in x]
+    together = relevance(variables, x, start=START)
+    alone = [relevance(variables, one[None], start=START) for one in x]
     inputs = jnp.concatenate([one.input for one in alone])
     np.testing.assert_allclose(together.input, inputs, rtol=2e-3, atol=1e-4)
     for one in alone:
@@ -115,7 +114,7 @@ def test_it_can_be_differentiated(name):
     rule = rules.gamma() if name == "lenet" else rules.epsilon(0.1)
 
     def kept(variables):
-        return jnp.sum(jnp.square(lrp(fn, rule)(variables, x, seed=SEED).input))
+        return jnp.sum(jnp.square(lrp(fn, rule)(variables, x, start=START).input))
 
     gradient = jax.jit(jax.grad(kept))(variables)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
@@ -129,12 +128,12 @@ def test_it_can_be_differentiated(name):
 def test_bfloat16_stays_close(name, rule):
     fn, variables, x = NETWORKS[name]()
     half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), (variables, x))
-    r = jax.jit(lrp(fn, RULES[rule]))(*half, seed=SEED)
+    r = jax.jit(lrp(fn, RULES[rule]))(*half, start=START)
     assert r.input.dtype == jnp.bfloat16
     assert all(np.all(np.isfinite(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(r))
     assert all(entry.total.dtype == jnp.float32 for entry in r.ledger.values())
     expected = jax.jit(lrp(fn, RULES[rule]))(
-        *jax.tree.map(lambda v: v.astype(jnp.float32), half), seed=SEED
+        *jax.tree.map(lambda v: v.astype(jnp.float32), half), start=START
     )
     np.testing.assert_allclose(r.logits.astype(jnp.float32), expected.logits, atol=0.1)
     largest = np.max(np.abs(expected.input))

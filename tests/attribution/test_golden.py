@@ -54,7 +54,7 @@ def worst_error(name, rule, dtype):
     variables = nets.variables_of(golden, dtype)
     x = jnp.asarray(nets.channels_last(golden["x"]), dtype)
     relevance = jax.jit(lrp(getattr(nets, name), RULES[rule]))
-    r = relevance(variables, x, seed=jnp.asarray(golden["R_out"], dtype))
+    r = relevance(variables, x, start=jnp.asarray(golden["R_out"], dtype))
     assert r.input.dtype == dtype
 
     def error(found, tap):

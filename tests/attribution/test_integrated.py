@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution import starts
 from jaxunlearn.attribution.ig import baselines, integrated_gradients, quadrature
 
 RULES = {
@@ -185,13 +185,19 @@ def test_targets(smooth):
     logits = smooth_net(variables, x)
     y = jnp.argmax(logits, axis=1)
     one_hot = jax.nn.one_hot(y, 3)
-    for same in (y, seeds.argmax(), seeds.label(y), one_hot, lambda out: jnp.sum(out * one_hot, 1)):
+    for same in (
+        y,
+        starts.argmax(),
+        starts.label(y),
+        one_hot,
+        lambda out: jnp.sum(out * one_hot, 1),
+    ):
         chex.assert_trees_all_close(attribute(variables, x, same), attribute(variables, x))
     found = attribute(variables, x, 2)
     np.testing.assert_allclose(found.score, logits[:, 2], rtol=1e-6)
     np.testing.assert_allclose(found.logits, logits)
 
-    margin = attribute(variables, x, seeds.margin(0)).attribution
+    margin = attribute(variables, x, starts.margin(0)).attribution
     rival = jnp.argmax(logits.at[:, 0].set(-jnp.inf), axis=1)
     parts = (attribute(variables, x, y).attribution for y in (0, rival))
     np.testing.assert_allclose(margin, next(parts) - next(parts), atol=1e-5)

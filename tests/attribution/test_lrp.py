@@ -9,8 +9,7 @@ import pytest
 from flax import linen, nnx
 from jax import lax
 
-from jaxunlearn.attribution import lrp
-from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution import lrp, starts
 from jaxunlearn.attribution.lrp import rules
 
 
@@ -138,12 +137,12 @@ def test_relevance_is_conserved_without_biases_across_skips_and_batch_norm(rule)
             lambda v: v.astype(jnp.float64), (variables, draw(3, 3, 8, 8, 2))
         )
         r = jax.jit(lrp(apply, rule))(variables, x)
-        seed = np.ones(3)
+        start = np.ones(3)
         assert set(r.neurons) < set(r.ledger)
         for absorbed in (r.ledger[key] for key in r.neurons):
             np.testing.assert_allclose(absorbed.total, 0, atol=1e-7)
-        np.testing.assert_allclose(r.input.sum((1, 2, 3)), seed, atol=1e-3)
-        np.testing.assert_allclose(r.total, seed - r.input.sum((1, 2, 3)), atol=1e-12)
+        np.testing.assert_allclose(r.input.sum((1, 2, 3)), start, atol=1e-3)
+        np.testing.assert_allclose(r.total, start - r.input.sum((1, 2, 3)), atol=1e-12)
 
 
 def test_the_gap_is_what_biases_absorb():
@@ -182,8 +181,8 @@ def test_jit_changes_nothing_and_traces_once(mlp):
     counted = chex.assert_max_traces(nets.mlp_relu, n=1)
     jitted = jax.jit(lrp(counted))
     for y in (jnp.array([0, 1, 2, 0]), jnp.array([2, 2, 1, 1])):
-        r = jitted(mlp, x, seed=seeds.label(y))
-        expected = lrp(nets.mlp_relu)(mlp, x, seed=seeds.label(y))
+        r = jitted(mlp, x, start=starts.label(y))
+        expected = lrp(nets.mlp_relu)(mlp, x, start=starts.label(y))
         chex.assert_trees_all_close(r, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -261,14 +260,14 @@ def test_max_pool_ties_go_to_the_first_in_window_order():
         y = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 1, 1, 1), "VALID")
         return y.reshape(1, -1)
 
-    r = lrp(pooled)({}, x, seed=jnp.ones((1, 4)))
+    r = lrp(pooled)({}, x, start=jnp.ones((1, 4)))
     expected = [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     np.testing.assert_array_equal(r.input[0, :, :, 0], expected)
 
 
 def test_global_max_goes_to_the_first_winner():
     x = jnp.array([[[[1.0, 5.0], [3.0, 5.0]], [[3.0, 0.0], [2.0, 1.0]]]])
-    r = lrp(lambda _, x: jnp.max(x, axis=(1, 2)))({}, x, seed=jnp.ones((1, 2)))
+    r = lrp(lambda _, x: jnp.max(x, axis=(1, 2)))({}, x, start=jnp.ones((1, 2)))
     expected = np.zeros(x.shape)
     expected[0, 0, 1, 0] = expected[0, 0, 0, 1] = 1
     np.testing.assert_array_equal(r.input, expected)
@@ -329,7 +328,7 @@ def test_zero_input_is_not_nan(mlp, rule):
         np.testing.assert_array_equal(r.input, 0)
 
 
-# --- rules and seeds
+# --- rules and starts
 
 
 def test_the_first_matching_rule_wins(mlp):
@@ -345,15 +344,15 @@ def test_the_first_matching_rule_wins(mlp):
         lrp(nets.mlp_relu, [("fc[23]", rules.epsilon())])(mlp, x)
 
 
-def test_seeds(mlp):
+def test_starts(mlp):
     logits = jnp.array([[1.0, 3.0, 2.0], [5.0, 4.0, 5.0]])
-    np.testing.assert_array_equal(seeds.argmax()(logits), [[0, 1, 0], [1, 0, 0]])
-    np.testing.assert_array_equal(seeds.argmax(times_logit=True)(logits), [[0, 3, 0], [5, 0, 0]])
-    np.testing.assert_array_equal(seeds.label(2)(logits), [[0, 0, 1], [0, 0, 1]])
+    np.testing.assert_array_equal(starts.argmax()(logits), [[0, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(starts.argmax(times_logit=True)(logits), [[0, 3, 0], [5, 0, 0]])
+    np.testing.assert_array_equal(starts.label(2)(logits), [[0, 0, 1], [0, 0, 1]])
     y = jnp.array([0, 1])
-    np.testing.assert_array_equal(seeds.label(y, times_logit=True)(logits), [[1, 0, 0], [0, 4, 0]])
+    np.testing.assert_array_equal(starts.label(y, times_logit=True)(logits), [[1, 0, 0], [0, 4, 0]])
     with pytest.raises(ValueError, match="labels"):
-        seeds.label(jnp.array([0, 1, 2]))(logits)
+        starts.label(jnp.array([0, 1, 2]))(logits)
 
 
 def test_bad_arguments_are_named(mlp):
@@ -364,8 +363,8 @@ def test_bad_arguments_are_named(mlp):
         lrp(nets.mlp_relu, [("fc1", "epsilon")])
     with pytest.raises(ValueError, match="regular expression"):
         lrp(nets.mlp_relu, [("(", rules.epsilon())])
-    with pytest.raises(ValueError, match="seed"):
-        lrp(nets.mlp_relu)(mlp, x, seed=jnp.ones(3))
+    with pytest.raises(ValueError, match="start"):
+        lrp(nets.mlp_relu)(mlp, x, start=jnp.ones(3))
     with pytest.raises(ValueError, match="logits"):
         lrp(lambda v, x: x)(mlp, jnp.ones((2, 3, 4)))
     with pytest.raises(ValueError, match="depends on x"):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from networks import NETWORKS
 
-from jaxunlearn.attribution import lrp
-from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution import lrp, starts
 from jaxunlearn.attribution.lrp import rules
 
 
@@ -31,7 +30,7 @@ def test_1_a_skip_is_split_by_value_and_relevance_does_not_double():
         return x @ variables["head"]
 
     x = array([1.0, 2.0, 3.0])
-    r = lrp(net, rules.zero())(variables, x, seed=seeds.label(0, times_logit=True))
+    r = lrp(net, rules.zero())(variables, x, start=starts.label(0, times_logit=True))
     np.testing.assert_allclose(r.input.sum() / r.logits.sum(), 1, rtol=1e-5)
     np.testing.assert_allclose(r.input, x * array(1.5**2, 1, 1.75**2)[None], rtol=1e-5)
 
@@ -88,7 +87,7 @@ def test_4_each_use_of_a_shared_kernel_has_its_own_relevance():
     variables = {"w": array([1.0, 2.0], [3.0, 4.0])}
     x = array([1.0, 1.0])
     r = lrp(lambda v, x: jax.nn.relu(x @ v["w"]) @ v["w"], rules.zero())(
-        variables, x, seed=jnp.ones((1, 2))
+        variables, x, start=jnp.ones((1, 2))
     )
     h, z = np.array([4.0, 6.0]), np.array([22.0, 32.0])
     middle = h * (np.array([[1, 2], [3, 4]]) @ (1 / z))
@@ -111,7 +110,7 @@ def test_4_each_use_of_a_shared_kernel_has_its_own_relevance():
 def test_5_what_a_dead_window_swallows_is_in_the_ledger(rule, cause):
     variables = {"w": array([1.0, 2.0], [3.0, -4.0])}
     x = array([0.0, 0.0], [1.0, 0.0])
-    r = lrp(lambda v, x: x @ v["w"], rule)(variables, x, seed=jnp.ones((2, 2)))
+    r = lrp(lambda v, x: x @ v["w"], rule)(variables, x, start=jnp.ones((2, 2)))
     assert np.all(np.isfinite(r.input))
     np.testing.assert_allclose(getattr(r.ledger["w"], cause)[0], 2)
     np.testing.assert_allclose(r.ledger["w"].total[0], 2)
@@ -121,9 +120,9 @@ def test_5_what_a_dead_window_swallows_is_in_the_ledger(rule, cause):
 def test_5_flat_and_wsquare_serve_a_window_of_zeros_as_any_other():
     variables = {"w": array([1.0, 2.0], [3.0, -4.0])}
     x = jnp.zeros((1, 2))
-    flat = lrp(lambda v, x: x @ v["w"], rules.flat())(variables, x, seed=jnp.ones((1, 2)))
+    flat = lrp(lambda v, x: x @ v["w"], rules.flat())(variables, x, start=jnp.ones((1, 2)))
     np.testing.assert_allclose(flat.input, [[1, 1]], rtol=1e-5)
-    squared = lrp(lambda v, x: x @ v["w"], rules.wsquare())(variables, x, seed=jnp.ones((1, 2)))
+    squared = lrp(lambda v, x: x @ v["w"], rules.wsquare())(variables, x, start=jnp.ones((1, 2)))
     np.testing.assert_allclose(squared.input, [[0.1 + 0.2, 0.9 + 0.8]], rtol=1e-5)
 
 
@@ -164,21 +163,21 @@ def test_8_zeros_are_no_nan(rule):
     assert np.all(np.isfinite(r.input))
 
 
-def test_9_seeds_say_what_they_are():
+def test_9_starts_say_what_they_are():
     logits = array([0.5, 2.0, -1.0], [3.0, 1.0, 2.5])
     y = jnp.array([1, 2])
     expected = [
-        (seeds.argmax(), [[0, 1, 0], [1, 0, 0]]),
-        (seeds.argmax(times_logit=True), [[0, 2, 0], [3, 0, 0]]),
-        (seeds.label(y), [[0, 1, 0], [0, 0, 1]]),
-        (seeds.label(y, times_logit=True), [[0, 2, 0], [0, 0, 2.5]]),
-        (seeds.margin(y), [[-1, 1, 0], [-1, 0, 1]]),
-        (seeds.margin(y, times_logit=True), [[-0.5, 2, 0], [-3, 0, 2.5]]),
+        (starts.argmax(), [[0, 1, 0], [1, 0, 0]]),
+        (starts.argmax(times_logit=True), [[0, 2, 0], [3, 0, 0]]),
+        (starts.label(y), [[0, 1, 0], [0, 0, 1]]),
+        (starts.label(y, times_logit=True), [[0, 2, 0], [0, 0, 2.5]]),
+        (starts.margin(y), [[-1, 1, 0], [-1, 0, 1]]),
+        (starts.margin(y, times_logit=True), [[-0.5, 2, 0], [-3, 0, 2.5]]),
     ]
-    for seed, values in expected:
-        np.testing.assert_array_equal(seed(logits), values)
+    for start, values in expected:
+        np.testing.assert_array_equal(start(logits), values)
     with pytest.raises(ValueError, match=r"margin: expected one label or labels \[2\], got"):
-        seeds.margin(jnp.zeros(3, int))(logits)
+        starts.margin(jnp.zeros(3, int))(logits)
 
 
 def test_10_a_path_in_layer_space_is_not_conductance_and_trapezoid_weights_sum_to_one():

@@ -12,8 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from networks import NETWORKS, Draws
 
-from jaxunlearn.attribution import lrp, structure
-from jaxunlearn.attribution import starts as seeds
+from jaxunlearn.attribution import lrp, starts, structure
 from jaxunlearn.attribution.lrp import rules
 from jaxunlearn.jaxprs.program import trace
 from jaxunlearn.jaxprs.steps import plan
@@ -149,11 +148,11 @@ def test_arguments_out_of_range_are_refused(make):
         make()
 
 
-def test_seeds_are_checked():
+def test_starts_are_checked():
     with pytest.raises(TypeError, match="got the function argmax; call it"):
-        lrp(plain)(MLP, X, seed=seeds.argmax)
+        lrp(plain)(MLP, X, start=starts.argmax)
     with pytest.raises(ValueError, match="expected labels from 0 to 2, got 3"):
-        lrp(plain)(MLP, X, seed=seeds.label(3))
+        lrp(plain)(MLP, X, start=starts.label(3))
 
 
 def test_a_rule_of_ones_own_is_a_function():
@@ -216,9 +215,9 @@ def test_a_covered_primitive_can_be_given_another_rule():
 def test_layer_norm_and_softmax_by_hand():
     x = jnp.array([[1.0, 2.0, 4.0]])
     p = np.asarray(jax.nn.softmax(x))
-    seed = jnp.array([[1.0, 0.0, 0.5]])
-    r = lrp(lambda v, x: jax.nn.softmax(x, axis=-1))({}, x, seed=seed)
-    expected = np.asarray(x) * (np.asarray(seed) - p * np.asarray(seed).sum())
+    start = jnp.array([[1.0, 0.0, 0.5]])
+    r = lrp(lambda v, x: jax.nn.softmax(x, axis=-1))({}, x, start=start)
+    expected = np.asarray(x) * (np.asarray(start) - p * np.asarray(start).sum())
     np.testing.assert_allclose(r.input, expected, rtol=1e-5)
     np.testing.assert_allclose(r.ledger["softmax"].bias, 1.5 - expected.sum(1), rtol=1e-5)
     masked = jax.nn.softmax(jnp.where(jnp.array([[True, True, False]]), x, -jnp.inf), axis=-1)
@@ -227,14 +226,14 @@ def test_layer_norm_and_softmax_by_hand():
         lambda v, x: jax.nn.softmax(
             jnp.where(jnp.array([[True, True, False]]), x, -jnp.inf), axis=-1
         )
-    )({}, x, seed=jnp.array([[1.0, 0.5, 0.0]]))
+    )({}, x, start=jnp.array([[1.0, 0.5, 0.0]]))
     assert np.all(np.isfinite(r.input))
     assert r.input[0, 2] == 0
 
     def normed(v, x):
         return x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
-    np.testing.assert_allclose(lrp(normed)({}, x, seed=seed).input, seed, rtol=1e-6)
+    np.testing.assert_allclose(lrp(normed)({}, x, start=start).input, start, rtol=1e-6)
 
 
 def test_relevance_of_looked_up_rows_goes_to_the_tokens():
@@ -244,7 +243,7 @@ def test_relevance_of_looked_up_rows_goes_to_the_tokens():
     def net(v, ids):
         return jnp.mean(v["table"][ids], axis=1) @ v["head"]
 
-    r = lrp(net, rules.zero())(variables, ids, seed=seeds.label(0, times_logit=True))
+    r = lrp(net, rules.zero())(variables, ids, start=starts.label(0, times_logit=True))
     contribution = (variables["table"][ids] / 3) @ variables["head"][:, 0]
     np.testing.assert_allclose(r.input, contribution, rtol=1e-3, atol=1e-4)
     assert r.ledger["reduce_sum"].total.shape == (2,)
@@ -293,7 +292,7 @@ def kinds(fn, variables, x):
 
 def test_normalisers_are_told_from_gates():
     y = jnp.abs(DRAW(2, 4)) + 0.1
-    seed = jnp.ones((2, 4))
+    start = jnp.ones((2, 4))
 
     def local(v, y):
         return y / (2 + lax.reduce_window(y * y, 0.0, lax.add, (1, 3), (1, 1), "SAME")) ** 0.75
@@ -305,7 +304,7 @@ def test_normalisers_are_told_from_gates():
         local,
     ]
     for fn in normalisers:
-        np.testing.assert_allclose(lrp(fn)({}, y, seed=seed).input, seed, rtol=1e-5)
+        np.testing.assert_allclose(lrp(fn)({}, y, start=start).input, start, rtol=1e-5)
     gates = [
         lambda v, y: y * jnp.sqrt(jnp.mean(y * y, axis=1, keepdims=True)),
         lambda v, y: y * jax.nn.sigmoid(jnp.mean(y, axis=1, keepdims=True)),
@@ -316,10 +315,10 @@ def test_normalisers_are_told_from_gates():
 
 def test_a_masked_softmax_is_one():
     x, mask = jnp.array([[1.0, 2.0, 4.0]]), jnp.array([[True, True, False]])
-    seed = jnp.array([[1.0, 0.5, 0.0]])
-    one = lrp(lambda v, x: jax.nn.softmax(x, axis=-1, where=mask))({}, x, seed=seed)
+    start = jnp.array([[1.0, 0.5, 0.0]])
+    one = lrp(lambda v, x: jax.nn.softmax(x, axis=-1, where=mask))({}, x, start=start)
     other = lrp(lambda v, x: jax.nn.softmax(jnp.where(mask, x, -jnp.inf), axis=-1))(
-        {}, x, seed=seed
+        {}, x, start=start
     )
     np.testing.assert_allclose(one.input, other.input, rtol=1e-5)
     assert "softmax" in one.ledger
@@ -419,7 +418,7 @@ def test_it_works_inside_shard_map():
     y = jnp.array([0, 1, 2, 0])
 
     def local(variables, x, y):
-        r = relevance(variables, x, seed=seeds.label(y))
+        r = relevance(variables, x, start=starts.label(y))
         return r.input, r.neurons, {key: entry.total for key, entry in r.ledger.items()}
 
     spec = PartitionSpec("data")

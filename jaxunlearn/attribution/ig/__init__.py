@@ -80,7 +80,7 @@ def integrated_gradients(
         exact the quadrature is.
 
     Returns:
-      ``attribute(variables, x, target=seeds.argmax(), baseline=baselines.zero()) ->
+      ``attribute(variables, x, target=starts.argmax(), baseline=baselines.zero()) ->
       Integrated``, with a :data:`~jaxunlearn.attribution.starts.Target` and a
       :data:`~jaxunlearn.attribution.ig.baselines.Baseline`, or a pytree of those. It raises
       ``TypeError`` if ``x`` holds no floats, and ``ValueError`` if output, target or baseline
@@ -201,7 +201,7 @@ def layer_integrated_gradients(
         :func:`~jaxunlearn.attribution.ig.integrated_gradients`.
 
     Returns:
-      ``attribute(variables, x, target=seeds.argmax(), baseline=baselines.zero()) ->
+      ``attribute(variables, x, target=starts.argmax(), baseline=baselines.zero()) ->
       Integrated``, with an ``attribution`` shaped like the layer. It raises ``ValueError``
       if ``fn`` does not give that name to one value.
 
@@ -271,7 +271,7 @@ def conductance(
         before the first node and behind the last are then left out.
 
     Returns:
-      ``attribute(variables, x, target=seeds.argmax(), baseline=baselines.zero()) ->
+      ``attribute(variables, x, target=starts.argmax(), baseline=baselines.zero()) ->
       Integrated``, with an ``attribution`` shaped like the layer.
 
     Raises:

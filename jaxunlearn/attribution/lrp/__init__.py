@@ -13,9 +13,9 @@ from jaxunlearn.attribution.starts import argmax
 from jaxunlearn.jaxprs.program import evaluate, trace, wide
 from jaxunlearn.jaxprs.steps import plan
 
-__all__ = ["Relevance", "Seed", "lrp"]
+__all__ = ["Relevance", "Start", "lrp"]
 
-Seed = Callable[[jax.Array], jax.Array] | jax.typing.ArrayLike
+Start = Callable[[jax.Array], jax.Array] | jax.typing.ArrayLike
 """A function of the logits (:mod:`jaxunlearn.attribution.starts`), or an array ``[B, K]``."""
 
 _DEFAULT = _rules.epsilon()
@@ -39,7 +39,7 @@ class Relevance(NamedTuple):
         Units have their key, other steps the name of their primitive (``add``,
         ``reduce_sum#1``, ``softmax``). A step in which the examples cannot be told
         apart has no entry. Summed over all entries this is ``total``.
-      total: ``[B]``, the sum of the seed minus the sum of ``input``.
+      total: ``[B]``, the sum of the start minus the sum of ``input``.
       logits: ``[B, K]``, the output of the function.
     """
 
@@ -90,11 +90,11 @@ def lrp(fn: Callable[[Any, Any], jax.Array], rules: Rules = _DEFAULT) -> Callabl
         (:data:`~jaxunlearn.attribution.lrp.rules.base.Rules`).
 
     Returns:
-      ``relevance(variables, x, seed=seeds.argmax()) -> Relevance``. It raises
+      ``relevance(variables, x, start=starts.argmax()) -> Relevance``. It raises
       ``NotImplementedError`` naming primitive and line where relevance meets an
       operation that is not covered, ``TypeError`` if the output is not one array, and
       ``ValueError`` if the leaves of ``x`` have no common leading axis, or the output is not
-      ``[B, K]``, does not depend on ``x``, or the seed does not have its shape.
+      ``[B, K]``, does not depend on ``x``, or the start does not have its shape.
 
     Raises:
       TypeError, ValueError: if ``rules`` is malformed.
@@ -104,14 +104,14 @@ def lrp(fn: Callable[[Any, Any], jax.Array], rules: Rules = _DEFAULT) -> Callabl
     """
     _rules.check(rules)
 
-    def relevance(variables: Any, x: Any, seed: Seed = argmax()) -> Relevance:  # noqa: B008
+    def relevance(variables: Any, x: Any, start: Start = argmax()) -> Relevance:  # noqa: B008
         planned = plan(trace(fn, variables, x))
         env = evaluate(planned.program, variables, x)
         logits = env[planned.program.out]
-        start = _seed(seed, logits)
+        above = _start(start, logits)
         sweep = Sweep(planned, rules, env)
-        first = sweep.run(start)
-        total = _per_example(start)
+        first = sweep.run(above)
+        total = _per_example(above)
         for leaf in jax.tree.leaves(first):
             total = total - _per_example(leaf).astype(total.dtype)
         return Relevance(
@@ -127,17 +127,17 @@ def lrp(fn: Callable[[Any, Any], jax.Array], rules: Rules = _DEFAULT) -> Callabl
     return relevance
 
 
-def _seed(seed: Seed, logits: jax.Array) -> jax.Array:
+def _start(start: Start, logits: jax.Array) -> jax.Array:
     if logits.ndim != 2:
         raise ValueError(f"fn: expected logits [B, K], got shape {logits.shape}")
-    if getattr(seed, "__module__", None) == argmax.__module__ and hasattr(seed, "__name__"):
-        raise TypeError(f"seed: expected a seed, got the function {seed.__name__}; call it")
-    start = jnp.asarray(seed(logits) if callable(seed) else seed)
-    if start.shape != logits.shape:
+    if getattr(start, "__module__", None) == argmax.__module__ and hasattr(start, "__name__"):
+        raise TypeError(f"start: expected a start, got the function {start.__name__}; call it")
+    above = jnp.asarray(start(logits) if callable(start) else start)
+    if above.shape != logits.shape:
         raise ValueError(
-            f"seed: expected the shape of the logits {logits.shape}, got {start.shape}"
+            f"start: expected the shape of the logits {logits.shape}, got {above.shape}"
         )
-    return start.astype(logits.dtype)
+    return above.astype(logits.dtype)
 
 
 def _per_example(values: jax.Array) -> jax.Array:

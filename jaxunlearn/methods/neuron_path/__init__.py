@@ -14,9 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution import lrp
-from jaxunlearn.attribution import starts as seeds
-from jaxunlearn.attribution.lrp import Seed
+from jaxunlearn.attribution import lrp, starts
+from jaxunlearn.attribution.lrp import Start
 from jaxunlearn.attribution.lrp import rules as _rules
 from jaxunlearn.core import errors
 from jaxunlearn.core.types import (
@@ -36,10 +35,10 @@ from jaxunlearn.methods.neuron_path import budget as budgets
 from jaxunlearn.methods.neuron_path import weights as sites
 from jaxunlearn.models import functionalize
 
-SEEDS: dict[str, Callable[[jax.Array], Seed]] = {
-    "argmax": lambda y: seeds.argmax(),
-    "label": lambda y: seeds.label(y),
-    "margin": lambda y: seeds.margin(y),
+STARTS: dict[str, Callable[[jax.Array], Start]] = {
+    "argmax": lambda y: starts.argmax(),
+    "label": lambda y: starts.label(y),
+    "margin": lambda y: starts.margin(y),
 }
 """From labels ``[B]`` to the relevance that propagation starts from."""
 
@@ -79,7 +78,7 @@ def neuron_path(
     samples: int = 36,
     score: str = "votes",
     specificity: float = 0.0,
-    seed: str = "argmax",
+    start: str = "argmax",
     epsilon: float = 0.1,
     rules: _rules.Rules | None = None,
     edit: str = "zero",
@@ -121,9 +120,9 @@ def neuron_path(
       samples: N of the paper; at most so many examples of each set are looked at.
       score: ``"votes"`` (published), or * ``"relevance"``: the mean over the samples.
       specificity: * how many times the score of unseen samples of other classes
-        (``Sets.holdout``, with seeds of their own) is subtracted. Neurons whose score
+        (``Sets.holdout``, with starts of their own) is subtracted. Neurons whose score
         is not positive are never edited.
-      seed: ``"argmax"`` (published), * ``"label"``, or * ``"margin"``: the label's
+      start: ``"argmax"`` (published), * ``"label"``, or * ``"margin"``: the label's
         logit less that of its best rival.
       epsilon: of the published rule; 0 is LRP-0. Not used where ``rules`` are given.
       rules: * any of :mod:`jaxunlearn.attribution.lrp.rules`.
@@ -173,7 +172,7 @@ def neuron_path(
     errors.expect_counts(per_sample=per_sample, samples=samples)
     errors.expect_at_least(0, specificity=specificity, epsilon=epsilon)
     errors.expect_one_of(budgets.SCORES, score=score)
-    errors.expect_one_of(SEEDS, seed=seed)
+    errors.expect_one_of(STARTS, start=start)
     errors.expect_patterns(("last", "all"), layers=layers)
     sites.check_edit(edit, scale, weights, biases)
     if not 0 <= target <= 1:
@@ -215,7 +214,7 @@ def neuron_path(
 
     def look(state: PathState, batch: Batch) -> list[jax.Array]:
         """Computes the relevance of each layer's neurons, ``[B, n]``."""
-        found = relevance(state.variables, batch.x, seed=SEEDS[seed](batch.y))
+        found = relevance(state.variables, batch.x, start=STARTS[start](batch.y))
         return [layer.relevance(found) for layer in state.layers]
 
     def chosen(state: PathState) -> list[jax.Array]:

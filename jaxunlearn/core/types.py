@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Key = jax.Array
 """A typed key, ``jax.random.key(seed)``."""
@@ -156,6 +157,16 @@ class Sets(NamedTuple):
     holdout: Subset | None = None
     test_forget: Subset | None = None
     test_retain: Subset | None = None
+
+    @property
+    def train(self) -> Subset:
+        """Returns all training examples, those to be forgotten and those to be retained."""
+        part = self.retain if self.forget is None else self.forget
+        if part is None:
+            raise ValueError("sets: expected forget or retain, got neither")
+        count = len(part.examples.y)
+        places = jnp.arange(count, dtype=jnp.int32)
+        return Subset(part.examples, places, jnp.asarray(count, jnp.int32))
 
 
 class Batches(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxunlearn import checkpoint
 from jaxunlearn.core.keys import Purpose, derive
-from jaxunlearn.data.sets import request, whole
+from jaxunlearn.data.sets import request
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.experiment.plan import Plan, helper_stages, with_methods
 from jaxunlearn.experiment.stages import Stage, check_stage, finish_stage, load_stage
@@ -35,7 +35,7 @@ def _make(
     assert sets.forget is not None
     with named(name):
         outcome = train(
-            helper.model, whole(sets.forget.examples), derive(plan.key, Purpose.HELPER, number),
+            helper.model, sets.train, derive(plan.key, Purpose.HELPER, number),
             config=helper.train, on_chunk=partial(listener, name),
         )  # fmt: skip
     test = [p for p in (sets.test_forget, sets.test_retain) if p is not None]

@@ -25,7 +25,6 @@ from jaxunlearn.core.files import write_text
 from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.types import Key, Unlearner, Variables
 from jaxunlearn.data.requests import describe
-from jaxunlearn.data.sets import whole
 from jaxunlearn.engine import Chain, unlearn
 from jaxunlearn.engine.driver import Outcome, Progress
 from jaxunlearn.engine.sharding import abstract
@@ -105,7 +104,7 @@ class Trial:
             return
         plan = self.plan
         assert plan.sets.forget is not None
-        everything = whole(plan.sets.forget.examples)
+        everything = plan.sets.train
         key = derive(plan.key, Purpose.ORIGINAL)
         once = partial(train, plan.model, everything, key, sharding=plan.sharding)
         once = partial(once, config=plan.config.train, settings=plan.settings)

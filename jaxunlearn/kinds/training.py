@@ -30,7 +30,7 @@ def train(
 
     Args:
       model: with an ``init``, see :func:`jaxunlearn.functionalize`; or a GAN.
-      part: the training examples, ``whole(examples)`` or ``sets.retain``.
+      part: the training examples, ``sets.train`` or ``sets.retain``.
       key: fixes the parameters' start and the order of the examples.
       config: epochs, batch size, optimizer, augmentation.
       settings: what concerns this kind of models alone: a ``GanConfig`` for a GAN.
@@ -72,7 +72,7 @@ def train_many(
 
 
 def _checked(model: Any, part: Subset, config: TrainConfig, settings: Any) -> tuple[Unlearner, int]:
-    expect("part", part, Subset, "; whole(examples) makes one")
+    expect("part", part, Subset, "; sets.train is one")
     expect("config", config, TrainConfig)
     if not 0 < config.epochs < math.inf or config.batch_size < 1:
         raise ConfigError(

@@ -37,7 +37,7 @@ def retrain(
     """Forgets exactly: a fresh model trained on the retain set alone.
 
     ``theta = train(init(key), D_r)``. The given variables are not used. With
-    ``Sets(retain=whole(examples))`` this is ordinary training.
+    ``Sets(retain=sets.train)`` this is ordinary training.
 
     Args:
       model: see :func:`jaxunlearn.functionalize`.

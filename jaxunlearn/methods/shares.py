@@ -1,43 +1,120 @@
-"""Some of the examples of each class, chosen on the device.
+"""Shares of a set: some of the examples of each class, in a form of a method's own.
+
+A method that does not learn from a set as it is, but from a part of it or from something that
+it made of the examples, keeps that in its state and draws from it instead::
+
+    slots, size = share_of(sets.retain, 0.5, key, num_classes)           # in init
+    kept = keep(sets.retain, slots, size, made=features, order=order)
+    batch = redraw(kept, batches.retain, count)                          # in step
 
 Sizes of subsets may be arrays: what stands behind ``size`` is padding and is never chosen, and
 what is chosen does not depend on how much of it there is.
-
-A share of a set, in a form of a method's own, drawn in the place of the set.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from jaxunlearn.core.errors import expect_shares
 from jaxunlearn.core.trees import in_chunks
 from jaxunlearn.core.types import Batch, Examples, Inputs, Key, Needs, Subset
-from jaxunlearn.data.batches import draw, fetch, pick, unchanged
+from jaxunlearn.data.batches import draw, pick
+from jaxunlearn.data.examples import fetch, unchanged
+
+CHUNK = 256
+"""Examples that go through a network together."""
 
 
-def check_share(share: float, name: str = "share", of: str = "") -> None:
-    """Raises ``ValueError`` unless a share is above 0 and at most 1."""
-    if not 0 < share <= 1:
-        raise ValueError(f"{name}: expected a share{of} above 0, at most 1, got {share}")
+class Kept(NamedTuple):
+    """Share of a set that is drawn in its place; :func:`keep` makes one.
+
+    Attributes:
+      part: the examples.
+      order: key of the order in which they are drawn; ``None`` where all of the set was kept in
+        its order: then the examples that the runner drew are looked up.
+    """
+
+    part: Subset
+    order: Key | None
+
+
+def share_of(part: Subset, share: float, key: Key, num_classes: int) -> tuple[jax.Array, jax.Array]:
+    """Draws the slots of a random share of each class, padded; and counts them.
+
+    All of a set stays in order: what is kept of an example then lies where it does.
+    """
+    if share == 1:
+        return jnp.arange(len(part.indices), dtype=jnp.int32), part.size
+    labels = part.examples.y[part.indices]
+    capacity = capacity_of(len(labels), share, num_classes)
+    return keep_share(labels, part.size, share, key, capacity, num_classes)
+
+
+def keep(
+    part: Subset,
+    slots: jax.Array,
+    size: jax.Array,
+    *,
+    made: Callable[[Inputs], Inputs] | None = None,
+    order: Key | None = None,
+) -> Kept:
+    """Copies some examples of a subset to arrays of their own.
+
+    Args:
+      slots: ``int32 [C]``, places in it.
+      size: how many of them count.
+      made: what is kept of inputs, ``[c, ...] -> [c, ...]``; ``None``: these, as stored.
+      order: see :class:`Kept`.
+    """
+    positions = part.indices[slots]
+    y = part.examples.y[positions]
+    if made is None:
+        x = jax.tree.map(lambda leaf: leaf[positions], part.examples.x)
+        examples = part.examples._replace(x=x, y=y)
+        return Kept(Subset(examples, jnp.arange(len(y), dtype=jnp.int32), size), order)
+    x = in_chunks(lambda rows: made(fetch(part.examples, positions[rows])), len(slots), CHUNK)
+    return Kept(as_subset(x, y, size), order)
+
+
+def as_subset(x: Inputs, y: jax.Array, size: jax.Array) -> Subset:
+    """Returns the first ``size`` of examples that were read already."""
+    examples = Examples(x, y, Partial(unchanged))
+    return Subset(examples, jnp.arange(len(y), dtype=jnp.int32), size)
+
+
+def redraw(kept: Kept | None, batch: Batch | None, count: jax.Array) -> Batch | None:
+    """Makes a step's batch out of what was kept; each example comes equally often.
+
+    Args:
+      kept: ``None`` for the batch as it was drawn.
+      batch: drawn from the set.
+      count: ``int32 []``, steps done.
+    """
+    if kept is None or batch is None:
+        return batch
+    if kept.order is None:
+        return pick(kept.part, batch.slot, batch.weight, labels=True)
+    return draw(kept.part, kept.order, count, len(batch.y), Needs())
 
 
 def capacity_of(total: int, share: float, num_classes: int) -> int:
-    """``min(M, ceil(share * M) + K)``: at least what :func:`keep_share` keeps of ``M`` labels.
+    """Returns ``min(M, ceil(share * M) + K)``, at least what is kept of ``M`` labels.
 
     Raises:
       ValueError: a share that is not in (0, 1].
     """
-    check_share(share)
+    expect_shares(share=share)
     return min(total, int(_quota(total, share)[-1]) + num_classes)
 
 
 def keep_share(
     labels: jax.Array, size: jax.Array, share: float, key: Key, capacity: int, num_classes: int
 ) -> tuple[jax.Array, jax.Array]:
-    """A random ``ceil(share * count_k)`` of the examples of each class ``k``.
+    """Draws ``ceil(share * count_k)`` of the examples of each class ``k`` at random.
 
     What is chosen does not depend on how much padding there is.
 
@@ -78,7 +155,7 @@ def keep_share(
 
 
 def donor_positions(labels: jax.Array, size: jax.Array, wanted: jax.Array, key: Key) -> jax.Array:
-    """A random example of each wanted class, drawn with replacement.
+    """Draws a random example of each wanted class, with replacement.
 
     Args:
       labels: ``int [M]``.
@@ -103,70 +180,7 @@ def donor_positions(labels: jax.Array, size: jax.Array, wanted: jax.Array, key: 
 
 
 def _quota(total: int, share: float) -> np.ndarray:
-    """``int32 [M + 1]``: ``ceil(share * count)`` for every count, a tenth of 30 being 3."""
+    """Returns ``ceil(share * count)`` for every count, ``int32 [M + 1]``; a tenth of 30 is 3."""
     exact = share * np.arange(total + 1)
     # a product of floats may lie just above the whole number that is meant
     return np.ceil(exact * (1 - 1e-12)).astype(np.int32)
-
-
-def share_of(part: Subset, share: float, key: Key, num_classes: int) -> tuple[jax.Array, jax.Array]:
-    """Slots of a random share of each class, padded, and how many they are.
-
-    All of a set stays in order: what is kept of an example then lies where it does.
-    """
-    if share == 1:
-        return jnp.arange(len(part.indices), dtype=jnp.int32), part.size
-    labels = part.examples.y[part.indices]
-    capacity = capacity_of(len(labels), share, num_classes)
-    return keep_share(labels, part.size, share, key, capacity, num_classes)
-
-
-def as_subset(x: Inputs, y: jax.Array, size: jax.Array) -> Subset:
-    """Returns the first ``size`` of examples that were read already."""
-    examples = Examples(x, y, Partial(unchanged))
-    return Subset(examples, jnp.arange(len(y), dtype=jnp.int32), size)
-
-
-def keep(
-    part: Subset,
-    slots: jax.Array,
-    size: jax.Array,
-    made: Callable[[Inputs], Inputs] | None,
-    chunk: int,
-) -> Subset:
-    """Some examples of a subset on arrays of their own.
-
-    Args:
-      part: whence.
-      slots: ``int32 [C]``, places in it.
-      size: how many of them count.
-      made: what is kept of images, ``[c, ...] -> [c, ...]``; ``None``: these, as stored.
-      chunk: images taken together.
-    """
-    positions = part.indices[slots]
-    y = part.examples.y[positions]
-    if made is None:
-        x = jax.tree.map(lambda leaf: leaf[positions], part.examples.x)
-        examples = part.examples._replace(x=x, y=y)
-        return Subset(examples, jnp.arange(len(y), dtype=jnp.int32), size)
-    x = in_chunks(lambda rows: made(fetch(part.examples, positions[rows])), len(slots), chunk)
-    return as_subset(x, y, size)
-
-
-def look_up(
-    kept: Subset | None, batch: Batch | None, whole: bool, key: Key, turn: jax.Array
-) -> Batch | None:
-    """The batch of a step out of what is kept; each example comes equally often.
-
-    Args:
-      kept: ``None``: the batch as it was drawn.
-      batch: drawn from the set.
-      whole: whether all of the set is kept: then what is kept of the drawn examples.
-      key: of the order otherwise.
-      turn: ``int32 []``, the number of the step.
-    """
-    if kept is None or batch is None:
-        return batch
-    if whole:
-        return pick(kept, batch.slot, batch.weight, labels=True)
-    return draw(kept, key, turn, len(batch.y), Needs())

@@ -287,7 +287,9 @@ def test_the_pixels_of_a_patch():
     assert poison.patch_pixels(0.5, (28, 28, 1)) == 14
     assert poison.patch_pixels(1, (28, 40)) == 28
     for share in (0, 1.5, float("nan")):
-        with pytest.raises(ValueError, match=r": expected a share above 0, at most 1, got"):
+        with pytest.raises(
+            ValueError, match=r"patch: expected a share of .* above 0, at most 1, got"
+        ):
             poison.patch_pixels(share, (28, 28))
 
 
@@ -324,7 +326,9 @@ def test_mistakes_are_named():
         poison.paste(x, jnp.ones((3, 1, 3, 2, 3)), corners)
     with pytest.raises(ValueError, match="patches: expected float32, as the images, got uint8"):
         poison.paste(x, jnp.ones((3, 1, 2, 2, 3), jnp.uint8), corners)
-    with pytest.raises(ValueError, match="labels: expected one of targeted, random, keep, got 'a'"):
+    with pytest.raises(
+        ValueError, match=r"kind: expected one of .'targeted', 'random', 'keep'., got 'a'"
+    ):
         poison.poison_labels("a", jnp.ones(2), jnp.ones(2), 3, KEY)
     labels, size = jnp.zeros(10, jnp.int32), jnp.int32(10)
     with pytest.raises(ValueError, match=r"share: expected a share above 0, at most 1, got 0"):

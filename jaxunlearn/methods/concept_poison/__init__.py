@@ -3,19 +3,22 @@
 Chang, Zhu, Xu, Liu, Zhou, "Class machine unlearning for complex data via concepts
 inference and data poisoning", arXiv 2405.15662.
 
-The steps of the method, each in a place of its own: which concepts make a class
-(``jaxunlearn.concepts``), poisoned copies of the images to be forgotten
-(``poison_copies``, on the arrays of ``poison``), and fine-tuning with them, here, of a part
-of the network (``trained_part``).
+The steps of the method, each in a place of its own: the concepts that make a class
+(``jaxunlearn.concepts``), poisoned copies of the images to be forgotten (``poison``), and
+fine-tuning with them, here.
 """
 
+import math
+import warnings
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.concepts import Concepts, check_donor, concept_shapes, infer_concepts
+from jaxunlearn import concepts as _concepts
+from jaxunlearn.concepts import Concepts
+from jaxunlearn.core import errors
 from jaxunlearn.core.types import (
     Apply,
     Batches,
@@ -25,40 +28,32 @@ from jaxunlearn.core.types import (
     Needs,
     Preparation,
     Sets,
-    Subset,
     Unlearner,
     Variables,
 )
-from jaxunlearn.data.batches import array_shape
+from jaxunlearn.data.examples import array_shape, inputs_like
 from jaxunlearn.jaxprs.structure import cut_at_features
-from jaxunlearn.methods.concept_poison import arguments as check
-from jaxunlearn.methods.concept_poison.arguments import check_part, paths_of
-from jaxunlearn.methods.concept_poison.copies import (
-    CHUNK,
-    Recipe,
-    donors_of,
-    poisoned_copies,
-    uses_concepts,
-)
-from jaxunlearn.methods.concept_poison.poison import patch_pixels
-from jaxunlearn.methods.shares import as_subset, keep, look_up, share_of
+from jaxunlearn.methods.concept_poison import poison
+from jaxunlearn.methods.shares import Kept, as_subset, keep, redraw, share_of
 from jaxunlearn.models import functionalize
-from jaxunlearn.training.descent import DescentState, LossAndMore, accuracy, cross_entropy, descent
+from jaxunlearn.training.descent import (
+    Context,
+    DescentState,
+    LossAndMore,
+    accuracy,
+    cross_entropy,
+    descent,
+)
+from jaxunlearn.training.optimizers import PARTS, only, part_mask
 
-__all__ = ["PoisonState", "concept_poison", "keys_of"]
+STATISTICS = ("frozen", "moving")
 
 NEEDS = Needs(forget=True, retain=True)
 
 
-@jax.tree_util.register_static
-class Shape(tuple):
-    """The shape of an image, as a part of a state that is no array."""
-
-
 class Keys(NamedTuple):
-    """What the key of a run is divided into."""
+    """Keys of the parts of the method."""
 
-    fit: Key
     poison: Key
     order: Key
     forget: Key
@@ -66,30 +61,22 @@ class Keys(NamedTuple):
 
 
 def keys_of(key: Key) -> Keys:
-    """The keys of the parts of the method."""
-    return Keys(*jax.random.split(key, 5))
+    """Divides the key that the runner gives to ``init``."""
+    return Keys(*jax.random.split(key, 4))
 
 
-class PoisonState(NamedTuple):
-    """The fine-tuning so far, and what it is done on.
+class Material(NamedTuple):
+    """Examples that the network is fine-tuned on.
 
     Attributes:
-      fit: variables, optimizer, key.
-      retain: ``None``: batches as they are drawn.
       forget: the poisoned copies.
-      weight: ``float32 []``, of their loss.
-      order: in which what is kept is drawn.
-      turn: ``int32 []``, steps so far.
-      shape: static.
+      retain: ``None``: batches as they are drawn.
+      weight: ``float32 []``, of the loss of the copies.
     """
 
-    fit: DescentState
-    retain: Subset | None
-    forget: Subset
+    forget: Kept
+    retain: Kept | None
     weight: jax.Array
-    order: Key
-    turn: jax.Array
-    shape: Shape
 
 
 def concept_poison(
@@ -171,116 +158,155 @@ def concept_poison(
 
     Source: arXiv 2405.15662; ``data`` as a share, ``last_block`` and patterns are ours.
     """
-    check.words(place, label, statistics)
-    check_part(train)
-    check.numbers(patches, place, data, forget_weight, patch)
-    check.inference(bank, concepts, examples)
+    errors.expect_one_of(poison.PLACES, place=place)
+    errors.expect_one_of(poison.LABELS, label=label)
+    errors.expect_one_of(STATISTICS, statistics=statistics)
+    errors.expect_patterns(PARTS, train=train)
+    if patches < 1 or (patches > 1 and place != "top"):
+        raise ValueError(f"patches: expected 1, or more with place 'top', got {patches}")
+    errors.expect_shares(data=data)
+    poison.patch_pixels(patch, (1, 1))  # refuses a share out of range before any work
+    if forget_weight is not None and not 0 <= forget_weight < math.inf:
+        raise ValueError(f"forget_weight: expected a number of 0 or more, got {forget_weight}")
+    _concepts.check_bank(bank)
+    errors.expect_counts(examples=examples)
+    if concepts < 2:
+        raise ValueError(f"concepts: expected at least 2, got {concepts}")
     model = functionalize(model)
     optimizer = optimizer or optax.sgd(1e-3, momentum=0.9)
     cached = train == "head" and statistics == "frozen"
     cut = cut_at_features(model.apply)
-    known: dict[str, Any] = {"bank": bank, "concepts": concepts, "class_names": class_names}
+    known: dict[str, Any] = {"bank": bank, "concepts": concepts}
+    known["class_names"] = None if inferred is not None else _names_of(bank, class_names)
 
-    def recipe(shape: tuple[int, ...]) -> Recipe:
-        return Recipe(place, label, patch_pixels(patch, shape), patches)
+    def recipe(sets: Sets) -> poison.Recipe:
+        assert sets.forget is not None
+        return poison.Recipe(
+            place, label, poison.patch_pixels(patch, array_shape(sets.forget)), patches
+        )
 
     def prepare(variables: Variables, sets: Sets, key: Key) -> Concepts | None:
         assert sets.forget is not None
         assert sets.retain is not None
-        if not uses_concepts(recipe(array_shape(sets.forget))):
+        if not recipe(sets).uses_concepts:
             return None
         found = inferred
         if found is None:
             parts = (sets.forget, sets.retain)
-            found = infer_concepts(model, variables, parts, key, examples=examples, **known)
-        forgotten = sets.forget.examples.y[sets.forget.indices]
-        donor = donors_of(found, sets.retain)
-        check_donor(donor, found.bank.names, jnp.unique(forgotten), class_names)
+            found = _concepts.infer_concepts(
+                model, variables, parts, key, examples=examples, **known
+            )
+        forgotten = jnp.unique(sets.forget.examples.y[sets.forget.indices])
+        donor = poison.donors_of(found, sets.retain)
+        _concepts.check_donor(donor, found.bank.names, forgotten, class_names)
         return found
 
     def shapes(variables: Variables, sets: Sets) -> Any:
         assert sets.forget is not None
-        shape = array_shape(sets.forget)
-        if len(shape) != 3:
+        x = inputs_like(sets.forget)
+        if len(shape := array_shape(sets.forget)) != 3:
             raise ValueError(f"sets: expected images [H, W, C] to poison, got {list(shape)}")
-        if not uses_concepts(recipe(shape)):
+        if not recipe(sets).uses_concepts:
             return None
-        x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        if inferred is not None:
-            features = jax.eval_shape(cut.upper, variables, x).shape[-1]
-            check.fitting(inferred, classes_of(variables, shape), features)
-            return jax.eval_shape(lambda: inferred)
-        return concept_shapes(model.apply, variables, x, **known)
+        if inferred is None:
+            return _concepts.concept_shapes(model.apply, variables, x, **known)
+        classes = jax.eval_shape(model.apply, variables, x).shape[-1]
+        _expect_form(inferred, classes, jax.eval_shape(cut.upper, variables, x).shape[-1])
+        return jax.eval_shape(lambda: inferred)
 
-    def classes_of(variables: Variables, shape: tuple[int, ...]) -> int:
-        x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        classes: int = jax.eval_shape(model.apply, variables, x).shape[-1]
-        return classes
+    def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
+        assert batches.forget is not None
+        material: Material = context.prepared
+        forget = redraw(material.forget, batches.forget, context.step)
+        retain = redraw(material.retain, batches.retain, context.step)
+        assert forget is not None
+        assert retain is not None
+        both, moved = jnp.concatenate([forget.x, retain.x]), variables
+        if cached:
+            logits = cut.lower(variables, both, batches.forget.x.shape[1:])
+        elif statistics == "frozen":
+            logits = model.apply(variables, both)
+        else:
+            logits, moved = model.apply_train(variables, both, context.key)
+        z_forget, z_retain = jnp.split(logits, [len(forget.y)])
+        loss = cross_entropy(z_retain, retain.y, retain.weight)
+        loss += material.weight * cross_entropy(z_forget, forget.y, forget.weight)
+        metrics = {
+            "accuracy": accuracy(z_retain, retain),
+            "accuracy_poisoned": accuracy(z_forget, forget),
+        }
+        return loss, (moved, metrics)
 
-    def fit(shape: Shape, weight: jax.Array) -> Unlearner:
-        def objective(variables: Variables, batches: Batches, key: Key) -> LossAndMore:
-            forget, retain = batches.forget, batches.retain
-            assert forget is not None
-            assert retain is not None
-            both, moved = jnp.concatenate([forget.x, retain.x]), variables
-            if cached:
-                logits = cut.lower(variables, both, shape)
-            elif statistics == "frozen":
-                logits = model.apply(variables, both)
-            else:
-                logits, moved = model.apply_train(variables, both, key)
-            z_forget, z_retain = jnp.split(logits, [len(forget.y)])
-            loss = cross_entropy(z_retain, retain.y, retain.weight)
-            loss += weight * cross_entropy(z_forget, forget.y, forget.weight)
-            metrics = {
-                "accuracy": accuracy(z_retain, retain),
-                "accuracy_poisoned": accuracy(z_forget, forget),
-            }
-            return loss, (moved, metrics)
+    def tuning(variables: Variables, x: Any) -> Unlearner:
+        """Returns the fine-tuning of the part of a network that takes ``x``."""
+        trained = part_mask(train, model.apply, variables, x)
+        return descent(objective, only(optimizer, trained), NEEDS)
 
-        def only(variables: Variables) -> frozenset[str]:
-            return paths_of(train, model.apply, variables, shape)
-
-        return descent(objective, optimizer, NEEDS, only=only)
-
-    def init(variables: Variables, sets: Sets, key: Key, found: Concepts | None) -> PoisonState:
+    def init(variables: Variables, sets: Sets, key: Key, found: Concepts | None) -> DescentState:
         assert sets.forget is not None
         assert sets.retain is not None
-        keys = keys_of(key)
-        shape = Shape(array_shape(sets.forget))
-        num_classes = classes_of(variables, shape)
+        keys, x = keys_of(key), inputs_like(sets.forget)
+        num_classes = jax.eval_shape(model.apply, variables, x).shape[-1]
+        orders = jax.random.split(keys.order) if data < 1 else (None, None)
 
         def features(x: jax.Array) -> jax.Array:
             return cut.upper(variables, x)
 
         slots, size = share_of(sets.forget, data, keys.forget, num_classes)
-        copies = poisoned_copies(
-            model.apply, recipe(shape), variables, sets.forget, sets.retain, slots, found,
-            keys.poison, num_classes, features if cached else lambda x: x,
+        copies = poison.poison_images(
+            model.apply, recipe(sets), variables, sets.forget, sets.retain, found, keys.poison,
+            slots=slots, made=features if cached else lambda x: x,
         )  # fmt: skip
+        forget = Kept(as_subset(copies.x, copies.y, size), orders[0])
         retain, retained = None, sets.retain.size
         if cached or data < 1:
-            chosen = share_of(sets.retain, data, keys.retain, num_classes)
-            retain = keep(sets.retain, *chosen, features if cached else None, CHUNK)
-            retained = retain.size
+            slots, retained = share_of(sets.retain, data, keys.retain, num_classes)
+            made = features if cached else None
+            retain = keep(sets.retain, slots, retained, made=made, order=orders[1])
         weight = size.astype(jnp.float32) / jnp.maximum(retained, 1).astype(jnp.float32)
         if forget_weight is not None:
             weight = jnp.asarray(forget_weight, jnp.float32)
-        start = fit(shape, weight).init(variables, Sets(), keys.fit)
-        forget, turn = as_subset(copies.x, copies.y, size), jnp.zeros((), jnp.int32)
-        return PoisonState(start, retain, forget, weight, keys.order, turn, shape)
+        material = Material(forget, retain, weight)
+        return tuning(variables, x).init(variables, Sets(), key)._replace(prepared=material)
 
-    def step(state: PoisonState, batches: Batches) -> tuple[PoisonState, Info]:
-        orders = jax.random.split(state.order)
-        parts = (state.forget, batches.forget), (state.retain, batches.retain)
-        shown = Batches(*(
-            look_up(kept, batch, data == 1, order, state.turn)
-            for (kept, batch), order in zip(parts, orders, strict=True)
-        ))  # fmt: skip
-        inner, info = fit(state.shape, state.weight).step(state.fit, shown)
-        return state._replace(fit=inner, turn=state.turn + 1), info
+    def step(
+        state: DescentState, batches: Batches, key: Key, count: jax.Array
+    ) -> tuple[DescentState, Info]:
+        assert batches.forget is not None
+        return tuning(state.variables, batches.forget.x).step(state, batches, key, count)
 
-    def result(state: PoisonState) -> Variables:
-        return fit(state.shape, state.weight).result(state.fit)
+    def result(state: DescentState) -> Variables:
+        return state.variables
 
     return Unlearner(init, step, result, NEEDS, Preparation(prepare, shapes))
+
+
+def _names_of(bank: str, class_names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Returns the class names by which a bank's table is read; ``None``: in the order of labels.
+
+    A run passes its class names unasked, and a table of one's own may call the classes by other
+    names: it then lies in the order of the labels, as its documentation says.
+    """
+    if class_names is None or bank == "patches" or bank.endswith(".npz"):
+        return None
+    classes = _concepts.load_table(bank).classes
+    unknown = set(class_names) - set(classes)
+    if bank in _concepts.TABLES or not unknown:
+        return class_names
+    if unknown != set(class_names):
+        warnings.warn(
+            f"class_names: expected some of {', '.join(classes)}, got {', '.join(sorted(unknown))} "
+            f"as well; {bank} is read in the order of the labels",
+            stacklevel=3,
+        )
+    return None
+
+
+def _expect_form(inferred: Concepts, classes: int, features: int) -> None:
+    """Raises ``ValueError`` for concepts that were inferred from another network."""
+    got = (inferred.values.shape[0], inferred.bank.vectors.shape[1])
+    if got != (classes, features):
+        raise ValueError(
+            f"inferred: expected concepts of {classes} classes and {features} features, "
+            f"got {got[0]} and {got[1]}"
+        )

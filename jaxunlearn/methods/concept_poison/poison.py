@@ -1,4 +1,4 @@
-"""Data poisoning on whole batches: where a patch goes, what it shows, which label it gets.
+"""Poisoned copies of images: the place of a patch, what it shows, the label of the copy.
 
 Beside the shapes of :mod:`jaxunlearn.core.types`: ``c`` patches of an image, ``h, w`` the cells
 of a coarse map. A corner is the ``(row, column)`` of a patch's upper left pixel. Every
@@ -7,26 +7,164 @@ function is pure, compiles and maps; sizes of patches and of results are static.
 Source: Chang et al. 2024 (arXiv 2405.15662); the arrays are own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.core.types import Key
-from jaxunlearn.methods.shares import check_share
+from jaxunlearn.attribution.maps import concept_maps, grad_cam
+from jaxunlearn.concepts import Concepts, Donor, choose_donor
+from jaxunlearn.core.errors import expect_counts, expect_one_of, expect_shares
+from jaxunlearn.core.trees import in_chunks
+from jaxunlearn.core.types import Apply, Key, Subset, Variables
+from jaxunlearn.data.examples import array_shape, fetch, inputs_like
+from jaxunlearn.methods.shares import CHUNK, donor_positions
 
 PLACES = ("localized", "center", "random", "full", "none", "gradcam", "top")
-"""Where the paper pastes: the concept's peak, and its ablations."""
+"""Places where the paper pastes: the concept's peak, and its ablations."""
 
 LABELS = ("targeted", "random", "keep")
-"""What the paper makes of the labels."""
+"""Labels that the paper gives to the copies."""
 
 _PAPER = 64 / 224
 
 
+class Recipe(NamedTuple):
+    """Form of the poison; static.
+
+    Attributes:
+      place: one of :data:`PLACES`.
+      label: one of :data:`LABELS`.
+      patch: pixels of a side.
+      patches: how many of them an image gets.
+    """
+
+    place: str
+    label: str
+    patch: int
+    patches: int
+
+    @property
+    def uses_concepts(self) -> bool:
+        """Tells whether a donor class is needed, which follows from concepts."""
+        return self.place != "none" or self.label == "targeted"
+
+
+class Copies(NamedTuple):
+    """Poisoned images.
+
+    Attributes:
+      x: ``float32 [B, H, W, C]``, as the network takes them, or what was made of them.
+      y: ``int32 [B]``, their new labels.
+      corners: ``int32 [B, c, 2]``, where the patches are; zeros where there is none.
+      donors: ``int32 [B]``, slots of the donor images in the retain set.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    corners: jax.Array
+    donors: jax.Array
+
+
+def donors_of(concepts: Concepts, retain: Subset, top: int = 5) -> Donor:
+    """Chooses each class's donor among the classes that the retain set has examples of.
+
+    See :func:`jaxunlearn.concepts.choose_donor`.
+    """
+    num_classes = concepts.values.shape[0]
+    places = jnp.arange(len(retain.indices), dtype=jnp.int32)
+    labels = retain.examples.y[retain.indices]
+    counts = jnp.zeros(num_classes, jnp.int32).at[labels].add((places < retain.size).astype(int))
+    allowed = jnp.broadcast_to(counts[None] > 0, (num_classes, num_classes))
+    weights = concepts.bottleneck.weights
+    return choose_donor(concepts.values, weights, concepts.bank.useful, allowed, top)
+
+
+def directions(concepts: Concepts) -> jax.Array:
+    """Returns the concept vectors, each divided by its length."""
+    vectors = concepts.bank.vectors
+    lengths = jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / jnp.where(lengths > 0, lengths, 1)
+
+
+def poison_images(
+    apply: Apply,
+    recipe: Recipe,
+    variables: Variables,
+    forget: Subset,
+    retain: Subset,
+    concepts: Concepts | None,
+    key: Key,
+    *,
+    slots: jax.Array,
+    made: Callable[[jax.Array], jax.Array] = lambda x: x,
+    first: int | None = None,
+) -> Copies:
+    """Makes copies of forget images with patches of donor images, and with other labels.
+
+    Each image gets a random image of its donor class. ``localized``, ``top``: the donor's
+    patch around the peak of the donor concept goes where the target concept of the image's
+    class peaks; ``gradcam``: where Grad-CAM of the class peaks; ``center``, ``random``:
+    there; ``full``: the donor image takes the place of the whole image; ``none``: as it is.
+
+    Args:
+      apply: the network; channels last.
+      concepts: ``None`` where the recipe uses none.
+      slots: ``int32 [B]``, which of the forget set, places in its order.
+      made: what is kept of poisoned images, ``[c, H, W, C] -> [c, ...]``.
+      first: only so many of the images are made, the same as if all were.
+
+    Source: arXiv 2405.15662.
+    """
+    shape = array_shape(forget)
+    num_classes = jax.eval_shape(apply, variables, inputs_like(forget)).shape[-1]
+    positions = forget.indices[slots]
+    labels = forget.examples.y[positions]
+    lend_key, place_key, label_key = jax.random.split(key, 3)
+    corners = jnp.zeros((len(slots), recipe.patches, 2), jnp.int32)
+    wanted, donors = labels, jnp.zeros_like(labels)
+    if concepts is not None:
+        donor = donors_of(concepts, retain)
+        wanted = donor.label[labels]
+        own = retain.examples.y[retain.indices]
+        donors = jnp.maximum(donor_positions(own, retain.size, wanted, lend_key), 0)
+        units = directions(concepts)
+    if recipe.place == "center":
+        corners = central(len(slots), recipe.patch, shape)
+    elif recipe.place == "random":
+        corners = anywhere(place_key, len(slots), recipe.patch, shape)
+    show, cam = concept_maps(apply), grad_cam(apply)
+
+    def find(x: jax.Array, classes: jax.Array) -> jax.Array:
+        """Finds the peaks in images of forgotten classes."""
+        if recipe.place == "gradcam":
+            maps = cam(variables, x, jax.nn.one_hot(classes, num_classes))
+        else:
+            maps = show(variables, x, units[donor.concept[classes]])
+        return peaks(maps, recipe.patches, recipe.patch, shape)
+
+    def one(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x, classes, at = fetch(forget.examples, positions[rows]), labels[rows], corners[rows]
+        if recipe.place == "none":
+            return made(x), at
+        lent = fetch(retain.examples, retain.indices[donors[rows]])
+        if recipe.place == "full":
+            return made(lent), at
+        if recipe.place not in ("center", "random"):
+            at = find(x, classes)
+        maps = show(variables, lent, units[donor.donor_concept[classes]])
+        taken = peaks(maps, recipe.patches, recipe.patch, shape)
+        return made(paste(x, crop(lent, taken, recipe.patch), at)), at
+
+    x, at = in_chunks(one, len(slots) if first is None else first, CHUNK)
+    y = poison_labels(recipe.label, labels, wanted, num_classes, label_key)
+    return Copies(x, y, at, donors)
+
+
 def check_patch(patch: int, shape: Sequence[int]) -> None:
-    """Refuses a patch that does not fit into images of ``shape [H, W, ...]``.
+    """Checks that a patch fits into images of ``shape [H, W, ...]``.
 
     Raises:
       ValueError: not between 1 and ``min(H, W)`` pixels.
@@ -41,7 +179,7 @@ def check_patch(patch: int, shape: Sequence[int]) -> None:
 
 
 def patch_pixels(share: float | None, shape: Sequence[int]) -> int:
-    """``round(share * min(H, W))``, at least 1: the side of a patch.
+    """Computes the side of a patch, ``round(share * min(H, W))``, at least 1.
 
     Args:
       share: of the shorter side; ``None`` for the paper's 64 of 224 pixels.
@@ -51,12 +189,12 @@ def patch_pixels(share: float | None, shape: Sequence[int]) -> int:
       ValueError: a share that is not in (0, 1].
     """
     share = _PAPER if share is None else share
-    check_share(share, "patch")
+    expect_shares(" of the image's side (a larger patch does not fit)", patch=share)
     return max(1, round(share * min(shape[:2])))
 
 
 def peaks(maps: jax.Array, count: int, patch: int, shape: Sequence[int]) -> jax.Array:
-    """Corners of patches centred on the strongest cells of maps.
+    """Finds the corners of patches centred on the strongest cells of maps.
 
     Cell ``(i, j)`` is centred at ``((i + .5) H / h, (j + .5) W / w)``; a patch that would
     leave the image is moved into it. Each patch after the first takes the strongest cell
@@ -79,8 +217,7 @@ def peaks(maps: jax.Array, count: int, patch: int, shape: Sequence[int]) -> jax.
     check_patch(patch, shape)
     if maps.ndim != 3:
         raise ValueError(f"maps: expected [B, h, w], got {maps.shape}")
-    if count < 1:
-        raise ValueError(f"count: expected a positive number, got {count}")
+    expect_counts(count=count)
     centres, corners = _cells(maps.shape[1:], patch, shape)
 
     def one(strength: jax.Array) -> jax.Array:
@@ -103,7 +240,7 @@ def peaks(maps: jax.Array, count: int, patch: int, shape: Sequence[int]) -> jax.
 
 
 def central(batch: int, patch: int, shape: Sequence[int]) -> jax.Array:
-    """``int32 [B, 1, 2]``: corners of patches in the middle of images ``[H, W, ...]``.
+    """Returns corners ``int32 [B, 1, 2]`` of patches in the middle of images ``[H, W, ...]``.
 
     Raises:
       ValueError: a patch that does not fit.
@@ -114,7 +251,7 @@ def central(batch: int, patch: int, shape: Sequence[int]) -> jax.Array:
 
 
 def anywhere(key: Key, batch: int, patch: int, shape: Sequence[int]) -> jax.Array:
-    """``int32 [B, 1, 2]``: corners uniform over all places where a patch fits ``[H, W, ...]``.
+    """Draws corners ``int32 [B, 1, 2]``, uniform over what fits ``[H, W, ...]``.
 
     Raises:
       ValueError: a patch that does not fit.
@@ -184,7 +321,7 @@ def paste(images: jax.Array, patches: jax.Array, corners: jax.Array) -> jax.Arra
 def poison_labels(
     kind: str, labels: jax.Array, donors: jax.Array, num_classes: int, key: Key
 ) -> jax.Array:
-    """The labels of poisoned images, ``int32 [B]``.
+    """Makes the labels of poisoned images, ``int32 [B]``.
 
     Args:
       kind: ``"targeted"`` the donor class, ``"random"`` uniform over all classes, the
@@ -196,17 +333,14 @@ def poison_labels(
     Raises:
       ValueError: another kind.
     """
-    if kind == "targeted":
-        return donors.astype(jnp.int32)
+    expect_one_of(LABELS, kind=kind)
     if kind == "random":
         return jax.random.randint(key, labels.shape, 0, num_classes, jnp.int32)
-    if kind == "keep":
-        return labels.astype(jnp.int32)
-    raise ValueError(f"labels: expected one of {', '.join(LABELS)}, got {kind!r}")
+    return (donors if kind == "targeted" else labels).astype(jnp.int32)
 
 
 def _cells(cells: Sequence[int], patch: int, shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:
-    """Centres ``float32 [h w, 2]`` of cells, and corners ``int32 [h w, 2]`` of their patches."""
+    """Returns centres ``float32 [h w, 2]`` of cells, and corners ``int32`` of their patches."""
     centres, corners = [], []
     for count, side in zip(cells, shape[:2], strict=True):
         centre = (np.arange(count) + 0.5) * side / count
@@ -217,7 +351,7 @@ def _cells(cells: Sequence[int], patch: int, shape: Sequence[int]) -> tuple[jax.
 
 
 def _inside(images: jax.Array, corners: jax.Array, patch: int) -> jax.Array:
-    """The corners, moved so that their patches lie within the images."""
+    """Moves corners so that their patches lie within the images."""
     if images.ndim != 4:
         raise ValueError(f"images: expected [B, H, W, C], got {images.shape}")
     check_patch(patch, images.shape[1:])

@@ -1,4 +1,4 @@
-"""Where in an image something lies: maps at the last value of a network with positions."""
+"""Maps of the places of concepts and classes, at the last value of a network with positions."""
 
 from collections.abc import Callable
 from typing import Any

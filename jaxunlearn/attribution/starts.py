@@ -58,7 +58,7 @@ class Margin:
 
 
 def argmax(*, times_logit: bool = False) -> ArgMax:
-    """1 on the largest logit (the first of equals), 0 elsewhere.
+    """Puts 1 on the largest logit (the first of equals), 0 elsewhere.
 
     Args:
       times_logit: the logit itself instead of 1.
@@ -69,7 +69,7 @@ def argmax(*, times_logit: bool = False) -> ArgMax:
 
 
 def label(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Label:
-    """1 on the logit of a class, 0 elsewhere.
+    """Puts 1 on the logit of a class, 0 elsewhere.
 
     Args:
       y: ``int [B]``, or one class for all examples.
@@ -82,7 +82,7 @@ def label(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Label:
 
 
 def margin(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Margin:
-    """1 on the logit of a class, -1 on the largest of the others, 0 elsewhere.
+    """Puts 1 on the logit of a class, -1 on the largest of the others, 0 elsewhere.
 
     What speaks for the class and against its best rival, rather than for both.
 

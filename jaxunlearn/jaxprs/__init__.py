@@ -1,1 +1,1 @@
-"""What a trace of a function says: its operations, axes, linear units and structure."""
+"""Functions read off their traces: operations, axes, linear units and structure."""

@@ -41,7 +41,7 @@ class Flattener:
         self.ops: list[Op] = []
 
     def new(self, aval: Any, data: bool = False) -> int:
-        """A value not seen before."""
+        """Numbers a value not seen before."""
         number = len(self.avals)
         self.avals[number] = aval
         if data:
@@ -96,7 +96,7 @@ def held_by(eqn: Any) -> Any:
 
 
 def _unrolled(eqn: Any) -> Any:
-    """The jaxpr of a scan with its loop written out."""
+    """Returns the jaxpr of a scan with its loop written out."""
     p = eqn.params
     step: Callable[..., Any] = core.jaxpr_as_fun(p["jaxpr"])
     first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
@@ -143,11 +143,11 @@ class Program(NamedTuple):
     made_by: dict[int, Op]
 
     def shape(self, value: int) -> tuple[int, ...]:
-        """Shape of a value."""
+        """Returns the shape of a value."""
         return tuple(self.avals[value].shape)
 
     def data_ins(self, op: Op) -> list[int]:
-        """Positions of the operands that depend on the data."""
+        """Returns the positions of the operands that depend on the data."""
         return [i for i, v in enumerate(op.ins) if v in self.data]
 
     def inverts(self, op: Op, varying: list[int]) -> bool:
@@ -156,7 +156,7 @@ class Program(NamedTuple):
         return known is not None and known(op.params, varying, [*map(self.consts.get, op.ins)])
 
     def leaf(self, value: int) -> int | None:
-        """The largest leaf that a value which is not data comes from.
+        """Returns the largest leaf that a value which is not data comes from.
 
         Largest, because a kernel may be scaled on its way (weight
         standardisation, spectral norm): the kernel is then what counts.
@@ -168,7 +168,7 @@ class Program(NamedTuple):
 
 
 def where(op: Op) -> str:
-    """File and line of the caller's code that an operation stems from.
+    """Returns file and line of the caller's code that an operation stems from.
 
     Inside a jitted function, first the line that called it: the function may
     have been traced for another caller, whose lines it then remembers.
@@ -185,7 +185,7 @@ def where(op: Op) -> str:
 
 
 def _live(ops: list[Op], out: int) -> tuple[Op, ...]:
-    """The operations that the output needs."""
+    """Returns the operations that the output needs."""
     needed, kept = {out}, []
     for op in reversed(ops):
         if needed.intersection(op.outs):
@@ -296,12 +296,12 @@ def _looked_up(flat: Flattener, leaf: int) -> bool:
 
 
 def traced(fn: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
-    """The closed jaxpr of ``fn(*args)``, and the shapes of its outputs."""
+    """Returns the closed jaxpr of ``fn(*args)``, and the shapes of its outputs."""
     return jax.make_jaxpr(fn, return_shape=True)(*jax.tree.map(_shape, args))
 
 
 def _shape(value: Any) -> Any:
-    """As an operand of a trace: inside ``shard_map`` it says along which axes it varies."""
+    """Returns an operand of a trace, which inside ``shard_map`` says along which axes it varies."""
     varies = getattr(getattr(value, "aval", None), "vma", None)
     if not varies:
         return value
@@ -309,7 +309,7 @@ def _shape(value: Any) -> Any:
 
 
 def _origins(ops: tuple[Op, ...], leaves: list[int], data: set[int]) -> dict[int, frozenset[int]]:
-    """Which leaves the values that are not data come from."""
+    """Returns the leaves that each value which is not data comes from."""
     origins = {value: frozenset([i]) for i, value in enumerate(leaves)}
     for op in ops:
         if data.isdisjoint(op.ins):
@@ -325,7 +325,7 @@ def bind(op: Op, ins: list[Any]) -> list[Any]:
 
 
 def evaluate(program: Program, variables: Any, x: Any, until: int | None = None) -> dict[int, Any]:
-    """All values of a program, or those computed up to the value ``until``."""
+    """Computes all values of a program, or those up to the value ``until``."""
     env: dict[int, Any] = dict(program.consts)
     env.update(zip(program.leaves, map(_array, jax.tree_util.tree_leaves(variables)), strict=True))
     env.update(zip(program.xs, map(_array, jax.tree_util.tree_leaves(x)), strict=True))

@@ -1,17 +1,9 @@
 """A function run again from its jaxpr, equation by equation, some of them changed.
 
-Calls are stepped into only where something in them is to be changed: all else keeps its
-own derivative (the gradient 0 of ``jax.nn.relu`` at 0, a convolution's custom one).
-
-Convolutions as XLA's CPU back end wants them inside a loop.
-
-Outside of loops it brings every convolution to channels last, with kernels
-``[..., in, out]``, and computes it as a matrix product. Inside a loop it does not, and what
-is not in this form already takes several times as long, the more the more channels there
-are: the gradient of the input of a channels-last convolution, and both passes of a
-channels-first one.
-
-The value inside a function that ``jax.ad_checkpoint.checkpoint_name`` marked.
+For two purposes: its convolutions are brought into the form that is fast in loops on a CPU, and
+a value that ``jax.ad_checkpoint.checkpoint_name`` marked is read or replaced. Calls are stepped
+into only where something in them is to be changed: all else keeps its own derivative (the
+gradient 0 of ``jax.nn.relu`` at 0, a convolution's custom one).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +22,7 @@ Change = Callable[[Any, list[Any]], list[Any] | None]
 
 
 def replay(body: Any, args: list[Any], change: Change, touched: Callable[[Any], bool]) -> list[Any]:
-    """The outputs of a (closed) jaxpr at flat operands.
+    """Computes the outputs of a (closed) jaxpr at flat operands, some equations changed.
 
     Args:
       body: the jaxpr.
@@ -61,7 +53,7 @@ def replay(body: Any, args: list[Any], change: Change, touched: Callable[[Any], 
 
 
 def equations(part: Any) -> Iterator[Any]:
-    """The equations of a jaxpr and of all that it calls; of an equation, those it calls."""
+    """Yields the equations of a jaxpr and of all that it calls; of an equation, those it calls."""
     if hasattr(part, "eqns"):
         for eqn in part.eqns:
             yield eqn
@@ -75,10 +67,14 @@ def equations(part: Any) -> Iterator[Any]:
 
 
 def canonical(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function; on a CPU, with its convolutions in the form for loops.
+    """Returns the same function; on a CPU, with its convolutions in the form for loops.
 
-    On other platforms, where the compiler chooses layouts, nothing changes. Convolutions
-    inside of loops, branches and ``remat`` of ``fn`` stay as they are.
+    Outside of loops XLA brings every convolution to channels last, with kernels
+    ``[..., in, out]``, and computes it as a matrix product. Inside a loop it does not, and what
+    is not in this form already takes several times as long, the more the more channels there
+    are: the gradient of the input of a channels-last convolution, and both passes of a
+    channels-first one. On other platforms, where the compiler chooses layouts, nothing changes.
+    Convolutions inside of loops, branches and ``remat`` of ``fn`` stay as they are.
 
     Source: own, measured.
     """
@@ -126,7 +122,7 @@ def _change(eqn: Any, ins: list[Any]) -> list[Any] | None:
 
 
 def _numbers(ndim: int) -> lax.ConvDimensionNumbers:
-    """Batch, space, channels; space, in, out."""
+    """Returns the layout batch, space, channels; space, in, out."""
     space = tuple(range(1, ndim - 1))
     image = (0, ndim - 1, *space)
     return lax.ConvDimensionNumbers(image, (ndim - 1, ndim - 2, *range(ndim - 2)), image)
@@ -143,7 +139,7 @@ Named = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def named(fn: Callable[[Any, jax.Array], jax.Array], name: str) -> Named:
-    """``fn`` together with a value on its way, which can be replaced.
+    """Returns ``fn`` together with a value on its way, which can be replaced.
 
     Args:
       fn: ``(variables, x [B, ...]) -> [B, K]``; in it, once,

@@ -122,7 +122,7 @@ class _Planner:
         return step._replace(name=name, key=f"{shown}#{number}" if number else shown)
 
     def step(self, op: Op, positions: list[int]) -> Step:
-        """The step that begins with an operation on data."""
+        """Returns the step that begins with an operation on data."""
         values, role = tuple(op.ins[i] for i in positions), op.row.role
         if role == "linear":
             return self.linear(op, positions)
@@ -213,7 +213,7 @@ class _Planner:
         return None if axis is None else (unit, axis)
 
     def begin(self, op: Op, step: Step) -> None:
-        """A linear operation keeps the examples apart and makes new features."""
+        """Notes that a linear operation keeps the examples apart and makes new features."""
         found = set()
         for position in self.program.data_ins(op):
             dims = contraction(op, self.program, position)
@@ -249,7 +249,7 @@ class Patterns:
         self.made_by = program.made_by
 
     def softmax(self, op: Op) -> tuple[int, tuple[int, ...]] | None:
-        """``x``, and the axes summed over, where an operation is the division of
+        """Returns ``x`` and the axes summed over, where an operation is the division of
         ``exp(x - max x) / sum exp(x - max x)``.
         """
         if op.name != "div":
@@ -267,14 +267,14 @@ class Patterns:
         return exp.ins[0], axes
 
     def _is_max(self, shifted: Op) -> bool:
-        """Whether ``x - m`` subtracts what does not change a softmax: a maximum of ``x``."""
+        """Tells that ``x - m`` subtracts what does not change a softmax: a maximum of ``x``."""
         if shifted.ins[1] not in self.program.data:
             return False
         highest = self._maker(shifted.ins[1], lambda row: _laid_out(row) or row.role == "choice")
         return highest is not None and highest.name == "reduce_max"
 
     def _maker(self, value: int, through: Callable[[Row], bool] = _still) -> Op | None:
-        """The operation that made a value, behind operations that only pass it on."""
+        """Returns the operation that made a value, behind operations that only pass it on."""
         op = self.made_by.get(value)
         while op is not None and through(op.row):
             onward = [op.ins[i] for i in self.program.data_ins(op)]
@@ -284,7 +284,7 @@ class Patterns:
         return op
 
     def _value(self, value: int) -> int:
-        """What a value is behind operations that pass it on, or mask it by a constant."""
+        """Returns the value behind operations that pass it on, or mask it by a constant."""
         op = self.made_by.get(value)
         while op is not None and (op.row.still or op.name == "select_n"):
             onward = self.program.data_ins(op)
@@ -295,7 +295,7 @@ class Patterns:
         return value
 
     def normaliser(self, op: Op) -> int | None:
-        """Which operand of a product or quotient of data normalises the other.
+        """Finds the operand of a product or quotient of data that normalises the other.
 
         It does if it is made of reductions (mean, sum, maximum) alone, element by element,
         and is divided by: the standard deviation of a layer norm, the length of a vector, the
@@ -326,7 +326,7 @@ class Patterns:
         return found and inverted
 
     def _squares(self, op: Op) -> bool:
-        """A sum of squares, written as a product of a value with itself."""
+        """Tells that an operation sums squares, as a product of a value with itself."""
         return op.name == "dot_general" and self._value(op.ins[0]) == self._value(op.ins[1])
 
 

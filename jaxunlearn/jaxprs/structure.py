@@ -1,7 +1,6 @@
-"""What a function is made of, read off its trace: its linear units in order, and
-the features that the last of them reads.
+"""The parts of a function, read off its trace: linear units, features, cuts.
 
-A function cut in two, at a value that all of the data goes through.
+It is cut in two at a value that all of the data goes through.
 """
 
 import math

@@ -40,7 +40,7 @@ def contraction(op: Op, program: Program, data: int) -> Contraction:
 
 
 def varies(program: Program, value: int, rank: int) -> tuple[tuple[int, ...], int]:
-    """How a constant is laid out along ``rank`` dimensions, before it was broadcast to them.
+    """Returns the layout of a constant along ``rank`` dimensions, before it was broadcast to them.
 
     Returns:
       its sizes there, and the value that it was broadcast from (or itself).
@@ -56,20 +56,20 @@ def varies(program: Program, value: int, rank: int) -> tuple[tuple[int, ...], in
 
 
 def made_axes(op: Op, program: Program, dims: Contraction) -> dict[int, Axis]:
-    """Dimension of the kernel -> where its neurons run along the result of a linear operation."""
+    """Returns, by dimension of the kernel, the axis of its neurons in the result."""
     shape = program.shape(op.outs[0])
     return {kernel: Axis(d, 1, shape[d]) for d, kernel in dims.made.items()}
 
 
 def carry_all(op: Op, program: Program, axes: dict[int, Axis]) -> dict[int, Axis]:
-    """The axes that are not lost by an operation with one operand that is data."""
+    """Returns the axes that are not lost by an operation with one operand that is data."""
     (data,) = program.data_ins(op)
     moved = {kernel: carry(op, program, data, axis) for kernel, axis in axes.items()}
     return {kernel: axis for kernel, axis in moved.items() if axis is not None}
 
 
 def leaf_axes(program: Program, value: int) -> dict[int, int]:
-    """Which dimension of a kernel, as an operation reads it, is which of its leaf.
+    """Returns the dimensions of a leaf that those of a kernel are, as an operation reads it.
 
     Args:
       program: where the value stands.
@@ -99,7 +99,7 @@ def leaf_axes(program: Program, value: int) -> dict[int, int]:
 
 
 def _derived_from(op: Op, program: Program) -> int | None:
-    """The operand that an operation moves or scales, if it does nothing else with variables."""
+    """Finds the operand that an operation only moves or scales, if the other is no variable."""
     positions = [i for i, v in enumerate(op.ins) if program.origins.get(v)]
     # of what works element by element, zero must stay zero
     known = op.row.keeps or op.row.still or op.row.affine in ("scale", "flip")
@@ -159,7 +159,7 @@ class Units:
                 self.consumers.setdefault(value, []).append(op)
 
     def folded(self, op: Op, dims: Contraction) -> list[Op]:
-        """What follows a linear operation and can be folded into kernel and bias.
+        """Returns what follows a linear operation and can be folded into kernel and bias.
 
         Up to a factor that differs between the positions of one neuron: no kernel has it.
         """
@@ -172,7 +172,7 @@ class Units:
         return chain
 
     def _by_neuron(self, op: Op, axes: dict[int, Axis]) -> bool:
-        """Whether a factor is one number for each neuron."""
+        """Tells that a factor is one number for each neuron."""
         (data,) = self.program.data_ins(op)
         shape = self.program.shape(op.outs[0])
         sizes, _ = varies(self.program, op.ins[1 - data], len(shape))
@@ -202,7 +202,7 @@ class Units:
     def add(
         self, op: Op, dims: Contraction, chain: list[Op], read: tuple[int, Axis] | None
     ) -> Unit:
-        """The unit of a linear operation.
+        """Adds the unit of a linear operation.
 
         Args:
           op: the operation.
@@ -230,7 +230,7 @@ class Units:
         return unit
 
     def _kernel_axes(self, op: Op, dims: Contraction) -> tuple[int | None, int | None]:
-        """The axes of the stored kernel that inputs and neurons run along."""
+        """Returns the axes of the stored kernel that inputs and neurons run along."""
         if op.params.get("batch_group_count", 1) != 1:
             return None, None
         stored = leaf_axes(self.program, op.ins[dims.kernel])
@@ -243,12 +243,12 @@ class Units:
         )
 
     def _path(self, value: int) -> str | None:
-        """Key path of the leaf that a constant comes from."""
+        """Returns the key path of the leaf that a constant comes from."""
         leaf = self.program.leaf(value)
         return None if leaf is None else self.program.paths[leaf]
 
     def _bias(self, chain: list[Op]) -> str | None:
-        """Key path of what is added before anything else happens."""
+        """Returns the key path of what is added before anything else happens."""
         first = next((op for op in chain if op.row.affine != "through"), None)
         if first is None or first.row.affine != "shift" or first.name == "sub":
             return None

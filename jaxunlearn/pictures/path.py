@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.attribution import Relevance, Rule, Unit, lrp, starts, structure
-from jaxunlearn.attribution.lrp.affine import Affine
-from jaxunlearn.attribution.lrp.rules import Propagated, Rules, assign, epsilon_plus
+from jaxunlearn.attribution.lrp.assign import Rules, assign
+from jaxunlearn.attribution.lrp.rule import Affine, Propagated
+from jaxunlearn.attribution.lrp.rules import epsilon_plus
 from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Apply, Model, Variables
 from jaxunlearn.models import functionalize
@@ -37,7 +38,7 @@ class Flow(NamedTuple):
 def totals(
     fn: Apply, rules: Rules, units: Sequence[Unit]
 ) -> Callable[[Variables, jax.Array, Any], Flow]:
-    """Compiles the function ``(variables, x, seed) -> Flow`` of some layers.
+    """Compiles the function ``(variables, x, start) -> Flow`` of some layers.
 
     Args:
       fn: ``(variables, x [B, ...]) -> logits [B, K]``.
@@ -46,13 +47,13 @@ def totals(
     """
 
     @jax.jit
-    def compute(variables: Variables, x: jax.Array, seed: Any) -> Any:
-        found = lrp(fn, rules)(variables, x, seed)
+    def compute(variables: Variables, x: jax.Array, start: Any) -> Any:
+        found = lrp(fn, rules)(variables, x, start)
         neurons = {unit.key: _per_neuron(found, unit) for unit in units}
         return jnp.mean(found.input, axis=0), neurons, found.logits
 
-    def run(variables: Variables, x: jax.Array, seed: Any) -> Flow:
-        return Flow(*jax.tree.map(np.asarray, compute(variables, x, seed)))
+    def run(variables: Variables, x: jax.Array, start: Any) -> Flow:
+        return Flow(*jax.tree.map(np.asarray, compute(variables, x, start)))
 
     return run
 
@@ -77,16 +78,16 @@ def messages(
       earlier, later: the two.
 
     Returns:
-      ``(variables, x, seed, neurons of earlier [n], neurons of later [m]) -> [m, n]``.
+      ``(variables, x, start, neurons of earlier [n], neurons of later [m]) -> [m, n]``.
 
     Source: the messages of Bach et al. 2015 (eq. 27), through any layers as in
     Achtibat et al. 2023 (arXiv 2206.03208, conditional relevance).
     """
 
     @jax.jit
-    def received(variables: Variables, x: jax.Array, seed: Any, passed: jax.Array) -> jax.Array:
+    def received(variables: Variables, x: jax.Array, start: Any, passed: jax.Array) -> jax.Array:
         def relevance(share: jax.Array) -> jax.Array:
-            found = lrp(fn, _scaled(rules, units, later, share))(variables, x, seed)
+            found = lrp(fn, _scaled(rules, units, later, share))(variables, x, start)
             return _per_neuron(found, earlier)
 
         nothing = jnp.zeros(later.out_features, jnp.float32)
@@ -94,9 +95,9 @@ def messages(
         return jax.vmap(push)(jax.nn.one_hot(passed, later.out_features, dtype=jnp.float32))
 
     def run(
-        variables: Variables, x: jax.Array, seed: Any, sources: np.ndarray, passed: np.ndarray
+        variables: Variables, x: jax.Array, start: Any, sources: np.ndarray, passed: np.ndarray
     ) -> np.ndarray:
-        return np.asarray(received(variables, x, seed, jnp.asarray(passed)))[:, sources]
+        return np.asarray(received(variables, x, start, jnp.asarray(passed)))[:, sources]
 
     return run
 
@@ -245,16 +246,16 @@ def save_path(
     units = structure(fn, original, x)
     shown = _shown(units, layers)
     rings = edited(original, unlearned, units)
-    seed = starts.label(y, times_logit=True)
+    start = starts.label(y, times_logit=True)
     compute = totals(fn, rules, shown)
-    flows = [compute(variables, x, seed) for variables in (original, unlearned)]
+    flows = [compute(variables, x, start) for variables in (original, unlearned)]
     _check_finite(flows)
     chosen = [choose([f.neurons[u.key] for f in flows], neurons) for u in shown]
     lines: list[list[np.ndarray]] = [[], []]
     for place, (earlier, later) in enumerate(itertools.pairwise(shown)):
         send = messages(fn, rules, units, earlier, later)
         for number, variables in enumerate((original, unlearned)):
-            received = send(variables, x, seed, chosen[place], chosen[place + 1])
+            received = send(variables, x, start, chosen[place], chosen[place + 1])
             lines[number].append(received)
     columns = [_columns(flow, shown, chosen, rings) for flow in flows]
     pictures = _pictures(np.asarray(x), flows)

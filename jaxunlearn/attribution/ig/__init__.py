@@ -11,34 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.attribution.ig import integral
 from jaxunlearn.attribution.ig.baselines import Baseline, resolve_all, zero
-from jaxunlearn.attribution.ig.integral import (
-    Integrated,
-    Moving,
-    Nodes,
-    Part,
-    arrays,
-    averaged,
-    between,
-    check_chunk,
-    finish,
-    integrate,
-    moving,
-    nodes_of,
-    one_array,
-    repeat,
-    widest,
-)
+from jaxunlearn.attribution.ig.integral import Integrated, Moving, Nodes, Part
 from jaxunlearn.attribution.ig.quadrature import DEFAULT, Quadrature, check
 from jaxunlearn.attribution.starts import Score, Target, argmax, scorer
 from jaxunlearn.jaxprs.program import wide
 from jaxunlearn.jaxprs.replay import Named, named
 
-__all__ = ["integrated_gradients", "straight"]
+__all__ = ["conductance", "integrated_gradients", "layer_integrated_gradients"]
 
 
 def integrated_gradients(
-    fn: Callable[[Any, jax.Array], jax.Array],
+    fn: Callable[[Any, Any], jax.Array],
     quadrature: Quadrature = DEFAULT,
     *,
     chunk: int = 1,
@@ -91,7 +76,7 @@ def integrated_gradients(
 
     Source: Sundararajan et al. 2017, eq. 1; completion is our own.
     """
-    quadrature, chunk = check(quadrature), check_chunk(chunk)
+    quadrature, chunk = check(quadrature), integral.check_chunk(chunk)
 
     def attribute(
         variables: Any,
@@ -99,30 +84,30 @@ def integrated_gradients(
         target: Target = argmax(),  # noqa: B008
         baseline: Baseline | Any = zero(),  # noqa: B008
     ) -> Integrated:
-        given = moving(x)
+        given = integral.moving(x)
         stop = given.part(jax.tree.leaves(given.x))
 
         def outputs(points: list[jax.Array]) -> jax.Array:
             return fn(variables, given.whole(points))
 
-        logits = one_array(outputs(stop))
+        logits = integral.one_array(outputs(stop))
         score = scorer(target, logits)
         end = score(logits)[:, 0]
 
         def one(leaves: list[jax.Array]) -> Part:
             start = given.part(leaves)
-            return straight(
+            return _straight(
                 outputs, score, start, stop, end, quadrature, chunk=chunk, complete=complete
             )
 
-        part = averaged(one, resolve_all(baseline, given.x, given.own), given.x)
+        part = integral.averaged(one, resolve_all(baseline, given.x, given.own), given.x)
         spread = given.spread(part.attribution)
-        return finish(part._replace(attribution=spread), end, logits)
+        return integral.finish(part._replace(attribution=spread), end, logits)
 
     return attribute
 
 
-def straight(
+def _straight(
     outputs: Callable[[Any], jax.Array],
     score: Score,
     start: Any,
@@ -142,7 +127,7 @@ def straight(
       end: ``[B]``, the score at ``stop``.
       quadrature, chunk, complete: see :func:`integrated_gradients`.
     """
-    dtype = widest(stop)
+    dtype = integral.widest(stop)
     change = jax.tree.map(lambda z, a: z.astype(dtype) - a.astype(dtype), stop, start)
     first = score(outputs(start))[:, 0]
 
@@ -151,13 +136,13 @@ def straight(
         return slopes.astype(dtype) * change[:, None]
 
     def contributions(part: Nodes) -> Any:
-        points = between(start, change, part.at, stop)
+        points = integral.between(start, change, part.at, stop)
         slopes = jax.grad(lambda z: jnp.sum(score(outputs(z))))(points)
         return jax.tree.map(part_of, slopes, change)
 
-    total, gap = integrate(
+    total, gap = integral.integrate(
         contributions,
-        nodes_of(quadrature, dtype),
+        integral.nodes_of(quadrature, dtype),
         (end - first).astype(dtype),
         change,
         chunk=chunk,
@@ -166,11 +151,8 @@ def straight(
     return Part(total, gap, first)
 
 
-__all__ = ["conductance", "layer_integrated_gradients"]
-
-
 def layer_integrated_gradients(
-    fn: Callable[[Any, jax.Array], jax.Array],
+    fn: Callable[[Any, Any], jax.Array],
     layer: str,
     quadrature: Quadrature = DEFAULT,
     *,
@@ -195,7 +177,7 @@ def layer_integrated_gradients(
     ``integrated_gradients(head)(variables, y, baseline=...)``.
 
     Args:
-      fn: ``(variables, x [B, ...]) -> logits [B, K]``, in inference mode.
+      fn: ``(variables, x) -> logits [B, K]``, in inference mode.
       layer: the name.
       quadrature, chunk, complete: see
         :func:`~jaxunlearn.attribution.ig.integrated_gradients`.
@@ -210,7 +192,7 @@ def layer_integrated_gradients(
 
     Source: Sundararajan et al. 2017, eq. 1, of ``head``.
     """
-    quadrature, chunk = check(quadrature), check_chunk(chunk)
+    quadrature, chunk = check(quadrature), integral.check_chunk(chunk)
     run = named(fn, layer)
 
     def attribute(
@@ -219,7 +201,7 @@ def layer_integrated_gradients(
         target: Target = argmax(),  # noqa: B008
         baseline: Baseline | Any = zero(),  # noqa: B008
     ) -> Integrated:
-        x = arrays(x)
+        x = integral.arrays(x)
         leaves, structure = jax.tree.flatten(x)
         logits, stop = run(variables, x)
         score = scorer(target, logits)
@@ -227,21 +209,21 @@ def layer_integrated_gradients(
 
         def outputs(values: jax.Array) -> jax.Array:
             count = len(values) // len(leaves[0])
-            return run(variables, jax.tree.map(lambda v: repeat(v, count), x), values)[0]
+            return run(variables, jax.tree.map(lambda v: integral.repeat(v, count), x), values)[0]
 
         def one(start: list[jax.Array]) -> Part:
             first = run(variables, jax.tree.unflatten(structure, start))[1]
-            return straight(
+            return _straight(
                 outputs, score, first, stop, end, quadrature, chunk=chunk, complete=complete
             )
 
-        return finish(averaged(one, resolve_all(baseline, x), x), end, logits)
+        return integral.finish(integral.averaged(one, resolve_all(baseline, x), x), end, logits)
 
     return attribute
 
 
 def conductance(
-    fn: Callable[[Any, jax.Array], jax.Array],
+    fn: Callable[[Any, Any], jax.Array],
     layer: str,
     quadrature: Quadrature = DEFAULT,
     *,
@@ -261,7 +243,7 @@ def conductance(
     the tail is run once more than for integrated gradients.
 
     Args:
-      fn: ``(variables, x [B, ...]) -> logits [B, K]``, in inference mode.
+      fn: ``(variables, x) -> logits [B, K]``, in inference mode.
       layer: the name that ``fn`` gives to the layer by ``jax.ad_checkpoint.checkpoint_name``.
       quadrature, chunk, complete: see
         :func:`~jaxunlearn.attribution.ig.integrated_gradients`.
@@ -281,7 +263,7 @@ def conductance(
 
     Source: Dhamdhere et al. 2018, eq. 2 and 3.
     """
-    quadrature, chunk = check(quadrature), check_chunk(chunk)
+    quadrature, chunk = check(quadrature), integral.check_chunk(chunk)
     if differences and (complete or len(quadrature.nodes) < 2):
         raise ValueError(
             "differences: expected two nodes or more and complete=False, got "
@@ -295,7 +277,7 @@ def conductance(
         target: Target = argmax(),  # noqa: B008
         baseline: Baseline | Any = zero(),  # noqa: B008
     ) -> Integrated:
-        given = moving(x)
+        given = integral.moving(x)
         logits, value = run(variables, given.x)
         score = scorer(target, logits)
         end = score(logits)[:, 0]
@@ -304,9 +286,9 @@ def conductance(
         def one(leaves: list[jax.Array]) -> Part:
             start = given.part(leaves)
             first = score(run(variables, given.whole(start))[0])[:, 0]
-            total, gap = integrate(
+            total, gap = integral.integrate(
                 _flow(run, variables, score, start, given, differences),
-                nodes_of(quadrature, dtype, differences=differences),
+                integral.nodes_of(quadrature, dtype, differences=differences),
                 (end - first).astype(dtype),
                 value,
                 chunk=chunk,
@@ -315,7 +297,7 @@ def conductance(
             return Part(total, gap, first)
 
         starts = resolve_all(baseline, given.x, given.own)
-        return finish(averaged(one, starts, given.x), end, logits)
+        return integral.finish(integral.averaged(one, starts, given.x), end, logits)
 
     return attribute
 
@@ -330,20 +312,20 @@ def _flow(
 ) -> Callable[[Nodes], jax.Array]:
     """Returns, by node, the gradient to the layer times its change, ``[B, c, ...]``."""
     stop = given.part(jax.tree.leaves(given.x))
-    dtype = widest(stop)
+    dtype = integral.widest(stop)
     change = [z.astype(dtype) - a.astype(dtype) for z, a in zip(stop, start, strict=True)]
 
     def layer(points: list[jax.Array]) -> jax.Array:
         return run(variables, given.whole(points))[1]
 
     def contributions(part: Nodes) -> jax.Array:
-        points = between(start, change, part.at, stop)
+        points = integral.between(start, change, part.at, stop)
         if differences:
             value = layer(points)
-            moved = layer(between(start, change, part.next, stop)) - value
+            moved = layer(integral.between(start, change, part.next, stop)) - value
         else:
             pairs = zip(change, stop, strict=True)
-            along = [repeat(c.astype(z.dtype), len(part.at)) for c, z in pairs]
+            along = [integral.repeat(c.astype(z.dtype), len(part.at)) for c, z in pairs]
             value, moved = _derivative(layer, points, along)
         slopes = jax.grad(lambda y: jnp.sum(score(run(variables, given.whole(points), y)[0])))(
             value

@@ -32,7 +32,7 @@ class Zero:
     """See :func:`zero`."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[B, ...]``: the baseline."""
+        """Returns the baseline ``[B, ...]``."""
         return jnp.zeros_like(x)
 
 
@@ -47,7 +47,7 @@ class Noise:
     n: int = field(metadata={"static": True})
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[n, B, ...]``: the baselines."""
+        """Draws the baselines ``[n, B, ...]``."""
         drawn = jax.random.normal(self.key, (self.n, *x.shape), x.dtype)
         return jnp.asarray(self.mean, x.dtype) + jnp.asarray(self.scale, x.dtype) * drawn
 
@@ -60,7 +60,7 @@ class Blurred:
     sigma: float = field(metadata={"static": True})
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[B, H, W, C]``: the baseline."""
+        """Returns the baseline ``[B, H, W, C]``."""
         if x.ndim != 4:
             raise ValueError(f"blurred: expected images [B, H, W, C], got shape {x.shape}")
         rows, columns = (jnp.asarray(_blur(n, self.sigma), x.dtype) for n in x.shape[1:3])
@@ -68,17 +68,17 @@ class Blurred:
 
 
 def zero() -> Zero:
-    """Zeros: black, or the mean image where inputs are normalised."""
+    """Makes zeros: black, or the mean image where inputs are normalised."""
     return Zero()
 
 
 def mean(examples: jax.typing.ArrayLike) -> jax.Array:
-    """``[...]``, the mean of examples ``[N, ...]``: one baseline for all."""
+    """Returns the mean ``[...]`` of examples ``[N, ...]``: one baseline for all."""
     return jnp.mean(jnp.asarray(examples), axis=0)
 
 
 def several(examples: jax.typing.ArrayLike) -> jax.Array:
-    """``[n, 1, ...]``: each of ``[n, ...]`` is a baseline for all; attributions are averaged.
+    """Returns ``[n, 1, ...]``: each of ``[n, ...]`` is a baseline for all; results are averaged.
 
     With examples of the training set this is Expected Gradients without its sampling.
 
@@ -94,7 +94,7 @@ def noise(
     scale: jax.typing.ArrayLike = 1.0,
     mean: jax.typing.ArrayLike = 0.0,
 ) -> Noise:
-    """n baselines ``mean + scale * normal``, drawn for each example and averaged over.
+    """Makes n baselines ``mean + scale * normal``, drawn for each example and averaged over.
 
     Inside ``shard_map`` every shard draws alike, unless each is given a key of its own.
 
@@ -113,7 +113,7 @@ def noise(
 
 
 def blurred(sigma: float) -> Blurred:
-    """Images ``[B, H, W, C]`` through a Gaussian: what remains is where, not what.
+    """Blurs images ``[B, H, W, C]`` by a Gaussian: what remains is where, not what.
 
     Behind the border of the image nothing is assumed: the kernel is cut there and
     normalised again, so that a constant image stays as it is.
@@ -208,7 +208,7 @@ def resolve(baseline: Any, x: jax.Array) -> jax.Array:
 
 
 def _blur(n: int, sigma: float) -> np.ndarray:
-    """``[n, n]``: a Gaussian filter along an axis of that length, rows of sum 1."""
+    """Returns ``[n, n]``: a Gaussian filter along an axis of that length, rows of sum 1."""
     apart = np.subtract.outer(np.arange(n), np.arange(n))
     kernel = np.exp(-0.5 * (apart / sigma) ** 2)
     return kernel / kernel.sum(axis=1, keepdims=True)

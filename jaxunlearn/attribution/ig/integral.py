@@ -21,7 +21,7 @@ from jaxunlearn.jaxprs.replay import canonical
 
 
 class Nodes(NamedTuple):
-    """What is known of each node, ``[n]`` each.
+    """The nodes of a quadrature, ``[n]`` each.
 
     Attributes:
       at: where on the path.
@@ -47,7 +47,7 @@ class _Sums(NamedTuple):
 
 
 def nodes_of(quadrature: Quadrature, dtype: Any, *, differences: bool = False) -> Nodes:
-    """The nodes of a quadrature, or the n - 1 intervals between them."""
+    """Returns the nodes of a quadrature, or the n - 1 intervals between them."""
     at, weight = quadrature
     following = np.append(at[1:], 1.0)
     span = np.append(0.0, np.diff(at))
@@ -169,14 +169,14 @@ def between(start: Any, change: Any, at: jax.Array, stop: Any) -> Any:
 
 
 def repeat(x: jax.Array, count: int) -> jax.Array:
-    """``[B * count, ...]``: each example ``count`` times in a row."""
+    """Returns ``[B * count, ...]``: each example ``count`` times in a row."""
     if count == 1:
         return x
     return jnp.broadcast_to(x[:, None], (x.shape[0], count, *x.shape[1:])).reshape(-1, *x.shape[1:])
 
 
 def stretch(values: jax.Array, ndim: int) -> jax.Array:
-    """Trailing axes of length 1, up to a rank."""
+    """Adds trailing axes of length 1, up to a rank."""
     return values.reshape(*values.shape, *(1,) * (ndim - values.ndim))
 
 
@@ -187,7 +187,7 @@ def per_example(values: Any, keep: int = 1) -> jax.Array:
 
 
 class Integrated(NamedTuple):
-    """What the output is due to, and how far its parts are from adding up.
+    """An attribution, and how far its parts are from adding up.
 
     All are float32 or wider.
 
@@ -210,7 +210,7 @@ class Integrated(NamedTuple):
 
     @property
     def relative_gap(self) -> jax.Array:
-        """``[B]``: ``|gap| / |score - baseline_score|``."""
+        """Returns ``|gap| / |score - baseline_score|``, ``[B]``."""
         return jnp.abs(self.gap) / jnp.abs(self.score - self.baseline_score)
 
 
@@ -334,7 +334,7 @@ def one_array(value: Any) -> jax.Array:
 
 
 def check_chunk(chunk: Any) -> int:
-    """The number of nodes that are taken together.
+    """Returns the number of nodes that are taken together.
 
     Raises:
       ValueError: if it is not at least 1.

@@ -18,7 +18,7 @@ class Quadrature(NamedTuple):
 
 
 def gauss_legendre(n: int = 32) -> Quadrature:
-    """The zeros of the Legendre polynomial of degree n; exact for degrees up to 2n - 1.
+    """Takes the zeros of the Legendre polynomial of degree n; exact for degrees up to 2n - 1.
 
     The error falls exponentially where the integrand is smooth (gelu, tanh, softmax).
     Along a network of relu and max-pool the gradient jumps, and the error of every
@@ -32,7 +32,7 @@ def gauss_legendre(n: int = 32) -> Quadrature:
 
 
 def midpoint(n: int = 32) -> Quadrature:
-    """``(k + 1/2)/n`` for k = 0, ..., n - 1, weighed alike; exact for degree 1.
+    """Takes ``(k + 1/2)/n`` for k = 0, ..., n - 1, weighed alike; exact for degree 1.
 
     Raises:
       ValueError: if ``n`` is below 1.
@@ -42,7 +42,7 @@ def midpoint(n: int = 32) -> Quadrature:
 
 
 def right_riemann(n: int = 32) -> Quadrature:
-    """``k/n`` for k = 1, ..., n, weighed alike: the sum of Sundararajan et al. 2017, eq. 3.
+    """Takes ``k/n`` for k = 1, ..., n, weighed alike: the sum of Sundararajan et al. 2017, eq. 3.
 
     Raises:
       ValueError: if ``n`` is below 1.
@@ -52,7 +52,7 @@ def right_riemann(n: int = 32) -> Quadrature:
 
 
 def trapezoid(n: int = 32) -> Quadrature:
-    """``k/(n - 1)`` for k = 0, ..., n - 1, the two ends weighed by half; exact for degree 1.
+    """Takes ``k/(n - 1)`` for k = 0, ..., n - 1, the ends weighed by half; exact for degree 1.
 
     n nodes are n - 1 intervals: the weights are ``1/(n - 1)``, not ``1/n``.
 
@@ -66,7 +66,7 @@ def trapezoid(n: int = 32) -> Quadrature:
 
 
 def check(quadrature: Any) -> Quadrature:
-    """A quadrature in float64.
+    """Returns a quadrature in float64.
 
     Raises:
       TypeError: if it is not a pair of nodes and weights.
@@ -94,4 +94,4 @@ def _count(name: str, n: Any, least: int) -> int:
 
 
 DEFAULT = gauss_legendre(32)
-"""What integrated gradients take without a word."""
+"""The default of integrated gradients."""

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.lrp import rules as _rules
-from jaxunlearn.attribution.lrp.rules import Rules
+from jaxunlearn.attribution.lrp.assign import Rules, check
+from jaxunlearn.attribution.lrp.rules import epsilon
 from jaxunlearn.attribution.lrp.sweep import Absorbed, Sweep
 from jaxunlearn.attribution.starts import argmax
 from jaxunlearn.jaxprs.program import evaluate, trace, wide
@@ -18,7 +18,7 @@ __all__ = ["Relevance", "Start", "lrp"]
 Start = Callable[[jax.Array], jax.Array] | jax.typing.ArrayLike
 """A function of the logits (:mod:`jaxunlearn.attribution.starts`), or an array ``[B, K]``."""
 
-_DEFAULT = _rules.epsilon()
+_DEFAULT = epsilon()
 
 
 class Relevance(NamedTuple):
@@ -87,7 +87,7 @@ def lrp(fn: Callable[[Any, Any], jax.Array], rules: Rules = _DEFAULT) -> Callabl
       fn: ``(variables, x) -> logits [B, K]``, in inference mode; ``variables`` is any pytree
         of arrays, ``x`` an array ``[B, ...]`` or a pytree of such.
       rules: one rule, or pairs ``(pattern, rule)``
-        (:data:`~jaxunlearn.attribution.lrp.rules.base.Rules`).
+        (:data:`~jaxunlearn.attribution.lrp.assign.Rules`).
 
     Returns:
       ``relevance(variables, x, start=starts.argmax()) -> Relevance``. It raises
@@ -102,7 +102,7 @@ def lrp(fn: Callable[[Any, Any], jax.Array], rules: Rules = _DEFAULT) -> Callabl
     Source: Bach et al. 2015 (the rules), Achtibat et al. 2024 (attention); the
     transform is our own.
     """
-    _rules.check(rules)
+    check(rules)
 
     def relevance(variables: Any, x: Any, start: Start = argmax()) -> Relevance:  # noqa: B008
         planned = plan(trace(fn, variables, x))

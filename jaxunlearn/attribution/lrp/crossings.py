@@ -1,13 +1,8 @@
-"""How relevance crosses what transformers are made of: products of data and softmax.
+"""Crossings: the way of relevance through a step that is no linear unit.
 
-Layer norm needs nothing here: its normaliser gets no relevance (identity), the subtraction
-of the mean is a sum of data. Source of the rules: Achtibat et al. 2024 (AttnLRP).
-
-How relevance crosses the steps that have no kernel and no product of data.
-
-Relevance of a maximum: all to the element that won, of equals to the first.
-
-Not the gradient of the maximum, which splits ties or leaves their order to the compiler.
+Sums and products of data, choices, lookups, layout, maxima and softmax. Layer norm needs
+nothing here: its normaliser gets no relevance (identity), the subtraction of the mean is a sum
+of data. Source of the rules of attention: Achtibat et al. 2024 (AttnLRP).
 """
 
 import itertools
@@ -17,13 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.lrp.rules.base import Loss, no_loss, share
+from jaxunlearn.attribution.lrp.rule import Loss, no_loss, share
 from jaxunlearn.jaxprs.primitives import Op
 from jaxunlearn.jaxprs.program import Program, bind, where
 
 
 def gate(relevance: jax.Array) -> list[jax.Array]:
-    """Relevance of ``a * b`` element by element: half to each.
+    """Sends relevance of ``a * b``, element by element, half to each.
 
     Source: Achtibat et al. 2024, the uniform rule.
     """
@@ -33,7 +28,7 @@ def gate(relevance: jax.Array) -> list[jax.Array]:
 def matmul(
     op: Op, relevance: jax.Array, z: jax.Array, operands: list[Any]
 ) -> tuple[list[jax.Array], Loss]:
-    """Relevance of a product of two data matrices, half to each by the epsilon rule.
+    """Sends relevance of a product of two data matrices half to each, by the epsilon rule.
 
     ``Z = A B``, ``S = R / stab(Z)``; ``R_A = A * (S B') / 2``, ``R_B = B * (A' S) / 2``.
 
@@ -57,7 +52,7 @@ def _in_operand(op: Op, operands: list[Any], place: int) -> Callable[[Any], Any]
 def softmax(
     relevance: jax.Array, x: jax.Array, p: jax.Array, axes: tuple[int, ...]
 ) -> tuple[jax.Array, Loss]:
-    """Relevance of a softmax ``p`` of ``x``: ``R_x = x * (R - p sum R)``.
+    """Sends relevance of a softmax ``p`` of ``x`` to it: ``R_x = x * (R - p sum R)``.
 
     The Taylor expansion of the softmax at ``x``; what its constant term holds is absorbed
     (``bias`` in the ledger). Entries that are masked out (``p = R = 0``) get nothing.
@@ -79,7 +74,7 @@ NORM_EPS = 1e-6
 
 
 def passed(relevance: jax.Array, like: Any) -> jax.Array:
-    """Relevance as it is, summed where one element of the input fed several."""
+    """Passes relevance as it is, summed where one element of the input fed several."""
     relevance = _unbroadcast(relevance, like.shape)
     if jnp.issubdtype(like.dtype, jnp.floating):
         relevance = relevance.astype(like.dtype)
@@ -95,7 +90,7 @@ def _unbroadcast(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def summed(
     op: Op, relevance: jax.Array, z: jax.Array, operands: list[Any]
 ) -> tuple[list[jax.Array], Loss]:
-    """Relevance of a sum or difference of data, by value: ``R_i = v_i R / stab(z)``.
+    """Shares out relevance of a sum or difference of data by value: ``R_i = v_i R / stab(z)``.
 
     Not shared out by halves and not passed to each: relevance would double at every skip.
     """
@@ -106,7 +101,7 @@ def summed(
 
 
 def chosen(op: Op, relevance: jax.Array, values: list[Any]) -> list[jax.Array]:
-    """Relevance of an element-wise choice (maxout, ``where``) goes to what was chosen."""
+    """Sends relevance of an element-wise choice (maxout, ``where``) to what was chosen."""
     nothing = jnp.zeros_like(relevance)
     if op.name == "select_n":
         which, cases = values[0], values[1:]
@@ -122,7 +117,7 @@ def chosen(op: Op, relevance: jax.Array, values: list[Any]) -> list[jax.Array]:
 
 
 def looked_up(op: Op, relevance: jax.Array, indices: Any) -> jax.Array:
-    """Relevance of rows read from a table goes to the positions they were read at."""
+    """Sends relevance of rows read from a table to the positions they were read at."""
     offset = op.params["dimension_numbers"].offset_dims if op.name == "gather" else None
     if offset is None or indices.shape[-1] != 1:
         raise NotImplementedError("relevance of positions in several dimensions is not covered")
@@ -132,7 +127,7 @@ def looked_up(op: Op, relevance: jax.Array, indices: Any) -> jax.Array:
 def layout(
     op: Op, program: Program, env: dict[int, Any], relevance: list[jax.Array]
 ) -> list[jax.Array]:
-    """Relevance moved back to where its elements came from.
+    """Moves relevance back to where its elements came from.
 
     Args:
       op: a linear operation that moves, copies or drops elements.
@@ -162,7 +157,10 @@ def layout(
 
 
 def winner(op: Op, a: jax.Array, z: jax.Array, relevance: jax.Array) -> jax.Array:
-    """Relevance of what ``reduce_max``, ``reduce_min`` or ``reduce_window_max`` reads."""
+    """Sends relevance of an extreme to the element that won, of equals to the first.
+
+    Not the gradient of the maximum, which splits ties or leaves their order to the compiler.
+    """
     if op.name != "reduce_window_max":
         a = -a if op.name == "reduce_min" else a
         return _reduced_winner(a, relevance, tuple(op.params["axes"]))

@@ -10,17 +10,15 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.lrp import crossings
-from jaxunlearn.attribution.lrp import rules as _rules
-from jaxunlearn.attribution.lrp.affine import Affine
-from jaxunlearn.attribution.lrp.rules import OperationRule, Rule, Rules
-from jaxunlearn.attribution.lrp.rules.base import Loss
+from jaxunlearn.attribution.lrp import assign, crossings
+from jaxunlearn.attribution.lrp.rule import Affine, Loss, Propagated, Rule
+from jaxunlearn.attribution.lrp.rules import norm
 from jaxunlearn.jaxprs.primitives import Axis
 from jaxunlearn.jaxprs.program import where, wide
 from jaxunlearn.jaxprs.steps import Plan, Step
 
 _ABSORBING = ("linear", "pool", "sum", "matmul", "softmax", "choice")
-_NORM = _rules.norm(crossings.NORM_EPS)
+_NORM = norm(crossings.NORM_EPS)
 _Value = TypeVar("_Value")
 
 Crossed = tuple[list[jax.Array], Loss | None]
@@ -43,7 +41,7 @@ class Absorbed(NamedTuple):
 
     @property
     def total(self) -> jax.Array:
-        """``[B]``: the whole difference."""
+        """Returns the whole difference, ``[B]``."""
         return self.bias + self.stabilizer + self.dead + self.other
 
 
@@ -54,10 +52,10 @@ class Sweep:
       neurons, inputs, named, ledger: as in ``Relevance``, in the order they were met.
     """
 
-    def __init__(self, planned: Plan, rules: Rules, env: dict[int, Any]) -> None:
+    def __init__(self, planned: Plan, rules: assign.Rules, env: dict[int, Any]) -> None:
         self.planned = planned
         self.rules = rules
-        self.chosen = _rules.assign(rules, planned.units)
+        self.chosen = assign.assign(rules, planned.units)
         self.env = env
         self.found: dict[int, jax.Array] = {}
         self.neurons: dict[str, jax.Array] = {}
@@ -80,7 +78,7 @@ class Sweep:
         return [reached(leaf) if leaf in program.data else None for leaf in program.xs]
 
     def in_order(self, values: dict[str, _Value]) -> dict[str, _Value]:
-        """In execution order, which is how a person reads a network."""
+        """Returns values in execution order, which is how a person reads a network."""
         return dict(reversed(values.items()))
 
     def back(self, step: Step) -> None:
@@ -96,12 +94,12 @@ class Sweep:
             self.inputs[step.key] = below[0]
         if step.name == "name":
             self.named[step.key] = above[0]
-        own = _rules.for_operation(self.rules, step.name) is not None
+        own = assign.for_operation(self.rules, step.name) is not None
         if own or step.kind in _ABSORBING or step.ops[0].row.fills:
             self.account(step, above, list(zip(into, below, strict=True)), loss)
 
     def take(self, value: int) -> jax.Array:
-        """The relevance of a value, all of whose consumers have been crossed."""
+        """Takes the relevance of a value, all of whose consumers have been crossed."""
         relevance = self.found.pop(value, None)
         if relevance is None:
             like = self.env[value]
@@ -110,10 +108,10 @@ class Sweep:
         return relevance
 
     def cross(self, step: Step, above: list[jax.Array]) -> Crossed:
-        """The relevance of a step's inputs that depend on the data."""
+        """Returns the relevance of a step's inputs that depend on the data."""
         env, op = self.env, step.ops[0]
-        own = None if step.unit is not None else _rules.for_operation(self.rules, step.name)
-        if isinstance(own, OperationRule):
+        own = None if step.unit is not None else assign.for_operation(self.rules, step.name)
+        if isinstance(own, assign.OperationRule):
             return self.by_operation(own, step, above), None
         if own is not None and step.kind != "pool":
             raise ValueError(
@@ -157,7 +155,7 @@ class Sweep:
     ) -> Crossed:
         affine = Affine(self.planned.program, step, self.env)
         out = rule.propagate(affine, a, z, above)
-        below, loss = out if isinstance(out, _rules.Propagated) else (out, None)
+        below, loss = out if isinstance(out, Propagated) else (out, None)
         if below.shape != a.shape:
             raise ValueError(
                 f"rules: expected {rule.name} to return relevance {a.shape} for {step.key}, "
@@ -166,12 +164,12 @@ class Sweep:
         return [below], loss
 
     def by_operation(
-        self, rule: OperationRule, step: Step, above: list[jax.Array]
+        self, rule: assign.OperationRule, step: Step, above: list[jax.Array]
     ) -> list[jax.Array]:
         op, program = step.ops[0], self.planned.program
         ins, outs = ([self.env[v] for v in some] for some in (op.ins, op.outs))
         data = [i for i, v in enumerate(op.ins) if v in step.ins and v in program.data]
-        operation = _rules.Operation(step.name, op.params, ins, outs, data)
+        operation = assign.Operation(step.name, op.params, ins, outs, data)
         below = list(rule.propagate(operation, above))
         shapes = [program.shape(op.ins[i]) for i in data]
         found = [getattr(r, "shape", type(r).__name__) for r in below]
@@ -183,7 +181,7 @@ class Sweep:
         return below
 
     def features_last(self, value: int, relevance: jax.Array) -> jax.Array:
-        """``[B, ..., features]`` also where an operation put its neurons elsewhere."""
+        """Returns ``[B, ..., features]`` also where an operation put its neurons elsewhere."""
         examples, neurons = self.planned.examples.get(value), self.planned.neurons.get(value)
         shape = relevance.shape
         if examples is None or neurons is None:
@@ -229,7 +227,7 @@ def _entry(
     below: list[tuple[jax.Array, Axis | None]],
     loss: Loss | None,
 ) -> Absorbed:
-    """The entry of one step.
+    """Returns the entry of one step.
 
     Args:
       above: relevance of each output, with the axis of the examples; ``None`` for one example.
@@ -249,7 +247,7 @@ def _summed(parts: list[tuple[jax.Array, Axis | None]]) -> jax.Array:
 
 
 def _per_index(values: jax.Array, axis: Axis | None) -> jax.Array:
-    """``[size]``: the sum over everything but an axis, in float32 or wider; ``[1]`` over all."""
+    """Returns the sum over all but an axis, ``[size]``, in float32 or wider; ``[1]`` over all."""
     if axis is None:
         return jnp.sum(values, dtype=wide(values.dtype)).reshape(1)
     shape = values.shape

@@ -1,114 +1,13 @@
-"""What a rule is.
-
-In the formulas of this package ``a`` is what a unit reads, ``z = W a + c`` what it yields
-with bias and batch norm folded in (``W`` and ``c`` are the folded ones), ``R`` the
-relevance of ``z``, ``x+ = max(x, 0)``, ``x- = min(x, 0)`` and ``stab(z) = z + eps sign(z)``
-with ``sign(0) = +1``. A rule returns the relevance of ``a``.
-
-Which rule for which part of a network.
-"""
+"""Rules by pattern: the choice of a rule for each part of a network."""
 
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from jaxunlearn.attribution.lrp.affine import Affine
+from jaxunlearn.attribution.lrp.rule import Propagate, Rule
 from jaxunlearn.jaxprs.units import Unit
-
-
-class Loss(NamedTuple):
-    """What a rule absorbs, element by element of the outputs of its step.
-
-    Attributes:
-      bias: by the bias, batch norm's shift included.
-      stabilizer: by what keeps a denominator from zero.
-      dead: by units without any contribution to share it among (a window of zeros).
-    """
-
-    bias: jax.Array
-    stabilizer: jax.Array
-    dead: jax.Array
-
-
-def no_loss(like: jax.Array) -> Loss:
-    """Nothing absorbed."""
-    nothing = jnp.zeros_like(like)
-    return Loss(nothing, nothing, nothing)
-
-
-class Propagated(NamedTuple):
-    """What a rule may return instead of the relevance alone.
-
-    Attributes:
-      relevance: of ``a``.
-      loss: what was absorbed on the way, for the ledger.
-    """
-
-    relevance: jax.Array
-    loss: Loss
-
-
-Propagate = Callable[[Affine, jax.Array, jax.Array, jax.Array], jax.Array | Propagated]
-"""``(affine, a, z, R of z) -> R of a``; ``a`` and ``z`` are those of the forward pass."""
-
-
-class Rule(NamedTuple):
-    """A rule for one linear unit.
-
-    Attributes:
-      name: for messages.
-      propagate: :data:`Propagate`, pure.
-    """
-
-    name: str
-    propagate: Propagate
-
-
-def stabilize(z: jax.Array, eps: float | jax.Array) -> jax.Array:
-    """``z + eps sign(z)`` with ``sign(0) = +1``: never zero for ``eps > 0``."""
-    return z + jnp.where(z >= 0, eps, -eps).astype(z.dtype)
-
-
-def share(
-    portion: jax.Array, linear: jax.Array, shift: jax.Array | None, eps: float | jax.Array
-) -> tuple[jax.Array, Loss]:
-    """``s = portion / stab(linear + shift)``, and what of the portion is not passed on.
-
-    What is passed on is ``linear * s``: the contributions to a unit sum to ``linear``.
-
-    Args:
-      portion: the relevance to be shared out.
-      linear: the sum of the contributions that share it.
-      shift: what stands in the denominator beside them; ``None`` for nothing.
-      eps: the stabiliser; 0 drops what sits on a denominator of zero.
-    """
-    z = linear if shift is None else linear + shift
-    exact = isinstance(eps, float | int) and eps == 0
-    if not exact:
-        below = stabilize(z, eps)
-        s = portion / below
-    else:
-        empty = z == 0
-        below = jnp.where(empty, jnp.ones_like(z), z)
-        s = jnp.where(empty, jnp.zeros_like(z), portion / below)
-    dead = linear == 0
-    if exact:
-        dead = dead | (z == 0)
-    nothing = jnp.zeros_like(z)
-    return s, Loss(
-        bias=nothing if shift is None else jnp.where(dead, nothing, shift * s),
-        stabilizer=jnp.where(dead, nothing, (below - z) * s) if not exact else nothing,
-        dead=jnp.where(dead, portion, nothing),
-    )
-
-
-def check_positive(name: str, value: float, hint: str = "") -> None:
-    """:class:`ValueError` unless a number is positive."""
-    if not value > 0:
-        raise ValueError(f"{name}: expected a positive number, got {value}{hint}")
 
 
 class Operation(NamedTuple):
@@ -144,15 +43,17 @@ of which must match: ``(0, "conv_general_dilated")``."""
 Rules = Rule | Propagate | Sequence[tuple[Pattern, Rule | Propagate | OperationRule]]
 """One rule for all linear units, or pairs ``(pattern, rule)``, the first that matches wins:
 ``[(0, flat()), ("head", epsilon(0.1)), ("conv_general_dilated", zplus()), ("", epsilon())]``.
-A rule of one's own is a function :data:`~jaxunlearn.attribution.lrp.rules.base.Propagate`. A
+A rule of one's own is a function :data:`~jaxunlearn.attribution.lrp.rule.Propagate`. A
 pair with an :func:`operation` is for a primitive alone."""
 
 
 def operation(
     propagate: Callable[[Operation, list[jax.Array]], Sequence[jax.Array]],
 ) -> OperationRule:
-    """A rule for a primitive that is not a linear unit: one that is not covered, or
-    another way for one that is (``("sort", operation(...))``, ``("add", operation(...))``).
+    """Makes a rule for a primitive that is not a linear unit.
+
+    For one that is not covered, or another way for one that is: ``("sort", operation(...))``,
+    ``("add", operation(...))``.
 
     Args:
       propagate: ``(operation, relevance of each result) -> relevance of each operand in
@@ -198,14 +99,14 @@ def _check_pair(pair: Any) -> None:
 
 
 def _check_made(rule: Any) -> None:
-    """A constructor of a rule is a function, but no rule."""
+    """Refuses the constructor of a rule, which is a function, but no rule."""
     name, module = (getattr(rule, key, "") for key in ("__qualname__", "__module__"))
     if module.startswith(__package__ or "?") and "<locals>" not in name and callable(rule):
         raise TypeError(f"rules: expected a rule, got the function {name}; call it: {name}(...)")
 
 
 def assign(rules: Rules, units: Sequence[Unit]) -> list[Rule]:
-    """The rule for each unit.
+    """Returns the rule for each unit.
 
     Positions count the units whose kernels are in the variables (a resizing of the input
     is a linear operation, too, but no layer); all units if there is none such.
@@ -216,7 +117,7 @@ def assign(rules: Rules, units: Sequence[Unit]) -> list[Rule]:
 
 
 def select(rules: Rules, unit: Unit, position: int | None, count: int) -> Rule:
-    """The rule for a unit.
+    """Returns the rule for a unit.
 
     Args:
       position: of the unit among ``count`` units, in execution order; ``None``: of no account.
@@ -237,7 +138,7 @@ def select(rules: Rules, unit: Unit, position: int | None, count: int) -> Rule:
 
 
 def for_operation(rules: Rules, name: str) -> Rule | OperationRule | None:
-    """The rule given for a primitive by its name, if any; a pattern is taken literally."""
+    """Returns the rule given for a primitive by its name, if any; a pattern is taken literally."""
     if isinstance(rules, Rule) or callable(rules):
         return None
     found = (rule for pattern, rule in rules if pattern == name)

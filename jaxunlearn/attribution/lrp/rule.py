@@ -1,11 +1,15 @@
-"""A step that is affine in the data, as functions that rules compose.
+"""A rule of relevance propagation: what it is given, and what it gives back.
 
-``z = D (W a) + c``: one linear operation with kernel ``W``, then a chain of
-scalings ``D`` and shifts ``c`` by constants (bias, batch norm in inference).
+In the formulas ``a`` is what a unit reads, ``z = W a + c = D (W0 a) + c`` what it yields: one
+linear operation with kernel ``W0``, then a chain of scalings ``D`` and shifts ``c`` by constants
+(bias, batch norm in inference), folded together. ``R`` is the relevance of ``z``,
+``x+ = max(x, 0)``, ``x- = min(x, 0)`` and ``stab(z) = z + eps sign(z)`` with ``sign(0) = +1``. A
+rule returns the relevance of ``a``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +39,11 @@ class Affine:
 
     @property
     def nonnegative(self) -> bool:
-        """Whether the input is known to have no negative element."""
+        """Tells that the input is known to have no negative element."""
         return self.step.nonnegative
 
     def forward(self, a: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
-        """``D (W a)``, shaped like ``z``; or ``V a`` for a folded kernel ``V``.
+        """Computes ``D (W0 a)``, shaped like ``z``; or ``V a`` for a folded kernel ``V``.
 
         Args:
           a: shaped like the step's input.
@@ -56,14 +60,14 @@ class Affine:
         return result
 
     def transpose(self, s: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
-        """``W' D s``, shaped like the input; or ``V' s`` for a folded kernel ``V``."""
+        """Computes ``W0' D s``, shaped like the input; or ``V' s`` for a folded kernel ``V``."""
         a = self.env[self.step.ins[0]]
         (back,) = jax.linear_transpose(lambda v: self.forward(v, kernel), a)(s)
         transposed: jax.Array = back
         return transposed
 
     def linear(self) -> jax.Array:
-        """``D (W a)`` of the forward pass: ``z - c`` without the subtraction's rounding."""
+        """Returns ``D (W0 a)`` of the forward pass: ``z - c`` without its rounding."""
         y = self.env[self.step.ops[0].outs[0]]
         for following in self.step.ops[1:]:
             y = self._apply(following, y, scale=True, shift=False)
@@ -71,14 +75,14 @@ class Affine:
         return result
 
     def bias(self) -> jax.Array:
-        """``c``, shaped like ``z``."""
+        """Computes ``c``, shaped like ``z``."""
         y = jnp.zeros_like(self.env[self.step.ops[0].outs[0]])
         for following in self.step.ops[1:]:
             y = self._apply(following, y, scale=True, shift=True)
         return y
 
     def kernel(self) -> jax.Array:
-        """``D W``: the kernel with every scaling folded in, whatever its sign.
+        """Computes ``W = D W0``: the kernel with every scaling folded in, whatever its sign.
 
         Raises:
           NotImplementedError: a pool or sum has no kernel; ``transpose(s)`` still works.
@@ -100,7 +104,7 @@ class Affine:
         return next(v for v in op.ins if v not in self.program.data)
 
     def _apply(self, op: Op, y: jax.Array, scale: bool, shift: bool) -> jax.Array:
-        """One operation of the chain, or its scaling or its shift alone."""
+        """Applies one operation of the chain, or its scaling or its shift alone."""
         if scale and shift:
             return self._bind(op, y)
         shape, kind = self.program.shape(op.outs[0]), op.row.affine
@@ -129,7 +133,7 @@ class Affine:
         return kernel / factor if op.name == "div" else kernel * factor
 
     def _per_neuron(self, op: Op, kernel: jax.Array, axes: dict[int, Axis]) -> jax.Array:
-        """The factor of a scaling, laid out to multiply the kernel.
+        """Returns the factor of a scaling, laid out to multiply the kernel.
 
         Args:
           axes: dimension of the kernel -> where its neurons run along the scaled value.
@@ -146,3 +150,89 @@ class Affine:
         for d in order:
             shape[made[d]] = sizes[d]
         return jnp.reshape(factor, shape)
+
+
+class Loss(NamedTuple):
+    """Relevance that a rule absorbs, element by element of the outputs of its step.
+
+    Attributes:
+      bias: by the bias, batch norm's shift included.
+      stabilizer: by what keeps a denominator from zero.
+      dead: by units without any contribution to share it among (a window of zeros).
+    """
+
+    bias: jax.Array
+    stabilizer: jax.Array
+    dead: jax.Array
+
+
+def no_loss(like: jax.Array) -> Loss:
+    """Returns a loss of nothing."""
+    nothing = jnp.zeros_like(like)
+    return Loss(nothing, nothing, nothing)
+
+
+class Propagated(NamedTuple):
+    """The result of a rule that says more than the relevance.
+
+    Attributes:
+      relevance: of ``a``.
+      loss: what was absorbed on the way, for the ledger.
+    """
+
+    relevance: jax.Array
+    loss: Loss
+
+
+Propagate = Callable[[Affine, jax.Array, jax.Array, jax.Array], jax.Array | Propagated]
+"""``(affine, a, z, R of z) -> R of a``; ``a`` and ``z`` are those of the forward pass."""
+
+
+class Rule(NamedTuple):
+    """A rule for one linear unit.
+
+    Attributes:
+      name: for messages.
+      propagate: :data:`Propagate`, pure.
+    """
+
+    name: str
+    propagate: Propagate
+
+
+def stabilize(z: jax.Array, eps: float | jax.Array) -> jax.Array:
+    """Returns ``z + eps sign(z)`` with ``sign(0) = +1``: never zero for ``eps > 0``."""
+    return z + jnp.where(z >= 0, eps, -eps).astype(z.dtype)
+
+
+def share(
+    portion: jax.Array, linear: jax.Array, shift: jax.Array | None, eps: float | jax.Array
+) -> tuple[jax.Array, Loss]:
+    """Returns ``s = portion / stab(linear + shift)``, and what of the portion is not passed on.
+
+    What is passed on is ``linear * s``: the contributions to a unit sum to ``linear``.
+
+    Args:
+      portion: the relevance to be shared out.
+      linear: the sum of the contributions that share it.
+      shift: what stands in the denominator beside them; ``None`` for nothing.
+      eps: the stabiliser; 0 drops what sits on a denominator of zero.
+    """
+    z = linear if shift is None else linear + shift
+    exact = isinstance(eps, float | int) and eps == 0
+    if not exact:
+        below = stabilize(z, eps)
+        s = portion / below
+    else:
+        empty = z == 0
+        below = jnp.where(empty, jnp.ones_like(z), z)
+        s = jnp.where(empty, jnp.zeros_like(z), portion / below)
+    dead = linear == 0
+    if exact:
+        dead = dead | (z == 0)
+    nothing = jnp.zeros_like(z)
+    return s, Loss(
+        bias=nothing if shift is None else jnp.where(dead, nothing, shift * s),
+        stabilizer=jnp.where(dead, nothing, (below - z) * s) if not exact else nothing,
+        dead=jnp.where(dead, portion, nothing),
+    )

@@ -1,12 +1,9 @@
-"""Rules that weigh by the contributions as they are: LRP-0, epsilon, norm; and pass.
+"""The rules: what of an output's relevance each input gets.
 
-Rules for the first layer, whose input is not what a relu let through.
-
-Rules that tell positive from negative contributions: z+, alpha-beta, gamma.
-
-With ``p = W+ a+ + W- a- + c+`` and ``n = W+ a- + W- a+ + c-``, the output is ``z = p + n``.
-Hence one extra forward operation serves all three (``n = z - p``), two where the input has
-both signs; and one or two transposed ones, twice as many for both signs.
+In order: those that weigh by the contributions as they are (LRP-0, epsilon, norm) or pass;
+those for the first layer, whose input is not what a relu let through; those that tell positive
+from negative contributions; published assignments of rules to the layers of a convolutional
+network, in which "first" is the first linear unit in execution order.
 """
 
 import jax
@@ -14,19 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxunlearn.attribution.lrp.affine import Affine
-from jaxunlearn.attribution.lrp.rules.base import (
-    Loss,
-    Propagated,
-    Rule,
-    check_positive,
-    no_loss,
-    share,
-)
+from jaxunlearn.attribution.lrp.assign import Pattern, Rules
+from jaxunlearn.attribution.lrp.assign import operation as operation
+from jaxunlearn.attribution.lrp.rule import Affine, Loss, Propagated, Rule, no_loss, share
+
+_CONVOLUTION = "conv_general_dilated"
+_REST = ""
 
 
 def epsilon(eps: float = 1e-6, *, bias: bool = True) -> Rule:
-    """The epsilon rule: ``R_a = a * W' (R / stab(z))``.
+    """Makes the epsilon rule: ``R_a = a * W' (R / stab(z))``.
 
     One transposed operation; the forward pass is used again.
 
@@ -39,12 +33,12 @@ def epsilon(eps: float = 1e-6, *, bias: bool = True) -> Rule:
 
     Source: Bach et al. 2015, eq. 58.
     """
-    check_positive("eps", eps, "; LRP-0 is zero()")
+    _check_positive("eps", eps, "; LRP-0 is zero()")
     return _by_contribution(f"epsilon({eps:g})", eps, bias)
 
 
 def zero(*, bias: bool = True) -> Rule:
-    """LRP-0: ``R_a = a * W' (R / z)``; what sits on ``z = 0`` is dropped.
+    """Makes LRP-0: ``R_a = a * W' (R / z)``; what sits on ``z = 0`` is dropped.
 
     Args:
       bias: as in :func:`epsilon`.
@@ -55,7 +49,7 @@ def zero(*, bias: bool = True) -> Rule:
 
 
 def norm(eps: float = 1e-6) -> Rule:
-    """Each input by its share of the output: the epsilon rule of the operation itself.
+    """Weighs each input by its share of the output: the epsilon rule of the operation itself.
 
     What average pools and sums of data follow.
 
@@ -64,7 +58,7 @@ def norm(eps: float = 1e-6) -> Rule:
 
     Source: Anders et al. 2021 (zennit, "Norm").
     """
-    check_positive("eps", eps)
+    _check_positive("eps", eps)
     return _by_contribution("norm", eps, True)
 
 
@@ -78,7 +72,7 @@ def _by_contribution(name: str, eps: float, bias: bool) -> Rule:
 
 
 def identity() -> Rule:
-    """The pass rule: ``R_a = R``, for a unit whose input has the shape of its output.
+    """Makes the pass rule: ``R_a = R``, for a unit whose input has the shape of its output.
 
     Raises:
       ValueError: when applied, if the shapes differ.
@@ -99,7 +93,7 @@ def identity() -> Rule:
 
 
 def zbox(low: ArrayLike, high: ArrayLike, eps: float = 1e-6) -> Rule:
-    """The z-box rule, for inputs that lie between bounds, such as pixels.
+    """Makes the z-box rule, for inputs that lie between bounds, such as pixels.
 
     ``s = R / stab(W a - W+ l - W- h)``; ``R_a = a * W' s - l * W+' s - h * W-' s``.
 
@@ -113,7 +107,7 @@ def zbox(low: ArrayLike, high: ArrayLike, eps: float = 1e-6) -> Rule:
 
     Source: Montavon et al. 2017, eq. 17 (z^B).
     """
-    check_positive("eps", eps)
+    _check_positive("eps", eps)
     traced = isinstance(low, jax.core.Tracer) or isinstance(high, jax.core.Tracer)
     if not traced and np.any(np.asarray(low) > np.asarray(high)):
         raise ValueError(f"low, high: expected low <= high, got {low} and {high}")
@@ -134,7 +128,7 @@ def zbox(low: ArrayLike, high: ArrayLike, eps: float = 1e-6) -> Rule:
 
 
 def wsquare(eps: float = 1e-6, *, bias: bool = True) -> Rule:
-    """The w2 rule: by squared weights, whatever the input.
+    """Makes the w2 rule: by squared weights, whatever the input.
 
     ``s = R / stab(W^2 1 + c^2)``; ``R_a = W^2' s``.
 
@@ -147,7 +141,7 @@ def wsquare(eps: float = 1e-6, *, bias: bool = True) -> Rule:
 
     Source: Montavon et al. 2017, eq. 11.
     """
-    check_positive("eps", eps)
+    _check_positive("eps", eps)
 
     def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
         del z
@@ -160,7 +154,7 @@ def wsquare(eps: float = 1e-6, *, bias: bool = True) -> Rule:
 
 
 def flat(eps: float = 1e-6) -> Rule:
-    """The flat rule: alike to all inputs of a unit (all weights 1, no bias).
+    """Makes the flat rule: alike to all inputs of a unit (all weights 1, no bias).
 
     Args:
       eps: keeps the division from zero.
@@ -170,7 +164,7 @@ def flat(eps: float = 1e-6) -> Rule:
 
     Source: Lapuschkin et al. 2019.
     """
-    check_positive("eps", eps)
+    _check_positive("eps", eps)
 
     def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
         del z
@@ -182,7 +176,7 @@ def flat(eps: float = 1e-6) -> Rule:
 
 
 def zplus(eps: float = 1e-6, *, bias: bool = True) -> Rule:
-    """The z+ rule: only what raises the output counts.
+    """Makes the z+ rule: only what raises the output counts.
 
     ``s = R / stab(W+ a+ + W- a- + c+)``; ``R_a = a+ * W+' s + a- * W-' s``.
 
@@ -195,7 +189,7 @@ def zplus(eps: float = 1e-6, *, bias: bool = True) -> Rule:
 
     Source: Montavon et al. 2017 (deep Taylor), extended to inputs of both signs.
     """
-    check_positive("eps", eps)
+    _check_positive("eps", eps)
 
     def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
         del z
@@ -212,7 +206,7 @@ def zplus(eps: float = 1e-6, *, bias: bool = True) -> Rule:
 def alpha_beta(
     alpha: float = 2.0, beta: float = 1.0, eps: float = 1e-6, *, bias: bool = True
 ) -> Rule:
-    """The alpha-beta rule: what raises and what lowers the output, weighed apart.
+    """Makes the alpha-beta rule: what raises and what lowers the output, weighed apart.
 
     ``s = R / stab(p)``, ``t = R / stab(n)``, and ``R_a = alpha (a+ * W+' s + a- * W-' s)
     - beta (a+ * W-' t + a- * W+' t)``.
@@ -227,7 +221,7 @@ def alpha_beta(
 
     Source: Bach et al. 2015, eq. 60.
     """
-    check_positive("eps", eps)
+    _check_positive("eps", eps)
     if beta < 0 or abs(alpha - beta - 1) > 1e-9:
         raise ValueError(f"alpha, beta: expected alpha - beta = 1, both >= 0, got {alpha}, {beta}")
 
@@ -247,7 +241,7 @@ def alpha_beta(
 
 
 def gamma(gamma: float = 0.25, eps: float = 1e-6, *, bias: bool = True) -> Rule:
-    """The gamma rule for inputs and outputs of both signs.
+    """Makes the gamma rule for inputs and outputs of both signs.
 
     What has the sign of the output counts ``1 + gamma`` times::
 
@@ -266,7 +260,7 @@ def gamma(gamma: float = 0.25, eps: float = 1e-6, *, bias: bool = True) -> Rule:
 
     Source: Montavon et al. 2019, in the signed form of Andeol et al. 2021.
     """
-    check_positive("eps", eps)
+    _check_positive("eps", eps)
     if gamma < 0:
         raise ValueError(f"gamma: expected a number >= 0, got {gamma}")
 
@@ -286,13 +280,18 @@ def gamma(gamma: float = 0.25, eps: float = 1e-6, *, bias: bool = True) -> Rule:
     return Rule(f"gamma({gamma:g})", propagate)
 
 
+# With ``p = W+ a+ + W- a- + c+`` and ``n = W+ a- + W- a+ + c-``, the output is ``z = p + n``: one
+# extra forward operation serves all three (``n = z - p``), two where the input has both signs;
+# and one or two transposed ones, twice as many for both signs.
+
+
 def _parts(affine: Affine) -> tuple[jax.Array, jax.Array]:
     kernel = affine.kernel()
     return jnp.maximum(kernel, 0), jnp.minimum(kernel, 0)
 
 
 def _raised(affine: Affine, a: jax.Array) -> jax.Array:
-    """``W+ a+ + W- a-``: the sum of the positive contributions."""
+    """Returns the sum of the positive contributions, ``W+ a+ + W- a-``."""
     up, down = _parts(affine)
     if affine.nonnegative:
         return affine.forward(a, up)
@@ -300,7 +299,7 @@ def _raised(affine: Affine, a: jax.Array) -> jax.Array:
 
 
 def _lowered(affine: Affine, a: jax.Array, raised: jax.Array) -> jax.Array:
-    """``W- a+ + W+ a-``: the sum of the negative contributions.
+    """Returns the sum of the negative contributions, ``W- a+ + W+ a-``.
 
     What is left of the output, at no pass; in half precision, where a difference of sums
     has no digits to spare, by passes of its own.
@@ -314,7 +313,7 @@ def _lowered(affine: Affine, a: jax.Array, raised: jax.Array) -> jax.Array:
 
 
 def _returned(affine: Affine, a: jax.Array, s: jax.Array, t: jax.Array | None) -> jax.Array:
-    """``s`` back along the positive contributions, ``t`` along the negative ones."""
+    """Sends ``s`` back along the positive contributions, ``t`` along the negative ones."""
     up, down = _parts(affine)
 
     def along(first: jax.Array, second: jax.Array) -> jax.Array:
@@ -324,3 +323,57 @@ def _returned(affine: Affine, a: jax.Array, s: jax.Array, t: jax.Array | None) -
     if affine.nonnegative:
         return a * along(up, down)
     return jnp.maximum(a, 0) * along(up, down) + jnp.minimum(a, 0) * along(down, up)
+
+
+def epsilon_plus(eps: float = 1e-6) -> Rules:
+    """Assigns z+ to convolutions, epsilon to dense layers.
+
+    Source: Montavon et al. 2019; Anders et al. 2021.
+    """
+    return [(_CONVOLUTION, zplus()), (_REST, epsilon(eps))]
+
+
+def epsilon_plus_flat(eps: float = 1e-6) -> Rules:
+    """Assigns flat to the first unit, z+ to other convolutions, epsilon to dense layers.
+
+    Source: Anders et al. 2021.
+    """
+    return [(0, flat()), *_pairs(zplus(), eps)]
+
+
+def epsilon_alpha2_beta1(eps: float = 1e-6) -> Rules:
+    """Assigns alpha-beta with 2 and 1 to convolutions, epsilon to dense layers.
+
+    Source: Bach et al. 2015; Anders et al. 2021.
+    """
+    return _pairs(alpha_beta(2, 1), eps)
+
+
+def epsilon_alpha2_beta1_flat(eps: float = 1e-6) -> Rules:
+    """Assigns flat to the first unit, otherwise as :func:`epsilon_alpha2_beta1`.
+
+    Source: Anders et al. 2021.
+    """
+    return [(0, flat()), *_pairs(alpha_beta(2, 1), eps)]
+
+
+def epsilon_gamma_box(low: ArrayLike, high: ArrayLike, eps: float = 1e-6) -> Rules:
+    """Assigns z-box to a first convolution, gamma with .25 to others, epsilon to dense layers.
+
+    Args:
+      low, high: bounds of the input, see :func:`zbox`.
+      eps: of the dense layers.
+
+    Source: Montavon et al. 2019; Anders et al. 2021.
+    """
+    return [((0, _CONVOLUTION), zbox(low, high)), *_pairs(gamma(0.25), eps)]
+
+
+def _pairs(convolution: Rule, eps: float) -> list[tuple[Pattern, Rule]]:
+    return [(_CONVOLUTION, convolution), (_REST, epsilon(eps))]
+
+
+def _check_positive(name: str, value: float, hint: str = "") -> None:
+    """Raises a ``ValueError`` unless a number is positive."""
+    if not value > 0:
+        raise ValueError(f"{name}: expected a positive number, got {value}{hint}")

@@ -29,6 +29,8 @@ from tests.toy import gan, guide
 KEY = jax.random.key(1)
 CLASS = 1
 POOL = 128
+BATCH = 50
+"""All images of the class; one size for all runs, so that they share programs."""
 
 
 @functools.cache
@@ -64,7 +66,7 @@ def forgetting():
 
 @functools.cache
 def ascending():
-    return discriminator_ascent(gan(), optimizer=optax.adam(1e-3, b1=0.5))
+    return discriminator_ascent(gan(), optimizer=optax.sgd(0.03), ema=0.25)
 
 
 METHODS = {"ascent": ascending, "adapt": adapting}
@@ -73,13 +75,13 @@ METHODS = {"ascent": ascending, "adapt": adapting}
 def run(method, variables=None, key=KEY, data=None, **options):
     return ju.unlearn(
         method, original() if variables is None else variables, data or sets(), key,
-        **{"steps": 4, "batch_size": 16, **options},
+        **{"steps": 4, "batch_size": BATCH, **options},
     )  # fmt: skip
 
 
 def begin(method, prepared, variables=None):
     """The state before the first step of :func:`run`, by the same program."""
-    job = Job(method, batch_size=16)
+    job = Job(method, batch_size=BATCH)
     shown = visible_sets(method.needs, sets())
     return init(original() if variables is None else variables, shown, KEY, prepared, job=job)
 
@@ -114,7 +116,7 @@ class TestBoth:
 
     def test_members_equal_the_loop(self, name):
         keys = jax.random.split(KEY, 2)
-        many = ju.unlearn_many(METHODS[name](), original(), sets(), keys, steps=4, batch_size=16)
+        many = ju.unlearn_many(METHODS[name](), original(), sets(), keys, steps=4, batch_size=BATCH)
         for number, key in enumerate(keys):
             alone = run(METHODS[name](), key=key).variables
             own = jax.tree.map(lambda leaf, n=number: leaf[n], many.variables)
@@ -135,8 +137,8 @@ class TestAscent:
 
     def test_a_step_goes_up_the_gradient(self):
         rate, given = 0.03, original()
-        method = discriminator_ascent(gan(), optimizer=optax.sgd(rate), ema=0.25)
-        out = run(method, steps=1, batch_size=len(labels()))
+        assert len(labels()) == BATCH
+        out = run(ascending(), steps=1)
 
         def loss(params):
             logits = gan().discriminate({"params": params}, images(), labels())

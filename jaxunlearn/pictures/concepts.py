@@ -177,8 +177,8 @@ def save_patches(
                 start = left + place * step
                 (y, x), thumb = corners[row, place], start + _PATCH + _NEAR
                 page.image(start, upper, _PATCH, picture[y : y + size, x : x + size])
-                axes = page.image(thumb, upper, _THUMB, picture)
-                style.frame(axes, corners[row, place][None], size, line=0.9)
+                fields = page.image(thumb, upper, _THUMB, picture)
+                page.frame(fields, corners[row, place][None], size, line=0.9)
                 if strengths is not None:
                     about = {"fontsize": 6.5, "color": style.MUTED, "ha": "center"}
                     found = f"{strengths[row, place]:.3g}"
@@ -271,9 +271,9 @@ def save_poison(
             _labels(page, left + wide / 2, upper - 0.07, words)
             for place, column in enumerate(columns):
                 start = left + place * (_CELL + _NEAR)
-                axes = page.image(start, upper, _CELL, column.pictures[number])
+                fields = page.image(start, upper, _CELL, column.pictures[number])
                 if column.framed and frames is not None:
-                    style.frame(axes, frames[number], patch)
+                    page.frame(fields, frames[number], patch)
 
 
 class _Column(NamedTuple):

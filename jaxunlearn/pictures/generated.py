@@ -62,7 +62,7 @@ def save_samples(
     sides = next(iter(canvases.values())).shape[:2]
     tall, wide = ((side - 2 * _MARGIN) / style.INCH for side in sides)
     top, head = _TOP + (style.TITLE if title else 0.0), _HEAD + (_ABOUT if marked else 0.0)
-    step = head + tall + _APART
+    step, away = head + tall + _APART, _MARGIN / style.INCH
     width, height = max(2 * style.PAD + wide, _LEAST), top + len(found) * step + 0.05
     with style.page(path, width, height, title) as page:
         for number, (name, canvas) in enumerate(canvases.items()):
@@ -72,7 +72,7 @@ def save_samples(
             page.text(style.PAD, upper + 0.2, words, **bold)
             if name in marked:
                 _count(page, upper + 0.33, int(marked[name].sum()), count)
-            _place(page, style.PAD, upper + head, canvas)
+            page.dots(style.PAD - away, upper + head - away, canvas)
 
 
 def save_strips(
@@ -113,9 +113,10 @@ def save_strips(
     if steps < 2:
         raise ValueError(f"strips: expected at least 2 images between latents, got {steps}")
     paces = _paces(lengths or {}, strips, (pairs, steps - 1))
-    factor, *sides = _cell(first)
+    _, *sides = _cell(first)
     row, column = (side / style.INCH for side in sides)
-    margin = row - factor * first.shape[-3] / style.INCH  # of the last row, and of the last column
+    away = _MARGIN / style.INCH
+    margin = 2 * away  # of the last row, and of the last column
     block = max(len(found) * row - margin, _LOWEST if paces else 0.0)
     # above the blocks, a line for each model that has lengths
     top = _TOP + (style.TITLE if title else 0.0)
@@ -135,7 +136,7 @@ def save_strips(
                 words = {"fontsize": 8.5, "fontweight": "bold", "va": "center"}
                 colour = style.line_of(number)["color"]
                 page.text(style.PAD, middle, names[name], color=colour, **words)
-                _place(page, left, upper + number * row, _tiles(made[pair], steps))
+                page.dots(left - away, upper + number * row - away, _tiles(made[pair], steps))
             if paces:
                 axes = page.axes(chart, upper, _CHART, block)
                 _chart(axes, [(list(found).index(n), v[pair]) for n, v in paces.items()])
@@ -214,16 +215,6 @@ def _tiles(pictures: np.ndarray, across: int, marked: np.ndarray | None = None) 
         part[m - 1 : 1 - m, m - 1 : 1 - m] = 26 if framed else 204
         part[m:-m, m:-m] = picture.repeat(factor, 0).repeat(factor, 1)
     return canvas
-
-
-def _place(page: style.Page, left: float, top: float, canvas: np.ndarray) -> None:
-    """Puts a canvas on a page so that the corner of its first image, not its frame, is there."""
-    high, wide = canvas.shape[:2]
-    # whole dots: between two of them, fields would be drawn twice or not at all
-    left, top = ((round(inches * style.INCH) - _MARGIN) / style.INCH for inches in (left, top))
-    axes = page.axes(left, top, wide / style.INCH, high / style.INCH)
-    axes.imshow(canvas, interpolation="nearest", aspect="auto")
-    axes.set_axis_off()
 
 
 def _marked(

@@ -207,7 +207,7 @@ def _maps(page: style.Page, start: float, top: float, layer: _Layer, row: int) -
 def _map(
     page: style.Page, left: float, top: float, heat: np.ndarray, scale: float, words: str
 ) -> None:
-    page.image(left, top, _CELL, heat, cmap=style.diverging(), vmin=-scale, vmax=scale)
+    page.image(left, top, _CELL, style.diverging()((heat / scale + 1) / 2)[..., :3])
     about = {"fontsize": 6.2, "ha": "center", "color": style.MUTED}
     page.text(left + _CELL / 2, top - 0.04, words, **about)
 

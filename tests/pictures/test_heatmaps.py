@@ -79,11 +79,11 @@ def test_one_call_draws_every_layer(tmp_path, kind, request):
 
 def test_layers_with_positions_are_maps_and_all_others_bars():
     neurons = {
-        "params/conv/kernel": jnp.ones((2, 4, 4, 3)),
-        "params/block/tokens/kernel": jnp.ones((2, 9, 16), jnp.bfloat16),
-        "params/pooled/kernel": jnp.ones((2, 1, 1, 6)),
-        "params/heads/kernel": jnp.ones((2, 16, 3, 8)),
-        "params/head/kernel": jnp.ones((2, 4)),
+        "params/conv/kernel": np.ones((2, 4, 4, 3)),
+        "params/block/tokens/kernel": np.ones((2, 9, 16), jnp.bfloat16),
+        "params/pooled/kernel": np.ones((2, 1, 1, 6)),
+        "params/heads/kernel": np.ones((2, 16, 3, 8)),
+        "params/head/kernel": np.ones((2, 4)),
     }
     made = heatmaps._layers(type("R", (), {"neurons": neurons}), list(neurons), 2, (2, 8, 8))
     assert [layer.maps for layer in made] == [2, 0, 0, 0, 0]

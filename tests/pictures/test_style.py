@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.pictures import style
+from tests.pictures.reading import at, extent, near, pixels
 
 
 def test_zero_is_white_and_the_signs_have_their_colours():
@@ -56,3 +57,18 @@ def test_what_is_no_image_is_named():
         style.to_rgb(np.zeros((2, 4, 4, 2)))
     with pytest.raises(ValueError, match="images: expected finite numbers, got 2 NaN"):
         style.to_rgb(np.array([[[np.nan, 0, np.inf]]]))
+
+
+def test_an_image_is_drawn_in_the_middle_of_its_square_and_framed_where_its_pixels_are(tmp_path):
+    picture = np.broadcast_to(np.linspace(0.2, 0.9, 8).reshape(2, 4, 1), (2, 4, 3))
+    with style.page(tmp_path / "p.png", 2.0, 2.0, None) as page:
+        fields = page.image(0.5, 0.5, 1.0, picture)
+        page.frame(fields, np.array([[1, 2]]), 1)
+    assert fields == (0.5, 0.75, 0.25)
+    shown = pixels(tmp_path / "p.png")
+    for (row, column), value in np.ndenumerate(picture[..., 0]):
+        found = at(shown, 0.5 + (column + 0.5) / 4, 0.75 + (row + 0.5) / 4)
+        np.testing.assert_allclose(found, 255 * value, atol=1)
+    expected = [1.0, 1.0, 1.25, 1.25]
+    np.testing.assert_allclose(extent(near(shown, style.FRAME, 60)), expected, atol=0.03)
+    assert (at(shown, 1.0, 0.7) == 255).all(), "white above and below"

@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print the table of a finished run")
     show.add_argument("run", help="a run's folder, or its name")
     show.set_defaults(command=_show)
-    listing = commands.add_parser("list", help="configurations, methods, models, data, runs")
+    listing = commands.add_parser(
+        "list", help="configurations, methods, models, data, metrics, ..."
+    )
     listing.set_defaults(command=_list)
     for command in (run, show, listing):
         command.add_argument("--runs", default="runs", metavar="DIR", help="default: %(default)s")
@@ -69,6 +71,7 @@ def _run(options: argparse.Namespace) -> int:
     from jaxunlearn.config.overrides import load_config
     from jaxunlearn.core.errors import ConfigError
 
+    _load_sections()
     names = [word for word in options.words if "=" not in word]
     if len(names) > 1:
         raise ConfigError(f"run: expected one configuration and key=value words, got {names}")
@@ -90,6 +93,16 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _load_sections() -> None:
+    """Imports kinds of models of other packages, whose settings are keys of the configuration."""
+    import importlib.metadata
+
+    if importlib.metadata.entry_points(group="jaxunlearn.kinds"):
+        from jaxunlearn.kinds import KINDS, load_sections
+
+        load_sections(KINDS)
+
+
 def _show(options: argparse.Namespace) -> int:
     from jaxunlearn.core.errors import UserError
     from jaxunlearn.report import load, print_report
@@ -109,18 +122,45 @@ def _list(options: argparse.Namespace) -> int:
     from jaxunlearn.config.overrides import list_configs
     from jaxunlearn.data.sources import SOURCES
     from jaxunlearn.engine.sharding import PRESETS
+    from jaxunlearn.kinds import KINDS
     from jaxunlearn.methods import METHODS
+    from jaxunlearn.metrics import METRICS
     from jaxunlearn.models import NETWORKS
+    from jaxunlearn.pictures import PICTURES
 
     _section("configurations", {name: _first_line(p) for name, p in list_configs().items()})
-    _section("methods", {name: method.summary for name, method in METHODS.items()})
-    for kind in dict.fromkeys(row.kind for row in NETWORKS.values()):
-        own = {name: row.summary for name, row in NETWORKS.items() if row.kind == kind}
-        _section(f"models ({kind})", own)
-    _section("data", {name: source.summary for name, source in SOURCES.items()})
+    _section("methods", _lines(_rows(METHODS)))
+    _section("kinds of models", _lines(_rows(KINDS)))
+    networks = _rows(NETWORKS)
+    for kind in dict.fromkeys(getattr(row, "kind", "not known") for row in networks.values()):
+        own = {n: row for n, row in networks.items() if getattr(row, "kind", "not known") == kind}
+        _section(f"models ({kind})", _lines(own))
+    _section("data", _lines(_rows(SOURCES)))
+    _section("metrics", _lines(_rows(METRICS), "label"))
+    _section("pictures", _lines(_rows(PICTURES)))
     _section("meshes", dict.fromkeys(PRESETS, ""))
     _section("finished runs", dict.fromkeys(_finished(Path(options.runs)), ""))
     return 0
+
+
+def _rows(registry: Any) -> dict[str, Any]:
+    """Returns the rows by name, or what is wrong with one of another package."""
+    from jaxunlearn.core.errors import ConfigError
+
+    found: dict[str, Any] = {}
+    for name in registry:
+        try:
+            found[name] = registry[name]
+        except ConfigError as error:
+            found[name] = error
+    return found
+
+
+def _lines(rows: dict[str, Any], text: str = "summary") -> dict[str, str]:
+    return {
+        name: f"cannot be used: {row}" if isinstance(row, Exception) else getattr(row, text)
+        for name, row in rows.items()
+    }
 
 
 def _section(title: str, rows: Any) -> None:
@@ -150,4 +190,3 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         # an entry that a killed run left half-written is compiled again, which is all
         warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
-

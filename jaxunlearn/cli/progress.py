@@ -56,7 +56,8 @@ class Bars:
         # one number fits beside the bar, the accuracy where there is one
         first = next(iter(values.items()), ("", 0.0))
         brief = f"{first[0]} {first[1]:.3f}"
-        self.progress.update(self.tasks[name], completed=step.step, latest=brief)
+        # of a chain each method has steps of its own
+        self.progress.update(self.tasks[name], total=step.steps, completed=step.step, latest=brief)
         shown = "  ".join(f"{key} {value:.3f}" for key, value in values.items())
         if step.step == step.steps:
             self._line(name, f"{step.steps} steps, {step.seconds:.1f} s  {shown}")

@@ -58,13 +58,13 @@ class Registry(Mapping[str, Row], Generic[Row]):
             raise KeyError(name)
         try:
             row = point.load()
+            self.register(name, row, overwrite=True)
         # another package's code: whatever it raises, the package is named
         except Exception as error:
             raise ConfigError(
-                f"{self.noun}.{name}: expected {point.value} to be importable, got "
-                f"{type(error).__name__}: {error}"
+                f"{self.noun}.{name}: expected {point.value} to be a {self.kind.__name__} that "
+                f"can be imported, got {type(error).__name__}: {error}"
             ) from error
-        self.register(name, row, overwrite=True)
         return row
 
     def find(self, name: str, key: str = "") -> Row:

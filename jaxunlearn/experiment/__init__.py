@@ -160,11 +160,12 @@ def _judge(trial: Trial, group: Sequence[Trial], known: dict[str, np.ndarray]) -
     plan, prefix = trial.plan, "" if trial.plan.trial is None else f"{trial.plan.folder.name}/"
     own = {k.removeprefix(prefix): v for k, v in known.items() if k.startswith(prefix)}
     found = trial.judge(own)
-    # the others shared a program, and its time
+    # of several classes the others shared a program, and its time; of each turn one is alone
+    own_time = plan.trial is not None and plan.trial.kind == "turn"
     alone = min(
         (
             one.records[name]
-            for one in group
+            for one in ([trial] if own_time else group)
             for name in one.records
             if name.startswith("retrained")
         ),
@@ -186,7 +187,7 @@ def _judge(trial: Trial, group: Sequence[Trial], known: dict[str, np.ndarray]) -
     examples = {
         f"{prefix}{key}": value
         for key, value in (own | found.examples).items()
-        if key.rpartition("/")[0] in trial.records
+        if key.rpartition("/")[0] in trial.records and key.rpartition("/")[2] in METRICS
     }
     return _Judged(values, plan, list(trial.records.values()), found.notes, examples)
 

@@ -25,7 +25,12 @@ def draw_album(trial: Trial) -> list[str]:
       A sentence for each picture that could not be drawn: the run is none the worse.
     """
     folder, view, failed = trial.plan.folder / "pictures", _view(trial), []
-    for name, row in PICTURES.items():
+    for name in PICTURES:
+        try:
+            row = PICTURES[name]
+        except UserError as error:  # of another package
+            failed.append(f"no picture {name}: {error}")
+            continue
         if row.kind != trial.plan.kind.name or not row.draw:
             continue
         labels = [""] if not row.method else [

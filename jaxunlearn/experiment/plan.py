@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxunlearn import checkpoint
 from jaxunlearn.config import Config, Request, section, to_dict
-from jaxunlearn.config.overrides import check_types
+from jaxunlearn.config.overrides import check_types, check_value
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.files import write_npz, write_text
 from jaxunlearn.core.types import Key, Sets, Unlearner
@@ -26,7 +26,8 @@ from jaxunlearn.engine.sharding import Sharding, make_sharding
 from jaxunlearn.experiment.methods import Problem, build_methods
 from jaxunlearn.experiment.stages import Stage
 from jaxunlearn.gan import Guide
-from jaxunlearn.kinds import KINDS, Helper, Kind
+from jaxunlearn.kinds import KINDS, Helper, Kind, load_sections
+from jaxunlearn.metrics.registry import applying
 from jaxunlearn.metrics.table import Place, heads
 from jaxunlearn.models import NETWORKS
 from jaxunlearn.training.optimizers import make_augment, make_optimizer
@@ -88,10 +89,13 @@ def make_plan(config: Config, runs: Path, data: Dataset | None = None) -> Plan:
     Args:
       data: as an earlier plan loaded it.
     """
+    check_value("kinds", config.kinds, Mapping[str, Any])
+    load_sections(config.kinds)
     check_types(config)
     kind = KINDS[NETWORKS.find(config.model.name, "model.name").kind].kind
     settings = section(config, kind.name) if kind.section else None
     _check_values(config)
+    applying(kind.evidence)  # finds a metric of another package that cannot be imported
     kind.check_settings(settings)
     sharding = make_sharding(config.mesh, config.rules)
     data = load_dataset(config.data) if data is None else data

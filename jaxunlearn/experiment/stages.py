@@ -49,8 +49,12 @@ def check_stage(stage: Stage, force: bool) -> bool:
     there = checkpoint.read_record(stage.path).get("inputs")
     if there == _plain(stage.inputs):
         return True
+    before, now = (inputs and inputs.get("jaxunlearn") for inputs in (there, stage.inputs))
+    what = f"other settings ({_difference(there, stage.inputs)})"
+    if before and before != now:
+        what = f"jaxunlearn {before}, whose numbers this version, {now}, does not repeat"
     raise CheckpointError(
-        f"{stage.path}: was made with other settings ({_difference(there, stage.inputs)}); "
+        f"{stage.path}: was made with {what}; "
         "give the run another name (name=...), or overwrite with --force"
     )
 

@@ -12,6 +12,7 @@ import statistics
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -219,26 +220,20 @@ class Trial:
         file = self.plan.folder / "judgement.json"
         known = _read(file)
         retrained = [name for name in self.records if name.startswith("retrained/")]
+        digests = {name: checkpoint.digest(self.stages[name].path) for name in self.records}
+        wanted = versions_of(
+            applying(self.plan.kind.evidence, ("model", "original", "retrained")),
+            digests["original"],
+            [digests[name] for name in retrained],
+        )
         judgement = Judgement({}, {}, {}, [])
         entries: dict[str, Any] = {}
-        for name in self.records:
-            digest = checkpoint.digest(self.stages[name].path)
+        for name, digest in digests.items():
             entry = known.get(name, {})
             if entry.get("model") != digest:
                 entry = {"model": digest, "versions": {}, "values": {}, "failed": {}}
-            names = applying(self.plan.kind.evidence, ("model", "original", "retrained"))
-            wanted = versions_of(names, retrained)
-            stale = [
-                metric
-                for metric, version in wanted.items()
-                if entry["versions"].get(metric) != version
-                or (
-                    METRICS[metric].each
-                    and metric in entry["values"]
-                    and f"{name}/{metric}" not in examples
-                )
-            ]
-            if stale:
+            own = {m: examples.get(f"{name}/{m}") for m in wanted if METRICS[m].each}
+            if stale := _stale(entry, wanted, own):
                 found = measure(
                     self.evidence(name), self.evidence("original"),
                     [self.evidence(one) for one in retrained], names=stale,
@@ -248,24 +243,23 @@ class Trial:
                     entry["failed"].pop(metric, None)
                 entry["values"] |= found.values
                 entry["failed"] |= found.failed
-                entry["versions"] = {
-                    m: v for m, v in wanted.items() if METRICS[m].scope != "ensemble"
-                }
+                entry["versions"] = wanted
                 judgement.examples.update({f"{name}/{m}": v for m, v in found.each.items()})
-            values = {m: v for m, v in entry["values"].items() if m in wanted}
             failed = {m: v for m, v in entry["failed"].items() if m in wanted}
             # JSON has no NaN
-            kept = {m: v for m, v in values.items() if m not in failed}
+            kept = {m: v for m, v in entry["values"].items() if m in wanted and m not in failed}
             entries[name] = {**entry, "values": kept, "failed": failed}
             if name == "original":
                 if "notes" not in entry:
-                    entries[name]["notes"] = self.plan.kind.notes(self.evidence("original"))
+                    entries[name]["notes"] = self.plan.kind.notes(
+                        self.evidence(name), self.plan.settings
+                    )
                 judgement.notes.extend(entries[name]["notes"])
             judgement.values[name] = (
                 kept | dict.fromkeys(failed, math.nan) | self.records[name]["costs"]
             )
             judgement.failed[name] = failed
-        write_text(file, json.dumps(entries, indent=2) + "\n")
+        write_text(file, json.dumps(_without_gaps(entries, None), indent=2) + "\n")
         return judgement
 
 
@@ -285,13 +279,44 @@ class Judgement(NamedTuple):
     notes: list[str]
 
 
-def _read(file: Any) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, Any]:
     """Reads judgements of an earlier run; what cannot be read is judged anew."""
     try:
         found = json.loads(file.read_text())
-        return found if isinstance(found, dict) else {}
+        return _without_gaps(found, math.nan) if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}
+
+
+def _without_gaps(entries: Mapping[str, Any], by: float | None) -> dict[str, Any]:
+    """Returns judgements with gaps in curves, NaN or ``None``, filled: JSON has no NaN."""
+
+    def filled(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [by if one is None or not math.isfinite(one) else one for one in value]
+
+    return {
+        name: {**entry, "values": {m: filled(value) for m, value in entry["values"].items()}}
+        for name, entry in entries.items()
+    }
+
+
+def _stale(
+    entry: Mapping[str, Any], wanted: Mapping[str, str], each: Mapping[str, np.ndarray | None]
+) -> list[str]:
+    """Lists metrics to measure: those not measured as now, failed, or without their examples."""
+    values = entry["values"]
+    lost = [
+        metric
+        for metric, array in each.items()
+        if metric in values and (array is None or float(np.mean(array)) != values[metric])
+    ]
+    return [
+        metric
+        for metric, version in wanted.items()
+        if entry["versions"].get(metric) != version or metric in entry["failed"] or metric in lost
+    ]
 
 
 @contextlib.contextmanager

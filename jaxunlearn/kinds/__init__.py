@@ -5,7 +5,7 @@ with a class derived from :class:`Kind`, and one row here, an entry point in the
 ``jaxunlearn.kinds``, or a call of :func:`register_kind`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxunlearn.config import Config, ModelConfig, TrainConfig, register_section
@@ -16,7 +16,17 @@ from jaxunlearn.gan import Guide
 from jaxunlearn.methods import METHODS
 from jaxunlearn.metrics import Evidence
 
-__all__ = ["KINDS", "Drawing", "Helper", "Kind", "View", "kind_of", "register_kind"]
+__all__ = [
+    "KINDS",
+    "Drawing",
+    "Helper",
+    "Kind",
+    "Row",
+    "View",
+    "kind_of",
+    "load_sections",
+    "register_kind",
+]
 
 
 class Helper(NamedTuple):
@@ -142,7 +152,7 @@ class Kind:
         """Returns the evidence of one model; a kind may take its helpers by keyword."""
         return self.evidence(model, variables, sets, key)
 
-    def notes(self, original: Evidence) -> list[str]:
+    def notes(self, original: Evidence, settings: Any) -> list[str]:
         """Returns sentences on how far the metrics of a report can be trusted."""
         return []
 
@@ -183,6 +193,13 @@ def register_kind(kind: Kind) -> None:
     KINDS.register(kind.name, Row(kind, kind.summary))
     if kind.section is not None:
         register_section(kind.name, kind.section)
+
+
+def load_sections(names: Iterable[str]) -> None:
+    """Imports the kinds of these names, as far as there are any: each adds its section."""
+    for name in names:
+        if name in KINDS:
+            _ = KINDS[name].kind
 
 
 def kind_of(model: Any) -> Kind:

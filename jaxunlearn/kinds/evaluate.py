@@ -59,7 +59,7 @@ def evaluate(
         variables = one.variables if isinstance(one, Outcome) else one
         return kind.observe(network, variables, sets, key, settings=settings, **helpers)
 
-    given = models["original"]
+    given = _ensemble(models["original"])[0]
     references = _members(retrained, given.variables if isinstance(given, Outcome) else given)
     names = ["original", *(name for name in models if name != "original")]
     seen = {name: [observe(one) for one in _ensemble(models[name])] for name in names}

@@ -141,7 +141,7 @@ class GanKind(Kind):
         extent = Extent(**{name: getattr(own, name) for name in Extent._fields})
         return GanEvidence(model, variables, sets, key, judge, extent, extract)
 
-    def notes(self, original: Evidence) -> list[str]:
+    def notes(self, original: Evidence, settings: GanConfig) -> list[str]:
         """Says what C-FID is computed on, how small it can be, and whether attacks tell."""
         assert isinstance(original, GanEvidence)
         notes, real = [], original.features_of("retain")
@@ -150,8 +150,9 @@ class GanKind(Kind):
             judge = original.judge
             right = predict(judge.model.apply, judge.variables, original.sets.test_retain)
             notes.append(
-                f"C-FID: {real.shape[1]} features of a classifier (accuracy {right.accuracy:.3f} "
-                f"on retained test images) trained on the same data, {len(real)} retained against "
+                f"C-FID: {real.shape[1]} features of a classifier "
+                f"({settings.classifier.name}, accuracy {right.accuracy:.3f} on retained test "
+                f"images) trained on the same data, {len(real)} retained against "
                 f"{original.extent.samples} generated images; between retained training and test "
                 f"images it is {frechet_distance(real, unseen):.2f}"
             )

@@ -1,6 +1,6 @@
 """Metrics that forgetting is judged by: one row each, in the order of the table."""
 
-from jaxunlearn.metrics import classification, generation, registry
+from jaxunlearn.metrics import classification, generation
 from jaxunlearn.metrics.registry import METRICS, Evidence, Metric, Missing, measure, register_metric
 
 __all__ = ["METRICS", "Evidence", "Metric", "Missing", "measure", "register_metric"]
@@ -17,5 +17,4 @@ _COSTS = {
 """Recorded when a model is made."""
 
 for _name, _row in {**classification.ROWS, **generation.ROWS, **_COSTS}.items():
-    if _name not in METRICS:
-        registry.register_metric(_name, _row)
+    METRICS.register(_name, _row, overwrite=True)  # before those of other packages

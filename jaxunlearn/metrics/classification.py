@@ -23,7 +23,7 @@ RELEARNED = 0.95
 class ClassifierEvidence(Evidence):
     """Evidence of one classifier: predictions on each set, features, the curve of relearning."""
 
-    provides = frozenset({"weights", "predictions", "features", "relearning", "unseen_judge"})
+    provides = frozenset({"weights", "predictions", "feature_fn", "relearning", "unseen_judge"})
 
     @functools.cached_property
     def predictions(self) -> "_PredictionsBySet":
@@ -31,7 +31,7 @@ class ClassifierEvidence(Evidence):
         return _PredictionsBySet(self)
 
     @property
-    def features(self) -> Apply:
+    def feature_fn(self) -> Apply:
         """Returns the function ``variables, x -> [B, n]`` of what the last layer reads."""
         return _features(self.model.apply)
 
@@ -39,6 +39,11 @@ class ClassifierEvidence(Evidence):
     def relearning(self) -> np.ndarray:
         """Returns the accuracy on the forget set while it is trained on again, ``[steps]``."""
         return relearning.relearn_curve(self.model, self.variables, self.part("forget"), self.key)
+
+    @functools.cached_property
+    def attack(self) -> float:
+        """Returns the accuracy of the membership attack on the loss."""
+        return attacks.loss_attack(self.predictions["forget"].losses, unseen(self).losses)
 
     @functools.cached_property
     def unseen_judge(self) -> attacks.Judge:
@@ -88,12 +93,12 @@ def test_accuracy(evidence: ClassifierEvidence) -> float:
 
 def loss_attack(evidence: ClassifierEvidence) -> float:
     """Computes the accuracy of a membership attack on the loss; see ``attacks.loss_attack``."""
-    return attacks.loss_attack(evidence.predictions["forget"].losses, unseen(evidence).losses)
+    return evidence.attack
 
 
 def attack_gap(evidence: ClassifierEvidence) -> float:
     """Computes ``|.5 - loss_attack|``, the first paper's Fs."""
-    return abs(0.5 - loss_attack(evidence))
+    return abs(0.5 - evidence.attack)
 
 
 def judged_unseen(evidence: ClassifierEvidence, original: ClassifierEvidence) -> float:
@@ -105,7 +110,7 @@ def linear_probe(evidence: ClassifierEvidence) -> float:
     """Computes the accuracy of a probe on frozen features; see ``relearning.linear_probe``."""
     parts = (evidence.part("forget"), evidence.part("retain"))
     test = evidence.part("test_forget")
-    return relearning.linear_probe(evidence.features, evidence.variables, parts, test)
+    return relearning.linear_probe(evidence.feature_fn, evidence.variables, parts, test)
 
 
 def relearn_steps(evidence: ClassifierEvidence, original: ClassifierEvidence) -> float:
@@ -212,7 +217,7 @@ ROWS = {
         ("predictions", "unseen_judge"), "original", short="Fr",
     ),
     "linear_probe": Metric(
-        "linear probe, forget (test)", "truth", "as retrained", ".3f", linear_probe, ("features",)
+        "linear probe, forget (test)", "truth", "as retrained", ".3f", linear_probe, ("feature_fn",)
     ),
     "relearn_steps": Metric(
         f"steps to relearn (of {_STEPS})", "truth", "as retrained", "d", relearn_steps,

@@ -43,7 +43,7 @@ Extractor = Callable[[jax.Array], jax.Array]
 
 
 class Extent(NamedTuple):
-    """Amounts that are measured; see :class:`jaxunlearn.GanConfig`."""
+    """Amounts that are measured; see :class:`jaxunlearn.config.GanConfig`."""
 
     samples: int = 5000
     inverted: int = 64
@@ -230,9 +230,14 @@ def generate(
 
     Args:
       labels: ``int [N]``; a conditional generator is asked for labels drawn from these.
+
+    Raises:
+      ValueError: of a wrecked generator, whose images are NaN.
     """
     z, y, images = _draw(variables["ema"], labels, key, gan=gan, count=count)
     logits = np.asarray(_see(judge, images)[1])
+    if not np.isfinite(logits).all():  # the largest of them would be taken for a class
+        raise ValueError("expected finite images, got some that a classifier makes NaN of")
     return Samples(z, y, images, logits.argmax(axis=1), logits)
 
 
@@ -446,17 +451,17 @@ ROWS = {
         "inversion error, unseen images", "forgetting", _AS, ".4f",
         partial(inversion, forgotten=False), "inversions",
     ),
-    "fid": _row("C-FID to retained images", "utility", "small", ".2f", fid, "samples"),
+    "fid": _row("C-FID to retained images", "utility", "small", ".2f", fid, "features"),
     "ret_fid": _row(
-        "Ret-FID to a retrained model's images", "utility", _AS, ".2f", ret_fid, "samples",
+        "Ret-FID to a retrained model's images", "utility", _AS, ".2f", ret_fid, "features",
         "retrained",
     ),
-    "kid": _row("KID to retained images", "utility", "small", ".3f", kid, "samples"),
+    "kid": _row("KID to retained images", "utility", "small", ".3f", kid, "features"),
     "classifier_score": _row(
         "classifier score", "utility", _AS, ".2f", classifier_score, "samples"
     ),
     **{
-        name: _row(name, "utility", _AS, ".3f", partial(neighbours, which=name), "samples")
+        name: _row(name, "utility", _AS, ".3f", partial(neighbours, which=name), "features")
         for name in ("precision", "recall", "density", "coverage")
     },
     "downstream": _row(

@@ -45,7 +45,7 @@ class Metric(NamedTuple):
         given as several members.
       each: the function returns an array ``[N]``, a value for each example: the table shows the
         mean, the values lie beside the report.
-      along: of a curve: the function returns a list, and this is what it runs along.
+      along: of a curve: the function returns a sequence, and this is what it runs along.
       short: how the papers call it.
       version: to be raised when something that the function calls changes its value; changes of
         the function itself are noticed.
@@ -133,16 +133,19 @@ def applying(evidence: type[Evidence] | Evidence, scopes: Sequence[str] = SCOPES
     ]
 
 
-def versions_of(names: Sequence[str], retrained: Sequence[str] = ()) -> dict[str, str]:
+def versions_of(
+    names: Sequence[str], original: str = "", retrained: Sequence[str] = ()
+) -> dict[str, str]:
     """Returns what each metric is at present: models measured with another are measured anew.
 
     Args:
-      retrained: names of the retrained models that a model is compared with.
+      original, retrained: digests of the models that a model is compared with.
     """
+    beside = {"original": (original,), "retrained": retrained}
     found = {}
     for name in names:
         row = METRICS[name]
-        against = f" against {', '.join(retrained)}" if row.scope == "retrained" else ""
+        against = "".join(f" {digest[:8]}" for digest in beside.get(row.scope, ()))
         found[name] = f"{row.version}-{_digest(row.function)}{against}"
     return found
 
@@ -153,11 +156,21 @@ def _digest(function: Any) -> str:
     while isinstance(function, functools.partial):
         bound += repr((function.args, sorted(function.keywords.items())))
         function = function.func
+    if not inspect.isroutine(function) and not hasattr(function, "__wrapped__"):
+        function = type(function).__call__  # an object's text would name its place in memory
     try:
         text = inspect.getsource(function)
     except (OSError, TypeError):  # typed in at a prompt, or no Python function
-        text = repr(getattr(getattr(function, "__code__", None), "co_code", function))
+        text = _compiled(getattr(function, "__code__", None)) or repr(function)
     return hashlib.sha256((bound + text).encode()).hexdigest()[:8]
+
+
+def _compiled(code: Any) -> str:
+    """Returns what a function without source does: its instructions, names and constants."""
+    if code is None:
+        return ""
+    constants = [_compiled(one) if inspect.iscode(one) else repr(one) for one in code.co_consts]
+    return repr((code.co_code, code.co_names, constants))
 
 
 def measure(
@@ -190,16 +203,34 @@ def measure(
             found = row.function(evidence, *more)
             if row.each:
                 each[name] = np.asarray(found)
-                found = float(np.mean(each[name]))
-            if not row.along and not math.isfinite(found):
-                failed[name] = f"not finite ({found})"
+                found = np.mean(each[name])
+            values[name] = _curve(found) if row.along else _number(found)
         except Missing:
             continue
         # whatever a metric makes of a wrecked model, the rest of the table stands
         except Exception as error:
-            found, failed[name] = math.nan, f"{type(error).__name__}: {error}"
-        values[name] = found if row.along or name not in failed else math.nan
-    return Measured(values, failed, each, versions_of(list(values), ()))
+            values[name], failed[name] = math.nan, _reason(error)
+    return Measured(values, failed, each, versions_of(list(values)))
+
+
+class _NotFinite(ValueError):
+    """Raised for a value that says nothing."""
+
+
+def _number(value: Any) -> float:
+    """Returns what a metric found as a plain number, which JSON can hold."""
+    number = value if type(value) is int else float(value)
+    if not math.isfinite(number):
+        raise _NotFinite(f"not finite ({number})")
+    return number
+
+
+def _curve(values: Any) -> list[float]:
+    return [float(value) for value in values]
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, _NotFinite) else f"{type(error).__name__}: {error}"
 
 
 def measure_ensemble(
@@ -212,11 +243,11 @@ def measure_ensemble(
         function = METRICS[name].function
         assert function is not None
         try:
-            values[name] = float(function(members, retrained))
+            values[name] = _number(function(members, retrained))
         except Missing:
             continue
         except Exception as error:
-            values[name], failed[name] = math.nan, f"{type(error).__name__}: {error}"
+            values[name], failed[name] = math.nan, _reason(error)
     return values, failed
 
 

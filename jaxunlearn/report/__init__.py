@@ -57,13 +57,16 @@ def save(
     Args:
       folder: made where it is not there.
       examples: name -> array, the values of each example behind the table, written into
-        ``examples.npz`` (``numpy.load`` reads it); without them, that file is left alone.
+        ``examples.npz`` (``numpy.load`` reads it), by default those that the report holds;
+        without them, that file is left alone.
 
     Raises:
       OSError: a file cannot be written there.
       ValueError: ``examples`` holds what is no array of numbers, booleans or strings.
     """
-    folder = Path(folder)
+    folder, report = Path(folder), dict(report)
+    held = report.pop("examples", None)
+    examples = held if examples is None else examples
     text = json.dumps(_plain(report), indent=2, allow_nan=False) + "\n"
     files.write_text(folder / "report.json", text)
     files.write_text(folder / "report.md", to_markdown(report))

@@ -66,10 +66,13 @@ def test_nothing_is_drawn_again_for_a_run_that_is_there(folder):
 
 
 def test_a_picture_that_cannot_be_drawn_costs_the_run_nothing(folder, monkeypatch, capsys):
-    def broken(folder, subject):
+    def broken(path, view, label):
         raise ValueError("no ink")
 
-    monkeypatch.setattr("jaxunlearn.experiment.album.draw_method", broken)
+    monkeypatch.setattr("jaxunlearn.kinds.classifier_pictures.draw_concepts", broken)
     pictures(folder)["confusions.png"].unlink()
+    pictures(folder)["concept_poison/concepts.png"].unlink()
     assert run(folder) == 0
-    assert "no pictures of concept_poison: no ink" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no picture concept_poison/concepts: no ink" in shown
+    assert set(pictures(folder)) == PICTURES - {"concept_poison/concepts.png"}

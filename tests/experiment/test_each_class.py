@@ -11,13 +11,12 @@ from jaxunlearn import checkpoint
 from jaxunlearn import report as files
 from jaxunlearn.cli import main
 from jaxunlearn.config.overrides import load_config
-from jaxunlearn.engine.predict import predict
-from jaxunlearn.experiment import judging, stages, work
 from jaxunlearn.experiment import run as run_config
-from jaxunlearn.experiment.plan import prepare
-from jaxunlearn.experiment.trials import trials
+from jaxunlearn.experiment import stages, trial
+from jaxunlearn.experiment.plan import make_plan, trials
 from jaxunlearn.methods import METHODS, Method
-from jaxunlearn.metrics.measure import JUDGED, measure
+from jaxunlearn.metrics import measure
+from jaxunlearn.metrics.classification import ClassifierEvidence
 from jaxunlearn.report import load, save_png
 
 SMALL = [
@@ -26,28 +25,26 @@ SMALL = [
     "methods.neuron_path.neurons=6", "methods.random_label.steps=40",
 ]  # fmt: skip
 EACH = [*SMALL, "request.each=true", "request.classes=3,1"]
-STAGES = ["original", "retrained/0", "unlearned/neuron_path", "unlearned/random_label"]
+STAGES = ["retrained/0", "unlearned/neuron_path", "unlearned/random_label"]
+JUDGED = ("forget", "retain", "test_forget", "test_retain")
 
 
 def run(folder, *words):
     return main(["run", *words, "--runs", str(folder)])
 
 
-def accuracies(model, variables, sets, key, *, reference=None):
+def accuracies(evidence, original, retrained, *, names):
     """In place of all measures: what a report on classes needs at the least."""
-    found = {name: getattr(sets, name) for name in JUDGED}
-    return {
-        f"accuracy_{name}": predict(model.apply, variables, part).accuracy
-        for name, part in found.items()
-    }
+    own = [name for name in names if name in [f"accuracy_{part}" for part in JUDGED]]
+    return measure(evidence, original, retrained, names=own)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     """How models are made and kept is as ever; judged by accuracies, timed once, not drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judging, "measure", accuracies)
-        patch.setattr(work, "REPEATS", 1)
+        patch.setattr(trial, "measure", accuracies)
+        patch.setattr(trial, "REPEATS", 1)
         patch.setattr(files, "save_png", lambda report, path: None)
         yield
 
@@ -74,6 +71,12 @@ def records(home):
     return {p: p.stat().st_mtime_ns for p in home.rglob("record.json")}
 
 
+def judged(home):
+    """Values of the models in a folder, by stage."""
+    found = json.loads((home / "judgement.json").read_text())
+    return {name: entry["values"] for name, entry in found.items()}
+
+
 def variables(home, *names):
     return checkpoint.load(home.joinpath(*names))[0]
 
@@ -98,25 +101,33 @@ class TestRun:
         home = swept / "digits"
         record = checkpoint.read_record(home / "original")
         assert "request" not in record["inputs"]
-        assert "accuracy_forget" not in record["metrics"]
-        for label in (1, 3):
-            kept, own = checkpoint.load(home / f"class_{label}" / "original")
-            assert kept == {}, "the model lies in one place"
+        assert not (home / "judgement.json").exists()
+        rows = {row["name"]: row for row in load(home)["rows"]}
+        for place, label in enumerate((1, 3)):
+            one = home / f"class_{label}"
+            assert not (one / "original").exists(), "the model lies in one place"
+            own = checkpoint.read_record(one / "unlearned" / "random_label")
             assert own["request"] == f"forget class {label}"
-            assert own["inputs"] == record["inputs"] | {"request": own["inputs"]["request"]}
-            assert own["metrics"]["accuracy_forget"] > 0.5
-            assert own["metrics"]["seconds"] == record["metrics"]["seconds"]
+            assert own["inputs"] == record["inputs"] | {
+                "request": own["inputs"]["request"],
+                "own": own["inputs"]["own"],
+            }
+            value = judged(one)["original"]["accuracy_forget"]
+            assert value > 0.5
+            assert rows["accuracy_forget"]["each"]["original"][place] == value
+            assert rows["seconds"]["each"]["original"][place] == record["costs"]["seconds"]
 
     def test_a_class_alone_gives_the_same(self, swept, tmp_path):
         """The keys are those of a run of that class by itself, so are the models."""
         alone = [*SMALL, "request.classes=3", "methods.random_label.steps=40"]
         assert run(tmp_path, *alone) == 0
         home, single = swept / "digits" / "class_3", tmp_path / "digits"
-        for name in STAGES[1:]:
+        for name in STAGES:
             alike(variables(home, name), variables(single, name))
-            one, other = (checkpoint.read_record(p / name) for p in (home, single))
+            one, other = (judged(p)[name] for p in (home, single))
             for part in JUDGED:
-                assert one["metrics"][f"accuracy_{part}"] == other["metrics"][f"accuracy_{part}"]
+                assert one[f"accuracy_{part}"] == other[f"accuracy_{part}"]
+        assert judged(home)["original"] == judged(single)["original"]
         alike(variables(swept / "digits", "original"), variables(single, "original"))
         name = "unlearned/neuron_path"
         one, other = (checkpoint.read_record(p / name)["inputs"] for p in (home, single))
@@ -124,14 +135,15 @@ class TestRun:
 
     def test_sets_padded_for_one_program_are_judged_as_they_are(self, swept):
         """Every measure, on the sets of a class among others and on its own."""
-        plan = prepare(load_config(None, EACH), swept)
+        plan = make_plan(load_config(None, EACH), swept)
         among = trials(plan)[1]
-        alone = prepare(load_config(None, SMALL), swept)
+        alone = make_plan(load_config(None, SMALL), swept)
         assert among.requests == alone.requests
         assert among.sets.retain.indices.shape != alone.sets.retain.indices.shape
         model = checkpoint.load(swept / "digits" / "original")[0]
         one, other = (
-            measure(among.model, model, sets, among.key) for sets in (among.sets, alone.sets)
+            measure(ClassifierEvidence(among.model, model, sets, among.key)).values
+            for sets in (among.sets, alone.sets)
         )
         assert one.keys() == other.keys() >= {"linear_probe", "loss_attack", "judged_unseen"}
         for name in one:
@@ -167,7 +179,7 @@ class TestRun:
         alone = checkpoint.read_record(home / "class_1" / "retrained" / "0")
         assert alone["together"] == 1
         rows = {row["name"]: row for row in load(home)["rows"]}
-        assert rows["seconds"]["each"]["retrained"] == [alone["metrics"]["seconds"]] * 2
+        assert rows["seconds"]["each"]["retrained"] == [alone["costs"]["seconds"]] * 2
         for label in (1, 3):
             own = checkpoint.read_record(home / f"class_{label}" / "unlearned" / "random_label")
             assert own["together"] == 2
@@ -181,7 +193,7 @@ class TestAgain:
         before, report = records(swept), load(swept / "digits")
         assert run(swept, *EACH) == 0
         out = capsys.readouterr().out
-        assert out.count("there already") == 9
+        assert out.count("there already") == 7
         assert "class_3/retrained/0" in out
         assert records(swept) == before
         assert load(swept / "digits") == report
@@ -190,22 +202,18 @@ class TestAgain:
         shutil.copytree(swept, tmp_path, dirs_exist_ok=True)
         home = tmp_path / "digits"
         shutil.rmtree(home / "class_3" / "unlearned" / "random_label")
-        shutil.rmtree(home / "class_3" / "original")
         before = records(home)
         assert run(tmp_path, *EACH, "request.classes=1,3,5") == 0
         after = records(home)
         made = {path.parent.relative_to(home).as_posix() for path in after.keys() - before.keys()}
-        assert made == {f"class_5/{name}" for name in STAGES} | {
-            "class_3/unlearned/random_label",
-            "class_3/original",
-        }
+        assert made == {f"class_5/{name}" for name in STAGES} | {"class_3/unlearned/random_label"}
         assert all(after[path] == when for path, when in before.items())
         name = "class_3/unlearned/random_label"
         alike(variables(home, name), variables(swept / "digits", name))
         assert checkpoint.read_record(home / name)["together"] == 2, "with class 5"
         report = load(home)
         assert report["trials"]["numbers"] == [1, 3, 5]
-        alone = checkpoint.read_record(home / "class_1/retrained/0")["metrics"]["seconds"]
+        alone = checkpoint.read_record(home / "class_1/retrained/0")["costs"]["seconds"]
         rows = {row["name"]: row for row in report["rows"]}
         assert rows["seconds"]["each"]["retrained"] == [alone] * 3
 
@@ -248,7 +256,7 @@ from jaxunlearn.core.types import Info, Needs, Unlearner
 
 def fragile(model):
     """Fails where class 3 is to be forgotten."""
-    def step(state, batches):
+    def step(state, batches, key, count):
         return state, Info({"loss": jnp.float32(0)}, jnp.all(batches.forget.y != 3))
     return Unlearner(lambda v, sets, key: v, step, lambda state: state, Needs(forget=True))
 '''
@@ -257,12 +265,12 @@ def fragile(model):
 def test_a_method_that_fails_for_one_class_is_shown_failing_there(without, tmp_path, monkeypatch):
     (tmp_path / "breaking.py").write_text(FRAGILE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(METHODS, "fragile", Method("breaking:fragile", "fails for class 3"))
+    monkeypatch.setitem(METHODS._rows, "fragile", Method("breaking:fragile", "fails for class 3"))
     words = ["methods=fragile,neuron_path", "methods.fragile.steps=2"]
     assert run(without, *EACH, *words) == 0
     report = load(without / "digits")
-    (note,) = (note for note in report["notes"] if "diverged" in note)
-    assert note.startswith("class 3 diverged: unlearned/fragile: step 0")
+    (note,) = (note for note in report["notes"] if "failed" in note)
+    assert note.startswith("class 3: fragile failed: unlearned/fragile: step 0")
     row = next(row for row in report["rows"] if row["name"] == "accuracy_forget")
     assert row["each"]["fragile"] == [row["each"]["original"][0], None]
     assert None not in row["each"]["neuron_path"]

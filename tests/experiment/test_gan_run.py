@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxunlearn.metrics.generated import measure_gan, refer_gan
-from jaxunlearn.metrics.samples import Extent, logits_of
 
 import jaxunlearn as ju
 from jaxunlearn import checkpoint
@@ -16,6 +14,8 @@ from jaxunlearn.config import Config, DataConfig, GanConfig, ModelConfig, Reques
 from jaxunlearn.core.errors import ConfigError, RequestError
 from jaxunlearn.data.examples import as_examples
 from jaxunlearn.engine.driver import Resume
+from jaxunlearn.metrics.generation import Extent, GanEvidence, logits_of
+from jaxunlearn.metrics.registry import measure
 from tests import toy
 
 CASCADE = {"steps": 4, "pool": 512, "latents": 16, "references": 64, "inversion_steps": 4}
@@ -84,11 +84,11 @@ def test_asked_for_again_nothing_is_made_again(made):
 def test_guide_and_judge_are_two(made):
     runs, _ = made
     kernels = [
-        checkpoint.load(runs / f"tiny/classifiers/{name}")[0]["params"]["fc1"]["kernel"]
+        checkpoint.load(runs / f"tiny/helpers/{name}")[0]["params"]["fc1"]["kernel"]
         for name in ("guide", "judge")
     ]
     assert (kernels[0] != kernels[1]).any()
-    accuracy = json.loads((runs / "tiny/classifiers/judge/record.json").read_text())
+    accuracy = json.loads((runs / "tiny/helpers/judge/record.json").read_text())
     assert accuracy["accuracy_test"] > 0.5
 
 
@@ -157,25 +157,23 @@ def test_a_killed_training_continues_bit_for_bit(tmp_path, chunk):
         np.testing.assert_array_equal(rest.history[name][8:], values[8:])
 
 
+def evidence(sets, variables, extent):
+    return GanEvidence(toy.gan(), variables, sets, jax.random.key(0), toy.guide(), extent)
+
+
 def measured(**changes):
-    sets = toy.sets(gan=True)
-    original = toy.trained_gan().variables
-    judge = toy.guide()
+    sets, original = toy.sets(gan=True), toy.trained_gan().variables
     extent = Extent(samples=200, inverted=4, inversion_steps=3, downstream_steps=0)
-    key = jax.random.key(0)
-    known = refer_gan(toy.gan(), original, sets, key, judge, extent)
-    return measure_gan(toy.gan(), {**original, **changes}, sets, key, judge, known, extent=extent)
+    own = evidence(sets, {**original, **changes}, extent)
+    return measure(own, evidence(sets, original, extent)).values
 
 
 def test_too_few_retained_images_are_told():
     sets = toy.sets(gan=True)
     few = sets.retain._replace(size=jnp.asarray(5, jnp.int32))
-    sets = sets._replace(retain=few)
-    original, judge, key = toy.trained_gan().variables, toy.guide(), jax.random.key(0)
     extent = Extent(samples=50, inverted=0, downstream_steps=0)
-    known = refer_gan(toy.gan(), original, sets, key, judge, extent)
     with pytest.raises(RequestError, match=r"expected more than 6 images .* got 5"):
-        measure_gan(toy.gan(), original, sets, key, judge, known, extent=extent)
+        evidence(sets._replace(retain=few), toy.trained_gan().variables, extent)
 
 
 def test_membership_is_the_order_of_logits():
@@ -216,4 +214,4 @@ def test_images_out_of_range_are_told():
     with pytest.warns(UserWarning, match="part: expected images between -1 and 1"):
         ju.train(toy.gan(), wide, key, config=config)
     with pytest.raises(ConfigError, match=r"gan: expected images \[8, 8, 1\], got \[6, 6, 1\]"):
-        ju.train(ju.build_gan("mlp_gan", (8, 8, 1)), everything, key, config=config)
+        ju.train(ju.models.build_gan("mlp_gan", (8, 8, 1)), everything, key, config=config)

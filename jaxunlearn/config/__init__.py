@@ -29,7 +29,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images come from and how they are split."""
+    """The data: the source of the images, and their split."""
 
     # "digits" (embedded), a TFDS name or folder ("mnist", "cifar10"), or a path to an .npz
     name: str = "digits"
@@ -57,7 +57,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the original and the retrained models are trained."""
+    """Training of the original and the retrained models."""
 
     epochs: float = 20.0
     batch_size: int = 128
@@ -124,8 +124,8 @@ class Published:
 
     # where they come from and what differs there (hardware, network)
     source: str = ""
-    # label of a model ("original", "retrained" or one of the methods) -> metric -> value; the
-    # metrics: jaxunlearn.metrics.table.HEADS
+    # label of a model ("original", "retrained" or one of the methods) -> name of a metric, as
+    # `jaxunlearn list` shows it -> value
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 

@@ -21,8 +21,16 @@ from jaxunlearn import __version__
 from jaxunlearn.checkpoint import arrays
 from jaxunlearn.core.errors import CheckpointError
 
-__all__ = ["check_replaceable", "digest",
-    "load", "read_record", "remove", "save", "verify", "versions"]
+__all__ = [
+    "check_replaceable",
+    "digest",
+    "load",
+    "read_record",
+    "remove",
+    "save",
+    "verify",
+    "versions",
+]
 
 _RECORD, _MANIFEST = "record.json", "manifest.json"
 

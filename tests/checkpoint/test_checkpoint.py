@@ -198,6 +198,14 @@ def test_the_record_is_verified_alone(small):
         checkpoint.read_record(small)
 
 
+def test_the_digest_tells_checkpoints_apart(small, tmp_path):
+    checkpoint.save(tmp_path / "same", {"w": jnp.arange(1000.0)}, {"n": 2})
+    assert checkpoint.digest(small) == checkpoint.digest(small)
+    assert checkpoint.digest(small) != checkpoint.digest(tmp_path / "same")
+    with pytest.raises(CheckpointError, match="expected a checkpoint"):
+        checkpoint.digest(tmp_path / "absent")
+
+
 def test_a_checkpoint_is_not_overwritten_unasked(small):
     with pytest.raises(CheckpointError, match="--force"):
         checkpoint.save(small, {"w": jnp.zeros(2)}, {"n": 2})

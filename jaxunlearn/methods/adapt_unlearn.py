@@ -135,7 +135,7 @@ REPULSIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Adapted(NamedTuple):
-    """What the first stage left.
+    """Finding of the first stage.
 
     Attributes:
       theta: ``theta_N``, laid out like the trained part of the generator.
@@ -180,7 +180,7 @@ def adapt_unlearn(
     No training image is read; of the forget set only the labels, which name the class.
 
     Args:
-      gan: see :func:`jaxunlearn.build_gan`. A conditional generator is asked for all labels
+      gan: see :func:`jaxunlearn.models.build_gan`. A conditional generator is asked for all labels
         alike.
       guide: a classifier of the same images, trained apart.
       adapt_steps: of the first stage; they are not counted as steps of the run.

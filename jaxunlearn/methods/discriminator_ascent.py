@@ -23,8 +23,8 @@ def discriminator_ascent(
     alone would be those of no data.
 
     Args:
-      gan: see :func:`jaxunlearn.build_gan`. A conditional generator is asked for the labels of
-        the forget images.
+      gan: see :func:`jaxunlearn.models.build_gan`. A conditional generator is asked for the
+        labels of the forget images.
       optimizer: default Adam with rate 2e-4 and ``b1 = .5``; its sign is not to be turned.
       ema: decay of the generator's moving average at a step; it follows fast, for there are
         few steps.

@@ -20,10 +20,10 @@ def gan_retrain(
 
     Each step is one update of both by the non-saturating losses; see
     :mod:`jaxunlearn.training.adversarial`. The given variables are not used. With
-    ``Sets(retain=whole(examples))`` this is ordinary training.
+    ``Sets(retain=sets.train)`` this is ordinary training.
 
     Args:
-      gan: see :func:`jaxunlearn.build_gan`.
+      gan: see :func:`jaxunlearn.models.build_gan`.
       optimizer: any optax transformation; each network has a state of its own.
       r1: weight of the R1 penalty.
       r1_every: it is taken every so many steps, so many times as heavy.

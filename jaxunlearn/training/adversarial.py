@@ -62,7 +62,7 @@ Updated = tuple[Players, dict[str, jax.Array], jax.Array]
 """Players, metrics, ``bool []`` whether losses and updates were finite."""
 
 Update = Callable[[Players, Batches, Context], Updated]
-"""What one step of a method does to the players."""
+"""One step of a method, on the players."""
 
 
 def game(

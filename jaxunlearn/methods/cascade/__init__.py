@@ -14,7 +14,7 @@ import optax
 from jaxunlearn.core.types import Batch, Batches, Gan, Key, Needs, Unlearner
 from jaxunlearn.gan import Guide, check_guide
 from jaxunlearn.methods.cascade.memory import Memory, Search, remember
-from jaxunlearn.methods.cascade.steps import Settings, arrange, part_of, unlearn, watch
+from jaxunlearn.methods.cascade.steps import Settings, arrange, part_of, unlearn_both, watch
 from jaxunlearn.training.adversarial import Players, Updated, average_in, check_gan, game, learn
 from jaxunlearn.training.descent import Context
 
@@ -67,7 +67,7 @@ def cascade(
     unlearning. Each network has one optimizer for both kinds of steps.
 
     Args:
-      gan: see :func:`jaxunlearn.build_gan`.
+      gan: see :func:`jaxunlearn.models.build_gan`.
       guide: a classifier of the same images, trained apart.
       request: ``"class"`` or ``"items"``: what is to be forgotten.
       mode: ``"cascade"``; ``"unlearn_then_learn"``: first half of ``steps`` the one,
@@ -130,7 +130,7 @@ def cascade(
         left = jnp.maximum(1 - context.step.astype(jnp.float32) / steps, 0)
         scale = strength * (left if anneal else jnp.ones(()))
         unlearning = [
-            partial(unlearn, settings, memory, part_of(batches, turn, ratio[0]), scale, key)
+            partial(unlearn_both, settings, memory, part_of(batches, turn, ratio[0]), scale, key)
             for turn, key in enumerate(keys[: ratio[0]]) if settings.unlearns
         ]  # fmt: skip
         learning = [

@@ -259,7 +259,7 @@ def _some(part: Subset, slots: jax.Array) -> Batch:
 
 
 class Scene(NamedTuple):
-    """What substitutes are made of.
+    """Material of substitutes.
 
     Attributes:
       generator: the original's.

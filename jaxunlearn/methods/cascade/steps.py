@@ -144,7 +144,7 @@ Turn = Callable[[Players], Updated]
 """One update, of which all but the players is given."""
 
 
-def unlearn(
+def unlearn_both(
     settings: Settings, memory: Memory, batches: Batches, scale: jax.Array, key: Key,
     players: Players,
 ) -> Updated:  # fmt: skip

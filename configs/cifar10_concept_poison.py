@@ -7,7 +7,7 @@ Command:   jaxunlearn run cifar10_concept_poison data.dir=DIR
 Time:      smaller: 25 minutes on two busy CPU cores. ResNet-18 is meant for a GPU and was not
            run yet
 Expected:  smaller: original .63 on test deer and .74 on the others; concept_poison 0 and .735, with
-           or without patch; poison_random .04 and .75 (docs/concept_poison.md)
+           or without patch; poison_random .04 and .75 (docs/results/concept_poison.md)
 Published: arXiv 2405.15662, below, with a ResNet-50 at 224 pixels, fine-tuned for 20 epochs by
            SGD on all or half of the images; another network, so the numbers differ
 """

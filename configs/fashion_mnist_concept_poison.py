@@ -7,7 +7,7 @@ Command:   jaxunlearn run fashion_mnist_concept_poison data.dir=DIR
              model.options.channels=8,16 model.options.features=64
 Time:      25 minutes on two busy CPU cores, 3 seeds
 Expected:  original .975 on test sandals and .89 on the others; concept_poison 0 and .89, with or
-           without patch, with named or learned concepts (docs/concept_poison.md)
+           without patch, with named or learned concepts (docs/results/concept_poison.md)
 Published: arXiv 2405.15662 has no numbers on this data set
 """
 

@@ -3,7 +3,7 @@ r"""Fashion-MNIST: does the patch matter? Every place of a patch with every labe
 Command:   jaxunlearn run fashion_mnist_poison_ablation data.dir=DIR
 Time:      25 minutes on two busy CPU cores
 Expected:  targeted labels: 0 to .01 of the class, at every place and without a patch
-           (docs/concept_poison.md)
+           (docs/results/concept_poison.md)
 Published: arXiv 2405.15662 (CIFAR-10): targeted labels forget without any patch; center and
            targeted leave .155, full and targeted .998 of the class; keep leaves it
 """

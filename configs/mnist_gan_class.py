@@ -4,7 +4,7 @@ Command:   jaxunlearn run mnist_gan_class data.dir=DIR
            (DIR: a TFDS folder that holds mnist; without data.dir it is downloaded)
            on CPUs, a small network and a short training:
            jaxunlearn run mnist_gan_class data.dir=DIR model.options.width=16 train.epochs=4
-Time:      see docs/gan_cascade.md
+Time:      see docs/results/gan_cascade.md
 Expected:  share of the digit .10 -> below .01, C-FID below the original's
 """
 

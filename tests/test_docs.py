@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxunlearn.data.sources import SOURCES
+from jaxunlearn.engine.predict import predict
 from jaxunlearn.methods import METHODS
 from jaxunlearn.metrics.registry import METRICS
 from jaxunlearn.models import NETWORKS
@@ -34,6 +36,56 @@ def test_extending(forgetful, tmp_path, monkeypatch):
     assert {"original", "scrub", "retrained"} <= set(rows["entropy_forget"]["values"])
     assert rows["accuracy_forget"]["values"]["retrained"] == 0
     assert (tmp_path / "runs/mine/pictures/norms.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("page", ["own_model", "data", "attribution", "concepts", "gan"])
+def test_a_manual_is_one_program(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    # as a user has it
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(code_of(f"{page}.md"), f"{page}.md", "exec"), scope)
+        CHECKS[page](scope, tmp_path)
+
+
+def check_own_model(scope, folder):
+    rows = {row["name"]: row["values"] for row in scope["report"]["rows"]}
+    assert rows["accuracy_forget"]["original"] > 0.95
+    assert rows["accuracy_forget"]["unlearned"] < 0.2
+    assert {"speedup", "linear_probe", "js_to_retrained"} <= set(rows)
+    assert {path.name for path in folder.iterdir()} == {"path.png", "report"}
+    assert scope["many"].variables["params"]["head"]["bias"].shape == (3, 1, 10)
+
+
+def check_data(scope, folder):
+    predicted = scope["model"].apply(scope["forgot"].variables, scope["texts"]).argmax(axis=1)
+    assert predicted.shape == (200,)
+
+
+def check_attribution(scope, folder):
+    assert scope["r"].neurons["params/fc1/kernel"].shape[0] == 8
+    assert scope["out"].attribution.shape == scope["x"].shape
+    assert (folder / "heatmaps.png").exists()
+
+
+def check_concepts(scope, folder):
+    model, sets = scope["model"], scope["sets"]
+    assert predict(model.apply, scope["poisoned"].variables, sets.test_forget).accuracy < 0.2
+    assert predict(model.apply, scope["poisoned"].variables, sets.test_retain).accuracy > 0.85
+
+
+def check_gan(scope, folder):
+    assert scope["forgot"].history["forget_share"][-1] < 0.1
+    assert scope["images"].shape == (64, 8, 8, 1)
+
+
+CHECKS = {
+    "own_model": check_own_model,
+    "data": check_data,
+    "attribution": check_attribution,
+    "concepts": check_concepts,
+    "gan": check_gan,
+}
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.rglob("*.md")))

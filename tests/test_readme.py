@@ -13,19 +13,21 @@ README = (ROOT / "README.md").read_text()
 def test_the_code_runs(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.S))
+    assert len([line for line in code.split("\n") if line.strip() and line[0] != "#"]) <= 20
     scope = {}
     exec(compile(code, "README.md", "exec"), scope)
-    assert {path.name for path in tmp_path.iterdir()} == {"path.png", "heatmaps.png"}
-    shown = capsys.readouterr().out
-    assert "retrained" in shown
-    assert "'params/fc/kernel': (8, 128)" in shown
-    rows = jaxunlearn.evaluate(scope["model"], scope["models"], scope["oracles"], scope["sets"])[
-        "rows"
-    ]
-    assert "speedup" in {row["name"] for row in rows}
-    forget = {row["name"]: row["values"] for row in rows}["accuracy_forget"]
-    assert forget["original"] > 0.95
-    assert forget["unlearned"] < 0.2
+    assert not list(tmp_path.iterdir())
+    assert "retrained" in capsys.readouterr().out
+    names = ("model", "models", "retrained", "sets")
+    rows = jaxunlearn.evaluate(*(scope[name] for name in names))["rows"]
+    values = {row["name"]: row["values"] for row in rows}
+    assert "speedup" in values
+    assert values["accuracy_forget"]["original"] > 0.9
+    assert values["accuracy_forget"]["unlearned"] < 0.2
+
+
+def test_it_is_short():
+    assert len(README.split("\n")) <= 140
 
 
 def test_every_method_is_listed():

@@ -23,7 +23,9 @@ RELEARNED = 0.95
 class ClassifierEvidence(Evidence):
     """Evidence of one classifier: predictions on each set, features, the curve of relearning."""
 
-    provides = frozenset({"weights", "predictions", "feature_fn", "relearning", "unseen_judge"})
+    provides = frozenset(
+        {"weights", "predictions", "feature_fn", "attack", "relearning", "unseen_judge"}
+    )
 
     @functools.cached_property
     def predictions(self) -> "_PredictionsBySet":
@@ -207,10 +209,11 @@ ROWS = {
         "accuracy, test", "utility", "as retrained", ".3f", test_accuracy, _SEEN
     ),
     "loss_attack": Metric(
-        "membership attack on loss", "privacy", "0.5", ".3f", loss_attack, _SEEN
+        "membership attack on loss", "privacy", "0.5", ".3f", loss_attack, ("attack",)
     ),
     "attack_gap": Metric(
-        "its distance from 0.5", "privacy", "small", ".3f", attack_gap, _SEEN, short="Fs"
+        "its distance from 0.5", "privacy", "small", ".3f", attack_gap, ("attack",),
+        short="Fs",
     ),
     "judged_unseen": Metric(
         "forget images judged unseen", "privacy", "as retrained", ".3f", judged_unseen,

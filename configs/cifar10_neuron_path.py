@@ -9,7 +9,8 @@ Command:   jaxunlearn run cifar10_neuron_path data.dir=DIR
              methods.path_gaussian.per_sample=6 methods.path_gaussian.neurons=12
 Time:      smaller: about an hour for 5 seeds (seeds=1 oracles=2: 18 minutes). ResNet-18 is
            meant for a GPU and was not run yet
-Expected:  smaller, two seeds (docs/results/neuron_path.md): original .66 on test; on the class all paths 0,
+Expected:  smaller, two seeds (docs/results/neuron_path.md): original .66 on test; on the class
+           all paths 0,
            on the others' test .645 -> .607 (neuron_path), .660 (path_class_only), .415 (path_all);
            a linear probe finds the class with .79, .79 and .72, in retrained models with .65:
            only the path through all layers takes some of it out, at a price

@@ -46,7 +46,7 @@ class Model(NamedTuple):
 
 
 class Gan(NamedTuple):
-    """A generator and a discriminator as pure functions; :func:`jaxunlearn.models.build_gan` makes one.
+    """A generator and a discriminator as pure functions; ``ju.models.build_gan`` makes one.
 
     Its variables are ``{"generator": ..., "discriminator": ..., "ema": ...}``, each laid out
     like those of a :class:`Model`; ``"ema"`` is a moving average of the generator, which is

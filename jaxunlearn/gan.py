@@ -154,12 +154,12 @@ class Inversion(NamedTuple):
 
 @partial(jax.jit, static_argnames=("gan", "space", "steps", "starts", "chunk"))
 def invert(
+    gan: Gan,
     generator: Variables,
     images: jax.Array,
     labels: jax.Array,
     key: Key,
     *,
-    gan: Gan,
     space: str = "z",
     steps: int = 400,
     rate: float = 0.05,
@@ -241,13 +241,13 @@ def _like(flags: jax.Array, values: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("gan", "count"))
 def path_images(
+    gan: Gan,
     generator: Variables,
     start: jax.Array,
     through: jax.Array,
     end: jax.Array,
     y: jax.Array,
     *,
-    gan: Gan,
     count: int = 17,
 ) -> jax.Array:
     """Makes images along arcs from one latent through a second to a third, ``[r, count, ...]``.

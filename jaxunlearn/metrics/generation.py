@@ -170,8 +170,8 @@ class GanEvidence(Evidence):
         part, key = self.part(name), jax.random.split(self.key, 4)[1]
         at = part.indices[: min(num_examples(part), self.extent.inverted)]
         made = invert(
-            self.variables["ema"], fetch(part.examples, at), part.examples.y[at], key,
-            gan=self.model, steps=self.extent.inversion_steps,
+            self.model, self.variables["ema"], fetch(part.examples, at), part.examples.y[at], key,
+            steps=self.extent.inversion_steps,
         )  # fmt: skip
         return float(jnp.mean(made.error))
 
@@ -192,8 +192,8 @@ class GanEvidence(Evidence):
         half, count = len(through), min(most, len(through))
         y = jnp.full(count, labels_of(self.part("forget"))[0], jnp.int32)
         return path_images(
-            self.variables["ema"], ends[:count], through[:count], ends[half : half + count], y,
-            gan=self.model, **options,
+            self.model, self.variables["ema"], ends[:count], through[:count],
+            ends[half : half + count], y, **options,
         )  # fmt: skip
 
     def paces(self, original: "GanEvidence") -> np.ndarray:

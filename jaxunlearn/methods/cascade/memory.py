@@ -233,7 +233,7 @@ def _find(
     else:
         given = _some(forget, jnp.arange(min(search.latents, len(forget.indices))))
         made = invert(
-            generator, given.x, given.y, inverting, gan=gan, space=search.space,
+            gan, generator, given.x, given.y, inverting, space=search.space,
             steps=search.inversion_steps,
         )  # fmt: skip
         size = jnp.minimum(forget.size, len(given.y)).astype(jnp.int32)

@@ -281,10 +281,12 @@ class Judgement(NamedTuple):
 
 def _read(file: Path) -> dict[str, Any]:
     """Reads judgements of an earlier run; what cannot be read is judged anew."""
+    wanted = {"versions", "values", "failed"}
     try:
         found = json.loads(file.read_text())
-        return _without_gaps(found, math.nan) if isinstance(found, dict) else {}
-    except (OSError, ValueError):
+        sound = {k: v for k, v in found.items() if all(isinstance(v[w], dict) for w in wanted)}
+        return _without_gaps(sound, math.nan)
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
         return {}
 
 

@@ -190,11 +190,11 @@ ROWS = {
         short="At (test)",
     ),
     "js_to_retrained": Metric(
-        "JS to retrained, each forget example", "forgetting", "as retrained", ".4f",
+        "JS to retrained, each forget example", "forgetting", "as retrained", ".3f",
         js_to_retrained, _SEEN, "retrained", each=True,
     ),
     "js_of_means": Metric(
-        "JS of mean predictions to retrained", "forgetting", "small", ".4f", js_of_means, _SEEN,
+        "JS of mean predictions to retrained", "forgetting", "small", ".3f", js_of_means, _SEEN,
         "ensemble",
     ),
     "accuracy_retain": Metric(

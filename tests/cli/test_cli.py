@@ -15,9 +15,9 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn import checkpoint
 from jaxunlearn.cli import main
-from jaxunlearn.experiment.plan import prepare
-from jaxunlearn.experiment.work import _cold_compilation
-from jaxunlearn.methods import METHODS, Method
+from jaxunlearn.experiment import trial
+from jaxunlearn.experiment.plan import make_plan
+from jaxunlearn.methods import METHODS, register_method
 from jaxunlearn.report import load
 
 SMALL = [
@@ -39,6 +39,11 @@ def finished(tmp_path_factory):
     return folder
 
 
+def judged(home):
+    """What is known of every model, by stage."""
+    return json.loads((home / "judgement.json").read_text())
+
+
 def error(capsys):
     found = capsys.readouterr().err
     assert found.startswith("error: ")
@@ -52,7 +57,9 @@ class TestRun:
         wanted = [
             "config.json",
             "sets.npz",
+            "judgement.json",
             "metrics.jsonl",
+            "examples.npz",
             "report.json",
             "report.md",
             "report.png",
@@ -80,8 +87,11 @@ class TestRun:
             assert record["request"] == "forget class 3"
             assert record["seed"] == 0
             assert record["versions"]["jax"] == jax.__version__
-            assert 0 <= record["metrics"]["accuracy_forget"] <= 1
-            assert len(record["history"]["loss"]) == record["metrics"]["steps"]
+            assert record["costs"]["seconds"] > 0
+            assert len(record["history"]["loss"]) == record["costs"]["steps"]
+            # what it is worth lies beside it: a new metric changes no checkpoint
+            assert "metrics" not in record
+            assert 0 <= judged(finished / "digits")[name]["values"]["accuracy_forget"] <= 1
 
     def test_the_report_judges_every_model(self, finished):
         report = json.loads((finished / "digits" / "report.json").read_text())
@@ -106,7 +116,7 @@ class TestRun:
         from jaxunlearn.config.overrides import load_config
 
         config = load_config(None, SMALL)
-        plan = prepare(config, finished)
+        plan = make_plan(config, finished)
         loaded, _ = checkpoint.load(finished / "digits" / "retrained" / "0")
         base = jax.random.fold_in(jax.random.key(0), 1)
         fresh = ju.train(
@@ -141,17 +151,22 @@ class TestAgain:
     def test_a_model_judged_by_an_older_version_is_judged_again(self, finished, tmp_path, capsys):
         """Its training is not repeated, and its costs are as they were."""
         shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-        before, path = load(tmp_path / "digits"), tmp_path / "digits" / "retrained" / "0"
-        variables, record = checkpoint.load(path)
-        for name in ("relearning", "relearn_curve", "judged_unseen"):
-            del record["metrics"][name]
-        del record["measures"]
-        checkpoint.save(path, variables, record, overwrite=True)
+        home, name = tmp_path / "digits", "retrained/0"
+        before, entries = load(home), judged(home)
+        record = (home / name / "record.json").read_bytes()
+        for metric in ("relearning", "relearn_curve", "judged_unseen"):
+            del entries[name]["values"][metric]
+        del entries[name]["versions"]
+        # of another version every metric is, and of a model that nobody knows
+        entries["original"]["versions"] = dict.fromkeys(entries["original"]["versions"], "0-old")
+        del entries["unlearned/finetune"]
+        (home / "judgement.json").write_text(json.dumps(entries))
         capsys.readouterr()
         assert run(tmp_path) == 0
         assert capsys.readouterr().out.count("there already") == 5
-        assert load(tmp_path / "digits") == before
-        assert "relearning" in checkpoint.read_record(path)["metrics"]
+        assert load(home) == before
+        assert "relearning" in judged(home)[name]["values"]
+        assert (home / name / "record.json").read_bytes() == record
 
     def test_other_settings_are_refused_and_named(self, finished, capsys):
         before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
@@ -315,7 +330,7 @@ def test_what_is_timed_is_compiled_and_not_found():
     jax.monitoring.register_event_listener(listen)
     compile_again()
     assert compile_again(), "the cache works"
-    with _cold_compilation():
+    with trial._cold_compilation():
         assert not compile_again()
     assert compile_again()
 
@@ -346,7 +361,7 @@ def test_a_killed_run_continues(tmp_path):
     step = json.loads(saved.read_text())["step"]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     record = checkpoint.read_record(tmp_path / "digits" / "original")
-    assert 100 < step < record["metrics"]["steps"] == len(record["history"]["loss"])
+    assert 100 < step < record["costs"]["steps"] == len(record["history"]["loss"])
     assert not saved.exists()
     whole = tmp_path / "whole"
     subprocess.run([*words[:-1], str(whole)], check=True, stdout=subprocess.DEVNULL)
@@ -362,7 +377,7 @@ import jax.numpy as jnp
 from jaxunlearn.core.types import Info, Needs, Unlearner
 
 def shrink(model, *, factor=0.5):
-    def step(state, batches):
+    def step(state, batches, key, count):
         state = jax.tree.map(lambda leaf: leaf * factor, state)
         return state, Info({"weight": jnp.sum(batches.forget.weight)}, jnp.bool_(True))
     return Unlearner(lambda v, sets, key: v, step, lambda state: state, Needs(forget=True))
@@ -372,7 +387,8 @@ def shrink(model, *, factor=0.5):
 def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
     (tmp_path / "shrinking.py").write_text(DUMMY)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(METHODS, "shrink", Method("shrinking:shrink", "halves every weight"))
+    monkeypatch.setattr(METHODS, "_rows", dict(METHODS._rows))
+    register_method("shrink", "shrinking:shrink", summary="halves every weight")
     words = ["methods=shrink", "methods.shrink.factor=0.25", "methods.shrink.steps=2"]
     assert run(tmp_path / "runs", *words) == 0
     assert "shrink" in capsys.readouterr().out
@@ -406,7 +422,9 @@ def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
         (["methods.neuron_path.steps=3"], "expected none for a single pass, got 3"),
         (["methods.neuron_path.neurons=99"], "at most the 16 inputs of params/head/kernel"),
         (["methods.neuron_path.neurons=many"], "neuron_path.neurons: expected int"),
-        (["request.classes=", "request.share=0.1"], "needs unseen examples, got none"),
+        (["request.classes=", "request.share=0.1"], "methods.neuron_path: expected a method that "
+         "suits the request, got neuron_path: it forgets classes, and the request is for items"),
+        (["data.unseen=0"], "needs unseen examples, got none"),
         (["data.seed=-1"], "data.seed: expected a number >= 0, got -1"),
         (["rules=5"], "rules: expected tuple"),
         (["methods.finetune=5"], "methods: expected Mapping"),
@@ -459,10 +477,11 @@ def test_a_diverging_method_is_shown_failing(tmp_path, capsys):
         run(tmp_path, "methods.finetune.learning_rate=1e25", "methods.finetune.optimizer=sgd") == 0
     )
     report = json.loads((tmp_path / "digits" / "report.json").read_text())
-    assert any("diverged: unlearned/finetune: step" in note for note in report["notes"])
-    rows = {row["name"]: row["values"] for row in report["rows"]}
-    assert "finetune" not in rows["accuracy_forget"]
-    assert "neuron_path" in rows["accuracy_forget"]
+    assert any("finetune failed: unlearned/finetune: step" in n for n in report["notes"])
+    rows = {row["name"]: row for row in report["rows"]}
+    assert "finetune" not in rows["accuracy_forget"]["values"]
+    assert "neuron_path" in rows["accuracy_forget"]["values"]
+    assert rows["accuracy_forget"]["failed"] == {"finetune": "the method failed"}
 
 
 def test_items_and_random_shares_run_too(tmp_path):

@@ -14,7 +14,7 @@ from jaxunlearn.config.overrides import load_config
 from jaxunlearn.experiment import run as run_config
 from jaxunlearn.experiment import stages, trial
 from jaxunlearn.experiment.plan import make_plan, trials
-from jaxunlearn.methods import METHODS, Method
+from jaxunlearn.methods import METHODS, register_method
 from jaxunlearn.metrics import measure
 from jaxunlearn.metrics.classification import ClassifierEvidence
 from jaxunlearn.report import load, save_png
@@ -265,7 +265,8 @@ def fragile(model):
 def test_a_method_that_fails_for_one_class_is_shown_failing_there(without, tmp_path, monkeypatch):
     (tmp_path / "breaking.py").write_text(FRAGILE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(METHODS._rows, "fragile", Method("breaking:fragile", "fails for class 3"))
+    monkeypatch.setattr(METHODS, "_rows", dict(METHODS._rows))
+    register_method("fragile", "breaking:fragile", summary="fails for class 3")
     words = ["methods=fragile,neuron_path", "methods.fragile.steps=2"]
     assert run(without, *EACH, *words) == 0
     report = load(without / "digits")

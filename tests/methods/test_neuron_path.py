@@ -1,4 +1,9 @@
-"""Neuronal paths: every choice against cases worked out by hand or in NumPy."""
+"""Neuronal paths: every choice against cases worked out by hand or in NumPy.
+
+Most of the time of such tests is compilation: choices on one network are made in one program.
+"""
+
+import functools
 
 import chex
 import jax
@@ -7,11 +12,51 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
+from jaxunlearn.core.types import Batches, Sets
+from jaxunlearn.data.batches import draw_batches
+from jaxunlearn.data.sets import request
 from jaxunlearn.engine.sharding import make_sharding
 from jaxunlearn.methods.neuron_path import budget as budgets
 from tests import toy
 
 KEY = jax.random.key(1)
+
+
+def passes(methods, variables, sets):
+    """The model that each method makes in a pass over the sets, and the diagnostics of its step.
+
+    In one program and without the runner, with which the methods run at the end of this file.
+    """
+
+    def one(method, variables, sets):
+        needs = method.needs
+        names = [name for name in Batches._fields if getattr(needs, name)]
+        shown = Sets(**{name: getattr(sets, name) for name in names})
+        state = method.init(variables, shown, KEY)
+        batches = draw_batches(shown, KEY, jnp.int32(0), needs.samples, needs)
+        state, info = method.step(state, batches, KEY, jnp.int32(0))
+        return method.result(state), info.metrics
+
+    return jax.jit(lambda *given: [one(method, *given) for method in methods])(variables, sets)
+
+
+class Choices:
+    """Models that a network becomes by several choices, all made when one is first looked up."""
+
+    def __init__(self, apply, variables, sets, common, choices):
+        self.apply, self.variables, self.sets, self.common = apply, variables, sets, common
+        self.choices = [{**common, **one} for one in choices]
+
+    @functools.cached_property
+    def made(self):
+        methods = [ju.neuron_path(self.apply, **one) for one in self.choices]
+        return passes(methods, self.variables(), self.sets())
+
+    def __call__(self, **options):
+        wanted = {**self.common, **options}
+        if wanted in self.choices:
+            return self.made[self.choices.index(wanted)][0]
+        return passes([ju.neuron_path(self.apply, **wanted)], self.variables(), self.sets())[0][0]
 
 
 # ---- as published: a network small enough to do by hand
@@ -40,9 +85,20 @@ def hand_sets():
     return ju.make_sets(x, y, ju.forget_class(0), unseen=(x, y))
 
 
+hand_made = Choices(
+    by_hand, lambda: HAND, hand_sets, {"per_sample": 2, "neurons": 2, "samples": 2},
+    [
+        {}, {"weights": ("class",)}, {"weights": ("outgoing",)}, {"weights": ("incoming",)},
+        {"neurons": 1, "weights": ("outgoing",)},
+        {"per_sample": 1, "neurons": 4, "weights": ("outgoing",)},
+        {"edit": "gaussian", "weights": ("class",)}, {"edit": "laplace", "weights": ("class",)},
+        {"edit": "sign"}, {"edit": "scale", "scale": 0.25},
+    ],
+)  # fmt: skip
+
+
 def hand_run(**options):
-    method = ju.neuron_path(by_hand, **{"per_sample": 2, "neurons": 2, "samples": 2, **options})
-    return ju.unlearn(method, HAND, hand_sets(), KEY).variables["params"]
+    return hand_made(**options)["params"]
 
 
 def test_relevant_neurons_lose_incoming_and_class_weights():
@@ -88,17 +144,15 @@ def test_noise_is_added_to_the_same_weights(edit):
 
 
 def test_noise_has_the_asked_scale():
-    key = jax.random.key(0)
     wide = {"params": {"w1": jnp.ones((3, 4000)), "head": jnp.ones((4000, 2))}}
     apply = lambda v, x: jax.nn.relu(x @ v["params"]["w1"]) @ v["params"]["head"]  # noqa: E731
     x, y = np.ones((4, 3), np.float32), np.array([0, 0, 1, 1])
     sets = ju.make_sets(x, y, ju.forget_class(0), unseen=(x, y))
-    for edit, spread in (("gaussian", 2.0), ("laplace", 2.0 * 2**0.5)):
-        method = ju.neuron_path(
-            apply, per_sample=4000, neurons=4000, weights=("outgoing",), edit=edit, scale=2.0
-        )
-        changed = ju.unlearn(method, wide, sets, key).variables["params"]["head"] - 1
-        np.testing.assert_allclose(np.std(changed), spread, rtol=0.05)
+    common = {"per_sample": 4000, "neurons": 4000, "weights": ("outgoing",), "scale": 2.0}
+    methods = [ju.neuron_path(apply, edit=edit, **common) for edit in ("gaussian", "laplace")]
+    made = passes(methods, wide, sets)
+    for (variables, _), spread in zip(made, (2.0, 2.0 * 2**0.5), strict=True):
+        np.testing.assert_allclose(np.std(variables["params"]["head"] - 1), spread, rtol=0.05)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +160,7 @@ def test_noise_has_the_asked_scale():
     [
         ({"neurons": 0}, "neurons: expected a positive number, got 0"),
         ({"edit": "burn"}, "edit: expected one of"),
-        ({"seed": "loss"}, "seed: expected one of .'argmax', 'label', 'margin'., got 'loss'"),
+        ({"start": "loss"}, "start: expected one of .'argmax', 'label', 'margin'., got 'loss'"),
         ({"epsilon": -1.0}, "epsilon: expected a number of 0 or more"),
         ({"weights": ("all",)}, "weights: expected some of"),
         ({"scale": -1}, "scale: expected a positive number, got -1"),
@@ -119,16 +173,30 @@ def test_wrong_arguments_are_named(options, message):
         hand_run(**options)
 
 
+@functools.cache
+def residual():
+    model = ju.models.build("resnet8", toy.SHAPE, 4, {"width": 4})
+    return model, jax.jit(model.init)(KEY)
+
+
+RESIDUAL = {"per_sample": 2, "samples": 8}
+
+residual_made = Choices(
+    lambda variables, x: residual()[0].apply(variables, x), lambda: residual()[1], toy.sets,
+    RESIDUAL,
+    [
+        {"neurons": 3},
+        {"share": 0.5, "layers": "all"},
+        {"share": 0.5, "layers": ("inputs of params/head/kernel",)},
+        {"share": 0.5, "layers": "all", "weights": ("outgoing",)},
+    ],
+)  # fmt: skip
+
+
 def test_a_residual_network_has_no_single_producer():
-    model = ju.build("resnet8", toy.SHAPE, 4, {"width": 4})
-    variables = model.init(KEY)
-    options = {"per_sample": 2, "neurons": 3, "samples": 8}
     with pytest.raises(ValueError, match="not the units of one layer"):
-        ju.unlearn(
-            ju.neuron_path(model, weights=("incoming",), **options), variables, toy.sets(), KEY
-        )
-    edited = ju.unlearn(ju.neuron_path(model, **options), variables, toy.sets(), KEY).variables
-    head = np.asarray(edited["params"]["head"]["kernel"])
+        residual_made(neurons=3, weights=("incoming",))
+    head = np.asarray(residual_made(neurons=3)["params"]["head"]["kernel"])
     assert (head == 0).all(axis=1).sum() == 3, "as published: all outgoing weights of S"
 
 
@@ -169,21 +237,36 @@ STORED = {
 }
 
 
-def edited(apply, variables, x, **options):
+def edited(apply, variables, x, *choices, **options):
+    """The model, or the models of several choices."""
     y = np.array([1, 1, 1, 1, 2, 2, 0, 0])
     sets = ju.make_sets(np.asarray(x), y, ju.forget_class(1), unseen=(np.asarray(x), y))
     options = {"per_sample": 2, "neurons": 2, "samples": 4} | options
-    return ju.unlearn(ju.neuron_path(apply, **options), variables, sets, KEY).variables
+    methods = [ju.neuron_path(apply, **{**options, **one}) for one in choices or ({},)]
+    made = [variables for variables, _ in passes(methods, variables, sets)]
+    return made if choices else made[0]
 
 
-@pytest.mark.parametrize("weights", [None, ("incoming",), ("outgoing",), ("class",)])
-@pytest.mark.parametrize("case", STORED)
-def test_the_same_weights_are_edited_however_they_are_stored(case, weights):
+PARTS = (None, ("incoming",), ("outgoing",), ("class",))
+
+
+@functools.cache
+def stored_both_ways(case):
+    """The kernels as PyTorch stores them, and both networks by the part that is edited."""
     apply, shapes, examples, order = STORED[case]
     variables, x = {name: drawn(*shape) for name, shape in shapes.items()}, drawn(*examples)
     stored = {"fc": variables["fc"].transpose(order), "head": variables["head"].T}
-    plain = edited(apply, variables, x, weights=weights)
-    torch = edited(torch_net, stored, x, weights=weights)
+    choices = [{"weights": weights} for weights in PARTS]
+    plain, torch = edited(apply, variables, x, *choices), edited(torch_net, stored, x, *choices)
+    return stored, dict(zip(PARTS, zip(plain, torch, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("weights", PARTS)
+@pytest.mark.parametrize("case", STORED)
+def test_the_same_weights_are_edited_however_they_are_stored(case, weights):
+    order = STORED[case][-1]
+    stored, found = stored_both_ways(case)
+    plain, torch = found[weights]
     np.testing.assert_array_equal(torch["fc"], plain["fc"].transpose(order))
     np.testing.assert_array_equal(torch["head"], plain["head"].T)
 
@@ -285,11 +368,41 @@ def one_class(x, y):
     return ju.make_sets(*train, ju.forget_class(0), unseen=(x, y))
 
 
-def deep_run(sets=None, batch_size=128, **options):
-    options = {"samples": 24, "epsilon": 1e-3, "layers": "all", "per_sample": 2} | options
-    method = ju.neuron_path(deep_net, **options)
-    given = deep_variables()
-    return ju.unlearn(method, given, sets or deep_sets(), KEY, batch_size=batch_size)
+DEEP = {"samples": 24, "epsilon": 1e-3, "layers": "all", "per_sample": 2}
+
+
+def path(**options):
+    return ju.neuron_path(deep_net, **{**DEEP, **options})
+
+
+def rule_named(name):
+    return getattr(ju.rules, name)()
+
+
+RULES = {name: rule_named(name) for name in ("zplus", "gamma", "epsilon_plus", "zero")}
+
+deep_run = Choices(
+    deep_net, lambda: deep_variables(), lambda: deep_sets(), DEEP,
+    [
+        *({"neurons": 2, "score": score, "specificity": specificity}
+          for score in ("votes", "relevance") for specificity in (0.0, 0.7)),
+        *({"share": share, "score": "relevance"} for share in (0.25, 0.01, 1.0)),
+        *({"cumulative": share, "score": "relevance"} for share in (0.3, 0.8, 1.0)),
+        {"neurons": 2}, {"neurons": 2, "layers": "last"},
+        {"neurons": 2, "layers": ("fc1",)}, {"neurons": 2, "layers": ("fc2",)},
+        {"neurons": 2, "layers": ("fc2", "^fc1/w$")},
+        {"neurons": 7, "per_sample": 7, "score": "votes"},
+        {"share": 0.5, "per_sample": 7, "layers": "last", "score": "relevance"},
+        {"neurons": 2, "weights": ("outgoing",)},
+        {"neurons": 2, "weights": ("incoming", "outgoing")},
+        {"neurons": 2, "weights": ("class",)},
+        {"neurons": 2, "weights": ("class",), "layers": "last"},
+        *({"neurons": 2, "score": "relevance", "rules": RULES[name]}
+          for name in ("zplus", "gamma", "epsilon_plus")),
+        *({"neurons": 2, "score": "relevance", "start": start} for start in ("label", "margin")),
+        {"neurons": 2, "epsilon": 0}, {"neurons": 2, "rules": RULES["zero"]},
+    ],
+)  # fmt: skip
 
 
 def by_numpy(label, eps=1e-3):
@@ -330,7 +443,7 @@ def silent(variables, name):
 @pytest.mark.parametrize("specificity", [0.0, 0.7])
 @pytest.mark.parametrize("score", ["votes", "relevance"])
 def test_the_neurons_of_every_layer_are_ranked(score, specificity):
-    edited = deep_run(neurons=2, score=score, specificity=specificity).variables
+    edited = deep_run(neurons=2, score=score, specificity=specificity)
     own, others = by_numpy([1]), by_numpy([0, 2])
     for name in ("fc1", "fc2"):
         contrast, mean = (
@@ -348,7 +461,7 @@ def test_the_neurons_of_every_layer_are_ranked(score, specificity):
 
 @pytest.mark.parametrize(("share", "many"), [(0.25, (2, 2)), (0.01, (1, 1)), (1.0, (8, 6))])
 def test_a_share_is_of_each_layers_width(share, many):
-    found = deep_run(share=share, score="relevance").variables
+    found = deep_run(share=share, score="relevance")
     for name, wanted in zip(("fc1", "fc2"), many, strict=True):
         mean = by_numpy([1])[name].mean(0)
         assert silent(found, name) == set(ranked(mean, mean)[:wanted])
@@ -356,7 +469,7 @@ def test_a_share_is_of_each_layers_width(share, many):
 
 @pytest.mark.parametrize("cumulative", [0.3, 0.8, 1.0])
 def test_the_smallest_set_that_holds_a_share_of_the_relevance(cumulative):
-    found = deep_run(cumulative=cumulative, score="relevance").variables
+    found = deep_run(cumulative=cumulative, score="relevance")
     for name in ("fc1", "fc2"):
         mean = by_numpy([1])[name].mean(0)
         chosen = sorted(silent(found, name), key=lambda n: mean[n])
@@ -399,18 +512,18 @@ def test_a_layer_without_positive_relevance_keeps_its_neurons():
 
 
 def test_layers_may_be_named():
-    before, edited = deep_variables(), deep_run(layers=("fc1",), neurons=2).variables
-    assert silent(edited, "fc1") == silent(deep_run(neurons=2).variables, "fc1")
+    before, edited = deep_variables(), deep_run(layers=("fc1",), neurons=2)
+    assert silent(edited, "fc1") == silent(deep_run(neurons=2), "fc1")
     for name in ("fc2", "head"):
         np.testing.assert_array_equal(edited[name]["w"], before[name]["w"])
-    both = deep_run(layers=("fc2", "^fc1/w$"), neurons=2).variables
-    chex.assert_trees_all_equal(both, deep_run(neurons=2).variables)
-    last = deep_run(layers=("fc2",), neurons=2).variables
-    chex.assert_trees_all_equal(last, deep_run(layers="last", neurons=2).variables)
+    both = deep_run(layers=("fc2", "^fc1/w$"), neurons=2)
+    chex.assert_trees_all_equal(both, deep_run(neurons=2))
+    last = deep_run(layers=("fc2",), neurons=2)
+    chex.assert_trees_all_equal(last, deep_run(layers="last", neurons=2))
 
 
 def test_budgets_are_capped_in_every_layer_but_not_in_the_last_alone():
-    edited = deep_run(neurons=7, per_sample=7, score="votes").variables
+    edited = deep_run(neurons=7, per_sample=7, score="votes")
     assert len(silent(edited, "fc1")) == 7
     assert len(silent(edited, "fc2")) == 6
     with pytest.raises(ValueError, match="at most the 6 inputs of head/w, got 7"):
@@ -422,13 +535,13 @@ def test_budgets_are_capped_in_every_layer_but_not_in_the_last_alone():
 
 def test_outgoing_weights_are_rows_of_whoever_reads_the_neuron():
     before = deep_variables()
-    chosen = {name: silent(deep_run(neurons=2).variables, name) for name in ("fc1", "fc2")}
-    edited = deep_run(neurons=2, weights=("outgoing",)).variables
+    chosen = {name: silent(deep_run(neurons=2), name) for name in ("fc1", "fc2")}
+    edited = deep_run(neurons=2, weights=("outgoing",))
     np.testing.assert_array_equal(edited["fc1"]["w"], before["fc1"]["w"])
     for name, reader in (("fc1", "fc2"), ("fc2", "head")):
         rows = (np.asarray(edited[reader]["w"]) == 0).all(axis=1)
         assert set(np.flatnonzero(rows)) == chosen[name]
-    both = deep_run(neurons=2, weights=("incoming", "outgoing")).variables
+    both = deep_run(neurons=2, weights=("incoming", "outgoing"))
     wanted = np.array(before["fc2"]["w"])
     wanted[sorted(chosen["fc1"])] = 0
     wanted[:, sorted(chosen["fc2"])] = 0
@@ -436,8 +549,8 @@ def test_outgoing_weights_are_rows_of_whoever_reads_the_neuron():
 
 
 def test_the_class_is_a_matter_of_the_head():
-    edited = deep_run(neurons=2, weights=("class",)).variables
-    last = deep_run(neurons=2, weights=("class",), layers="last").variables
+    edited = deep_run(neurons=2, weights=("class",))
+    last = deep_run(neurons=2, weights=("class",), layers="last")
     chex.assert_trees_all_equal(edited, last)
     with pytest.raises(ValueError, match="the neurons of fc1/w are not what the head reads"):
         deep_run(layers=("fc1",), weights=("class",))
@@ -453,54 +566,62 @@ def test_what_is_counted_of_a_batch():
     assert tally.examples == 2
 
 
-def test_padding_and_batches_do_not_count():
-    for options in ({}, {"specificity": 0.5}, {"calibrate": True, "guard": True}):
-        # 8 examples of the class and 16 others in steps of 5
-        whole = deep_run(neurons=2, **options)
-        parts = deep_run(neurons=2, batch_size=5, **options)
-        assert (whole.steps, parts.steps) == (1, 4 if options else 2)
-        chex.assert_trees_all_close(whole.variables, parts.variables)
-        for name, value in parts.history.items():
-            if name != "relevance":
-                np.testing.assert_allclose(value[-1], whole.history[name][-1], err_msg=name)
+@pytest.mark.parametrize(
+    "options", [{}, {"specificity": 0.5}, {"calibrate": True, "guard": True}], ids=str
+)
+def test_padding_and_batches_do_not_count(options):
+    # 8 examples of the class and 16 others in steps of 5
+    method = path(neurons=2, **options)
+    ((whole, metrics),) = passes([method], deep_variables(), deep_sets())
+    parts = ju.unlearn(method, deep_variables(), deep_sets(), KEY, batch_size=5)
+    assert parts.steps == (4 if options else 2)
+    chex.assert_trees_all_close(whole, parts.variables)
+    for name, value in parts.history.items():
+        if name != "relevance":
+            np.testing.assert_allclose(value[-1], metrics[name], err_msg=name)
 
 
 def test_of_two_classes_both_columns_go():
-    found = deep_run(deep_sets(ju.forget_classes([0, 2])), neurons=2, weights=("class",)).variables
-    lost = np.asarray(found["head"]["w"]) == 0
+    sets = deep_sets(ju.data.forget_classes([0, 2]))
+    method = path(neurons=2, weights=("class",))
+    out = ju.unlearn(method, deep_variables(), sets, KEY)
+    assert out.steps == 1
+    lost = np.asarray(out.variables["head"]["w"]) == 0
     assert lost.sum() == 4
     np.testing.assert_array_equal(lost[:, 0], lost[:, 2])
 
 
-@pytest.mark.parametrize("name", ["zplus", "gamma", "epsilon_plus"])
-def test_any_rule_serves(name):
-    rule = getattr(ju.rules, name)()
-    sets = deep_sets()
-    x = sets.unseen.examples.x[sets.unseen.indices]
-    found = ju.lrp(deep_net, rules=rule)(deep_variables(), x, seed=ju.seeds.argmax())
-    edited = deep_run(rules=rule, score="relevance", neurons=2).variables
-    for layer in ("fc1", "fc2"):
-        mean = np.asarray(found.neurons[f"{layer}/w"]).mean(0)
-        assert silent(edited, layer) == set(ranked(mean, mean)[:2])
+@functools.cache
+def relevances():
+    """Of the examples to be forgotten, by rule, and by the start with the published rule."""
+    unseen = deep_sets().unseen
+    x, y = (leaf[unseen.indices] for leaf in unseen.examples[:2])
+
+    def all_of(variables):
+        wanted = {
+            name: ju.lrp(deep_net, rules=RULES[name])(variables, x, start=ju.starts.argmax())
+            for name in ("zplus", "gamma", "epsilon_plus")
+        }
+        published = ju.lrp(deep_net, rules=ju.rules.epsilon(DEEP["epsilon"]))
+        for name in ("label", "margin"):
+            wanted[name] = published(variables, x, start=getattr(ju.starts, name)(y))
+        return {name: found.neurons for name, found in wanted.items()}
+
+    return jax.jit(all_of)(deep_variables())
 
 
-@pytest.mark.parametrize("seed", ["label", "margin"])
-def test_any_seed_serves(seed):
-    sets = deep_sets()
-    x, y = (a[sets.unseen.indices] for a in sets.unseen.examples[:2])
-    found = ju.lrp(deep_net, rules=ju.rules.epsilon(1e-3))(
-        deep_variables(), x, seed=getattr(ju.seeds, seed)(y)
-    )
-    edited = deep_run(seed=seed, score="relevance", neurons=2).variables
+@pytest.mark.parametrize("name", ["zplus", "gamma", "epsilon_plus", "label", "margin"])
+def test_any_rule_and_any_start_serve(name):
+    choice = {"rules": RULES[name]} if name in RULES else {"start": name}
+    edited = deep_run(score="relevance", neurons=2, **choice)
     for layer in ("fc1", "fc2"):
-        mean = np.asarray(found.neurons[f"{layer}/w"]).mean(0)
+        mean = np.asarray(relevances()[name][f"{layer}/w"]).mean(0)
         assert silent(edited, layer) == set(ranked(mean, mean)[:2])
 
 
 def test_without_epsilon_it_is_lrp_0():
     chex.assert_trees_all_equal(
-        deep_run(epsilon=0, neurons=2).variables,
-        deep_run(rules=ju.rules.zero(), neurons=2).variables,
+        deep_run(epsilon=0, neurons=2), deep_run(rules=RULES["zero"], neurons=2)
     )
 
 
@@ -525,7 +646,7 @@ def test_relevance_is_summed_over_positions():
     x = np.zeros((2, 2, 2, 3), np.float32)
     x[..., 0, 0, 0], x[..., 1] = 3, 1
     method = ju.neuron_path(net, layers=("conv",), neurons=1, score="relevance")
-    edited = ju.unlearn(method, variables, one_class(x, [0, 0]), KEY).variables
+    ((edited, _),) = passes([method], variables, one_class(x, [0, 0]))
     np.testing.assert_array_equal(edited["conv"][0, 0], np.diag([1, 0, 1]))
 
 
@@ -538,18 +659,13 @@ def test_relevance_of_a_layer_applied_twice_is_added():
     variables = {"shared": jnp.eye(2), "head": jnp.ones((2, 2)) * jnp.array([[1.0, 0.0]])}
     sets = one_class([[2, 1, 0, 5]] * 2, [0, 0])
     method = ju.neuron_path(net, layers=("shared",), neurons=1, per_sample=1)
-    edited = ju.unlearn(method, variables, sets, KEY).variables
+    ((edited, _),) = passes([method], variables, sets)
     np.testing.assert_array_equal(edited["shared"], np.diag([1, 0]))
 
 
 def test_a_residual_network_has_inner_layers_and_what_the_head_reads():
-    model = ju.build("resnet8", toy.SHAPE, 4, {"width": 4})
-    before = model.init(KEY)
-    options = {"share": 0.5, "per_sample": 2, "samples": 8}
-
     def run(**more):
-        method = ju.neuron_path(model, **options, **more)
-        return ju.unlearn(method, before, toy.sets(), KEY).variables["params"]
+        return residual_made(share=0.5, **more)["params"]
 
     edited = run(layers="all")
     kernels = {k: v["kernel"] for k, v in flat(edited).items() if "kernel" in v}
@@ -574,12 +690,13 @@ def flat(tree, path=""):
 
 
 def test_a_layer_that_is_flattened_has_no_outgoing_weights():
-    model = ju.build("cnn", toy.SHAPE, 4, {"channels": (3, 4), "features": 5})
-    before = model.init(KEY)
+    model = ju.models.build("cnn", toy.SHAPE, 4, {"channels": (3, 4), "features": 5})
+    before = jax.jit(model.init)(KEY)
 
     def run(**options):
         method = ju.neuron_path(model, neurons=2, weights=("outgoing",), samples=8, **options)
-        return ju.unlearn(method, before, toy.sets(), KEY).variables["params"]
+        ((edited, _),) = passes([method], before, toy.sets())
+        return edited["params"]
 
     with pytest.raises(ValueError, match=r"no unit is known to read the neurons of .*conv2"):
         run(layers=("conv2",))
@@ -611,7 +728,7 @@ def test_the_bias_of_a_neuron_goes_with_its_incoming_weights(shape):
     hand = HAND["params"]
     variables = {"w": hand["fc"]["w"], "b": hand["fc"]["b"].reshape(shape), "out": hand["out"]["w"]}
     method = ju.neuron_path(net, per_sample=2, neurons=2, biases=True)
-    edited = ju.unlearn(method, variables, hand_sets(), KEY).variables
+    ((edited, _),) = passes([method], variables, hand_sets())
     np.testing.assert_array_equal(edited["b"], np.reshape([0, 0, 0.5, 0.5], shape))
     np.testing.assert_array_equal(edited["w"], np.diag([0, 0, 1, 1]))
 
@@ -624,11 +741,11 @@ def test_the_shift_of_a_batch_norm_stays():
     variables = {"w": hand["fc"]["w"], "gamma": jnp.ones(4), "beta": jnp.full(4, 0.5)}
     variables["out"] = hand["out"]["w"]
     options = {"per_sample": 2, "neurons": 2, "weights": ("incoming",)}
-    edited = ju.unlearn(ju.neuron_path(net, **options), variables, hand_sets(), KEY).variables
-    read = ju.features(net)(edited, jnp.ones((1, 4)))
+    ((edited, _),) = passes([ju.neuron_path(net, **options)], variables, hand_sets())
+    read = jax.jit(ju.attribution.features(net))(edited, jnp.ones((1, 4)))
     np.testing.assert_array_equal(read, [[0.5, 0.5, 1.5, 1.5]])
     with pytest.raises(ValueError, match="biases: expected one added straight to what w yields"):
-        ju.unlearn(ju.neuron_path(net, biases=True, **options), variables, hand_sets(), KEY)
+        passes([ju.neuron_path(net, biases=True, **options)], variables, hand_sets())
 
 
 # ---- specificity: what serves every class is left
@@ -643,19 +760,21 @@ def test_a_neuron_that_serves_other_classes_is_spared():
     x, y = np.array([[3, 1], [3, 0]], np.float32), np.array([0, 1])
     sets = ju.make_sets(x, y, ju.forget_class(0), unseen=(x, y))
 
-    def chosen(**options):
-        options = {"score": "relevance", "epsilon": 0, "weights": ("outgoing",)} | options
-        edited = ju.unlearn(ju.neuron_path(net, **options), variables, sets, KEY).variables
-        return np.flatnonzero((np.asarray(edited["out"]) == 0).all(axis=1)).tolist()
-
-    assert chosen(neurons=1) == [0]
-    assert chosen(neurons=1, specificity=0.6) == [1]  # .75 - .6, .25 - 0
-    assert chosen(neurons=2, specificity=0.6) == [0, 1]
-    assert chosen(neurons=2, specificity=1.0) == [1]
     votes = {"score": "votes", "per_sample": 1}
-    assert chosen(neurons=1, **votes) == [0]
-    assert chosen(neurons=1, specificity=1.0, **votes) == []
-    assert chosen(cumulative=0.7, specificity=0.6) == [0, 1]  # .25 of .4 is too little
+    cases = [
+        ({"neurons": 1}, [0]),
+        ({"neurons": 1, "specificity": 0.6}, [1]),  # .75 - .6, .25 - 0
+        ({"neurons": 2, "specificity": 0.6}, [0, 1]),
+        ({"neurons": 2, "specificity": 1.0}, [1]),
+        ({"neurons": 1, **votes}, [0]),
+        ({"neurons": 1, "specificity": 1.0, **votes}, []),
+        ({"cumulative": 0.7, "specificity": 0.6}, [0, 1]),  # .25 of .4 is too little
+    ]
+    common = {"score": "relevance", "epsilon": 0, "weights": ("outgoing",)}
+    methods = [ju.neuron_path(net, **{**common, **options}) for options, _ in cases]
+    for (edited, _), case in zip(passes(methods, variables, sets), cases, strict=True):
+        silenced = np.flatnonzero((np.asarray(edited["out"]) == 0).all(axis=1)).tolist()
+        assert silenced == case[1], case
 
 
 def test_other_classes_are_looked_at_only_where_they_are_compared():
@@ -691,13 +810,17 @@ def calibrated(rivals, others=(), **options):
     """``rivals``: the logit of class 1 in samples of class 0 whose neurons hold 3, 2 and 1."""
     x = [[3, 2, 1, rival] for rival in rivals] + list(others)
     sets = one_class(x, [0] * len(rivals) + [1] * len(others))
-    method = ju.neuron_path(
-        stacked_up, **{"neurons": 4, "per_sample": 3, "weights": ("outgoing",), "calibrate": True}
-        | options,
-    )  # fmt: skip
-    out = ju.unlearn(method, STACK, sets, KEY)
-    gone = np.flatnonzero((np.asarray(out.variables["out"]) == 0).all(axis=1))
-    return len(gone), {name: float(value[-1]) for name, value in out.history.items()}
+    variables, metrics = calibrating(**options)(STACK, sets)
+    gone = np.flatnonzero((np.asarray(variables["out"]) == 0).all(axis=1))
+    return len(gone), {name: float(value) for name, value in metrics.items()}
+
+
+@functools.cache
+def calibrating(**options):
+    """A pass with these options, compiled once for sets of one size."""
+    fixed = {"neurons": 4, "per_sample": 3, "weights": ("outgoing",), "calibrate": True}
+    method = ju.neuron_path(stacked_up, **{**fixed, **options})
+    return jax.jit(lambda variables, sets: passes([method], variables, sets)[0])
 
 
 def test_the_grid_ends_at_the_budget():
@@ -757,44 +880,69 @@ PATHS = {
         "edit": "gaussian",
     },
 }
+BATCH = 6
+"""Of 9 to 12 examples: two steps, the second padded; and two devices can divide it."""
 
 
-def path(name):
+@functools.cache
+def toy_path(name):
     return ju.neuron_path(toy.mlp(), layers="all", samples=12, **PATHS[name])
+
+
+@functools.cache
+def alone(name, sets, label):
+    """The model of one request by itself."""
+    given, key = toy.trained().variables, jax.random.key(label)
+    return ju.unlearn(toy_path(name), given, sets(label), key, batch_size=BATCH).variables
+
+
+LABELS = (0, 1, 3)
+
+
+def of_own_size(label):
+    return toy.sets(ju.forget_class(label))
+
+
+@functools.cache
+def stacked():
+    return ju.data.stack_sets([of_own_size(label) for label in LABELS])
+
+
+def of_one_size(label):
+    """Padded, so that one program suits several labels."""
+    return request(stacked(), LABELS.index(label))
 
 
 @pytest.mark.parametrize(("name", "vectorise"), [("votes", True), ("calibrated", False)])
 def test_all_classes_in_one_program_equal_the_loop(name, vectorise):
-    requests = [toy.sets(ju.forget_class(label)) for label in (0, 1, 3)]
-    keys, method, results = jax.random.split(KEY, 3), path(name), []
+    method, results = toy_path(name), []
 
     def result(state):
         results.append("traced")
         return method.result(state)
 
-    def run(keys):
-        return ju.unlearn_many(
-            method._replace(result=result), given, ju.stack_sets(requests), keys,
-            vectorise=vectorise, batch_size=5,
-        ).variables  # fmt: skip
-
-    given = toy.trained().variables
-    many = run(keys)
+    given, keys = toy.trained().variables, jnp.stack([jax.random.key(label) for label in LABELS])
+    many = ju.unlearn_many(
+        method._replace(result=result), given, stacked(), keys, vectorise=vectorise,
+        batch_size=BATCH,
+    ).variables  # fmt: skip
     assert results == ["traced"], "one program for three classes"
-    for number, (sets, key) in enumerate(zip(requests, keys, strict=True)):
-        alone = ju.unlearn(method, given, sets, key, batch_size=5)
+    for number, label in enumerate(LABELS):
         one = jax.tree.map(lambda leaf, n=number: leaf[n], many)
-        chex.assert_trees_all_close(one, alone.variables, atol=1e-5, rtol=0)
+        expected = alone(name, of_own_size if label == 1 else of_one_size, label)
+        chex.assert_trees_all_close(one, expected, atol=1e-5, rtol=0)
         edited, before = (tree["params"]["fc1"]["kernel"] for tree in (one, given))
         assert (np.asarray(edited) != before).any()
 
 
 def test_a_calibrated_path_on_eight_devices_equals_one():
     sharding = make_sharding("data=2,model=4", ((r"kernel$", ("model",)),))
-    arguments = (path("calibrated"), toy.trained().variables, toy.sets(), KEY)
-    many = ju.unlearn(*arguments, sharding=sharding).variables
-    alone = ju.unlearn(*arguments).variables
-    chex.assert_trees_all_close(*jax.device_get((many, alone)), atol=1e-5, rtol=0)
+    many = ju.unlearn(
+        toy_path("calibrated"), toy.trained().variables, toy.sets(), jax.random.key(1),
+        sharding=sharding, batch_size=BATCH,
+    ).variables  # fmt: skip
+    one = alone("calibrated", of_own_size, 1)
+    chex.assert_trees_all_close(*jax.device_get((many, one)), atol=1e-5, rtol=0)
 
 
 # ---- mistakes

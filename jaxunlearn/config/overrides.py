@@ -55,12 +55,16 @@ def _get_config(path: Path) -> Config:
     spec = importlib.util.spec_from_file_location(f"_jaxunlearn_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"config: expected a Python file, got {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, AttributeError, NameError, TypeError) as error:
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    module, source = sys.modules.get(spec.name), (path.resolve(), path.read_bytes())
+    # as an import is: what a file registers is registered once
+    if module is None or getattr(module, "_source", None) != source:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        try:
+            spec.loader.exec_module(module)
+        except (SyntaxError, ImportError, AttributeError, NameError, TypeError) as error:
+            raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+        vars(module)["_source"] = source
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path}: expected a function get_config(), found none")
     config = module.get_config()

@@ -65,7 +65,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
                 f"{self.noun}.{name}: expected {point.value} to be a {self.kind.__name__} that "
                 f"can be imported, got {type(error).__name__}: {error}"
             ) from error
-        return row
+        return self._rows[name]
 
     def find(self, name: str, key: str = "") -> Row:
         """Returns the row of a name.

@@ -174,7 +174,15 @@ class Row(NamedTuple):
         return load(self.target)
 
 
-KINDS = Registry(
+class _Kinds(Registry[Row]):
+    """Registry that takes a kind for its row."""
+
+    def register(self, name: str, row: Row | Kind, *, overwrite: bool = False) -> None:
+        row = Row(row, row.summary) if isinstance(row, Kind) else row
+        super().register(name, row, overwrite=overwrite)
+
+
+KINDS = _Kinds(
     "kinds",
     Row,
     {
@@ -190,7 +198,7 @@ def register_kind(kind: Kind) -> None:
     Raises:
       ConfigError: the name, or that of its section, is taken.
     """
-    KINDS.register(kind.name, Row(kind, kind.summary))
+    KINDS.register(kind.name, kind)
     if kind.section is not None:
         register_section(kind.name, kind.section)
 

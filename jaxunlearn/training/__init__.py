@@ -2,7 +2,7 @@
 
 from jaxunlearn.core.types import Batches, Info
 from jaxunlearn.training.descent import Context, accuracy, apply_update, cross_entropy, descent
-from jaxunlearn.training.optimizers import make_augment, make_optimizer, matching, only
+from jaxunlearn.training.optimizers import make_augment, make_optimizer, matching, only, part_mask
 
 __all__ = [
     "Batches",
@@ -16,4 +16,5 @@ __all__ = [
     "make_optimizer",
     "matching",
     "only",
+    "part_mask",
 ]

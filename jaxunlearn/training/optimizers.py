@@ -98,7 +98,8 @@ def only(
     the compiler leaves their gradients out.
 
     Args:
-      part: ``params -> tree of bool`` like these, true where trained; :func:`matching` makes one.
+      part: ``params -> tree of bool`` like these, true where trained; :func:`matching` and
+        :func:`part_mask` make one.
     """
 
     def labels(params: Any) -> Any:

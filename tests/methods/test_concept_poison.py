@@ -22,7 +22,7 @@ from jaxunlearn.methods import concept_poison
 from jaxunlearn.methods.concept_poison import poison
 from jaxunlearn.methods.concept_poison.poison import Recipe, donors_of, poison_images
 from jaxunlearn.methods.shares import keep, redraw
-from jaxunlearn.training.optimizers import part_mask
+from jaxunlearn.training import apply_update, matching, only, part_mask
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -139,6 +139,19 @@ def test_a_block_is_all_under_one_name():
     assert {"stage2_block1", "head"} < set(mask)
 
 
+def test_what_is_not_trained_stays_to_the_bit():
+    """A negative zero, too, with an optimizer that moves everything else."""
+    params = {"a": jnp.array([-0.0, 0.0, 1e-40]), "b": jnp.zeros(2)}
+    optimizer = only(optax.adamw(0.1), {"a": False, "b": True})
+    gradient = jax.tree.map(jnp.ones_like, params)
+
+    @jax.jit
+    def update(params):
+        return apply_update(optimizer, params, optimizer.init(params), gradient)[0]
+
+    assert changed(params, update(params)) == {"b"}
+
+
 def test_variables_without_collections_have_parts_too():
     variables = {"a": {"w": jnp.ones((4, 3))}, "b": {"w": jnp.ones((3, 2))}}
 
@@ -152,6 +165,16 @@ def test_variables_without_collections_have_parts_too():
     assert mask("last_block") == {"a": {"w": True}, "b": {"w": True}}
     with pytest.raises(ValueError, match="train: expected a part with parameters"):
         mask(("nothing",))
+
+
+def test_a_mask_of_the_users_own_is_kept():
+    mine = only(optax.adam(0.01), matching("kernel"))
+    method = ju.concept_poison(
+        toy.mlp(), inferred=run(inferred=False)[1].prepared, place="none", optimizer=mine
+    )
+    before = toy.trained().variables
+    out = ju.unlearn(method, before, toy.sets(), KEY, steps=2, batch_size=32)
+    assert changed(before, out.variables) == {"params/head/kernel"}
 
 
 @pytest.mark.parametrize("train", ["head", "all"])

@@ -57,7 +57,7 @@ def test_gradient_ascent_is_one_step_up_the_mean_loss():
     def loss(params):
         return cross_entropy(toy.mlp().apply({"params": params}, x), y, jnp.ones(size))
 
-    gradient = jax.grad(loss)(given["params"])
+    gradient = jax.jit(jax.grad(loss))(given["params"])
     wanted = jax.tree.map(lambda p, g: p + rate * g, given["params"], gradient)
     for a, b in zip(jax.tree.leaves(out.variables), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -83,8 +83,8 @@ def test_random_label_forgets_and_retains():
 
 
 def test_batch_statistics_move_in_training_and_rest_in_gradient_ascent():
-    model = ju.build("resnet8", toy.SHAPE, 4, {"width": 4, "stages": (1,)})
-    given = model.init(KEY)
+    model = ju.models.build("resnet8", toy.SHAPE, 4, {"width": 4, "stages": (1,)})
+    given = jax.jit(model.init)(KEY)
     tuned = ju.unlearn(ju.finetune(model), given, toy.sets(), KEY, steps=1, batch_size=8).variables
     risen = ju.unlearn(ju.gradient_ascent(model), given, toy.sets(), KEY, steps=1, batch_size=8)
     mean = lambda v: np.asarray(v["batch_stats"]["bn1"]["mean"])  # noqa: E731

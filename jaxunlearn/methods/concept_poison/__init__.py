@@ -125,7 +125,8 @@ def concept_poison(
       concepts: how many, for ``"patches"``.
       examples: at most so many images are looked at to infer concepts.
       class_names: of the labels, for a table of attributes; needed where the table has its
-        classes in another order, or more of them. The command line knows them.
+        classes in another order, or more of them. The command line passes those of the
+        data; a table of one's own that has none of these names is in the order of the labels.
       inferred: concepts that were inferred before, in place of the four above.
       place: ``"localized"`` as described; ``"center"`` or ``"random"`` place; ``"full"``:
         the whole image is replaced; ``"none"``; ``"gradcam"``: the peak of Grad-CAM of
@@ -176,8 +177,10 @@ def concept_poison(
     optimizer = optimizer or optax.sgd(1e-3, momentum=0.9)
     cached = train == "head" and statistics == "frozen"
     cut = cut_at_features(model.apply)
+    uses_concepts = place != "none" or label == "targeted"
     known: dict[str, Any] = {"bank": bank, "concepts": concepts}
-    known["class_names"] = None if inferred is not None else _names_of(bank, class_names)
+    if uses_concepts and inferred is None:
+        known["class_names"] = _names_of(bank, class_names)
 
     def recipe(sets: Sets) -> poison.Recipe:
         assert sets.forget is not None
@@ -188,7 +191,7 @@ def concept_poison(
     def prepare(variables: Variables, sets: Sets, key: Key) -> Concepts | None:
         assert sets.forget is not None
         assert sets.retain is not None
-        if not recipe(sets).uses_concepts:
+        if not uses_concepts:
             return None
         found = inferred
         if found is None:
@@ -206,7 +209,7 @@ def concept_poison(
         x = inputs_like(sets.forget)
         if len(shape := array_shape(sets.forget)) != 3:
             raise ValueError(f"sets: expected images [H, W, C] to poison, got {list(shape)}")
-        if not recipe(sets).uses_concepts:
+        if not uses_concepts:
             return None
         if inferred is None:
             return _concepts.concept_shapes(model.apply, variables, x, **known)

@@ -46,11 +46,6 @@ class Recipe(NamedTuple):
     patch: int
     patches: int
 
-    @property
-    def uses_concepts(self) -> bool:
-        """Tells whether a donor class is needed, which follows from concepts."""
-        return self.place != "none" or self.label == "targeted"
-
 
 class Copies(NamedTuple):
     """Poisoned images.
@@ -111,7 +106,7 @@ def poison_images(
 
     Args:
       apply: the network; channels last.
-      concepts: ``None`` where the recipe uses none.
+      concepts: ``None`` for copies without a patch whose label is not the donor's.
       slots: ``int32 [B]``, which of the forget set, places in its order.
       made: what is kept of poisoned images, ``[c, H, W, C] -> [c, ...]``.
       first: only so many of the images are made, the same as if all were.

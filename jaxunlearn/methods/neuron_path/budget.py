@@ -22,7 +22,7 @@ PUBLISHED = 80
 
 
 class Budget(NamedTuple):
-    """How many neurons of each layer are edited.
+    """Number of neurons that are edited in each layer.
 
     Attributes:
       kind: ``"neurons"`` (so many), ``"share"`` (of the layer's width) or

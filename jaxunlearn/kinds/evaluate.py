@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxunlearn.core.errors import expect
+from jaxunlearn.core.errors import ConfigError, expect
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import Apply, Gan, Key, Model, Sets, Variables
 from jaxunlearn.engine.driver import Outcome, member_of
@@ -55,15 +55,18 @@ def evaluate(
     kind = kind_of(model)
     network = kind.given(model)
 
-    def observe(one: Variables | Outcome) -> Evidence:
+    def observe(name: str, one: Variables | Outcome) -> Evidence:
         variables = one.variables if isinstance(one, Outcome) else one
-        return kind.observe(network, variables, sets, key, settings=settings, **helpers)
+        try:
+            return kind.observe(network, variables, sets, key, settings=settings, **helpers)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
 
     given = _ensemble(models["original"])[0]
     references = _members(retrained, given.variables if isinstance(given, Outcome) else given)
     names = ["original", *(name for name in models if name != "original")]
-    seen = {name: [observe(one) for one in _ensemble(models[name])] for name in names}
-    original, others = seen["original"][0], [observe(one) for one in references]
+    seen = {n: [observe(f"models.{n}", one) for one in _ensemble(models[n])] for n in names}
+    original, others = seen["original"][0], [observe("retrained", one) for one in references]
     judged = judge(seen, original, others)
     values = {name: judged.models[name] | _mean_costs(_ensemble(models[name])) for name in names}
     theirs = [own | costs(one) for own, one in zip(judged.retrained, references, strict=True)]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxunlearn.core.errors import expect
 from jaxunlearn.core.registry import Registry
 from jaxunlearn.core.types import Key, Sets, Subset, Variables
 from jaxunlearn.data.sets import num_examples
@@ -100,8 +101,10 @@ def register_metric(name: str, metric: Metric) -> None:
 
     Raises:
       ConfigError: the name is taken.
+      TypeError: ``metric`` is no row.
       ValueError: an unknown scope or ideal.
     """
+    expect(f"metrics.{name}", metric, Metric)
     for field, known in (("scope", SCOPES), ("ideal", IDEALS)):
         if getattr(metric, field) not in known:
             raise ValueError(f"{field}: expected one of {known}, got {getattr(metric, field)!r}")
@@ -226,7 +229,8 @@ def _number(value: Any) -> float:
 
 
 def _curve(values: Any) -> list[float]:
-    return [float(value) for value in values]
+    found = [float(value) for value in values]
+    return [value if math.isfinite(value) else math.nan for value in found]
 
 
 def _reason(error: Exception) -> str:
@@ -253,10 +257,15 @@ def measure_ensemble(
 
 def mean_measured(many: Sequence[Measured]) -> Measured:
     """Averages the measurements of the members of an ensemble; curves place by place."""
-    names = [name for name in many[0].values if all(name in one.values for one in many)]
-    values = {name: np.mean([one.values[name] for one in many], axis=0).tolist() for name in names}
     failed: Mapping[str, str] = {}
     for one in reversed(many):
         failed = {**failed, **one.failed}
-    each = {name: np.mean([one.each[name] for one in many], axis=0) for name in many[0].each}
+    names = [name for name in many[0].values if all(name in one.values for one in many)]
+    values = {
+        name: math.nan if name in failed
+        else np.mean([one.values[name] for one in many], axis=0).tolist()
+        for name in names
+    }  # fmt: skip
+    shared = set.intersection(*(set(one.each) for one in many))
+    each = {name: np.mean([one.each[name] for one in many], axis=0) for name in shared}
     return Measured(values, dict(failed), each, many[0].versions)

@@ -96,9 +96,10 @@ def summarise(
     return made | {name: value for name, value in extra.items() if value}
 
 
-def _place(group: str) -> int:
+def _place(group: str) -> tuple[float, str]:
     """Returns the place of a group; those of other packages come before the costs."""
-    return GROUPS.index(group) if group in GROUPS else len(GROUPS) - 1
+    before_costs = len(GROUPS) - 1.5
+    return (GROUPS.index(group), "") if group in GROUPS else (before_costs, group)
 
 
 def _failures(judged: Sequence[Judged], trials: Sequence[Place]) -> list[str]:

@@ -1,0 +1,154 @@
+"""Metrics of classifiers against closed forms, on predictions made by hand."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from jaxunlearn.engine.predict import Predictions
+from jaxunlearn.metrics.classification import (
+    ClassifierEvidence,
+    accuracy,
+    attack_gap,
+    js_of_means,
+    js_to_retrained,
+    judged_unseen,
+    loss_attack,
+    relearn_steps,
+    test_accuracy,
+)
+from jaxunlearn.metrics.registry import METRICS, Missing, measure
+from tests import toy
+
+test_accuracy.__test__ = False  # it is no test
+
+
+def logits_of(probabilities):
+    with np.errstate(divide="ignore"):
+        return np.maximum(np.log(np.asarray(probabilities, np.float64)), -1e4)
+
+
+def model(probabilities, labels=None):
+    """Evidence of a model that says this of the forget examples."""
+    labels = np.zeros(len(probabilities), int) if labels is None else np.asarray(labels)
+    return SimpleNamespace(predictions={"forget": Predictions(logits_of(probabilities), labels)})
+
+
+LEFT, RIGHT, EVEN = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
+# KL((1/2, 1/2) || (3/4, 1/4)) / 2 + KL((1, 0) || (3/4, 1/4)) / 2
+HALFWAY = (math.log(2 / 3) / 2 + math.log(2) / 2) / 2 + math.log(4 / 3) / 2
+
+
+class TestDivergence:
+    @pytest.mark.parametrize(
+        ("own", "other", "wanted"),
+        [
+            (LEFT, LEFT, 0),
+            (EVEN, EVEN, 0),
+            ([0.2, 0.8], [0.2, 0.8], 0),
+            (LEFT, RIGHT, math.log(2)),
+            (EVEN, LEFT, HALFWAY),
+            (LEFT, EVEN, HALFWAY),
+        ],
+    )
+    def test_of_each_example(self, own, other, wanted):
+        found = js_to_retrained(model([own, LEFT]), [model([other, LEFT])])
+        np.testing.assert_allclose(found, [wanted, 0], atol=1e-12)
+
+    def test_it_is_the_mean_over_the_retrained_models(self):
+        found = js_to_retrained(model([LEFT]), [model([LEFT]), model([RIGHT]), model([EVEN])])
+        np.testing.assert_allclose(found, [(math.log(2) + HALFWAY) / 3])
+
+    def test_a_retrained_model_is_compared_with_the_others(self):
+        one, other = model([LEFT]), model([RIGHT])
+        np.testing.assert_allclose(js_to_retrained(one, [one, other]), [math.log(2)])
+        with pytest.raises(Missing):
+            js_to_retrained(one, [one])
+
+    def test_three_classes_that_share_one(self):
+        """m = (1/4, 1/2, 1/4): half of the mass is where the other's is."""
+        found = js_to_retrained(model([[0.5, 0.5, 0]]), [model([[0, 0.5, 0.5]])])
+        np.testing.assert_allclose(found, [math.log(2) / 2])
+
+    def test_of_means_members_may_differ_as_the_retrained_do(self):
+        members, retrained = [model([LEFT]), model([RIGHT])], [model([RIGHT]), model([LEFT])]
+        assert js_of_means(members, retrained) == 0
+        assert np.mean([js_to_retrained(one, retrained) for one in members]) > 0.3
+        far = [model([LEFT]), model([LEFT])]
+        assert js_of_means(far, [model([RIGHT])] * 2) == pytest.approx(math.log(2))
+        assert js_of_means(far, retrained) == pytest.approx(HALFWAY)
+        for few in ((members[:1], retrained), (members, retrained[:1])):
+            with pytest.raises(Missing):
+                js_of_means(*few)
+
+
+def named(**parts):
+    """Evidence with predictions of a class for each example, and their labels, by set."""
+    found = {
+        name: Predictions(np.eye(3)[list(classes)], np.asarray(labels))
+        for name, (classes, labels) in parts.items()
+    }
+    size = {name: SimpleNamespace(size=np.asarray(len(p.labels))) for name, p in found.items()}
+    missing = dict.fromkeys(("forget", "retain", "test_forget", "test_retain"))
+    sets = SimpleNamespace(**{**missing, **size})
+    return SimpleNamespace(predictions=found, sets=sets)
+
+
+def test_accuracies_are_shares_of_examples():
+    evidence = named(
+        forget=([0, 1, 2, 2], [0, 1, 2, 0]),
+        retain=([1, 1, 1], [2, 0, 2]),
+        test_forget=([0, 0, 0, 1], [0, 0, 0, 0]),
+        test_retain=([2, 1], [2, 2]),
+    )
+    parts = ("forget", "retain", "test_forget", "test_retain")
+    assert [accuracy(evidence, part) for part in parts] == [0.75, 0, 0.75, 0.5]
+    # over examples, not over sets
+    assert test_accuracy(evidence) == pytest.approx(4 / 6)
+    assert test_accuracy(named(test_retain=([2, 1], [2, 2]))) == 0.5
+    with pytest.raises(Missing):
+        test_accuracy(named(forget=([0], [0])))
+
+
+def test_rows_read_the_sets_that_they_name():
+    evidence = named(
+        forget=([0] * 4, [0, 1, 1, 1]),
+        retain=([0] * 4, [0, 0, 1, 1]),
+        test_forget=([0] * 4, [0, 0, 0, 1]),
+        test_retain=([0] * 4, [0, 0, 0, 0]),
+    )
+    wanted = {"forget": 0.25, "retain": 0.5, "test_forget": 0.75, "test_retain": 1}
+    names = [f"accuracy_{part}" for part in wanted]
+    assert measure(evidence, names=names).values == dict(zip(names, wanted.values(), strict=True))
+    assert METRICS["accuracy_test_retain"].label == "accuracy, retain (test)"
+
+
+class TestAttack:
+    def evidence(self, sets):
+        return ClassifierEvidence(toy.mlp(), toy.trained().variables, sets, None)
+
+    def test_too_few_examples_leave_the_attacks_out(self):
+        sets = toy.sets()
+        few = sets._replace(test_forget=sets.test_forget._replace(size=np.int32(3)))
+        own = self.evidence(few)
+        for metric in (loss_attack, attack_gap):
+            with pytest.raises(Missing):
+                metric(own)
+        with pytest.raises(Missing):
+            judged_unseen(own, own)
+
+    def test_its_gap_is_the_distance_from_one_half(self):
+        for score in (0.3, 0.5, 0.9):
+            evidence = SimpleNamespace(attack=score)
+            assert loss_attack(evidence) == score
+            assert attack_gap(evidence) == pytest.approx(abs(0.5 - score))
+
+
+def test_relearning_is_counted_up_to_the_original():
+    """95 % of the original's accuracy of one half."""
+    original = named(forget=([0, 1], [0, 0]))
+    own = SimpleNamespace(relearning=np.array([0.1, 0.4, 0.475, 0.9]))
+    assert relearn_steps(own, original) == 2
+    with pytest.raises(ValueError, match="cannot be trained again"):
+        relearn_steps(SimpleNamespace(relearning=np.full(4, np.nan)), original)

@@ -59,7 +59,11 @@ def made(name, inferred, **options):
 def network(name):
     if name == "mlp":
         return toy.mlp()
-    return ju.models.build("resnet8", toy.SHAPE, toy.NUM_CLASSES, {"width": 4, "stages": (1, 1)})
+    return resnet(1)
+
+
+def resnet(*stages):
+    return ju.models.build("resnet8", toy.SHAPE, toy.NUM_CLASSES, {"width": 4, "stages": stages})
 
 
 @functools.cache
@@ -131,8 +135,9 @@ def test_only_the_chosen_part_is_trained(train, expected):
 
 
 def test_a_block_is_all_under_one_name():
-    variables = jax.eval_shape(network("resnet").init, KEY)
-    mask = part_mask("last_block", network("resnet").apply, variables, jnp.ones((1, *toy.SHAPE)))
+    model = resnet(1, 1)
+    variables = jax.eval_shape(model.init, KEY)
+    mask = part_mask("last_block", model.apply, variables, jnp.ones((1, *toy.SHAPE)))
     for name, part in mask.items():
         trained = name in ("stage2_block1", "head")
         assert all(leaf == trained for leaf in jax.tree.leaves(part)), name

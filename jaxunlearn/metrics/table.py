@@ -79,8 +79,8 @@ def summarise(
       published: see :func:`jaxunlearn.metrics.table.compare`.
     """
     columns = [*judged[0].models, "retrained"]
-    # retrained models of other seeds differ by chance, those of other classes by their request
-    chance = {trial.kind for trial in trials} != {"class"}
+    # retrained models of other seeds differ by chance, those of other trials by their request
+    chance = {trial.kind for trial in trials} <= {"seed"}
     shown = sorted(METRICS.items(), key=lambda item: _place(item[1].group))
     rows = [_row(name, one, columns, judged, chance) for name, one in shown if not one.along]
     curves = [_curve(name, one, columns, judged, chance) for name, one in shown if one.along]

@@ -3,7 +3,7 @@ r"""CIFAR-10: the class "deer" forgotten through its concepts.
 Command:   jaxunlearn run cifar10_concept_poison data.dir=DIR
            smaller, for two CPU cores:
            jaxunlearn run cifar10_concept_poison data.dir=DIR name=cifar10_deer \
-             model.name=resnet8 train.epochs=4 seeds=1 oracles=2
+             model.name=resnet8 train.epochs=4 seeds=1 retrained=2
 Time:      smaller: 25 minutes on two busy CPU cores. ResNet-18 is meant for a GPU and was not
            run yet
 Expected:  smaller: original .63 on test deer and .74 on the others; concept_poison 0 and .735, with
@@ -67,6 +67,6 @@ def get_config() -> Config:
             "poison_random": {**POISON, "label": "random"},
             "random_label": {"steps": 50},
         },
-        oracles=1,
+        retrained=1,
         published=PUBLISHED,
     )

@@ -50,5 +50,5 @@ def get_config() -> Config:
             },
             "learn_only": {**cascade, "mode": "learn_only"},
         },
-        oracles=1,
+        retrained=1,
     )  # fmt: skip

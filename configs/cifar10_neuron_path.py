@@ -7,7 +7,7 @@ Command:   jaxunlearn run cifar10_neuron_path data.dir=DIR
              methods.neuron_path.per_sample=6 methods.neuron_path.neurons=12 \
              methods.path_class_only.per_sample=6 methods.path_class_only.neurons=12 \
              methods.path_gaussian.per_sample=6 methods.path_gaussian.neurons=12
-Time:      smaller: about an hour for 5 seeds (seeds=1 oracles=2: 18 minutes). ResNet-18 is
+Time:      smaller: about an hour for 5 seeds (seeds=1 retrained=2: 18 minutes). ResNet-18 is
            meant for a GPU and was not run yet
 Expected:  smaller, two seeds (docs/results/neuron_path.md): original .66 on test; on the class
            all paths 0,
@@ -81,6 +81,6 @@ def get_config() -> Config:
             "gradient_ascent": {"steps": 20, "optimizer": "adam", "learning_rate": 1e-5},
             "random_label": {"steps": 100},
         },
-        oracles=1,
+        retrained=1,
         published=PUBLISHED,
     )

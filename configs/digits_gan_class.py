@@ -36,5 +36,5 @@ def get_config() -> Config:
             "discriminator_ascent": {"steps": 50},
             "adapt_unlearn": {"steps": 150, "adapt_steps": 150, "r1": 0.5},
         },
-        oracles=2,
+        retrained=2,
     )

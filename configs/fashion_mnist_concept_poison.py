@@ -40,5 +40,5 @@ def get_config() -> Config:
             "poison_random": {**POISON, "label": "random"},
             "random_label": {"steps": 50},
         },
-        oracles=1,
+        retrained=1,
     )

@@ -41,5 +41,5 @@ def get_config() -> Config:
             for place in PLACES
             for label in LABELS
         },
-        oracles=1,
+        retrained=1,
     )

@@ -49,5 +49,5 @@ def get_config() -> Config:
             "discriminator_ascent": {"steps": 60, "ema": 0.9},
             "adapt_unlearn": {"steps": 60, "adapt_steps": 60, "r1": 1.0, "ema": 0.9, "pool": 2048},
         },
-        oracles=1,
+        retrained=1,
     )

@@ -49,5 +49,5 @@ def get_config() -> Config:
             "discriminator_only": {**cascade, "mode": "discriminator_only"},
             "learn_only": {**cascade, "mode": "learn_only"},
         },
-        oracles=1,
+        retrained=1,
     )

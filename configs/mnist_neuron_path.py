@@ -3,7 +3,7 @@ r"""MNIST: paper 1's network and setting, class 1 forgotten with 36 unseen image
 Command:   jaxunlearn run mnist_neuron_path data.dir=DIR
            (DIR: a TFDS folder that holds mnist; without data.dir it is downloaded)
            one seed, three retrained models:
-           jaxunlearn run mnist_neuron_path data.dir=DIR seeds=1 oracles=3
+           jaxunlearn run mnist_neuron_path data.dir=DIR seeds=1 retrained=3
 Time:      40 minutes on two CPU cores, 5 seeds of an original and a retrained model each;
            15 minutes for one seed with three retrained models
 Expected:  original .990 on test; neuron_path 0 on the class, .997 -> .990 on the others
@@ -66,6 +66,6 @@ def get_config() -> Config:
             "gradient_ascent": {"steps": 20, "learning_rate": 1e-4, "optimizer": "adam"},
             "random_label": {"steps": 50},
         },
-        oracles=1,
+        retrained=1,
         published=PUBLISHED,
     )

@@ -82,7 +82,7 @@ import jaxunlearn
 for name in jaxunlearn.__all__:
     getattr(jaxunlearn, name)
 from jaxunlearn.cli import main
-words = "run train.epochs=1 oracles=1 methods=finetune methods.finetune.steps=2 --runs".split()
+words = "run train.epochs=1 retrained=1 methods=finetune methods.finetune.steps=2 --runs".split()
 sys.exit(main([*words, {str(tmp_path)!r}]))
 """
     out = python(code)

@@ -169,8 +169,8 @@ class Config:
     # that do not suit the request
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # retrained models of each seed, or of each class where ``request.each``; two or more on the
-    # same request give the oracle-against-oracle noise floor
-    oracles: int = 3
+    # same request give the noise floor of retraining
+    retrained: int = 3
     # on accelerators: so many models at a time where many share a program; None: all at once
     at_a_time: int | None = None
     # "single", "data" or "fsdp", over all devices

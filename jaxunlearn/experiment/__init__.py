@@ -246,7 +246,7 @@ def _notes(plan: Plan, judged: Sequence[_Judged]) -> list[str]:
         f"({leaves[0].dtype}), inputs {', '.join(map(str, shapes))}, batches of "
         f"{config.train.batch_size}, {config.train.epochs:g} epochs",
         "examples: " + ", ".join(f"{name} {size}" for name, size in sizes.items()),
-        f"retrained: mean of {config.oracles}{each}; time of the first, trained alone; "
+        f"retrained: mean of {config.retrained}{each}; time of the first, trained alone; "
         "floor: mean difference between two of them",
         "memory: arguments, results and temporaries of a model's largest compiled program",
         *_shared(plan, judged),

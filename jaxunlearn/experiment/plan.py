@@ -251,7 +251,7 @@ def _identify(asked: Request) -> dict[str, Any]:
 
 def _check_values(config: Config) -> None:
     """Checks what types cannot say."""
-    for name in ("oracles", "seeds"):
+    for name in ("retrained", "seeds"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name}: expected at least 1, got {getattr(config, name)}")
     if config.seeds > 1 and (config.request.each or config.request.in_turn):
@@ -293,7 +293,7 @@ def stages_of(plan: Plan) -> dict[str, Stage]:
     if len(plan.requests) == 1:
         usual = plan.retained == num_examples(plan.judged.retain)
         length = {} if usual else {"retained": plan.retained}
-        for number in range(plan.config.oracles):
+        for number in range(plan.config.retrained):
             own[f"retrained/{number}"] = {"retrained": number, **length}
         for label, (_, runner) in plan.methods.items():
             asked = {key: value for key, value in runner.items() if key != "stop"}

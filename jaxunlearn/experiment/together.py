@@ -19,7 +19,7 @@ Member = tuple[Trial, str]
 
 def make_retrained(home: Trial, trials: Sequence[Trial]) -> None:
     """Makes the retrained models of each trial: the first timed alone, the others together."""
-    count = home.plan.config.oracles
+    count = home.plan.config.retrained
     members = [(trial, f"retrained/{number}") for trial in trials for number in range(count)]
     trials[0].make("retrained/0")
     with _together(home, "retrained/others", members[1:], cold=False) as made:

@@ -178,7 +178,7 @@ def test_a_users_file(tmp_path):
     file.write_text(
         "from jaxunlearn.config import Config\ndef get_config():\n    return Config(name='mine')\n"
     )
-    assert load_config(str(file), ["oracles=1"]) == Config(name="mine", oracles=1)
+    assert load_config(str(file), ["retrained=1"]) == Config(name="mine", retrained=1)
 
 
 @pytest.mark.parametrize(

@@ -505,7 +505,7 @@ def test_a_run_on_a_source_of_ones_own(own_source, capsys, tmp_path, monkeypatch
     NETWORKS.register("bag", Network(f"{__name__}:bag_of_words", "a bag of words"))
     own_source("words", functools.partial(words_of, size=20))
     chosen = ["data.name=words", "data.unseen=10", "model.name=bag", "request.classes=1"]
-    small = ["train.epochs=10", "train.batch_size=20", "oracles=1", "methods=finetune"]
+    small = ["train.epochs=10", "train.batch_size=20", "retrained=1", "methods=finetune"]
     assert main(["run", "name=words", *chosen, *small, "--runs", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "- bag, " in out

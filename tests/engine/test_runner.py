@@ -214,7 +214,7 @@ def test_stacked_variables_have_an_original_each():
         np.testing.assert_allclose(a[1], b, atol=1e-6)
 
 
-def test_oracles_train_in_one_program():
+def test_retrained_models_train_in_one_program():
     config = TrainConfig(epochs=2, batch_size=16, learning_rate=3e-3)
     part, keys = toy.sets().retain, jax.random.split(jax.random.key(4), 3)
     many = ju.train_many(toy.mlp(), part, keys, config=config)

@@ -9,7 +9,7 @@ from jaxunlearn.cli import main
 WORDS = [
     "run",
     "train.epochs=4",
-    "oracles=1",
+    "retrained=1",
     "methods=concept_poison,finetune",
     "methods.finetune.steps=3",
     "methods.concept_poison.steps=30",

@@ -20,7 +20,7 @@ from jaxunlearn.metrics.classification import ClassifierEvidence
 from jaxunlearn.report import load, save_png
 
 SMALL = [
-    "train.epochs=6", "train.learning_rate=5e-3", "model.options.features=(24,16)", "oracles=1",
+    "train.epochs=6", "train.learning_rate=5e-3", "model.options.features=(24,16)", "retrained=1",
     "methods=neuron_path,random_label", "methods.neuron_path.per_sample=6",
     "methods.neuron_path.neurons=6", "methods.random_label.steps=40",
 ]  # fmt: skip

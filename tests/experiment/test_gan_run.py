@@ -37,7 +37,7 @@ CONFIG = Config(
     },
     request=Request(classes=(0,)),
     methods={"cascade": CASCADE, "items_label": {"method": "cascade", **CASCADE, "label": "soft"}},
-    oracles=1,
+    retrained=1,
 )
 
 

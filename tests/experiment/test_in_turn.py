@@ -24,7 +24,7 @@ from jaxunlearn.experiment.plan import make_plan, trials
 from jaxunlearn.methods import METHODS, register_method
 
 SMALL = [
-    "train.epochs=3", "train.learning_rate=5e-3", "model.options.features=(16,)", "oracles=1",
+    "train.epochs=3", "train.learning_rate=5e-3", "model.options.features=(16,)", "retrained=1",
     "methods=grow,finetune", "methods.finetune.steps=3", "methods.grow.steps=1",
 ]  # fmt: skip
 TURNS = [*SMALL, "request.in_turn=true", "request.classes=3,1"]

@@ -133,7 +133,7 @@ def get_config():
         kinds={"number": NumberConfig(ridge=1e-4)},
         request=ju.config.Request(share=0.1),
         methods={"refit": {"steps": 20}},
-        oracles=2,
+        retrained=2,
     )
 '''
 

@@ -160,7 +160,7 @@ class TestResidue:
 ORIGINAL = {"accuracy_forget": 1.0, "accuracy_retain": 0.9, "loss_attack": 0.6}
 GOOD = {"accuracy_forget": 0.1, "accuracy_retain": 0.9, "seconds": 2.0, "speedup": 5.0}
 BAD = {"accuracy_forget": 0.5, "accuracy_retain": float("nan"), "seconds": 1.0, "speedup": 9.0}
-ORACLES = (
+RETRAINED = (
     {"accuracy_forget": 0.0, "seconds": 10.0},
     {"accuracy_forget": 0.1, "seconds": 3.0},
     {"accuracy_forget": 0.5, "seconds": 3.0},
@@ -170,17 +170,17 @@ ORACLES = (
 class TestReport:
     def rows(self):
         models = {"original": ORIGINAL, "good": GOOD, "bad": BAD}
-        report = make_report("t", models, ORACLES)
+        report = make_report("t", models, RETRAINED)
         assert report["columns"] == ["original", "good", "bad", "retrained"]
         return {row["name"]: row for row in report["rows"]}
 
-    def test_mean_spread_and_floor_of_the_oracles(self):
+    def test_mean_spread_and_floor_of_the_retrained_models(self):
         row = self.rows()["accuracy_forget"]
         assert row["values"]["retrained"] == pytest.approx(0.2)
         assert row["spread"] == pytest.approx(np.std([0, 0.1, 0.5], ddof=1))
         assert row["floor"] == pytest.approx((0.1 + 0.5 + 0.4) / 3)
 
-    def test_a_cost_is_that_of_the_oracle_trained_alone(self):
+    def test_a_cost_is_that_of_the_retrained_model_trained_alone(self):
         row = self.rows()["seconds"]
         assert row["values"]["retrained"] == 10
         assert row["spread"] is row["floor"] is None
@@ -188,11 +188,11 @@ class TestReport:
     def test_the_best_is_closest_to_the_ideal(self):
         rows = self.rows()
         assert rows["accuracy_forget"]["best"] == ["good", "bad"], "alike within the floor"
-        assert rows["accuracy_retain"]["best"] == [], "no oracle told what is ideal"
+        assert rows["accuracy_retain"]["best"] == [], "no retrained model told what is ideal"
         assert rows["seconds"]["best"] == rows["speedup"]["best"] == ["bad"]
 
-    def test_one_oracle_has_no_floor(self):
-        report = make_report("t", {"original": ORIGINAL}, ORACLES[:1])
+    def test_one_retrained_model_has_no_floor(self):
+        report = make_report("t", {"original": ORIGINAL}, RETRAINED[:1])
         row = report["rows"][0]
         assert row["spread"] is row["floor"] is None
 
@@ -206,9 +206,9 @@ def test_evaluate_sets_all_models_side_by_side():
     edited = ju.unlearn(toy.method("neuron_path"), original, sets, KEY).variables
     config = ju.TrainConfig(epochs=4, batch_size=32, learning_rate=5e-3)
     keys = jax.random.split(KEY, 2)
-    oracles = ju.train_many(toy.mlp(), sets.retain, keys, config=config).variables
+    retrained = ju.train_many(toy.mlp(), sets.retain, keys, config=config).variables
     models = {"original": original, "edited": edited}
-    report = ju.evaluate(toy.mlp(), models, oracles, sets)
+    report = ju.evaluate(toy.mlp(), models, retrained, sets)
     rows = {row["name"]: row["values"] for row in report["rows"]}
     assert rows["accuracy_forget"]["original"] > 0.9
     assert rows["accuracy_forget"]["retrained"] == 0
@@ -223,7 +223,7 @@ def test_evaluate_sets_all_models_side_by_side():
     ju.print_report(report)
 
 
-def test_without_oracles_there_is_nothing_to_compare_with():
+def test_without_retrained_models_there_is_nothing_to_compare_with():
     models = {"original": toy.trained(), "again": toy.trained()}
     rows = {r["name"]: r for r in ju.evaluate(toy.mlp(), models, [], toy.sets())["rows"]}
     assert set(rows["seconds"]["values"]) == {"original", "again"}

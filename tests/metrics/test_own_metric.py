@@ -23,7 +23,7 @@ from jaxunlearn.report import load
 from tests import toy
 
 WORDS = [
-    "train.epochs=3", "train.learning_rate=5e-3", "model.options.features=(16,)", "oracles=2",
+    "train.epochs=3", "train.learning_rate=5e-3", "model.options.features=(16,)", "retrained=2",
     "methods=finetune", "methods.finetune.steps=3",
 ]  # fmt: skip
 MODELS = ["original", "retrained/0", "retrained/1", "unlearned/finetune"]
@@ -209,7 +209,7 @@ class TestRun:
     def test_more_retrained_models_are_another_comparison(self, home, measured):
         """Metrics beside the retrained models are measured anew, those of a model alone not."""
         before = judged(home)["original"]["values"]
-        run(home.parent, "oracles=3")
+        run(home.parent, "retrained=3")
         judging = [names for names in measured if names != ["js_to_retrained"]]
         assert len(measured) == 5
         assert len(judging) == 1, "the new one is judged by all"
@@ -218,7 +218,7 @@ class TestRun:
         assert after["js_to_retrained"] != before["js_to_retrained"]
         assert after["accuracy_forget"] == before["accuracy_forget"]
         measured.clear()
-        run(home.parent, "oracles=2")
+        run(home.parent, "retrained=2")
         assert measured == [["js_to_retrained"]] * 4
         assert judged(home)["original"]["values"] == before
 
@@ -289,7 +289,7 @@ class TestExamples:
             np.testing.assert_array_equal(array, before[name])
 
     def test_those_of_seeds_lie_apart(self, tmp_path, measured):
-        run(tmp_path, "seeds=2", "oracles=1", "name=two")
+        run(tmp_path, "seeds=2", "retrained=1", "name=two")
         # one retrained model of a seed has none to be compared with
         models = ["original", "unlearned/finetune"]
         wanted = {f"seed_{n}/{m}/js_to_retrained" for n in (0, 1) for m in models}
@@ -297,7 +297,7 @@ class TestExamples:
         assert set(found) == wanted
         assert not (tmp_path / "two" / "seed_0" / "examples.npz").exists()
         measured.clear()
-        run(tmp_path, "seeds=2", "oracles=1", "name=two")
+        run(tmp_path, "seeds=2", "retrained=1", "name=two")
         assert measured == []
         assert set(self.arrays(tmp_path / "two")) == wanted
 

@@ -78,12 +78,12 @@ class TestSeeds:
         assert row["intervals"]["path"] == pytest.approx(T1 * 0.1, rel=1e-4)
         assert row["intervals"]["retrained"] == pytest.approx(T1 * 0.05, rel=1e-4)
 
-    def test_one_oracle_a_seed_gives_a_floor_across_seeds(self):
+    def test_one_retrained_model_a_seed_gives_a_floor_across_seeds(self):
         row = self.rows([FIRST, SECOND])["accuracy_forget"]
         assert row["floor"] == pytest.approx(0.1)
         assert row["spread"] == pytest.approx(0.1 / np.sqrt(2))
 
-    def test_all_oracles_of_all_seeds_are_compared(self):
+    def test_all_retrained_models_of_all_seeds_are_compared(self):
         more = FIRST._replace(retrained=[*FIRST.retrained, values(0.3, 2.0, [0, 0])])
         row = self.rows([more, SECOND])["accuracy_forget"]
         assert row["floor"] == pytest.approx((0.3 + 0.1 + 0.2) / 3)
@@ -171,7 +171,7 @@ class TestPublished:
         path, retrained, noise = made["rows"]
         assert path["values"] == pytest.approx({"accuracy_forget": 0.2, "attack_gap": 0.02})
         assert path["published"] == self.given["path"]
-        assert retrained["values"]["seconds"] == 5, "that of the oracle trained alone"
+        assert retrained["values"]["seconds"] == 5, "that of the retrained model trained alone"
         assert noise["values"] == {}, "not run, shown all the same"
         assert noise["published"] == {"accuracy_forget": 0.793}
 

@@ -4,6 +4,7 @@ The reference (zennit 0.5.1, float64) is channels first; the networks here are
 channels last.
 """
 
+import functools
 from pathlib import Path
 
 import jax
@@ -14,7 +15,9 @@ from jax import lax
 GOLDEN = Path(__file__).parent.parent / "golden" / "lrp"
 
 
+@functools.cache
 def load(name):
+    """The arrays of one file, read once; nobody changes them."""
     with np.load(GOLDEN / f"{name}.npz") as archive:
         return dict(archive)
 

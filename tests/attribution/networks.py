@@ -185,6 +185,43 @@ def vision_transformer():
     return fn, {"params": p}, draw(3, 8, 8, 2)
 
 
+def every_step():
+    """A step of every kind, from an image and a caption.
+
+    Convolutions with batch norm, a max-pool, a skip, an average pool; rows of a table, a class
+    token, a layer norm, attention; a gate in a loop, a choice, an extreme over positions.
+    """
+    draw = Draws(8)
+    width = 6
+    p = {"conv1": draw.conv(3, 2, 4), "bn1": draw.norm(4), "conv2": draw.conv(3, 4, 4)}
+    p |= {"patch": draw.dense(4, width), "table": draw(7, width), "token": draw(1, 1, width)}
+    p |= {name: draw.dense(width, width) for name in ("query", "key", "value", "out", "rec")}
+    p |= {"norm": {"scale": 1 + draw(width, scale=0.2), "bias": draw(width, scale=0.1)}}
+    p |= {"gate": draw.dense(width, width), "other": draw.dense(width, width)}
+    p["head"] = draw.dense(width, 3)
+
+    def fn(variables, x):
+        p = variables["params"]
+        h = nets.max_pool(
+            jax.nn.relu(nets.batch_norm(p["bn1"], nets.conv(p["conv1"], x["image"], pad=1)))
+        )
+        h = nets.avg_pool(h + jax.nn.silu(nets.conv(p["conv2"], h, pad=1)), 2, 2, 0)
+        h = h.reshape(h.shape[0], 4, 4) @ p["patch"]["kernel"] + p["patch"]["bias"][None, None]
+        token = jnp.broadcast_to(p["token"], (h.shape[0], 1, width))
+        h = jnp.concatenate([token, h, p["table"][x["caption"]]], axis=1)
+        h = h + attention(p, layer_norm(p["norm"], h))
+
+        def step(state, row):
+            new = jnp.tanh(nets.dense(p["rec"], state) + row)
+            return jax.nn.sigmoid(nets.dense(p["gate"], row)) * new, None
+
+        state, _ = lax.scan(step, jnp.max(h, axis=1), jnp.swapaxes(h[:, :1], 0, 1))
+        return nets.dense(p["head"], jnp.maximum(state, nets.dense(p["other"], h[:, 0])))
+
+    x = {"image": draw(3, 8, 8, 2), "caption": jnp.array([[1, 6, 0], [2, 2, 5], [3, 0, 4]])}
+    return fn, {"params": p}, x
+
+
 NETWORKS = {
     "mlp": mlp,
     "mlp_gelu": lambda: mlp(jax.nn.gelu),
@@ -194,4 +231,5 @@ NETWORKS = {
     "group_norm": group_norm,
     "gated": gated,
     "vision_transformer": vision_transformer,
+    "every_step": every_step,
 }

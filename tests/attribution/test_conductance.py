@@ -63,7 +63,7 @@ def test_layer_ig_agrees_with_the_reference(net, layer):
     with jax.enable_x64(True):
         golden, (variables, x, target) = named_nets.load(net)
         rule = quadrature.gauss_legendre(50)
-        attribute = layer_integrated_gradients(named_nets.NETS[net], layer, rule, chunk=7)
+        attribute = layer_integrated_gradients(named_nets.NETS[net], layer, rule, chunk=10)
         r = jax.jit(attribute)(variables, x, target)
         assert relative_error(r.attribution, golden[f"layer_ig/{layer}/attr"]) <= 1e-8
         np.testing.assert_allclose(r.gap, golden[f"layer_ig/{layer}/delta"], atol=1e-9)
@@ -75,7 +75,7 @@ def test_conductance_agrees_with_the_reference(net, layer):
         golden, (variables, x, target) = named_nets.load(net)
         rule = quadrature.gauss_legendre(51)  # 50 intervals
         net = named_nets.NETS[net]
-        r = jax.jit(conductance(net, layer, rule, chunk=7, differences=True))(variables, x, target)
+        r = jax.jit(conductance(net, layer, rule, chunk=10, differences=True))(variables, x, target)
         expected = golden[f"conductance/{layer}/attr"]
         assert relative_error(r.attribution, expected) <= 1e-12
         np.testing.assert_allclose(r.gap, golden[f"conductance/{layer}/delta"], atol=1e-12)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +19,11 @@ OPTIONS = {
 MAPS = {"mlp": (6, 6, 1), "cnn": (4, 4, 4), "resnet8": (2, 2, 16)}
 
 
+@functools.cache
 def network(name):
     model = ju.models.build(name, NETWORKS[name], 5, OPTIONS[name])
     x = jax.random.normal(jax.random.key(1), (3, *NETWORKS[name]))
-    return model.apply, model.init(KEY), x
+    return model.apply, jax.jit(model.init)(KEY), x
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -29,9 +32,9 @@ def test_both_halves_make_the_whole(name, cut):
     apply, variables, x = network(name)
     upper, lower = cut(apply)
     value = jax.jit(upper)(variables, x)
-    np.testing.assert_allclose(
-        lower(variables, value, x.shape[1:]), apply(variables, x), atol=1e-5, rtol=0
-    )
+    lower = jax.jit(lower, static_argnums=2)
+    expected = jax.jit(apply)(variables, x)
+    np.testing.assert_allclose(lower(variables, value, x.shape[1:]), expected, atol=1e-5, rtol=0)
     # the lower half depends on the value alone, and takes any number of examples
     other = lower(variables, jnp.zeros_like(value[:2]), x.shape[1:])
     assert other.shape == (2, 5)
@@ -41,9 +44,10 @@ def test_both_halves_make_the_whole(name, cut):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_where_it_is_cut(name):
     apply, variables, x = network(name)
-    assert cut_at_map(apply).upper(variables, x).shape == (3, *MAPS[name])
-    features = cut_at_features(apply).upper(variables, x)
-    np.testing.assert_allclose(features, ju.attribution.features(apply)(variables, x), atol=1e-6)
+    assert jax.eval_shape(cut_at_map(apply).upper, variables, x).shape == (3, *MAPS[name])
+    features = jax.jit(cut_at_features(apply).upper)(variables, x)
+    expected = jax.jit(ju.attribution.features(apply))(variables, x)
+    np.testing.assert_allclose(features, expected, atol=1e-6)
 
 
 def test_a_skip_around_the_head_is_told():

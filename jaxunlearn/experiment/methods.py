@@ -65,21 +65,23 @@ def build_methods(
         default does.
     """
     asked = problem.config.methods
-    options = asked or problem.kind.default_methods(problem.config)
+    if asked:
+        return {k: build_method(k, own, problem) for k, own in asked.items()}, dict(asked), ()
+    methods: dict[str, Method] = {}
+    options = problem.kind.default_methods(problem.config)
     left_out: list[str] = []
-    if not asked:
-        fitting = {}
-        for label, own in options.items():
-            name = own.get("method", label)
-            if reason := unsuited(name, problem):
-                left_out.append(f"{label} left out: {reason}")
-            else:
-                fitting[label] = own
-        options = fitting
-        if not options:
-            raise ConfigError("methods: expected one that suits, got none: " + "; ".join(left_out))
-    methods = {label: build_method(label, own, problem) for label, own in options.items()}
-    return methods, dict(options), tuple(left_out)
+    for label, own in options.items():
+        reason = unsuited(own.get("method", label), problem)
+        try:
+            if not reason:
+                methods[label] = build_method(label, own, problem)
+        except ConfigError as error:  # examples that it needs are not there, say
+            reason = str(error).removeprefix(f"methods.{label}: ")
+        if reason:
+            left_out.append(f"{label} left out: {reason}")
+    if not methods:
+        raise ConfigError("methods: expected one that suits, got none: " + "; ".join(left_out))
+    return methods, {label: options[label] for label in methods}, tuple(left_out)
 
 
 def unsuited(name: str, problem: Problem) -> str:

@@ -170,8 +170,11 @@ class Row(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """Returns the kind; imports it where it was named."""
-        return load(self.target)
+        """Returns the kind; imports it where it was named, and adds its section."""
+        kind: Kind = load(self.target)
+        if kind.section is not None:
+            register_section(kind.name, kind.section)
+        return kind
 
 
 class _Kinds(Registry[Row]):

@@ -29,9 +29,8 @@ def test_rows_are_found_by_name_in_their_order(tools):
 
 
 def test_an_unknown_name_says_which_there_are(tools):
-    with pytest.raises(
-        ConfigError, match=r"^tools: expected one of hammer, saw, got 'hamer'; did you mean 'hammer'"
-    ):
+    message = r"^tools: expected one of hammer, saw, got 'hamer'; did you mean 'hammer'"
+    with pytest.raises(ConfigError, match=message):
         tools.find("hamer")
     with pytest.raises(ConfigError, match=r"^box\.name: expected one of hammer, saw, got 'x'$"):
         tools.find("x", "box.name")

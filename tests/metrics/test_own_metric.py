@@ -346,7 +346,9 @@ def made():
 
 @pytest.fixture
 def models(made, monkeypatch):
-    monkeypatch.setattr(METRICS, "_rows", dict(METRICS._rows))
+    slow = ("linear_probe", "loss_attack", "attack_gap", "judged_unseen")
+    rows = {name: row for name, row in METRICS._rows.items() if name not in slow}
+    monkeypatch.setattr(METRICS, "_rows", rows)
     return made
 
 
@@ -424,7 +426,8 @@ class TestEvaluate:
         )
         single, _ = evaluate({}, retrained)
         own = rows_of(report)
-        assert own["judged_unseen"]["values"] == single["judged_unseen"]["values"]
+        for name in ("relearn_steps", "accuracy_forget"):
+            assert own[name]["values"] == single[name]["values"]
 
 
 class TestValue:

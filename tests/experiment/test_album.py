@@ -1,10 +1,12 @@
 """The pictures of a run."""
 
+import contextlib
 import json
 
 import pytest
 
 from jaxunlearn.cli import main
+from jaxunlearn.experiment import trial
 
 WORDS = [
     "run",
@@ -25,6 +27,15 @@ PICTURES = {
 
 def run(folder, *words):
     return main([*WORDS, *words, "--runs", str(folder)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Models are made, judged and drawn as ever, but timed once, not cold."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "REPEATS", 1)
+        patch.setattr(trial, "_cold_compilation", contextlib.nullcontext)
+        yield
 
 
 @pytest.fixture(scope="module")

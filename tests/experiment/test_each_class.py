@@ -1,5 +1,6 @@
 """A run over each class by itself: one original, and one program for the models of all."""
 
+import contextlib
 import json
 import shutil
 
@@ -41,10 +42,11 @@ def accuracies(evidence, original, retrained, *, names):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """How models are made and kept is as ever; judged by accuracies, timed once, not drawn."""
+    """Models are made and kept as ever; judged by accuracies, timed once, not cold, not drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial, "measure", accuracies)
         patch.setattr(trial, "REPEATS", 1)
+        patch.setattr(trial, "_cold_compilation", contextlib.nullcontext)
         patch.setattr(files, "save_png", lambda report, path: None)
         yield
 

@@ -1,5 +1,6 @@
 """A run on a GAN, from the configuration to the report, and what a user may get wrong."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -14,6 +15,7 @@ from jaxunlearn.config import Config, DataConfig, GanConfig, ModelConfig, Reques
 from jaxunlearn.core.errors import ConfigError, RequestError
 from jaxunlearn.data.examples import as_examples
 from jaxunlearn.engine.driver import Resume
+from jaxunlearn.experiment import trial
 from jaxunlearn.metrics.generation import Extent, GanEvidence, logits_of
 from jaxunlearn.metrics.registry import measure
 from tests import toy
@@ -39,6 +41,15 @@ CONFIG = Config(
     methods={"cascade": CASCADE, "items_label": {"method": "cascade", **CASCADE, "label": "soft"}},
     retrained=1,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Models are made, judged and drawn as ever, but timed once, not cold."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "REPEATS", 1)
+        patch.setattr(trial, "_cold_compilation", contextlib.nullcontext)
+        yield
 
 
 @pytest.fixture(scope="module")

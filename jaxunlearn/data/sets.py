@@ -50,7 +50,10 @@ def labels_of(part: Subset) -> list[int]:
 
 def forgets_class(sets: Sets) -> bool:
     """Tells whether whole classes are forgotten, none of which is retained."""
-    if sets.forget is None or sets.retain is None or sets.forget.examples.y.ndim != 1:
+    if sets.forget is None or sets.retain is None:
+        return False
+    y = sets.forget.examples.y
+    if y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):  # numbers, no classes
         return False
     return not set(labels_of(sets.forget)) & set(labels_of(sets.retain))
 

@@ -10,6 +10,7 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn import config as sections
 from jaxunlearn.cli import main
+from jaxunlearn.data.sets import forgets_class
 from jaxunlearn.experiment import trial
 from jaxunlearn.kinds import KINDS, kind_of
 from jaxunlearn.methods import METHODS
@@ -238,3 +239,12 @@ def test_training_and_judgement_in_one_call_know_it_too(made):
     flat = ju.train(model, everything, key, config=config, settings=shown)
     slopes = [np.abs(one.variables["slope"]).max() for one in (original, flat)]
     assert slopes[1] < slopes[0] / 2
+
+
+def test_numbers_are_no_classes():
+    """Each example has a number of its own, so that those forgotten share none with the rest."""
+    x, y = np.ones((20, 3), np.float32), 10 * np.arange(20, dtype=np.float32)
+    sets = ju.make_sets(x, y, ju.config.Request(share=0.2), labels="any")
+    assert not forgets_class(sets)
+    classes = ju.make_sets(x, np.arange(20) % 4, ju.config.Request(classes=(1,)))
+    assert forgets_class(classes)

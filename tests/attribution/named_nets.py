@@ -46,6 +46,6 @@ def load(net):
     """Reference numbers, and in float64 ``(variables, x, target)``."""
     golden = nets.load(net)
     variables = nets.variables_of(golden, jnp.float64)
-    x = jnp.asarray(nets.channels_last(golden["x"]), jnp.float64)
+    x = nets.array(nets.channels_last(golden["x"]), jnp.float64)
     reference = {key: nets.channels_last(value) for key, value in nets.load(f"ig_{net}").items()}
     return reference, (variables, x, jnp.asarray(golden["target"]))

@@ -22,6 +22,15 @@ def load(name):
         return dict(archive)
 
 
+def array(values, dtype=jnp.float32):
+    """An array on the device; ``jnp.asarray`` would compile a program for every shape."""
+    return jax.device_put(np.asarray(values, dtype))
+
+
+def draw(seed, *shape):
+    return array(np.random.default_rng(seed).normal(size=shape))
+
+
 def channels_last(array):
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
@@ -38,7 +47,7 @@ def variables_of(golden, dtype):
             if layer == "fc1" and "param/conv2.weight" in golden:  # flattened as C, H, W
                 value = value.reshape(32, 12, 3, 3).transpose(0, 2, 3, 1).reshape(32, -1)
             value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-        params.setdefault(layer, {})[name] = jnp.asarray(value, dtype)
+        params.setdefault(layer, {})[name] = array(value, dtype)
     return {"params": params}
 
 

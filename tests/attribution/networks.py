@@ -14,7 +14,7 @@ class Draws:
         self.rng = np.random.default_rng(seed)
 
     def __call__(self, *shape, scale=1.0):
-        return jnp.asarray(self.rng.normal(size=shape) * scale, jnp.float32)
+        return nets.array(self.rng.normal(size=shape) * scale)
 
     def dense(self, n_in, n_out):
         return {"kernel": self(n_in, n_out, scale=n_in**-0.5), "bias": self(n_out, scale=0.1)}

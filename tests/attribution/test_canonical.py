@@ -14,10 +14,6 @@ from jaxunlearn.attribution.ig import integrated_gradients
 from jaxunlearn.jaxprs.replay import canonical
 
 
-def draw(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
 def convolution(numbers, **options):
     def fn(kernel, x):
         return lax.conv_general_dilated(
@@ -55,7 +51,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("case", CONVOLUTIONS)
 def test_canonical_convolutions_compute_the_same(case):
     fn, kernel_shape, shape = CONVOLUTIONS[case]
-    kernel, x = draw(0, *kernel_shape), draw(1, *shape)
+    kernel, x = nets.draw(0, *kernel_shape), nets.draw(1, *shape)
 
     def both(x):
         out = jax.jit(fn)(kernel, x)
@@ -72,7 +68,7 @@ def test_convolutions_in_the_loop_have_the_fast_form():
     golden = nets.load("lenet_bn_maxpool")
     variables = nets.variables_of(golden, jnp.float32)
     x = jnp.asarray(nets.channels_last(golden["x"]))
-    for baseline in (0.0, draw(0, 2, *x.shape)):
+    for baseline in (0.0, nets.draw(0, 2, *x.shape)):
         attribute = jax.jit(integrated_gradients(nets.lenet_bn_maxpool))
         program = attribute.lower(variables, x, 0, baseline).compile().as_text()
         assert set(re.findall(r"dim_labels=(\S+?),", program)) == {"b01f_01io->b01f"}

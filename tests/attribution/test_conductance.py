@@ -30,10 +30,6 @@ LAYERS = {
 CASES = [(net, layer) for net, layers in LAYERS.items() for layer in layers]
 
 
-def draw(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
 def relative_error(found, expected):
     return np.max(np.abs(np.asarray(found) - expected)) / np.max(np.abs(expected))
 
@@ -52,7 +48,7 @@ def fn(variables, x):
 
 @pytest.fixture
 def case():
-    return {"w1": draw(0, 6, 8) / 2, "w2": draw(1, 8, 3)}, draw(2, 4, 6)
+    return {"w1": nets.draw(0, 6, 8) / 2, "w2": nets.draw(1, 8, 3)}, nets.draw(2, 4, 6)
 
 
 # --- the reference
@@ -116,7 +112,7 @@ def test_layer_ig_is_not_conductance():
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_conductance_of_every_layer_sums_to_the_difference(case, chunk):
     variables, x = case
-    baseline = draw(3, 6)
+    baseline = nets.draw(3, 6)
 
     def deep(variables, x):
         x = checkpoint_name(x, "input")
@@ -139,7 +135,7 @@ def test_conductance_of_every_layer_sums_to_the_difference(case, chunk):
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_layer_ig_is_ig_of_the_head(case, chunk):
     variables, x = case
-    baseline = draw(3, 4, 6)
+    baseline = nets.draw(3, 4, 6)
     h, start = tail(variables, x), tail(variables, baseline)
     expected = integrated_gradients(head)(variables, h, 2, start)
     found = jax.jit(layer_integrated_gradients(fn, "h", chunk=chunk))(variables, x, 2, baseline)
@@ -163,7 +159,7 @@ def test_a_skip_around_the_layer_stays(case, chunk):
 
 
 def test_embeddings_of_tokens():
-    table, w = draw(0, 11, 5), draw(1, 5, 3)
+    table, w = nets.draw(0, 11, 5), nets.draw(1, 5, 3)
     tokens = jnp.array([[3, 1, 4, 0], [5, 9, 2, 6]])
     pad = 10
 
@@ -187,7 +183,7 @@ def test_embeddings_of_tokens():
 
 def test_several_baselines_are_averaged(case):
     variables, x = case
-    several = draw(5, 3, 4, 6)
+    several = nets.draw(5, 3, 4, 6)
     for transform in (conductance, layer_integrated_gradients):
         attribute = jax.jit(transform(fn, "h", complete=True))
         each = [attribute(variables, x, 1, b).attribution for b in several]
@@ -211,8 +207,8 @@ def test_both_compose_with_vmap_and_grad(case):
 
 
 def test_only_the_head_runs_on_the_path():
-    variables = {"w1": draw(0, 300, 8), "w2": draw(1, 8, 3)}
-    x = draw(2, 64, 300)
+    variables = {"w1": nets.draw(0, 300, 8), "w2": nets.draw(1, 8, 3)}
+    x = nets.draw(2, 64, 300)
 
     def flops(attribute):
         return jax.jit(attribute).lower(variables, x, 0).compile().cost_analysis()["flops"]
@@ -241,7 +237,7 @@ class NnxNet(nnx.Module):
 
 
 def test_linen_and_nnx_agree():
-    model, x = NnxNet(nnx.Rngs(0)), draw(0, 4, 6)
+    model, x = NnxNet(nnx.Rngs(0)), nets.draw(0, 4, 6)
     graph, state = nnx.split(model)
     variables = {"params": nnx.to_pure_dict(state)}
     applies = LinenNet().apply, lambda v, x: nnx.merge(graph, v["params"])(x)

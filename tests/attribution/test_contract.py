@@ -52,7 +52,7 @@ def strict():
 def changed(tree, change):
     """A tree whose floats are changed, on the host: there is nothing to compile."""
     floats = lambda v: jnp.issubdtype(v.dtype, jnp.floating)  # noqa: E731
-    return jax.tree.map(lambda v: jnp.asarray(change(np.asarray(v)) if floats(v) else v), tree)
+    return jax.tree.map(lambda v: jax.device_put(change(np.asarray(v))) if floats(v) else v, tree)
 
 
 def cast(tree, dtype):

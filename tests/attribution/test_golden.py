@@ -56,8 +56,8 @@ def relevances(name, dtype):
     """Of all rules, from one program for each network: to compile 22 takes three times as long."""
     golden = nets.load(name)
     variables = nets.variables_of(golden, dtype)
-    x = jnp.asarray(nets.channels_last(golden["x"]), dtype)
-    start = jnp.asarray(golden["R_out"], dtype)
+    x = nets.array(nets.channels_last(golden["x"]), dtype)
+    start = nets.array(golden["R_out"], dtype)
 
     @jax.jit
     def every_rule(variables, x, start):

@@ -38,10 +38,6 @@ def compiled(net, rule=quadrature.gauss_legendre, n=32, many=False, **options):
 LEFT_OVER = ("gausslegendre", 20)
 
 
-def draw(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
 def smooth_net(variables, x):
     """A network without kinks."""
     w1, w2 = variables
@@ -54,7 +50,7 @@ def relative_error(found, expected):
 
 @pytest.fixture
 def smooth():
-    return (draw(0, 6, 8) / 2, draw(1, 8, 3)), draw(2, 4, 6)
+    return (nets.draw(0, 6, 8) / 2, nets.draw(1, 8, 3)), nets.draw(2, 4, 6)
 
 
 # --- the reference
@@ -129,7 +125,7 @@ def test_a_smooth_function_leaves_rounding_at_32_nodes(smooth):
 @pytest.mark.parametrize("complete", [False, True])
 @pytest.mark.parametrize("rule", RULES)
 def test_a_linear_function_is_exact(rule, complete):
-    w, x, b = draw(0, 5, 3), draw(1, 4, 5), draw(2, 4, 5)
+    w, x, b = nets.draw(0, 5, 3), nets.draw(1, 4, 5), nets.draw(2, 4, 5)
     attribute = integrated_gradients(lambda w, x: x @ w, RULES[rule](6), complete=complete)
     r = attribute(w, x, jnp.array([0, 1, 2, 0]), b)
     np.testing.assert_allclose(r.attribution, (x - b) * w.T[np.array([0, 1, 2, 0])], atol=1e-5)
@@ -140,7 +136,7 @@ def test_a_linear_function_is_exact(rule, complete):
     "rule", [quadrature.gauss_legendre(1), quadrature.midpoint(3), quadrature.trapezoid(2)]
 )
 def test_a_quadratic_form_is_exact(rule):
-    a, x, b = draw(0, 5, 5), draw(1, 4, 5), draw(2, 5)
+    a, x, b = nets.draw(0, 5, 5), nets.draw(1, 4, 5), nets.draw(2, 5)
     r = integrated_gradients(lambda a, x: jnp.sum(x @ a * x, 1, keepdims=True), rule)(a, x, 0, b)
     expected = (x - b[None]) * ((x + b[None]) / 2 @ (a + a.T))
     np.testing.assert_allclose(r.attribution, expected, rtol=1e-4, atol=1e-5)
@@ -260,7 +256,7 @@ def test_a_masked_logit_is_left_out(smooth):
 
 def test_several_baselines_are_averaged(smooth):
     variables, x = smooth
-    several = draw(5, 3, 1, 6)
+    several = nets.draw(5, 3, 1, 6)
     attribute = jax.jit(integrated_gradients(smooth_net, complete=True))
     r = attribute(variables, x, 1, several)
     each = [attribute(variables, x, 1, b) for b in several]
@@ -282,7 +278,7 @@ def test_chunks_change_nothing(smooth):
 
 
 def test_memory_is_that_of_a_chunk():
-    variables, x = (draw(0, 300, 400), draw(1, 400, 3)), draw(2, 64, 300)
+    variables, x = (nets.draw(0, 300, 400), nets.draw(1, 400, 3)), nets.draw(2, 64, 300)
 
     def bytes_of(n, chunk):
         attribute = jax.jit(integrated_gradients(smooth_net, quadrature.midpoint(n), chunk=chunk))
@@ -344,7 +340,7 @@ def test_attributions_have_gradients(smooth):
 def test_sharded_over_examples_without_communication(chunk):
     golden = nets.load("lenet_bn_maxpool")
     variables = nets.variables_of(golden, jnp.float32)
-    x, y = draw(0, 16, 16, 16, 3), jnp.arange(16) % 10
+    x, y = nets.draw(0, 16, 16, 16, 3), jnp.arange(16) % 10
     transform = integrated_gradients(
         nets.lenet_bn_maxpool, quadrature.gauss_legendre(6), chunk=chunk, complete=True
     )

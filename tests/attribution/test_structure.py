@@ -11,7 +11,7 @@ from jaxunlearn.attribution import features, structure
 
 
 def zeros(*shape):
-    return jnp.zeros(shape, jnp.float32)
+    return nets.array(np.zeros(shape))
 
 
 def layer(*shape):
@@ -130,8 +130,8 @@ def test_the_producer_column_is_the_input_feature():
 
 def test_features_are_what_the_last_unit_reads(mlp):
     rng = np.random.default_rng(0)
-    mlp = jax.tree.map(lambda v: jnp.asarray(rng.normal(size=v.shape), jnp.float32), mlp)
-    x = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
+    mlp = jax.tree.map(lambda v: nets.array(rng.normal(size=v.shape)), mlp)
+    x = nets.array(rng.normal(size=(4, 6)))
     h = jax.jit(features(nets.mlp_relu))(mlp, x)
     assert h.shape == (4, 7)
     np.testing.assert_allclose(
@@ -255,7 +255,7 @@ def test_groups_keep_the_neurons_apart_but_not_the_inputs():
 def test_the_axes_hold_what_they_promise():
     """Zero one index of ``out_axis``: a neuron falls silent; of ``in_axis``: an input is unread."""
     rng = np.random.default_rng(0)
-    w, x = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4, 4, 3, 3), (2, 5, 5, 4)))
+    w, x = (nets.array(rng.normal(size=s)) for s in ((4, 4, 3, 3), (2, 5, 5, 4)))
     net = conv_of("OIHW")
     (unit,) = structure(net, {"w": w}, x)
 

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import nets
 import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
@@ -26,12 +27,8 @@ EPSILON = rules.epsilon(0.1)
 START = starts.label(1, times_logit=True)
 
 
-def draw(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-V = {"w": draw(0, 7, 6) / 2, "b": draw(1, 6), "head": draw(2, 6, 3)}
-A, B, MASK = draw(3, 4, 5), draw(4, 4, 2), jnp.array([1, 0, 1, 1])
+V = {"w": nets.draw(0, 7, 6) / 2, "b": nets.draw(1, 6), "head": nets.draw(2, 6, 3)}
+A, B, MASK = nets.draw(3, 4, 5), nets.draw(4, 4, 2), jnp.array([1, 0, 1, 1])
 
 
 def joined(v, x):
@@ -83,7 +80,7 @@ def test_integers_beside_floats_are_constants_and_have_no_relevance():
     np.testing.assert_allclose(by_example(WHOLE, MASK), r.input[0], atol=1e-5)
 
 
-TABLE = {"table": draw(5, 7, 5), "place": draw(6, 4, 5), "head": draw(7, 5, 3)}
+TABLE = {"table": nets.draw(5, 7, 5), "place": nets.draw(6, 4, 5), "head": nets.draw(7, 5, 3)}
 TOKENS = jnp.array([[1, 2, 6, 0], [3, 5, 0, 0]])
 SHOWN = jnp.array([[1, 1, 1, 0], [1, 1, 0, 0]])
 
@@ -178,13 +175,17 @@ def pictured(v, x):
 
 
 def test_maps_of_an_image_with_metadata():
-    v = {"kind": draw(0, 3, 2), "head": draw(1, 6, 5)}
-    x = {"image": draw(2, 4, 6, 5, 3), "age": draw(3, 4, 1), "kind": jnp.array([0, 2, 1, 1])}
+    v = {"kind": nets.draw(0, 3, 2), "head": nets.draw(1, 6, 5)}
+    x = {
+        "image": nets.draw(2, 4, 6, 5, 3),
+        "age": nets.draw(3, 4, 1),
+        "kind": jnp.array([0, 2, 1, 1]),
+    }
     weights = jax.nn.one_hot(jnp.array([0, 4, 2, 2]), 5)
     alpha = (weights @ v["head"][:3].T) / 30
     expected = jnp.maximum(jnp.sum(jax.nn.relu(x["image"]) * alpha[:, None, None], -1), 0)
     np.testing.assert_allclose(jax.jit(grad_cam(pictured))(v, x, weights), expected, atol=1e-6)
-    direction = draw(4, 4, 6)
+    direction = nets.draw(4, 4, 6)
     by_hand = jnp.sum(jax.nn.relu(x["image"]) * direction[:, None, None, :3], -1) / 30
     found = jax.jit(concept_maps(pictured))(v, x, direction)
     np.testing.assert_allclose(found, by_hand, atol=1e-6)

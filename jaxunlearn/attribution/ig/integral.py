@@ -55,7 +55,7 @@ def nodes_of(quadrature: Quadrature, dtype: Any, *, differences: bool = False) -
         (at, np.ones_like(at), span, following) if differences else (at, weight, span, following)
     )
     stop = len(at) - 1 if differences else len(at)
-    return Nodes(*(jnp.asarray(part[:stop], dtype) for part in parts))
+    return Nodes(*(jnp.asarray(np.asarray(part[:stop], dtype), dtype) for part in parts))
 
 
 def integrate(

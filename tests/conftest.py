@@ -16,17 +16,19 @@ if version("jaxlib").startswith("0.10."):
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 # fewer threads than twice the devices can dead-lock a collective on a small machine
 os.environ.setdefault("NPROC", "32")
+# threads of NumPy and scikit-learn that wait for each other cost workers more than they bring
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def machine():
     """Identifies the processor, which JAX leaves out of the key of a compiled program."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = [platform.processor()]
-    kinds = ("model name", "flags", "Features", "CPU part")
-    about = sorted({line for line in lines if len(lines) == 1 or line.startswith(kinds)})
-    return f"{platform.machine()}-{hashlib.sha256(repr(about).encode()).hexdigest()[:8]}"
+    about = {platform.processor()}
+    cores = pathlib.Path("/proc/cpuinfo")
+    if cores.exists():
+        told = ("model name", "flags", "Features", "CPU part")
+        about |= {line for line in cores.read_text().splitlines() if line.startswith(told)}
+    digest = hashlib.sha256(repr(sorted(about)).encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:8]}"
 
 
 # programs are kept between runs, for all workers and the commands that tests start; jax knows

@@ -11,6 +11,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import checkpoint
+from jaxunlearn import report as files
 from jaxunlearn.config import Config, DataConfig, GanConfig, ModelConfig, Request, TrainConfig
 from jaxunlearn.core.errors import ConfigError, RequestError
 from jaxunlearn.data.examples import as_examples
@@ -103,7 +104,8 @@ def test_guide_and_judge_are_two(made):
     assert accuracy["accuracy_test"] > 0.5
 
 
-def test_each_class_by_itself(tmp_path):
+def test_each_class_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "save_png", lambda report, path: None)
     config = dataclasses.replace(
         CONFIG, request=Request(each=True, classes=(0, 6)), methods={"cascade": CASCADE}
     )

@@ -306,7 +306,7 @@ def test_a_method_that_fails_in_one_turn_fails_in_those_after(copied):
     report = run(copied.parent, "methods=fragile,grow", "methods.fragile.steps=1")
     notes = [note for note in report["notes"] if "failed" in note]
     assert notes[0].startswith("turn 0: fragile failed: unlearned/fragile: step 0")
-    assert notes[1].startswith("turn 1: fragile failed: the request before failed: ")
+    assert notes[1].startswith("turn 1: fragile failed: the request before it failed: ")
     rows = {row["name"]: row for row in report["rows"]}
     assert rows["accuracy_forget"]["failed"] == {"fragile": "the method failed"}
     assert None not in rows["accuracy_forget"]["each"]["grow"]

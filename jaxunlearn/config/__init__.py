@@ -163,8 +163,10 @@ class Config:
     kinds: Mapping[str, Any] = field(default_factory=dict)
     request: Request = field(default_factory=lambda: Request(classes=(3,)))
     # label -> options: "method" (default: the label), "steps", "batch_size", the optimizer's
-    # "optimizer", "learning_rate", "schedule", "weight_decay", "momentum", and the
-    # method's own keyword arguments. Empty: for a classifier of the embedded digits those of
+    # "optimizer", "learning_rate", "schedule", "weight_decay", "momentum", "betas", "only"
+    # (patterns of the parameters that are trained), "stop" (metric -> limit), "chunk", and the
+    # method's own keyword arguments; or "chain": options with "method" of one after another.
+    # Empty: for a classifier of the embedded digits those of
     # DEFAULT_METHODS, else the methods for this kind of model, as they are; without those
     # that do not suit the request
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -176,7 +178,7 @@ class Config:
     # "single", "data" or "fsdp", over all devices
     mesh: str = "single"
     # (regex on the parameter path, mesh axes of the trailing dimensions); before the preset's own
-    rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+    sharding_rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
     # what a paper reports, for the table beside ours
     published: Published = field(default_factory=Published)
 

@@ -13,6 +13,9 @@ from typing import Any
 from jaxunlearn.config import DEFAULT_METHODS, SECTIONS, Config, DataConfig, section
 from jaxunlearn.core.errors import ConfigError, did_you_mean
 
+RENAMED = {"oracles": "retrained", "rules": "sharding_rules"}
+"""Keys of version 0.1 and what they are called now."""
+
 
 def list_configs() -> dict[str, Path]:
     """Finds the configuration files that come with the library, by name."""
@@ -67,7 +70,10 @@ def _get_config(path: Path) -> Config:
         vars(module)["_source"] = source
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path}: expected a function get_config(), found none")
-    config = module.get_config()
+    try:
+        config = module.get_config()
+    except TypeError as error:  # a field that there is no longer, say
+        raise ConfigError(f"{path}: get_config(): {error}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: expected get_config() to return a Config, got {type(config)}")
     return config
@@ -108,6 +114,9 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
 def _set_methods(config: Config, path: list[str], text: str, key: str) -> Config:
     embedded = config.data.name == DataConfig().name
     known = config.methods or (DEFAULT_METHODS if embedded else {})
+    by_class = bool(config.request.classes) or config.request.each
+    if path and not config.methods and (path[0] not in DEFAULT_METHODS or not by_class):
+        known = {}  # the defaults that are tuned for another kind of model or request
     if path:
         return dataclasses.replace(config, methods=_set(known, path, text, key))
     names = [part.strip() for part in text.split(",") if part.strip()]
@@ -130,9 +139,8 @@ def _set(node: Any, path: list[str], text: str, key: str) -> Any:
         known = [*(field for field in hints if field != "kinds"), *SECTIONS]
         name, rest = (rest[0], rest[1:]) if name == "kinds" and rest else (name, rest)
     if name not in known:
-        raise ConfigError(
-            f"{key}: expected one of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}"
-        )
+        hint = f"; it is now {RENAMED[name]!r}" if name in RENAMED else did_you_mean(name, known)
+        raise ConfigError(f"{key}: expected one of {', '.join(known)}, got {name!r}{hint}")
     current = section(whole, name) if whole and name in SECTIONS else getattr(node, name)
     if rest:
         value = _set(current, rest, text, key)

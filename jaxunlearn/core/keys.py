@@ -20,6 +20,11 @@ class Purpose(enum.IntEnum):
     METHOD = 2  # then a number made of the method's name
     JUDGEMENT = 3
     HELPER = 4  # what is trained besides, then its number
+    # of the key of judgement
+    SAMPLES = 8  # then 0, or 1 for latents of their own
+    INVERSION = 9
+    DOWNSTREAM = 10
+    RELEARNING = 11
     # of the key of one model's making
     INIT = 16
     BATCHES = 17

@@ -240,7 +240,7 @@ class Unlearner(NamedTuple):
         preparation: ``variables, sets, key, prepared -> state``.
       step: ``state, batches, key, count -> (state, info)``; compiled once. The runner hands
         out a key of each step's own and ``count``, ``int32 []``, the steps done before: no
-        state carries either.
+        state carries a key that changes, or a counter.
       result: ``state -> variables`` of the same structure, shapes and dtypes as
         those given to ``init``.
       needs: which sets ``init`` and ``step`` may see.

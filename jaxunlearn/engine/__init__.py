@@ -48,7 +48,8 @@ def chain(*links: Unlearner | tuple[Unlearner, Mapping[str, Any]]) -> Chain:
 
     ``unlearn(chain(neuron_path(model), finetune(model)), variables, sets, key, steps=50)`` edits,
     then repairs. Each method sees only the sets that it declares itself: an edit that needs no
-    training data stays zero-shot, whatever follows.
+    training data stays zero-shot, whatever follows. A chain that was killed starts again from
+    its first link; diagnostics are kept as ``<link>/<name>``.
 
     Args:
       links: methods, at least one; or pairs of a method and its own ``steps``, ``batch_size``,
@@ -112,7 +113,7 @@ def unlearn(
       DivergenceError: a step reported a loss or update that is not finite.
       ValueError: ``steps`` given or missing contrary to ``needs``, or stacked sets.
     """
-    _check_kinds(unlearner, sets, sharding)
+    _check_kinds(unlearner, variables, sets, sharding)
     if any(part is not None and part.size.ndim for part in sets):
         raise ValueError("sets: expected those of one request, got stacked ones: use unlearn_many")
     options = Options(steps, chunk, stop, on_chunk, resume)
@@ -198,12 +199,14 @@ def unlearn_many(
       An outcome whose variables have a leading axis ``R``; every member equals its
       own single run up to rounding.
     """
-    _check_kinds(unlearner, sets, None)
+    _check_kinds(unlearner, variables, sets, None)
     mapped_sets = _check_members(variables if stacked_variables else None, sets, keys)
     at_once = jax.default_backend() != "cpu" if vectorise is None else vectorise
     if isinstance(unlearner, Chain):
         outcomes: list[Outcome] = []
         for number, (method, own) in enumerate(unlearner.links):
+            if "stop" in own:
+                raise ValueError("stop: expected none where many run in one program, got a rule")
             given = {"steps": None if method.needs.once else steps, **own}
             own_keys = jax.vmap(lambda key, n=number: derive(key, Purpose.LINK, n))(keys)
             made = unlearn_many(
@@ -235,7 +238,11 @@ def unlearn_many(
     return _stack([execute(alone, *arguments(n), options) for n in range(len(keys))])
 
 
-def _check_kinds(unlearner: Unlearner | Chain, sets: Sets, sharding: Sharding | None) -> None:
+def _check_kinds(
+    unlearner: Unlearner | Chain, variables: Variables, sets: Sets, sharding: Sharding | None
+) -> None:
+    if isinstance(variables, Outcome):
+        raise TypeError("variables: expected those of a model, got Outcome; give its .variables")
     if not isinstance(unlearner, Chain):
         expect("unlearner", unlearner, Unlearner)
     expect("sets", sets, Sets, "; make_sets or stack_sets makes them")

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.trees import path_name
 from jaxunlearn.core.types import Batches
 
 Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
@@ -109,7 +110,7 @@ def spec_of(path: str, shape: tuple[int, ...], sharding: Sharding) -> PartitionS
 
 def _shardings(tree: Any, sharding: Sharding) -> Any:
     def one(path: Any, leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = path_name(path)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return NamedSharding(sharding.mesh, PartitionSpec())
         return NamedSharding(sharding.mesh, spec_of(name, leaf.shape, sharding))

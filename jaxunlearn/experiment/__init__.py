@@ -29,8 +29,8 @@ from jaxunlearn.experiment.plan import (
     trials,
     write_plan,
 )
+from jaxunlearn.experiment.shared_programs import make_retrained, make_unlearned
 from jaxunlearn.experiment.stages import check_stage
-from jaxunlearn.experiment.together import make_retrained, make_unlearned
 from jaxunlearn.experiment.trial import Listener, Record, Trial
 from jaxunlearn.metrics.registry import METRICS
 from jaxunlearn.metrics.table import Judged, compare, speedups, summarise
@@ -82,6 +82,8 @@ def run(
             one = _judge(trial, made, known)
             judged.append(one)
             examples |= one.examples
+            if drawn or trial is not made[0]:
+                trial.let_go()
         drawn += made[: 1 - len(drawn)]  # of several trials the first is drawn
     table = _report(plan, judged, [])
     report.save(table, plan.folder, examples=examples)
@@ -169,7 +171,7 @@ def _judge(trial: Trial, group: Sequence[Trial], known: dict[str, np.ndarray]) -
             for name in one.records
             if name.startswith("retrained")
         ),
-        key=lambda record: record["together"],
+        key=lambda record: record["sharing"],
     )
     failed: dict[str, dict[str, str]] = {}
     rows = {"original": found.values["original"]}
@@ -216,7 +218,7 @@ def _lines(judged: Sequence[_Judged]) -> Iterator[dict[str, Any]]:
 def _report(plan: Plan, judged: Sequence[_Judged], more: Sequence[str]) -> dict[str, Any]:
     config, values = plan.config, [one.values for one in judged]
     several = [one.plan.trial for one in judged if one.plan.trial is not None]
-    notes = list(plan.left_out)
+    notes = list(dict.fromkeys(note for one in judged for note in one.plan.left_out))
     for one in judged:
         place = one.plan.trial
         notes += [f"{place.kind} {place.number} {note}" if place else note for note in one.notes]
@@ -275,7 +277,7 @@ def _shared(plan: Plan, judged: Sequence[_Judged]) -> list[str]:
     if len(plan.requests) < 2:
         return []
     records = [record for one in judged for record in one.records]
-    shares = [r["together"] for r in records if r["stage"].startswith("unlearned/")]
+    shares = [r["sharing"] for r in records if r["stage"].startswith("unlearned/")]
     least, most = min(shares, default=1), max(shares, default=1)
     number = str(most) if least == most else f"{least} to {most}"
     return [

@@ -42,7 +42,8 @@ def draw_album(trial: Trial) -> list[str]:
                 continue
             try:
                 load(row.draw)(path, view, label)
-            except (UserError, ValueError, NotImplementedError, OSError) as error:
+            # another package's code, perhaps: whatever it raises, the run is none the worse
+            except Exception as error:
                 failed.append(f"no picture {label}{'/' if label else ''}{name}: {error}")
     return failed
 
@@ -91,7 +92,9 @@ def _drawing(trial: Trial, label: str) -> Drawing:
     if not isinstance(task.method, Chain) and trial.prepared.get(stage) is None:
         # it was made in an earlier run
         found = partial(prepare, task.method, task.variables, trial.plan.sets, task.key)
-    return Drawing(options.get("method", label), options, task.key, _once(found))
+    # a chain has no pictures of its own, whatever its label
+    method = "" if isinstance(task.method, Chain) else options.get("method", label)
+    return Drawing(method, options, task.key, _once(found))
 
 
 def _once(find: Callable[[], Any]) -> Callable[[], Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import checkpoint
@@ -97,8 +98,8 @@ def make_plan(config: Config, runs: Path, data: Dataset | None = None) -> Plan:
     _check_values(config)
     applying(kind.evidence)  # finds a metric of another package that cannot be imported
     kind.check_settings(settings)
-    sharding = make_sharding(config.mesh, config.rules)
-    data = load_dataset(config.data) if data is None else data
+    sharding = make_sharding(config.mesh, config.sharding_rules)
+    data = _on_device(load_dataset(config.data)) if data is None else data
     read, num_classes = kind.read(data), len(data.class_names)
     held = stratified_mask(data.test_y, config.data.unseen, config.data.seed)
     requests = separate(config.request, num_classes)
@@ -143,6 +144,12 @@ def make_plan(config: Config, runs: Path, data: Dataset | None = None) -> Plan:
     return with_methods(plan, helpers)
 
 
+def _on_device(data: Dataset) -> Dataset:
+    """Returns a data set whose training split lies on the device, once for all trials."""
+    x, y = jax.tree.map(jnp.asarray, (data.train_x, data.train_y))
+    return data._replace(train_x=x, train_y=y)
+
+
 def with_methods(plan: Plan, helpers: Mapping[str, Guide]) -> Plan:
     """Returns the plan with its methods, which helpers may lead."""
     problem = Problem(
@@ -152,7 +159,7 @@ def with_methods(plan: Plan, helpers: Mapping[str, Guide]) -> Plan:
         sets=request(plan.sets, 0),
         retained=plan.retained,
         class_names=plan.class_names,
-        several=len(plan.requests) > 1,
+        several=len(plan.requests) > 1 and not plan.config.request.in_turn,
         facts=plan.kind.facts(helpers),
     )
     methods, options, left_out = build_methods(problem)
@@ -169,8 +176,21 @@ def trials(group: Plan) -> list[Plan]:
     """Lists the plans of the requests that share an original: those of the classes, or the one."""
     if len(group.requests) == 1:
         return [group]
-    one = _turn if group.config.request.in_turn else _class
-    return [one(group, number) for number in range(len(group.requests))]
+    numbers = range(len(group.requests))
+    if not group.config.request.in_turn:
+        return [_class(group, number) for number in numbers]
+    turns = [_turn(group, number) for number in numbers]
+    # each starts from the models of the one before: the methods that suit all of them
+    shared = [label for label in turns[0].methods if all(label in one.methods for one in turns)]
+    left_out = tuple(dict.fromkeys(note for one in turns for note in one.left_out))
+    if not shared:
+        raise ConfigError(
+            "methods: expected one that suits every request, got none: " + "; ".join(left_out)
+        )
+    return [
+        one._replace(methods={label: one.methods[label] for label in shared}, left_out=left_out)
+        for one in turns
+    ]
 
 
 def _seeded(plan: Plan, seed: int) -> Plan:
@@ -325,8 +345,9 @@ def write_plan(plan: Plan) -> None:
     text = json.dumps(to_dict(plan.config), indent=2, sort_keys=True)
     write_text(plan.folder / "config.json", text + "\n")
     parts: dict[str, np.ndarray] = {}
-    several = len(plan.requests) > 1 and not plan.config.request.in_turn
-    for number, one in enumerate(plan.requests if several else plan.requests[:1]):
+    several = len(plan.requests) > 1
+    # of requests in turn the sets of each lie in its own folder
+    for number, one in enumerate(() if plan.config.request.in_turn else plan.requests):
         home = f"class_{one.classes[0]}/" if several else ""
         found = positions(request(plan.sets, number), plan.held)
         parts |= {home + name: where for name, where in found.items()}

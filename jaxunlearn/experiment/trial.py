@@ -1,8 +1,8 @@
 """One trial: its models, each made once or loaded, and their judgement.
 
 Trials of several seeds have nothing in common; those of several classes share the original, and
-are made in the same programs (:mod:`jaxunlearn.experiment.together`); of requests in turn each
-starts from the models of the one before.
+are made in the same programs (``shared_programs.py``); of requests in turn each starts from the
+models of the one before.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxunlearn import checkpoint
 from jaxunlearn.config import to_dict
-from jaxunlearn.core.errors import DivergenceError, UserError
+from jaxunlearn.core.errors import CheckpointError, DivergenceError, UserError
 from jaxunlearn.core.files import write_text
 from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.types import Key, Unlearner, Variables
@@ -61,10 +61,10 @@ class Task(NamedTuple):
 
 
 class Made(NamedTuple):
-    """New model, its costs a share of those of the program that ``together`` models shared."""
+    """New model, its costs a share of those of the program that ``sharing`` models shared."""
 
     outcome: Outcome
-    together: int = 1
+    sharing: int = 1
 
 
 class Trial:
@@ -129,7 +129,8 @@ class Trial:
         try:
             self._stage(name, alone if made is None else lambda hooks: made)
         except UserError as error:
-            if not name.startswith("unlearned/"):
+            # a checkpoint that cannot be read or written is no fault of the method's
+            if isinstance(error, CheckpointError) or not name.startswith("unlearned/"):
                 raise
             self.failed[name] = str(error)
 
@@ -151,7 +152,7 @@ class Trial:
         start = self.variables("original")
         if self.before is not None:
             if name in self.before.failed:
-                raise UserError(f"the request before failed: {self.before.failed[name]}")
+                raise UserError(f"the request before it failed: {self.before.failed[name]}")
             start = self.before.variables(name)
         return Task(made, start, key, options)
 
@@ -167,6 +168,9 @@ class Trial:
             self.listener(name, progress)
             keeper.keep(progress)
 
+        label = name.removeprefix("unlearned/")
+        if label in self.plan.methods and isinstance(self.plan.methods[label][0], Chain):
+            return {"on_chunk": partial(self.listener, name)}  # it is resumed at no link
         return {"on_chunk": on_chunk, "resume": keeper.find}
 
     def _stage(self, name: str, make: Callable[[Hooks], Made]) -> None:
@@ -176,9 +180,11 @@ class Trial:
             self.records[name] = read_stage(stage)
             return
         with named(name):
-            outcome, together = make(self.hooks(stage, name))
+            outcome, sharing = make(self.hooks(stage, name))
         self.made.append(name)
-        self.prepared[name], self._variables[name] = outcome.prepared, outcome.variables
+        self.prepared[name] = outcome.prepared
+        if name == "original" or self.plan.trial is None:
+            self._variables[name] = outcome.variables  # of many trials they are read again
         config = self.plan.config
         self.records[name] = finish_stage(stage, outcome.variables, {
             "stage": name,
@@ -186,7 +192,7 @@ class Trial:
             "request": describe(config.request),
             "seed": config.seed,
             "costs": costs(outcome),
-            "together": together,
+            "sharing": sharing,
             "history": {key: value.tolist() for key, value in outcome.history.items()},
             "versions": checkpoint.versions(),
         })  # fmt: skip
@@ -227,7 +233,7 @@ class Trial:
             [digests[name] for name in retrained],
         )
         judgement = Judgement({}, {}, {}, [])
-        entries: dict[str, Any] = {}
+        entries = dict(known)  # of methods that this run leaves out, too
         for name, digest in digests.items():
             entry = known.get(name, {})
             if entry.get("model") != digest:
@@ -261,6 +267,12 @@ class Trial:
             judgement.failed[name] = failed
         write_text(file, json.dumps(_without_gaps(entries, None), indent=2) + "\n")
         return judgement
+
+    def let_go(self) -> None:
+        """Lets go of models and of what was computed of them; they are read again if need be."""
+        self._variables.clear()
+        self._evidence.clear()
+        self.prepared.clear()
 
 
 class Judgement(NamedTuple):

@@ -19,6 +19,7 @@ from jaxunlearn.attribution import lrp, starts
 from jaxunlearn.attribution.lrp import rules
 from jaxunlearn.attribution.maps import concept_maps
 from jaxunlearn.concepts import Concepts
+from jaxunlearn.core.files import write_text
 from jaxunlearn.core.types import Examples, Subset
 from jaxunlearn.data.examples import array_shape, fetch, unchanged
 from jaxunlearn.data.sets import labels_of, num_examples, whole
@@ -159,8 +160,7 @@ def _write_quality(
             for k in labels_of(forget)
         },
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "concepts.json").write_text(json.dumps(text, indent=2) + "\n")
+    write_text(folder / "concepts.json", json.dumps(text, indent=2) + "\n")
 
 
 def _number(value: jax.Array) -> float | None:

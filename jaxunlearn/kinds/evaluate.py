@@ -40,9 +40,9 @@ def evaluate(
         may have ``extract=``, features for C-FID.
 
     Returns:
-      The report, as ``jaxunlearn.report`` describes it; ``report["examples"]`` holds arrays of
-      values of each example by model and metric, which :func:`jaxunlearn.report.save` puts
-      beside the report.
+      The report, as ``jaxunlearn.report`` describes it, JSON but for ``report["examples"]``:
+      arrays of values of each example by model and metric, which
+      :func:`jaxunlearn.report.save` puts beside it.
 
     Raises:
       ValueError: no ``"original"`` among the models, or sets without forget or retain.
@@ -73,11 +73,12 @@ def evaluate(
     for name, row in values.items():
         if name != "original" and "seconds" in row and theirs and "seconds" in theirs[0]:
             row |= speedups(theirs[0], row)
-    report = make_report(title, values, theirs, failed=judged.failed)
+    notes = kind.notes(original, settings)
+    report = make_report(title, values, theirs, failed=judged.failed, notes=notes)
     return report | {"examples": judged.examples}
 
 
-class Judgement(NamedTuple):
+class Comparison(NamedTuple):
     """Measurements of all models of one request.
 
     Attributes:
@@ -95,7 +96,7 @@ class Judgement(NamedTuple):
 
 def judge(
     seen: Mapping[str, Sequence[Evidence]], original: Evidence, retrained: Sequence[Evidence]
-) -> Judgement:
+) -> Comparison:
     """Measures models, each given as its members, against the original and the retrained ones."""
     found: dict[str, Measured] = {}
     for name, members in seen.items():
@@ -115,7 +116,7 @@ def judge(
         for metric, array in one.each.items()
     }
     models = {name: one.values for name, one in found.items()}
-    return Judgement(models, [one.values for one in theirs], failures, examples)
+    return Comparison(models, [one.values for one in theirs], failures, examples)
 
 
 def costs(outcome: Variables | Outcome) -> dict[str, float]:

@@ -212,7 +212,7 @@ ROWS = {
         "membership attack on loss", "privacy", "0.5", ".3f", loss_attack, ("attack",)
     ),
     "attack_gap": Metric(
-        "its distance from 0.5", "privacy", "small", ".3f", attack_gap, ("attack",),
+        "distance of the attack from 0.5", "privacy", "small", ".3f", attack_gap, ("attack",),
         short="Fs",
     ),
     "judged_unseen": Metric(

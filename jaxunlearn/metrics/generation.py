@@ -16,6 +16,7 @@ import optax
 
 from jaxunlearn.attribution import features
 from jaxunlearn.core.errors import RequestError
+from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.types import Apply, Gan, Key, Model, Sets, Subset, Unlearner, Variables
 from jaxunlearn.data.examples import fetch
 from jaxunlearn.data.sets import forgets_class, labels_of, num_examples
@@ -167,7 +168,7 @@ class GanEvidence(Evidence):
         """Returns the mean square error of the inversion of some images of a set."""
         if not self.extent.inverted:
             raise Missing("inversions")
-        part, key = self.part(name), jax.random.split(self.key, 4)[1]
+        part, key = self.part(name), derive(self.key, Purpose.INVERSION)
         at = part.indices[: min(num_examples(part), self.extent.inverted)]
         made = invert(
             self.model, self.variables["ema"], fetch(part.examples, at), part.examples.y[at], key,
@@ -209,7 +210,7 @@ class GanEvidence(Evidence):
             for part in parts
             if part is not None
         ])  # fmt: skip
-        own = jax.random.fold_in(self.key, number)
+        own = derive(self.key, Purpose.SAMPLES, number)
         return generate(self.model, self.variables, self.judge, labels, own, self.extent.samples)
 
 
@@ -322,14 +323,12 @@ def kid(evidence: GanEvidence) -> float:
 
 
 def ret_fid(evidence: GanEvidence, retrained: Sequence[GanEvidence]) -> float:
-    """Computes Ret-FID, the mean C-FID between samples and those of the retrained models.
+    """Computes Ret-FID, C-FID between samples and those of the first retrained model.
 
-    Theirs come from latents of their own; a single retrained model is compared with itself, so
-    that its value says what two samples of one model differ by.
+    Its own come from latents of their own, so that its value says what two samples of one model
+    differ by.
     """
-    others = [one for one in retrained if one is not evidence] or retrained
-    found = [distances.frechet_distance(evidence.features, one.features_again) for one in others]
-    return float(np.mean(found))
+    return distances.frechet_distance(evidence.features, retrained[0].features_again)
 
 
 def classifier_score(evidence: GanEvidence) -> float:
@@ -371,7 +370,7 @@ def relearned_share(evidence: GanEvidence) -> float:
     whole = forget._replace(
         indices=jnp.concatenate(own), size=jnp.asarray(sum(map(len, own)), jnp.int32)
     )
-    learning, drawing = jax.random.split(jax.random.split(evidence.key, 4)[3])
+    learning, drawing = jax.random.split(derive(evidence.key, Purpose.RELEARNING))
     returned = unlearn(
         _relearner(evidence.model), evidence.variables, Sets(retain=whole), learning,
         steps=RELEARNED, batch_size=64,
@@ -392,7 +391,7 @@ def downstream(evidence: GanEvidence) -> float:
     test, samples = evidence.part("test_retain"), evidence.retained
     count = jnp.asarray(len(samples.label), jnp.int32)
     part = as_subset(samples.images, jnp.asarray(samples.label, jnp.int32), count)
-    key = jax.random.split(evidence.key, 4)[2]
+    key = derive(evidence.key, Purpose.DOWNSTREAM)
     trained = unlearn(
         _trainer(evidence.judge.model), None, Sets(retain=part), key,
         steps=evidence.extent.downstream_steps, batch_size=128,
@@ -471,7 +470,7 @@ ROWS = {
         "membership AUC of the discriminator", "privacy", "0.5", ".3f", membership_auc, "logits"
     ),
     "membership_gap": _row(
-        "its distance from 0.5", "privacy", "small", ".3f", membership_gap, "logits"
+        "distance of the AUC from 0.5", "privacy", "small", ".3f", membership_gap, "logits"
     ),
     "discriminator_probe": _row(
         "probe of the discriminator, forget (test)", "truth", _AS, ".3f", discriminator_probe,

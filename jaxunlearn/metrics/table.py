@@ -84,6 +84,8 @@ def summarise(
     shown = sorted(METRICS.items(), key=lambda item: _place(item[1].group))
     rows = [_row(name, one, columns, judged, chance) for name, one in shown if not one.along]
     curves = [_curve(name, one, columns, judged, chance) for name, one in shown if one.along]
+    if any(trial.kind == "turn" for trial in trials):
+        rows = [_dependent(row) for row in rows]
     made = {
         "title": title,
         "columns": columns,
@@ -166,6 +168,13 @@ def _row(
             own = {k: paired(v, each["retrained"]) for k, v in each.items() if k != "retrained"}
             row["differences"] = {k: one._asdict() for k, one in own.items() if one is not None}
     return row
+
+
+def _dependent(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row without confidence intervals: each trial follows from the one before."""
+    gaps = {k: {**one, "interval": None} for k, one in row.get("differences", {}).items()}
+    none = dict.fromkeys(row.get("intervals", {}))
+    return row | ({"intervals": none} if none else {}) | ({"differences": gaps} if gaps else {})
 
 
 def _failed(name: str, judged: Sequence[Judged]) -> bool:

@@ -201,7 +201,8 @@ def _differences(report: Mapping[str, Any]) -> Grid | None:
 
 def _classes(report: Mapping[str, Any]) -> Grid | None:
     rows = [row for row in report["rows"] if row.get("name") in _BY_CLASS]
-    if trial_kind(report) != "class" or not rows:
+    kind = trial_kind(report)
+    if kind not in ("class", "turn") or not rows:
         return None
     trials, groups = report["trials"], []
     for place, (label, name) in enumerate(zip(trials["numbers"], trials["names"], strict=True)):
@@ -214,7 +215,7 @@ def _classes(report: Mapping[str, Any]) -> Grid | None:
             word = "" if lines else f"{label} {name}".strip()
             lines.append(Line([word, row["metric"]], cells))
         groups.append(("", lines))
-    return Grid("Class by class", ["class", "metric"], report["columns"], groups)
+    return Grid(f"{kind.capitalize()} by {kind}", [kind, "metric"], report["columns"], groups)
 
 
 def _beside_paper(report: Mapping[str, Any]) -> Grid | None:

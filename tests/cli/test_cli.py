@@ -425,6 +425,7 @@ def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
     ("words", "message"),
     [
         (["train.epoch=3"], "did you mean 'epochs'"),
+        (["oracles=3"], "it is now 'retrained'"),
         (["nothing.py"], "config: expected a file or one of"),
         (["request.classes=12"], "request.classes: expected numbers from 0 to 9, got [12]"),
         (["request.classes="], "exactly one of classes, indices and share"),
@@ -444,7 +445,7 @@ def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
          "suits the request, got neuron_path: it forgets classes, and the request is for items"),
         (["data.unseen=0"], "needs unseen examples, got none"),
         (["data.seed=-1"], "data.seed: expected a number >= 0, got -1"),
-        (["rules=5"], "rules: expected tuple"),
+        (["sharding_rules=5"], "sharding_rules: expected tuple"),
         (["methods.finetune=5"], "methods: expected Mapping"),
         (["methods.finetune.learning_rate=abc"], "learning_rate: expected float, got 'abc'"),
         (["name=.."], "name: expected the name of one folder, got '..'"),
@@ -513,7 +514,7 @@ def test_items_and_random_shares_run_too(tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [["mesh=data"], ["mesh=data=2,model=4", "rules=(('fc1/kernel',('model',)),)"]],
+    [["mesh=data"], ["mesh=data=2,model=4", "sharding_rules=(('fc1/kernel',('model',)),)"]],
     ids=["data", "rules"],
 )
 def test_a_sharded_run_tells_the_same(tmp_path, finished, words):

@@ -179,12 +179,12 @@ class TestRun:
     def test_time_is_a_share_and_set_against_the_one_retrained_alone(self, swept):
         home = swept / "digits"
         alone = checkpoint.read_record(home / "class_1" / "retrained" / "0")
-        assert alone["together"] == 1
+        assert alone["sharing"] == 1
         rows = {row["name"]: row for row in load(home)["rows"]}
         assert rows["seconds"]["each"]["retrained"] == [alone["costs"]["seconds"]] * 2
         for label in (1, 3):
             own = checkpoint.read_record(home / f"class_{label}" / "unlearned" / "random_label")
-            assert own["together"] == 2
+            assert own["sharing"] == 2
             assert len(own["history"]["loss"]) == 40
         seconds = [rows["seconds"]["values"][name] for name in ("retrained", "random_label")]
         assert rows["speedup"]["values"]["random_label"] == pytest.approx(seconds[0] / seconds[1])
@@ -212,7 +212,7 @@ class TestAgain:
         assert all(after[path] == when for path, when in before.items())
         name = "class_3/unlearned/random_label"
         alike(variables(home, name), variables(swept / "digits", name))
-        assert checkpoint.read_record(home / name)["together"] == 2, "with class 5"
+        assert checkpoint.read_record(home / name)["sharing"] == 2, "with class 5"
         report = load(home)
         assert report["trials"]["numbers"] == [1, 3, 5]
         alone = checkpoint.read_record(home / "class_1/retrained/0")["costs"]["seconds"]
@@ -282,7 +282,7 @@ def test_a_method_that_fails_for_one_class_is_shown_failing_there(without, tmp_p
 def test_a_sharded_run_makes_them_one_by_one(without, swept):
     assert run(without, *EACH, "mesh=data", "methods=random_label") == 0
     name = "digits/class_3/unlearned/random_label"
-    assert checkpoint.read_record(without / name)["together"] == 1
+    assert checkpoint.read_record(without / name)["sharing"] == 1
     alike(variables(without, name), variables(swept, name))
 
 

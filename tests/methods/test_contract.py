@@ -98,7 +98,7 @@ class TestEveryMethod:
         requests = [toy.sets_of(name, ju.forget_class(label)) for label in CLASSES]
         keys = jax.random.split(jax.random.key(6), len(CLASSES))
         many = ju.unlearn_many(
-            toy.method(name), toy.original(name), ju.stack_sets(requests), keys,
+            toy.method(name), toy.original(name), ju.data.stack_sets(requests), keys,
             batch_size=16, vectorise=vectorise, **toy.ROWS[name][1],
         )  # fmt: skip
         for number, (one, key) in enumerate(zip(requests, keys, strict=True)):

@@ -6,7 +6,7 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from jaxunlearn.core.errors import UserError
+from jaxunlearn.core.errors import CheckpointError, UserError
 from jaxunlearn.data.sets import stack_sets
 from jaxunlearn.engine import unlearn_many
 from jaxunlearn.engine.driver import Outcome, member_of
@@ -22,7 +22,7 @@ def make_retrained(home: Trial, trials: Sequence[Trial]) -> None:
     count = home.plan.config.retrained
     members = [(trial, f"retrained/{number}") for trial in trials for number in range(count)]
     trials[0].make("retrained/0")
-    with _together(home, "retrained/others", members[1:], cold=False) as made:
+    with _in_one_program(home, "retrained/others", members[1:], cold=False) as made:
         for (trial, name), one in zip(members[1:], made, strict=True):
             trial.make(name, one)
 
@@ -33,7 +33,9 @@ def make_unlearned(home: Trial, trials: Sequence[Trial], label: str) -> None:
     members = [(trial, name) for trial in trials]
     with contextlib.ExitStack() as stack:
         try:
-            made = stack.enter_context(_together(home, name, members, cold=True))
+            made = stack.enter_context(_in_one_program(home, name, members, cold=True))
+        except CheckpointError:
+            raise
         except UserError:
             # some trial's: each by itself, so that the others' are not lost
             made = [None] * len(trials)
@@ -42,7 +44,7 @@ def make_unlearned(home: Trial, trials: Sequence[Trial], label: str) -> None:
 
 
 @contextlib.contextmanager
-def _together(
+def _in_one_program(
     home: Trial, name: str, members: Sequence[Member], *, cold: bool
 ) -> Iterator[list[Made | None]]:
     """Yields what one program made of each member; ``None``: is there already, or made alone.

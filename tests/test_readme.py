@@ -28,10 +28,12 @@ def test_the_code_runs(capsys, tmp_path, monkeypatch):
 
 def test_it_is_short():
     assert len(README.split("\n")) <= 140
+    assert not re.search(r"^[A-Z]+$", README, re.M), "a placeholder"
+    assert README.count("\n| accuracy on the class") == 1, "the table of results"
 
 
 def test_every_method_is_listed():
-    table = README.split("| method | reads |")[1].split("\n\n")[0]
+    table = README.split("| method | reads")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(METHODS)
 
 

@@ -180,7 +180,7 @@ def _finished(runs: Path) -> list[str]:
 
 
 def _use_compilation_cache() -> None:
-    """Compiled programs are kept between runs, unless the user decided otherwise."""
+    """Keeps compiled programs between runs, unless the user decided otherwise."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -17,7 +17,7 @@ CHUNK = 256
 
 
 def as_features(name: str, value: ArrayLike, least: int = 1) -> jax.Array:
-    """``float32 [n, F]`` of what was given under ``name``.
+    """Returns ``float32 [n, F]`` of what was given under ``name``.
 
     Raises:
       ValueError: not two axes, fewer than ``least`` examples, or no feature.
@@ -37,7 +37,7 @@ def nearest(
     same: bool | None = None,
     valid: ArrayLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The nearest reference of each query, by the Euclidean distance.
+    """Finds the nearest reference of each query, by the Euclidean distance.
 
     Works on traced arrays. Distances are computed by exact differences, in blocks
     of queries; of references at the same distance the first counts.
@@ -90,7 +90,7 @@ def _kind(value: ArrayLike | None) -> str:
 
 
 def squared_distances(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Squared distances ``[n, m]``; the compiler sums up without storing ``[n, m, F]``."""
+    """Computes squared distances ``[n, m]``; the compiler does not store ``[n, m, F]``."""
     return jnp.sum(jnp.square(a[:, None] - b[None]), axis=-1)
 
 

@@ -94,7 +94,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
         return sum(1 for _ in self)
 
     def _others(self) -> Mapping[str, importlib.metadata.EntryPoint]:
-        """Entry points of other packages; looked for once, loaded when asked for."""
+        """Finds entry points of other packages, once; they are loaded when asked for."""
         if self._points is None:
             found = importlib.metadata.entry_points(group=f"jaxunlearn.{self.noun}")
             self._points = {point.name: point for point in found}

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 
 def member(tree: Any, number: int) -> Any:
-    """One member of a tree whose leaves have a leading axis of members."""
+    """Takes one member of a tree whose leaves have a leading axis of members."""
     return jax.tree.map(lambda leaf: leaf[number], tree)
 
 
 def in_chunks(fn: Callable[[jax.Array], Any], count: int, size: int) -> Any:
-    """``fn`` of ``0 .. count - 1``, a few at a time, to bound the memory.
+    """Maps ``fn`` over ``0 .. count - 1``, a few at a time, to bound the memory.
 
     Args:
       fn: from places ``int32 [size]`` to a tree with leaves ``[size, ...]``.

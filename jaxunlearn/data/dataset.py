@@ -150,7 +150,7 @@ def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
-    """``x`` in float64, a few examples at a time, to bound the memory."""
+    """Yields ``x`` in float64, a few examples at a time, to bound the memory."""
     step = max(1, _BLOCK // x[0].size)
     return (x[i : i + step].astype(np.float64) for i in range(0, len(x), step))
 

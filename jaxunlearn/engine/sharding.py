@@ -41,7 +41,7 @@ class Sharding(NamedTuple):
 def make_sharding(
     mesh: str = "single", rules: Rules = (), devices: Sequence[jax.Device] | None = None
 ) -> Sharding:
-    """A mesh over the devices with the rules of a preset.
+    """Makes a mesh over the devices with the rules of a preset.
 
     Args:
       mesh: a name in :data:`PRESETS`, or axes with sizes such as ``"data=2,model=4"``.
@@ -93,7 +93,7 @@ def _parse_axes(text: str) -> dict[str, int]:
 
 
 def spec_of(path: str, shape: tuple[int, ...], sharding: Sharding) -> PartitionSpec:
-    """The partition of one array, by the first rule whose regex is found in ``path``.
+    """Returns the partition of one array, by the first rule whose regex is found in ``path``.
 
     Names that do not divide their dimension, or lie before the first dimension, are
     dropped: a bias of 10 on 8 devices is replicated.
@@ -119,14 +119,14 @@ def _shardings(tree: Any, sharding: Sharding) -> Any:
 
 
 def constrain(tree: Any, sharding: Sharding | None) -> Any:
-    """Inside a compiled function: keeps parameters and what repeats their paths in place."""
+    """Keeps parameters, and what repeats their paths, in place inside a compiled function."""
     if sharding is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, _shardings(tree, sharding))
 
 
 def constrain_batches(batches: Batches, sharding: Sharding | None) -> Batches:
-    """Inside a compiled function: divides each batch over the mesh's first axis."""
+    """Divides each batch over the mesh's first axis, inside a compiled function."""
     if sharding is None:
         return batches
     axis = sharding.mesh.axis_names[0]

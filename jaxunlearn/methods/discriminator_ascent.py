@@ -12,7 +12,7 @@ from jaxunlearn.training.descent import Context
 def discriminator_ascent(
     gan: Gan, *, optimizer: optax.GradientTransformation | None = None, ema: float = 0.97
 ) -> Unlearner:
-    """``D <- D + eta grad mean_u sp(-d(x_u))``, then ``G <- G - eta grad mean sp(-d(G z))``.
+    """Does ``D <- D + eta grad mean_u sp(-d(x_u))``, then ``G <- G - eta grad mean sp(-d(G z))``.
 
     The discriminator climbs the loss that made it take the images ``x_u`` for real; the
     generator learns against it as ever. A baseline: nothing keeps the quality, for no step

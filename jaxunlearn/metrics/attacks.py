@@ -11,7 +11,7 @@ Judge = Callable[[np.ndarray], float]
 def loss_attack(
     member_losses: np.ndarray, other_losses: np.ndarray, *, splits: int = 10, seed: int = 0
 ) -> float:
-    """Accuracy of a logistic regression that tells members by their loss alone.
+    """Computes the accuracy of a logistic regression that tells members by their loss alone.
 
     Members (forget examples) and non-members (test examples of the same kind) are
     balanced by dropping the surplus at random; the attack is fitted on half and
@@ -48,7 +48,7 @@ def loss_attack(
 
 
 def fit_judge(members: np.ndarray, others: np.ndarray, *, draws: int = 10, seed: int = 0) -> Judge:
-    """Paper 1's Fr: are forgotten examples answered as the original answers unseen ones?
+    """Fits paper 1's Fr: are forgotten examples predicted as the original predicts unseen ones?
 
     A linear support vector machine is fitted on the *original* model's softmax vectors,
     forget examples (members) against test examples of the same kind. It then judges any
@@ -57,7 +57,7 @@ def fit_judge(members: np.ndarray, others: np.ndarray, *, draws: int = 10, seed:
     Both sides are balanced by dropping the surplus at random, ``draws`` times, and the
     shares averaged: with several times as many members the machine calls everything a
     member, retrained models too. The two sides of a well-trained model hardly differ: few
-    examples decide on which side the answers of another model come to lie, so that the
+    examples decide on which side the predictions of another model come to lie, so that the
     value varies much from one original to the next, for retrained models too.
 
     Args:

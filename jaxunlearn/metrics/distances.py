@@ -22,7 +22,7 @@ from jaxunlearn.core.trees import in_chunks
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
-    """Squared Frechet distance of two Gaussians fitted to features ("FID", any features).
+    """Computes the squared Frechet distance of Gaussians fitted to features ("FID", any features).
 
     With covariances ``C1, C2`` (divided by n - 1) it is
 
@@ -59,7 +59,7 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
-    """Squared maximum mean discrepancy under a cubic kernel ("KID", any features).
+    """Computes the squared maximum mean discrepancy under a cubic kernel ("KID", any features).
 
         mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j) - 2 mean_{i, j} k(a_i, b_j),
         k(x, y) = (x . y / F + 1)^3.
@@ -86,13 +86,13 @@ def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def classifier_score(logits: ArrayLike) -> float:
-    """``exp(mean_x KL(p(y | x) || p(y)))``: the "inception score" of any classifier.
+    """Computes ``exp(mean_x KL(p(y | x) || p(y)))``: the "inception score" of any classifier.
 
     ``p(y | x) = softmax(logits)``, ``p(y)`` its mean over x. From 1 (all examples get the
-    same answer) to K (sure answers, all classes alike).
+    same prediction) to K (sure predictions, all classes alike).
 
     Args:
-      logits: ``[n, K]``. Log-probabilities are logits too, those of sure answers with
+      logits: ``[n, K]``. Log-probabilities are logits too, those of sure predictions with
         ``-inf``; probabilities are not.
 
     Returns:
@@ -107,7 +107,7 @@ def classifier_score(logits: ArrayLike) -> float:
 
 
 def auc(positives: ArrayLike, negatives: ArrayLike) -> float:
-    """Area under the ROC curve: how often a positive scores higher than a negative.
+    """Computes the area under the ROC curve: how often a positive scores higher than a negative.
 
         P(p > q) + P(p = q) / 2,
 
@@ -153,7 +153,7 @@ def _frechet(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _fitted(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean ``[1, F]`` and root ``R [min(n, F), F]`` of the covariance, ``C = R'R``."""
+    """Returns mean ``[1, F]`` and root ``R [min(n, F), F]`` of the covariance, ``C = R'R``."""
     mean = jnp.mean(x, axis=0, keepdims=True)
     return mean, jnp.linalg.qr((x - mean) / math.sqrt(len(x) - 1), mode="r")
 
@@ -165,7 +165,7 @@ def _mean_kernel(a: jax.Array, b: jax.Array, *, same: bool) -> float:
 
 @partial(jax.jit, static_argnames="same")
 def _kernel_rows(a: jax.Array, b: jax.Array, same: bool) -> jax.Array:
-    """``[n]``: sums of ``k - 1`` over ``b``; with ``same`` each without itself."""
+    """Returns ``[n]``, sums of ``k - 1`` over ``b``; with ``same`` each without itself."""
 
     def some(places: jax.Array) -> jax.Array:
         t = jnp.matmul(a[places], b.T, precision=jax.lax.Precision.HIGHEST) / a.shape[1]
@@ -181,7 +181,7 @@ def _kernel_rows(a: jax.Array, b: jax.Array, same: bool) -> jax.Array:
 
 @jax.jit
 def _information(logits: jax.Array) -> jax.Array:
-    """Mean KL divergence of the answers from their mean, in nats."""
+    """Computes the mean KL divergence of the predictions from their mean, in nats."""
     log_p = jax.nn.log_softmax(logits)
     log_mean = jax.nn.logsumexp(log_p, axis=0, keepdims=True) - math.log(len(logits))
     # a class that is never named adds nothing: 0 log 0 = 0
@@ -207,7 +207,7 @@ class NeighbourScores(NamedTuple):
 
 
 def neighbour_scores(real: ArrayLike, generated: ArrayLike, k: int = 5) -> NeighbourScores:
-    """Precision, recall, density and coverage by k-nearest-neighbour balls.
+    """Computes precision, recall, density and coverage by k-nearest-neighbour balls.
 
     With ``B(x)`` the closed ball around ``x`` that reaches to the k-th nearest *other*
     example of its own set, ``r_i`` real and ``g_j`` generated:
@@ -255,7 +255,7 @@ def neighbour_scores(real: ArrayLike, generated: ArrayLike, k: int = 5) -> Neigh
 
 @partial(jax.jit, static_argnames="k")
 def _scores(real: jax.Array, generated: jax.Array, k: int) -> tuple[jax.Array, ...]:
-    """Real balls around each generated example; is a real one held, is it covered."""
+    """Counts real balls around each generated example; tells of real ones: held, covered."""
     real_radii, generated_radii = _radii(real, k), _radii(generated, k)
 
     def balls(places: jax.Array) -> jax.Array:
@@ -272,7 +272,7 @@ def _scores(real: jax.Array, generated: jax.Array, k: int) -> tuple[jax.Array, .
 
 
 def _radii(x: jax.Array, k: int) -> jax.Array:
-    """``[n]``: squared distance to the k-th nearest of the others."""
+    """Returns ``[n]``, squared distance to the k-th nearest of the others."""
     everyone = jnp.arange(len(x), dtype=jnp.int32)[None]
 
     def some(places: jax.Array) -> jax.Array:

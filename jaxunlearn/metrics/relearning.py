@@ -38,7 +38,7 @@ def linear_probe(
     examples: int = 2000,
     seed: int = 0,
 ) -> float:
-    """Accuracy on forgotten examples of a logistic regression on frozen features.
+    """Computes the accuracy on forgotten examples of a logistic regression on frozen features.
 
     Args:
       features: ``variables, x -> [B, n]``, the inputs of the last layer.
@@ -85,7 +85,7 @@ def relearn_curve(
     batch_size: int = 128,
     steps: int = RELEARN_STEPS,
 ) -> np.ndarray:
-    """Accuracy on the forget set in the course of being trained on it again.
+    """Records the accuracy on the forget set in the course of being trained on it again.
 
     Plain SGD on ``l(B_f)``, the network in inference mode; the accuracy is that of the
     batch before its own step. Models compared under one key see the same batches.

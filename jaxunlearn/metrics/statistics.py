@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean of independent runs, with Student's 95 % confidence interval.
+    """Computes the mean of independent runs, with Student's 95 % confidence interval.
 
     The half width is ``t sd / sqrt(n)``: ``sd`` with n - 1, ``t`` the .975 quantile of
     Student's distribution with n - 1 degrees of freedom.
@@ -38,14 +38,14 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired(own: Sequence[float | None], retrained: Sequence[float | None]) -> Estimate | None:
-    """:func:`estimate` of ``own - retrained``, trial by trial, where both are there."""
+    """Computes :func:`estimate` of ``own - retrained``, trial by trial, where both are there."""
     pairs = zip(own, retrained, strict=True)
     differences = [a - b for a, b in pairs if a is not None and b is not None]
     return estimate(differences) if differences else None
 
 
 def spread(groups: Sequence[Sequence[float]]) -> float | None:
-    """Standard deviation (n - 1) of retrained models, pooled over groups; ``None`` without two.
+    """Pools the standard deviation (n - 1) of retrained models over groups; ``None`` without two.
 
     ``sqrt(sum_g sum_i (m_gi - mean_g)^2 / sum_g (n_g - 1))``.
 
@@ -59,6 +59,6 @@ def spread(groups: Sequence[Sequence[float]]) -> float | None:
 
 
 def floor(groups: Sequence[Sequence[float]]) -> float | None:
-    """Mean of ``|a - b|`` over pairs in each group; ``None`` without any. See :func:`spread`."""
+    """Averages ``|a - b|`` over pairs in each group; ``None`` without any. See :func:`spread`."""
     pairs = [abs(a - b) for values in groups for a, b in itertools.combinations(values, 2)]
     return float(np.mean(pairs)) if pairs else None

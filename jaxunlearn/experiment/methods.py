@@ -48,13 +48,13 @@ class Problem(NamedTuple):
     facts: Mapping[str, Any]
 
 
-Method = tuple[Unlearner | Chain, dict[str, Any]]
+BuiltMethod = tuple[Unlearner | Chain, dict[str, Any]]
 """A method, and options of the runner."""
 
 
 def build_methods(
     problem: Problem,
-) -> tuple[dict[str, Method], dict[str, Mapping[str, Any]], tuple[str, ...]]:
+) -> tuple[dict[str, BuiltMethod], dict[str, Mapping[str, Any]], tuple[str, ...]]:
     """Builds the methods of a run: those that the configuration names, or those that suit.
 
     Returns:
@@ -67,7 +67,7 @@ def build_methods(
     asked = problem.config.methods
     if asked:
         return {k: build_method(k, own, problem) for k, own in asked.items()}, dict(asked), ()
-    methods: dict[str, Method] = {}
+    methods: dict[str, BuiltMethod] = {}
     options = problem.kind.default_methods(problem.config)
     left_out: list[str] = []
     for label, own in options.items():
@@ -95,7 +95,7 @@ def unsuited(name: str, problem: Problem) -> str:
     return ""
 
 
-def build_method(label: str, options: Mapping[str, Any], problem: Problem) -> Method:
+def build_method(label: str, options: Mapping[str, Any], problem: Problem) -> BuiltMethod:
     """Builds one method; options of the runner and of the optimizer are taken out.
 
     Raises:
@@ -155,7 +155,7 @@ def build_method(label: str, options: Mapping[str, Any], problem: Problem) -> Me
     return method, runner
 
 
-def _build_chain(label: str, options: Mapping[str, Any], problem: Problem) -> Method:
+def _build_chain(label: str, options: Mapping[str, Any], problem: Problem) -> BuiltMethod:
     """Builds methods one after the other: ``{"chain": ({"method": ...}, {...})}``."""
     links, key = options["chain"], f"methods.{label}.chain"
     if set(options) != {"chain"}:

@@ -1,6 +1,5 @@
 """The command line as a user types it; runs are small, everything in them is real."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from jaxunlearn.experiment import trial
 from jaxunlearn.experiment.plan import make_plan
 from jaxunlearn.methods import METHODS, register_method
 from jaxunlearn.report import load
+from tests.runs import hurry
 
 SMALL = [
     "train.epochs=6", "train.learning_rate=5e-3", "model.options.features=(24,16)", "retrained=2",
@@ -35,14 +35,9 @@ def run(folder, *words):
 COLD = trial._cold_compilation
 
 
-def hurry(patch):
-    """Has runs find their programs, and time them twice: ``finished`` shows how users' do."""
-    patch.setattr(trial, "_cold_compilation", contextlib.nullcontext)
-    patch.setattr(trial, "REPEATS", 2)
-
-
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch):
+    """Hurries runs of single tests; that of ``finished`` is a user's, whole."""
     hurry(monkeypatch)
 
 

@@ -10,17 +10,16 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import config as sections
-from jaxunlearn import report as files
 from jaxunlearn.cli import main
 from jaxunlearn.config.overrides import load_config
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.data.sources import SOURCES
-from jaxunlearn.experiment import trial
 from jaxunlearn.kinds import KINDS, Kind, Row
 from jaxunlearn.methods import METHODS
 from jaxunlearn.metrics import METRICS
 from jaxunlearn.models import NETWORKS
 from jaxunlearn.pictures import PICTURES
+from tests.runs import hurry
 
 REGISTRIES = (KINDS, METHODS, METRICS, NETWORKS, PICTURES, SOURCES)
 
@@ -159,9 +158,7 @@ def installed(folder):
             patch.setattr(registry, "_points", None)
         patch.setattr(sections, "SECTIONS", dict(sections.SECTIONS))
         patch.setattr("jaxunlearn.config.overrides.SECTIONS", sections.SECTIONS)
-        patch.setattr(trial, "REPEATS", 1)
-        patch.setattr(trial, "_cold_compilation", contextlib.nullcontext)
-        patch.setattr(files, "save_png", lambda report, path: None)
+        hurry(patch, pictures=True)
         patch.delitem(sys.modules, "their_package", raising=False)
         importlib.invalidate_caches()
         yield

@@ -1,12 +1,11 @@
 """The pictures of a run."""
 
-import contextlib
 import json
 
 import pytest
 
 from jaxunlearn.cli import main
-from jaxunlearn.experiment import trial
+from tests.runs import hurry
 
 WORDS = [
     "run",
@@ -33,8 +32,7 @@ def run(folder, *words):
 def quick():
     """Models are made, judged and drawn as ever, but timed once, not cold."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial, "REPEATS", 1)
-        patch.setattr(trial, "_cold_compilation", contextlib.nullcontext)
+        hurry(patch, pictures=True)
         yield
 
 

@@ -1,6 +1,5 @@
 """A run over each class by itself: one original, and one program for the models of all."""
 
-import contextlib
 import json
 import shutil
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxunlearn import checkpoint
-from jaxunlearn import report as files
 from jaxunlearn.cli import main
 from jaxunlearn.config.overrides import load_config
 from jaxunlearn.experiment import run as run_config
@@ -19,6 +17,7 @@ from jaxunlearn.methods import METHODS, register_method
 from jaxunlearn.metrics import measure
 from jaxunlearn.metrics.classification import ClassifierEvidence
 from jaxunlearn.report import load, save_png
+from tests.runs import hurry
 
 SMALL = [
     "train.epochs=6", "train.learning_rate=5e-3", "model.options.features=(24,16)", "retrained=1",
@@ -45,9 +44,7 @@ def quick():
     """Models are made and kept as ever; judged by accuracies, timed once, not cold, not drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial, "measure", accuracies)
-        patch.setattr(trial, "REPEATS", 1)
-        patch.setattr(trial, "_cold_compilation", contextlib.nullcontext)
-        patch.setattr(files, "save_png", lambda report, path: None)
+        hurry(patch)
         yield
 
 

@@ -1,6 +1,5 @@
 """A run on a GAN, from the configuration to the report, and what a user may get wrong."""
 
-import contextlib
 import dataclasses
 import json
 
@@ -11,15 +10,14 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import checkpoint
-from jaxunlearn import report as files
 from jaxunlearn.config import Config, DataConfig, GanConfig, ModelConfig, Request, TrainConfig
 from jaxunlearn.core.errors import ConfigError, RequestError
 from jaxunlearn.data.examples import as_examples
 from jaxunlearn.engine.driver import Resume
-from jaxunlearn.experiment import trial
 from jaxunlearn.metrics.generation import Extent, GanEvidence, logits_of
 from jaxunlearn.metrics.registry import measure
 from tests import toy
+from tests.runs import hurry
 
 CASCADE = {"steps": 4, "pool": 512, "latents": 16, "references": 64, "inversion_steps": 4}
 CONFIG = Config(
@@ -48,8 +46,7 @@ CONFIG = Config(
 def quick():
     """Models are made, judged and drawn as ever, but timed once, not cold."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial, "REPEATS", 1)
-        patch.setattr(trial, "_cold_compilation", contextlib.nullcontext)
+        hurry(patch, report=True, pictures=True)
         yield
 
 
@@ -105,7 +102,7 @@ def test_guide_and_judge_are_two(made):
 
 
 def test_each_class_by_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "save_png", lambda report, path: None)
+    hurry(monkeypatch)
     config = dataclasses.replace(
         CONFIG, request=Request(each=True, classes=(0, 6)), methods={"cascade": CASCADE}
     )

@@ -1,6 +1,5 @@
 """Requests one after another: each is met by the model that has met those before it."""
 
-import contextlib
 import json
 import shutil
 
@@ -11,7 +10,6 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import checkpoint
-from jaxunlearn import report as files
 from jaxunlearn.cli import main
 from jaxunlearn.config.overrides import load_config
 from jaxunlearn.core.keys import Purpose, derive
@@ -19,9 +17,10 @@ from jaxunlearn.core.types import Info, Needs, Unlearner
 from jaxunlearn.data.sets import num_examples, subset, whole
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.experiment import run as run_config
-from jaxunlearn.experiment import stages, trial
+from jaxunlearn.experiment import stages
 from jaxunlearn.experiment.plan import make_plan, trials
 from jaxunlearn.methods import METHODS, register_method
+from tests.runs import hurry
 
 SMALL = [
     "train.epochs=3", "train.learning_rate=5e-3", "model.options.features=(16,)", "retrained=1",
@@ -69,9 +68,7 @@ def quick():
         patch.setattr(METHODS, "_rows", dict(METHODS._rows))
         register_method("grow", grow)
         register_method("fragile", fragile)
-        patch.setattr(trial, "REPEATS", 1)
-        patch.setattr(trial, "_cold_compilation", contextlib.nullcontext)
-        patch.setattr(files, "save_png", lambda report, path: None)
+        hurry(patch)
         yield
 
 

@@ -1,6 +1,5 @@
 """Methods that a run is told, or finds by itself; data that it loads once."""
 
-import contextlib
 import dataclasses
 import json
 import zlib
@@ -21,6 +20,7 @@ from jaxunlearn.experiment import plan as planning
 from jaxunlearn.experiment import trial
 from jaxunlearn.experiment.plan import make_plan
 from jaxunlearn.metrics import measure
+from tests.runs import hurry
 
 SMALL = [
     "train.epochs=3", "train.learning_rate=5e-3", "model.options.features=(24,16)", "retrained=1",
@@ -34,9 +34,7 @@ REPAIRED = {"chain": (EDIT, {"method": "finetune", "steps": 5})}
 def quick():
     """Models are made and judged as ever, but timed once, not cold, and not drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial, "REPEATS", 1)
-        patch.setattr(trial, "_cold_compilation", contextlib.nullcontext)
-        patch.setattr(files, "save_png", lambda report, path: None)
+        hurry(patch)
         yield
 
 

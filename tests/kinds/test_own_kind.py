@@ -1,6 +1,5 @@
 """Another kind of models takes one file: a line that tells a digit's number from its pixels."""
 
-import contextlib
 import json
 
 import jax
@@ -17,6 +16,7 @@ from jaxunlearn.methods import METHODS
 from jaxunlearn.metrics import METRICS
 from jaxunlearn.models import NETWORKS
 from jaxunlearn.report import load
+from tests.runs import hurry
 
 FILE = '''
 """Numbers of digits, by a linear regression."""
@@ -148,8 +148,7 @@ def forgetful():
             patch.setattr(registry, "_rows", dict(registry._rows))
         patch.setattr(sections, "SECTIONS", dict(sections.SECTIONS))
         patch.setattr("jaxunlearn.config.overrides.SECTIONS", sections.SECTIONS)
-        patch.setattr(trial, "REPEATS", 1)
-        patch.setattr(trial, "_cold_compilation", contextlib.nullcontext)
+        hurry(patch, report=True, pictures=True)
         yield
 
 

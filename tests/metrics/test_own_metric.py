@@ -1,6 +1,5 @@
 """A metric is one function and one row; a run judges anew by what is new or has changed."""
 
-import contextlib
 import json
 import shutil
 from functools import partial
@@ -21,6 +20,7 @@ from jaxunlearn.metrics.classification import ClassifierEvidence
 from jaxunlearn.metrics.generation import GanEvidence
 from jaxunlearn.report import load
 from tests import toy
+from tests.runs import hurry
 
 WORDS = [
     "train.epochs=3", "train.learning_rate=5e-3", "model.options.features=(16,)", "retrained=2",
@@ -37,10 +37,8 @@ def run(folder, *words):
 def quick():
     """Models are made as ever, but timed once and not cold."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial, "REPEATS", 1)
-        patch.setattr(trial, "_cold_compilation", contextlib.nullcontext)
         draw = files.save_png
-        patch.setattr(files, "save_png", lambda report, path: None)
+        hurry(patch)
         yield draw
 
 

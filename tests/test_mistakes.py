@@ -30,7 +30,7 @@ CASES = {
     "part": (
         lambda: ju.train(toy.mlp(), toy.sets().forget.examples, KEY),
         TypeError,
-        "part: expected Subset, got Examples; whole",
+        "part: expected Subset, got Examples; sets.train",
     ),
     "config": (
         lambda: ju.train(toy.mlp(), toy.sets().retain, KEY, config={"epochs": 1}),

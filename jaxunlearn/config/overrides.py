@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.config import DEFAULT_METHODS, SECTIONS, Config, DataConfig, section
+from jaxunlearn.config import DEFAULT_METHODS, SECTIONS, Config, DataConfig, ModelConfig, section
 from jaxunlearn.core.errors import ConfigError, did_you_mean
 
 RENAMED = {"oracles": "retrained", "rules": "sharding_rules"}
@@ -113,10 +113,10 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
 
 def _set_methods(config: Config, path: list[str], text: str, key: str) -> Config:
     embedded = config.data.name == DataConfig().name
+    if path:  # one option; the defaults are tuned for one network, and for requests by class
+        by_class = bool(config.request.classes) or config.request.each
+        embedded = embedded and by_class and config.model.name == ModelConfig().name
     known = config.methods or (DEFAULT_METHODS if embedded else {})
-    by_class = bool(config.request.classes) or config.request.each
-    if path and not config.methods and (path[0] not in DEFAULT_METHODS or not by_class):
-        known = {}  # the defaults that are tuned for another kind of model or request
     if path:
         return dataclasses.replace(config, methods=_set(known, path, text, key))
     names = [part.strip() for part in text.split(",") if part.strip()]

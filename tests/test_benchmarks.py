@@ -9,7 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
-    "conv_gradient.py": ["--small", "--batch", "4", "--steps", "2", "--repeats", "1"],
+    "conv_gradient.py": ["--small", "--batch", "2", "--steps", "1", "--repeats", "1"],
     "gan_throughput.py": [
         "--size", "8", "--width", "4", "--latent", "4", "--batch", "4", "--steps", "2",
         "--rounds", "1",

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -53,19 +55,35 @@ def test_wrong_meshes_are_refused(mesh, rules, message):
         make_sharding(mesh, rules)
 
 
+@functools.cache
+def on_one_device(network):
+    """How a network is trained and edited, and what comes of it on one device."""
+    options = {
+        "cnn": {"channels": (8, 8), "features": 16},
+        "resnet8": {"width": 8, "stages": (1, 1)},
+    }
+    model = ju.models.build(network, toy.SHAPE, 4, options[network])
+    config = TrainConfig(epochs=0.4, batch_size=16, optimizer="sgd", learning_rate=0.05)
+    method = ju.neuron_path(model, per_sample=4, neurons=4, samples=8, weights=("class",))
+    key = jax.random.key(0)
+
+    def train(**options):
+        return ju.train(model, toy.sets().retain, key, config=config, **options).variables
+
+    def edit(variables, **options):
+        return ju.unlearn(method, variables, toy.sets(), key, **options).variables
+
+    one = train()
+    return train, edit, one, edit(one)
+
+
 @pytest.mark.parametrize("network", ["cnn", "resnet8"])
 @pytest.mark.parametrize("mesh", ["data", "fsdp"])
 def test_networks_with_convolutions_train_alike_on_eight_devices(network, mesh):
-    options = {"cnn": {"channels": (8, 8), "features": 16}, "resnet8": {"width": 8}}[network]
-    model = ju.models.build(network, toy.SHAPE, 4, options)
-    config = TrainConfig(epochs=0.4, batch_size=16, optimizer="sgd", learning_rate=0.05)
     sharding = make_sharding(mesh)
-    key, part = jax.random.key(0), toy.sets().retain
-    one = ju.train(model, part, key, config=config).variables
-    many = ju.train(model, part, key, config=config, sharding=sharding).variables
-    method = ju.neuron_path(model, per_sample=4, neurons=4, samples=8, weights=("class",))
-    edited = ju.unlearn(method, one, toy.sets(), key).variables
-    edited_many = ju.unlearn(method, one, toy.sets(), key, sharding=sharding).variables
+    train, edit, one, edited = on_one_device(network)
+    many = train(sharding=sharding)
+    edited_many = edit(one, sharding=sharding)
     for got, wanted in ((many, one), (edited_many, edited)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(got):
             where = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -7,6 +7,8 @@ they would see the class); for other requests with the test set.
 import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.attribution import features
@@ -138,6 +140,34 @@ def _finite_start(evidence: ClassifierEvidence) -> np.ndarray:
     return curve
 
 
+def exact_zeros(evidence: Evidence, original: Evidence) -> float:
+    """Computes the share of weights that are exactly 0 and are not so in the original.
+
+    Zeros betray where weights were edited. Training makes hardly any: a number that moves is
+    0 by chance alone. Of models of any kind; all numbers that are no integers count.
+
+    Raises:
+      Missing: the models differ in form, so that no weight has a counterpart.
+      ValueError: some weight is not finite.
+
+    Source: Zhang et al. 2026, arXiv 2603.06640, of pruning that forgets.
+    """
+    own, before = (
+        [np.asarray(leaf) for leaf in jax.tree.leaves(one.weights) if _is_real(leaf)]
+        for one in (evidence, original)
+    )
+    if not own or [leaf.shape for leaf in own] != [leaf.shape for leaf in before]:
+        raise Missing("weights with a counterpart in the original")
+    if not all(np.isfinite(leaf).all() for leaf in own):
+        raise ValueError("weights: expected finite numbers, got others")
+    new = sum(np.count_nonzero((a == 0) & (b != 0)) for a, b in zip(own, before, strict=True))
+    return new / sum(leaf.size for leaf in own)
+
+
+def _is_real(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
+
+
 def js_to_retrained(
     evidence: ClassifierEvidence, retrained: list[ClassifierEvidence]
 ) -> np.ndarray:
@@ -233,6 +263,10 @@ ROWS = {
     "relearn_curve": Metric(
         "accuracy on the forget set in relearning", "truth", "as retrained", ".3f", relearn_curve,
         ("relearning",), along="steps",
+    ),
+    "exact_zeros": Metric(
+        "weights that became exactly 0", "truth", "as retrained", ".2g", exact_zeros, ("weights",),
+        "original",
     ),
 }  # fmt: skip
 """The metrics of classifiers."""

@@ -169,7 +169,7 @@ def test_a_run_goes_from_one_file_to_its_report(made, capsys):
     assert report["columns"] == ["original", "refit", "retrained"]
     rows = {row["name"]: row for row in report["rows"]}
     judged = {name for name, row in rows.items() if row["group"] != "cost"}
-    assert judged == {"square", "distance"}, "no metric of other kinds"
+    assert judged == {"square", "distance", "exact_zeros"}, "no metric of other kinds"
     for name in judged | {"seconds", "steps"}:
         assert set(rows[name]["values"]) == set(report["columns"]), name
     assert 0 < rows["square"]["values"]["original"] < 8.3, "better than the mean number"

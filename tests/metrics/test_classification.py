@@ -3,14 +3,18 @@
 import math
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxunlearn as ju
 from jaxunlearn.engine.predict import Predictions
 from jaxunlearn.metrics.classification import (
     ClassifierEvidence,
     accuracy,
     attack_gap,
+    exact_zeros,
     js_of_means,
     js_to_retrained,
     judged_unseen,
@@ -152,3 +156,60 @@ def test_relearning_is_counted_up_to_the_original():
     assert relearn_steps(own, original) == 2
     with pytest.raises(ValueError, match="cannot be trained again"):
         relearn_steps(SimpleNamespace(relearning=np.full(4, np.nan)), original)
+
+
+class TestExactZeros:
+    """An original of eight numbers, one of them 0, one an integer that counts steps."""
+
+    original = SimpleNamespace(
+        weights={
+            "params": {"kernel": np.arange(1.0, 7).reshape(2, 3), "bias": np.array([0.0, 3])},
+            "count": np.array(0),
+        }
+    )
+
+    def of(self, kernel=None, bias=None, count=0, dtype=np.float32):
+        params = self.original.weights["params"]
+        kernel = params["kernel"] if kernel is None else kernel
+        bias = params["bias"] if bias is None else bias
+        params = {"kernel": jnp.asarray(kernel, dtype), "bias": jnp.asarray(bias, dtype)}
+        return SimpleNamespace(weights={"params": params, "count": np.array(count)})
+
+    @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+    @pytest.mark.parametrize(
+        ("changed", "wanted"),
+        [
+            ({}, 0),  # its own zero was there before
+            ({"count": 5}, 0),
+            ({"bias": [2, 3]}, 0),
+            ({"kernel": [[0, 2, 3], [0, 5, 6]]}, 2 / 8),  # a neuron's incoming weights
+            ({"kernel": [[1, 2, 3], [-0.0, 5, 1e-30]]}, 1 / 8),
+            ({"kernel": np.zeros((2, 3)), "bias": [0, 0]}, 7 / 8),
+        ],
+    )
+    def test_those_of_the_original_do_not_count(self, changed, wanted, dtype):
+        assert exact_zeros(self.of(**changed, dtype=dtype), self.original) == wanted
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_a_wrecked_model_has_no_share(self, value):
+        with pytest.raises(ValueError, match="expected finite numbers"):
+            exact_zeros(self.of(bias=[value, 0]), self.original)
+
+    def test_models_of_another_form_are_not_compared(self):
+        with pytest.raises(Missing):
+            exact_zeros(self.of(kernel=np.ones((3, 2))), self.original)
+        with pytest.raises(Missing):
+            exact_zeros(SimpleNamespace(weights={"count": np.array(0)}), self.original)
+
+    def test_it_tells_an_edit_from_a_training(self):
+        sets, original = toy.sets(), toy.trained().variables
+        edited, tuned = (
+            ju.unlearn(toy.method(name), original, sets, jax.random.key(1), **more).variables
+            for name, more in (("neuron_path", {}), ("finetune", {"steps": 3}))
+        )
+        seen = [ClassifierEvidence(toy.mlp(), one, sets, None) for one in (original, edited, tuned)]
+        before, zeroed, trained = (measure(one, seen[0], names=["exact_zeros"]) for one in seen)
+        assert before.values == trained.values == {"exact_zeros": 0}
+        assert zeroed.values["exact_zeros"] > 0.01
+        row = METRICS["exact_zeros"]
+        assert (row.group, row.ideal) == ("truth", "as retrained"), "beside relearning"

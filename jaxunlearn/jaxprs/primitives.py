@@ -76,6 +76,7 @@ class Row(NamedTuple):
       keeps: the result holds every element of the operand once or more, and no other.
       fills: part of the result may be constant, or padding.
       still: the result is the operand, but for its type or its mark.
+      pieces: linear or constant in pieces, with kinks or steps where they meet.
       reduces: what normalisers are made of.
       compares: the result tells where the first operand is not below the second.
       inverts: ``(params, positions of the operands that vary, constant operands or None) ->
@@ -91,6 +92,7 @@ class Row(NamedTuple):
     keeps: bool = False
     fills: bool = False
     still: bool = False
+    pieces: bool = False
     reduces: bool = False
     compares: bool = False
     inverts: Callable[[dict[str, Any], list[int], Sequence[Any]], bool] | None = None
@@ -99,6 +101,12 @@ class Row(NamedTuple):
     def elementwise(self) -> bool:
         """Tells that each element of the result comes from its place in the operands."""
         return self.role in ("sum", "product", "choice", "function", "mark")
+
+    @property
+    def smooth(self) -> bool:
+        """Tells that the result is no linear function of its operand, and has no kinks."""
+        linear = self.pieces or self.still or self.compares or self.affine is not None
+        return self.role == "function" and not linear
 
     @property
     def moves(self) -> bool:
@@ -274,9 +282,9 @@ TABLE = (
     Row("reduce_sum", "pool", "all", _REDUCED, reduces=True),
     Row("reduce_window_sum", "pool", "all", _WINDOW, reduces=True),
     Row("cumsum", "pool", "all", _whole(_but("axis"))),
-    Row("reduce_max", "max", "all", _REDUCED, reduces=True),
-    Row("reduce_min", "max", "all", _REDUCED),
-    Row("reduce_window_max", "max", "all", _WINDOW, fills=True),
+    Row("reduce_max", "max", "all", _REDUCED, reduces=True, pieces=True),
+    Row("reduce_min", "max", "all", _REDUCED, pieces=True),
+    Row("reduce_window_max", "max", "all", _WINDOW, fills=True, pieces=True),
     # layout
     Row("reshape", "layout", "all", _reshaped, "through", keeps=True),
     Row("squeeze", "layout", "all", _reshaped, "through", keeps=True),
@@ -292,6 +300,12 @@ TABLE = (
     Row("slice", "layout", "all", _CUT),
     Row("split", "layout", "all", _whole(_but("axis"))),
     Row("concatenate", "layout", "all", _whole(_but("dimension")), fills=True),
+    Row("stack", "layout", "all", _whole(lambda p, dim: dim + (dim >= p["axis"])), fills=True),
+    Row(
+        "unstack", "layout", "all",
+        _whole(lambda p, dim: None if dim == p["axis"] else dim - (dim > p["axis"])),
+    ),
+    Row("tile", "layout", "all", lambda axis, *_: axis, "through", keeps=True),
     Row(
         "pad", "layout", "all",
         _whole(lambda p, dim: dim if tuple(p["padding_config"][dim]) == (0, 0, 0) else None),
@@ -305,9 +319,9 @@ TABLE = (
     Row("sub", "sum", affine="shift"),
     Row("mul", "product", "product", affine="scale"),
     Row("div", "product", "all", affine="scale", inverts=lambda p, varying, _: varying == [1]),
-    Row("max", "choice", "any"),
-    Row("min", "choice", "all"),
-    Row("select_n", "choice", "chosen", fills=True),
+    Row("max", "choice", "any", pieces=True),
+    Row("min", "choice", "all", pieces=True),
+    Row("select_n", "choice", "chosen", fills=True, pieces=True),
     # element by element, of one value; the value itself
     Row("name", "mark", "first", still=True),
     Row("convert_element_type", "function", "first", affine="through", still=True),
@@ -319,53 +333,53 @@ TABLE = (
     Row("sharding_constraint", "function", "first", still=True),
     Row("stop_gradient", "function", "first", still=True),
     # element by element, of one value
-    Row("abs", "function", "always"),
+    Row("abs", "function", "always", pieces=True),
     Row("acos", "function"),
     Row("acosh", "function"),
-    Row("and", "function"),
+    Row("and", "function", pieces=True),
     Row("asin", "function"),
     Row("asinh", "function"),
     Row("atan", "function"),
     Row("atan2", "function"),
     Row("atanh", "function"),
     Row("cbrt", "function", "first"),
-    Row("ceil", "function"),
-    Row("clamp", "function", "first"),
+    Row("ceil", "function", pieces=True),
+    Row("clamp", "choice", "first", pieces=True),
     Row("cos", "function"),
     Row("cosh", "function"),
-    Row("eq", "function"),
+    Row("eq", "function", pieces=True),
     Row("erf", "function", "first"),
     Row("erf_inv", "function"),
     Row("erfc", "function"),
     Row("exp", "function", "always"),
     Row("exp2", "function", "always"),
     Row("expm1", "function", "first"),
-    Row("floor", "function", "first"),
-    Row("ge", "function", compares=True),
-    Row("gt", "function", compares=True),
+    Row("floor", "function", "first", pieces=True),
+    Row("ge", "function", compares=True, pieces=True),
+    Row("gt", "function", compares=True, pieces=True),
     Row("integer_pow", "function", "power", inverts=_falls),
-    Row("is_finite", "function"),
-    Row("le", "function"),
+    Row("is_finite", "function", pieces=True),
+    Row("le", "function", pieces=True),
     Row("log", "function"),
     Row("log1p", "function", "first"),
     Row("logistic", "function", "always"),
-    Row("lt", "function"),
-    Row("ne", "function"),
+    Row("lt", "function", pieces=True),
+    Row("ne", "function", pieces=True),
     Row("neg", "function", affine="flip"),
-    Row("not", "function"),
-    Row("or", "function"),
+    Row("not", "function", pieces=True),
+    Row("or", "function", pieces=True),
     Row("pow", "function", inverts=_falls),
-    Row("rem", "function"),
-    Row("round", "function", "first"),
+    Row("rem", "function", pieces=True),
+    Row("round", "function", "first", pieces=True),
     Row("rsqrt", "function", "always", inverts=lambda *_: True),
-    Row("sign", "function", "first"),
+    Row("sign", "function", "first", pieces=True),
     Row("sin", "function"),
     Row("sinh", "function", "first"),
     Row("sqrt", "function", "always"),
     Row("square", "function", "always"),
     Row("tan", "function"),
     Row("tanh", "function", "first"),
-    Row("xor", "function"),
+    Row("xor", "function", pieces=True),
 )  # fmt: skip
 
 _ROWS: Mapping[str, Row] = {row.name: row for row in TABLE}

@@ -6,13 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.attribution.starts import Target, argmax, scorer
 from jaxunlearn.jaxprs.structure import Apply, cut_at_map, features
 
-Maps = Callable[[Any, Any, jax.Array], jax.Array]
-"""``(variables, x, directions or weights) -> [B, h, w]``."""
 
-
-def concept_maps(fn: Apply) -> Maps:
+def concept_maps(fn: Apply) -> Callable[[Any, Any, jax.Array], jax.Array]:
     """Returns the function that shows where in images directions of the feature space lie.
 
     With the features ``e(a)`` as a function of the last value with positions, ``a
@@ -23,51 +21,60 @@ def concept_maps(fn: Apply) -> Maps:
     Behind an average over positions this is exact: what each position adds to ``v e``.
 
     Args:
-      fn: ``(variables, x) -> logits [B, K]``, with ``x [B, H, W, C]`` or a pytree that holds
-        it; what else it holds may join behind the map.
+      fn: ``(variables, x) -> logits [B, K]``, channels first or last, with ``x`` images ``[B,
+        ...]`` or a pytree that holds them; what else it holds may join behind the map.
 
     Returns:
-      ``maps(variables, x, directions [B, n]) -> [B, h, w]``, of either sign.
+      ``maps(variables, x, directions [B, n]) -> [B, h, w]``, of either sign. It raises
+      ``ValueError`` if no value has positions, or the directions are not shaped like the
+      features.
 
     Source: own; behind an average, class activation mapping (Zhou et al. 2016) of a concept.
     """
-    return _maps(features(fn), lambda a, slopes: jnp.sum(a * slopes, axis=-1))
+    cut = cut_at_map(features(fn))
+
+    def maps(variables: Any, x: Any, directions: jax.Array) -> jax.Array:
+        at = cut.upper(variables, x)
+        found, pull = jax.vjp(lambda a: cut.lower(variables, a, x), at)
+        if jnp.shape(directions) != found.shape:
+            raise ValueError(
+                f"directions: expected one for each example, {list(found.shape)} as the "
+                f"features, got shape {list(jnp.shape(directions))}"
+            )
+        (slopes,) = pull(jnp.asarray(directions, found.dtype))
+        return jnp.sum(at * slopes, axis=-1)
+
+    return maps
 
 
-def grad_cam(fn: Apply) -> Maps:
+def grad_cam(fn: Apply) -> Callable[..., jax.Array]:
     """Returns the function that shows what in images speaks for classes.
 
-    With the weights ``w_c`` = mean over positions of ``d z / d a_ijc``:
+    With the target ``z`` as a function of the last value with positions, ``a [h, w, C]``
+    (:func:`~jaxunlearn.jaxprs.structure.cut_at_map`), and the weights ``w_c`` = mean over
+    positions of ``d z / d a_ijc``:
 
         M_ij = max(0, sum over c of w_c a_ijc)
 
     Args:
-      fn: ``(variables, x) -> logits [B, K]``, with ``x [B, H, W, C]`` or a pytree that holds
-        it; what else it holds may join behind the map.
+      fn: ``(variables, x) -> logits [B, K]``, channels first or last, with ``x`` images ``[B,
+        ...]`` or a pytree that holds them; what else it holds may join behind the map.
 
     Returns:
-      ``maps(variables, x, weights [B, K]) -> [B, h, w]``; the weights of the logits are, for
-      one class, one-hot.
+      ``maps(variables, x, target=starts.argmax()) -> [B, h, w]``, with a target as in
+      :data:`~jaxunlearn.attribution.starts.Target`: labels, a start, weights ``[B, K]``. It
+      raises ``ValueError`` if no value has positions, or the target does not fit.
 
     Source: Selvaraju et al. 2017 (Grad-CAM), eq. 1 and 2.
     """
-
-    def summed(a: jax.Array, slopes: jax.Array) -> jax.Array:
-        weights = jnp.mean(slopes, axis=(1, 2), keepdims=True)
-        return jnp.maximum(jnp.sum(weights * a, axis=-1), 0)
-
-    return _maps(fn, summed)
-
-
-def _maps(fn: Apply, combine: Callable[[jax.Array, jax.Array], jax.Array]) -> Maps:
     cut = cut_at_map(fn)
 
-    def maps(variables: Any, x: Any, directions: jax.Array) -> jax.Array:
+    def maps(variables: Any, x: Any, target: Target = argmax()) -> jax.Array:  # noqa: B008
         at = cut.upper(variables, x)
-
-        def along(a: jax.Array) -> jax.Array:
-            return jnp.sum(cut.lower(variables, a, x) * directions)
-
-        return combine(at, jax.grad(along)(at))
+        output, pull = jax.vjp(lambda a: cut.lower(variables, a, x), at)
+        score = scorer(target, output)
+        (slopes,) = pull(jax.grad(lambda logits: jnp.sum(score(logits)))(output))
+        weights = jnp.mean(slopes, axis=(1, 2), keepdims=True)
+        return jnp.maximum(jnp.sum(weights * at, axis=-1), 0)
 
     return maps

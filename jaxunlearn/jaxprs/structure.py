@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.jaxprs.primitives import Op
+from jaxunlearn.jaxprs.primitives import Axis, Op
 from jaxunlearn.jaxprs.program import Program, bind, evaluate, trace
 from jaxunlearn.jaxprs.replay import canonical
-from jaxunlearn.jaxprs.steps import plan
-from jaxunlearn.jaxprs.units import Unit
+from jaxunlearn.jaxprs.steps import Plan, plan
+from jaxunlearn.jaxprs.units import Unit, carry, contraction
 
 Apply = Callable[[Any, Any], jax.Array]
 """``variables, x -> output [B, ...]``, with ``x`` an array or a pytree of arrays."""
@@ -43,6 +43,8 @@ def structure(fn: Apply, variables: Any, x: Any) -> tuple[Unit, ...]:
 def head(fn: Apply, variables: Any, x: Any) -> Unit | None:
     """Returns the linear unit whose outputs the logits are, one by one, in their order.
 
+    Up to a shift that is common to all classes (``log_softmax``), and a mean over positions.
+
     Args: as in :func:`structure`.
 
     Returns:
@@ -52,10 +54,80 @@ def head(fn: Apply, variables: Any, x: Any) -> Unit | None:
     Source: own.
     """
     planned = plan(trace(fn, variables, x))
-    found = planned.neurons.get(planned.program.out)
+    found = planned.neurons.get(_unshifted(planned))
     if found is None or found[1].dim != 1:
         return None
     return planned.units[found[0]]
+
+
+def _unshifted(planned: Plan) -> int:
+    """Returns the logits that the output is, up to a shift that is common to all classes."""
+    value, made_by = planned.program.out, {step.outs[0]: step for step in planned.steps}
+    while value not in planned.neurons and value in made_by and made_by[value].kind == "pass":
+        value = made_by[value].ins[0]
+    return value
+
+
+def logits(fn: Apply) -> Apply:
+    """Returns the function that computes the logits where ``fn`` yields their ``log_softmax``.
+
+    Args:
+      fn: ``(variables, x [B, ...]) -> logits or log-probabilities [B, K]``.
+
+    Returns:
+      A pure function ``(variables, x) -> logits``; it computes what ``fn`` does where that
+      yields logits.
+
+    Source: own.
+    """
+
+    def unshifted(variables: Any, x: Any) -> jax.Array:
+        program = trace(fn, variables, x)
+        value = _unshifted(plan(program))
+        found: jax.Array = evaluate(program, variables, x, until=value)[value]
+        return found
+
+    return unshifted
+
+
+class Read(NamedTuple):
+    """What the last linear unit reads.
+
+    Attributes:
+      shape: of the value.
+      examples: the axis of the examples; ``None`` where it cannot be told.
+      features: the axis of the unit's inputs; ``None`` where it is not one.
+      nonnegative: whether it is known to have no negative element.
+    """
+
+    shape: tuple[int, ...]
+    examples: int | None
+    features: int | None
+    nonnegative: bool
+
+
+def read_by_head(fn: Apply, variables: Any, x: Any) -> Read:
+    """Tells what the last linear unit of ``fn`` reads.
+
+    Args: as in :func:`structure`.
+
+    Raises:
+      ValueError: there is no linear unit.
+
+    Source: own.
+    """
+    planned = plan(trace(fn, variables, x))
+    step = next((s for s in reversed(planned.steps) if s.kind == "linear"), None)
+    if step is None or step.dims is None:
+        raise ValueError("fn: expected at least one linear operation with a constant kernel")
+    value = step.ins[0]
+    axis, contracted = planned.examples.get(value), step.dims.contracted
+    return Read(
+        shape=planned.program.shape(value),
+        examples=None if axis is None else axis.dim,
+        features=contracted[0][0] if len(contracted) == 1 else None,
+        nonnegative=step.nonnegative,
+    )
 
 
 def features(fn: Apply) -> Apply:
@@ -122,55 +194,116 @@ def cut_at_features(fn: Apply) -> Cut:
     Source: own.
     """
 
-    def place(program: Program) -> int:
+    def place(program: Program) -> tuple[int, None]:
         value = read_last(program)
         if not _needed(program, given=value)[1].isdisjoint(program.xs):
             raise ValueError("fn: expected all of x to go through the last linear unit, got a skip")
-        return value
+        return value, None
 
     return _cut(fn, place)
 
 
 def cut_at_map(fn: Apply) -> Cut:
-    """Cuts at the last value with positions, ``[B, h, w, C]`` with more than one position.
+    """Cuts at the last value with positions, given as ``[B, h, w, C]`` whatever its layout.
 
     In a convolutional network what is pooled or flattened before the head. Whatever of ``x``
     it is made from goes through it alone; other leaves of ``x`` may join behind. Where no inner
-    value is of this form, the value is ``x`` itself, or a leaf of it.
+    value is of this form, the value is ``x`` itself, or a leaf of it. Which axis the channels
+    run along is followed in the trace: that of a linear unit's neurons, or what the next linear
+    unit sums over; the last, where neither is known.
 
     Args:
-      fn: ``(variables, x [B, ...]) -> output``, channels last.
+      fn: ``(variables, x [B, ...]) -> output``, channels first or last.
 
     Returns:
       The two functions. While tracing they raise ``ValueError`` if there is no such value.
 
     Source: own.
     """
-
-    def place(program: Program) -> int:
-        data = [leaf for leaf in program.xs if leaf in program.data]
-        batch = program.shape(data[0])[:1]
-        inner = [value for op in reversed(program.ops) for value in op.outs]
-        for value in [*inner, *data]:
-            shape = program.shape(value) if value in program.data else ()
-            spatial = len(shape) == 4 and shape[:1] == batch and math.prod(shape[1:3]) > 1
-            if spatial and not _around(program, value).intersection(data):
-                return value
-        shapes = [list(program.shape(leaf)) for leaf in data]
-        raise ValueError(
-            "fn: expected a network of images [B, H, W, C], got none of its values of this form "
-            f"for x {shapes[0] if len(shapes) == 1 else shapes}"
-        )
-
-    return _cut(fn, place)
+    return _cut(fn, _map)
 
 
-def _cut(fn: Apply, place: Callable[[Program], int]) -> Cut:
+def _map(program: Program) -> tuple[int, int]:
+    """Returns the last value with more than one position, and the dimension of its channels."""
+    data = [leaf for leaf in program.xs if leaf in program.data]
+    batch = program.shape(data[0])[:1]
+    made = _made_channels(program)
+    inner = [value for op in reversed(program.ops) for value in op.outs]
+    for value in [*inner, *data]:
+        shape = program.shape(value) if value in program.data else ()
+        if len(shape) != 4 or shape[:1] != batch:
+            continue
+        channel = _channel(program, value, made)
+        positions = math.prod(shape[1:]) // max(shape[channel], 1)
+        if positions > 1 and not _around(program, value).intersection(data):
+            return value, channel
+    shapes = [list(program.shape(leaf)) for leaf in data]
+    raise ValueError(
+        "fn: expected a network of images [B, H, W, C], got none of its values of this form "
+        f"for x {shapes[0] if len(shapes) == 1 else shapes}"
+    )
+
+
+def _channel(program: Program, value: int, made: dict[int, Axis]) -> int:
+    shape = program.shape(value)
+    axis = made.get(value)
+    if axis is not None and axis.dim and axis.exact(shape):
+        return axis.dim
+    return next((dim for dim in (3, 1, 2) if _read_along(program, value, dim)), 3)
+
+
+def _made_channels(program: Program) -> dict[int, Axis]:
+    """Returns, for values made by linear units, where the features of the last of them run.
+
+    Behind a sum of branches, too, where all that are known run along one axis.
+    """
+    found: dict[int, Axis] = {}
+    for op in program.ops:
+        data = program.data_ins(op)
+        if op.row.role == "linear":
+            dims = contraction(op, program, data[0]) if len(data) == 1 else None
+            if dims is not None and len(dims.made) == 1:
+                (dim,) = dims.made
+                found[op.outs[0]] = Axis(dim, 1, program.shape(op.outs[0])[dim])
+            continue
+        axes = {carry(op, program, i, found[op.ins[i]]) for i in data if op.ins[i] in found}
+        axis = axes.pop() if len(axes) == 1 else None
+        if axis is not None:
+            found.update((out, axis) for out in op.outs)
+    return found
+
+
+def _read_along(program: Program, value: int, dim: int) -> bool:
+    """Tells that a dimension is what the next linear unit sums over, or the output runs along."""
+    found = {value: Axis(dim, 1, program.shape(value)[dim])}
+    for op in program.ops:
+        for place in program.data_ins(op):
+            axis = found.get(op.ins[place])
+            if axis is None:
+                continue
+            if op.row.role == "linear":
+                pairs = contraction(op, program, place).contracted
+                whole = axis.exact(program.shape(op.ins[place]))
+                if whole and [first for first, _ in pairs] == [axis.dim]:
+                    return True
+                continue
+            onward = carry(op, program, place, axis)
+            if onward is not None:
+                found.update((out, onward) for out in op.outs)
+    last = found.get(program.out)
+    return last is not None and last.dim > 0 and last.exact(program.shape(program.out))
+
+
+def _cut(fn: Apply, place: Callable[[Program], tuple[int, int | None]]) -> Cut:
+    """Cuts at a value; where the dimension of its channels is given, too, that is moved last."""
+
     def upper(variables: Any, x: Any) -> jax.Array:
         def run(variables: Any, x: Any) -> jax.Array:
             program = trace(fn, variables, x)
             start = dict(zip(program.xs, jax.tree_util.tree_leaves(x), strict=True))
-            return _evaluate(program, variables, start, wanted=place(program))
+            wanted, channel = place(program)
+            value = _evaluate(program, variables, start, wanted=wanted)
+            return value if channel is None else jnp.moveaxis(value, channel, -1)
 
         return canonical(run)(variables, x)
 
@@ -179,7 +312,9 @@ def _cut(fn: Apply, place: Callable[[Program], int]) -> Cut:
         like = _like(x, value.shape[0])
         program = trace(fn, variables, like)
         leaves = [None] if isinstance(like, jax.ShapeDtypeStruct) else jax.tree_util.tree_leaves(x)
-        given = place(program)
+        given, channel = place(program)
+        if channel is not None:
+            value = jnp.moveaxis(value, -1, channel)
         start = dict(zip(program.xs, leaves, strict=True)) | {given: value}
         return _evaluate(program, variables, start, given=given)
 

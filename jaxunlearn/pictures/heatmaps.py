@@ -127,6 +127,9 @@ def _heats(relevance: Any, pixels: tuple[int, ...]) -> np.ndarray:
             f"relevance: expected a value for each of the pixels {list(pixels)} of images, or one "
             f"for each colour, got shape {list(values.shape)}"
         )
+    size = pixels[1:]
+    if values.ndim == 4 and values.shape[2:] == size and values.shape[1:3] != size:
+        values = np.moveaxis(values, 1, -1)  # colours first, as a network may read them
     heat: np.ndarray = values.reshape(*pixels, -1).sum(-1)
     return heat
 

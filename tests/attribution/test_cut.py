@@ -105,3 +105,83 @@ def test_maps_of_a_network_with_dense_layers_find_what_lights_up():
     maps = concept_maps(corner)(v, x, jnp.ones((2, 2)))
     assert float(maps[0, 0, 3]) == 2
     assert float(jnp.sum(maps[0])) == 2
+
+
+# --- the layout is followed, the target is that of every attribution
+
+
+def conv(x, kernel, layout):
+    numbers = (layout, "HWIO", layout)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+
+def draw(*shape):
+    return jax.random.normal(jax.random.key(sum(shape)), shape)
+
+
+IMAGES = {"k": draw(3, 3, 2, 4), "s": draw(3, 3, 4, 4), "h": draw(4, 5), "f": draw(120, 5)}
+POSITIONS = {"NHWC": (1, 2), "NCHW": (2, 3)}
+
+
+def skipping(layout, v, x):
+    """The last map is a sum of branches, behind it comes a mean that keeps its axes."""
+    first = jax.nn.relu(conv(x, v["k"], layout))
+    h = jax.nn.relu(first + conv(first, v["s"], layout))
+    h = jnp.mean(h, axis=POSITIONS[layout], keepdims=True)
+    return h.reshape(len(x), -1) @ v["h"]
+
+
+def flattened(layout, v, x):
+    h = jnp.tanh(conv(x, v["k"], layout))
+    return (jnp.moveaxis(h, 1, -1) if layout == "NCHW" else h).reshape(len(x), -1) @ v["f"]
+
+
+def last_convolution(layout, v, x):
+    """The head is a convolution, the logits its mean."""
+    h = jax.nn.relu(conv(x, v["k"], layout))
+    return jnp.mean(conv(h, v["h"][None, None], layout), axis=POSITIONS[layout])
+
+
+def both_layouts(maps, net, given):
+    x = draw(3, 6, 5, 2)
+    last, first = (maps(functools.partial(net, layout)) for layout in POSITIONS)
+    found = jax.jit(first)(IMAGES, jnp.moveaxis(x, -1, 1), given)
+    np.testing.assert_allclose(found, jax.jit(last)(IMAGES, x, given), atol=1e-5)
+    assert found.shape == (3, 6, 5)
+    assert float(jnp.ptp(found)) > 0
+
+
+@pytest.mark.parametrize("net", [skipping, flattened, last_convolution])
+def test_grad_cam_does_not_depend_on_the_layout(net):
+    both_layouts(grad_cam, net, jnp.arange(3))
+
+
+@pytest.mark.parametrize(("net", "size"), [(skipping, 4), (flattened, 120)])
+def test_concept_maps_do_not_depend_on_the_layout(net, size):
+    both_layouts(concept_maps, net, draw(3, size))
+
+
+def test_channels_first_by_hand():
+    """Without a convolution before it, the mean over the positions says where they lie."""
+    x = jnp.arange(8.0).reshape(1, 2, 2, 2)
+    v = jnp.array([[2.0], [3.0]])
+    maps = grad_cam(lambda v, x: jnp.mean(x, axis=(2, 3)) @ v)(v, x, 0)
+    np.testing.assert_allclose(maps, [[[3, 4.25], [5.5, 6.75]]])
+
+
+def test_targets_of_grad_cam():
+    net, x, y = functools.partial(skipping, "NHWC"), draw(3, 6, 5, 2), jnp.array([4, 0, 2])
+    cam = grad_cam(net)
+    expected = cam(IMAGES, x, jax.nn.one_hot(y, 5))
+    for target in (y, ju.starts.label(y), lambda logits: logits[jnp.arange(3), y]):
+        np.testing.assert_allclose(cam(IMAGES, x, target), expected, atol=1e-6)
+    np.testing.assert_allclose(cam(IMAGES, x, 2)[2], expected[2], atol=1e-6)
+    np.testing.assert_array_equal(cam(IMAGES, x), cam(IMAGES, x, ju.starts.argmax()))
+    with pytest.raises(ValueError, match="expected labels from 0 to 4"):
+        cam(IMAGES, x, jnp.array([0, 1, 5]))
+    with pytest.raises(ValueError, match=r"expected one label or labels \[3\], got shape \(2,\)"):
+        cam(IMAGES, x, jnp.array([0, 1]))
+    with pytest.raises(ValueError, match=r"target: expected labels \[3\].* got shape \(3, 4\)"):
+        cam(IMAGES, x, jnp.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"directions: expected .* \[3, 4\] as the features"):
+        concept_maps(net)(IMAGES, x, jnp.ones((3, 5)))

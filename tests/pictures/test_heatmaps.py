@@ -173,3 +173,10 @@ def test_mistakes_in_maps_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"images: expected \[B, H, W\]"):
         heatmaps.save_maps(file, np.ones((8, 8)), np.ones((1, 1, 4, 4)), ["a"])
     assert not file.exists()
+
+
+def test_colours_may_come_first():
+    values = np.random.default_rng(0).normal(size=(2, 5, 4, 3))
+    expected = values.sum(-1)
+    for shown in (values, np.moveaxis(values, -1, 1)):
+        np.testing.assert_allclose(heatmaps._heats(shown, (2, 5, 4)), expected)

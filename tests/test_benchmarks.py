@@ -19,6 +19,10 @@ SMALL = {
         "--rounds", "1", "--steps", "3",
     ],
     "many_models.py": ["--members", "2", "--steps", "2", "--batch", "8", "--repeats", "1"],
+    "planted_paths.py": [
+        "--features", "12", "8", "--seeds", "2", "--epochs", "1", "--steps", "2",
+        "--rules", "epsilon",
+    ],
     "relevance.py": ["--stages", "1", "1", "--width", "4", "--batches", "2", "--rounds", "1"],
 }  # fmt: skip
 

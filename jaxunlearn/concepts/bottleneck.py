@@ -14,7 +14,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxunlearn.attribution import integrated_gradients
-from jaxunlearn.attribution.ig.quadrature import DEFAULT, Quadrature
+from jaxunlearn.attribution.ig.quadrature import DEFAULT, Rule
 from jaxunlearn.concepts.bank import Bank, margins
 
 # logit of a class without examples: no softmax or argmax ever takes it
@@ -299,7 +299,7 @@ def concept_scores(
     labels: jax.Array,
     num_classes: int,
     *,
-    quadrature: Quadrature = DEFAULT,
+    quadrature: Rule = DEFAULT,
     baseline: str = "mean",
 ) -> Scores:
     """Computes integrated gradients of each class's logit with respect to the concept margins.

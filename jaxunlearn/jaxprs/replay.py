@@ -6,7 +6,7 @@ into only where something in them is to be changed: all else keeps its own deriv
 gradient 0 of ``jax.nn.relu`` at 0, a convolution's custom one).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -137,6 +137,9 @@ def _axes(array: jax.Array, own: Sequence[int], wanted: Sequence[int]) -> jax.Ar
 Named = Callable[..., tuple[jax.Array, jax.Array]]
 """``(variables, x, value=None) -> (output, value)``."""
 
+Tapped = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+"""``(variables, x, change=None) -> (output, values by name)``."""
+
 
 def named(fn: Callable[[Any, jax.Array], jax.Array], name: str) -> Named:
     """Returns ``fn`` together with a value on its way, which can be replaced.
@@ -149,38 +152,69 @@ def named(fn: Callable[[Any, jax.Array], jax.Array], name: str) -> Named:
     Returns:
       ``run(variables, x, value=None) -> (output, value)``: what ``fn`` returns and the
       named value. Where ``value`` is given, ``fn`` goes on from it; what does not go
-      through the name (a skip around it) is still that of ``x``. It raises
-      ``TypeError`` if the output is not one array, ``ValueError`` if the name is not
-      there, or there more than once, or if ``value`` has another shape, and
-      ``NotImplementedError`` if the name stands in a loop or a branch.
+      through the name (a skip around it) is still that of ``x``. It raises as that of
+      :func:`tapped`, and ``ValueError`` if ``value`` has another shape.
 
     Raises:
       TypeError: if ``name`` is not a string.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"layer: expected a name given by checkpoint_name, got {name!r}")
+    tap = tapped(fn, [name])
 
     def run(
         variables: Any, x: jax.Array, value: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
+        out, values = tap(variables, x, {name: lambda own: _swap(own, value)})
+        return out, values[name]
+
+    return run
+
+
+def tapped(fn: Callable[[Any, Any], jax.Array], names: Sequence[str]) -> Tapped:
+    """Returns ``fn`` together with several values on its way, each of which can be changed.
+
+    Args:
+      fn: as in :func:`named`, with each of the names in it once.
+      names: the names.
+
+    Returns:
+      ``run(variables, x, change=None) -> (output, values by name)``; ``change`` holds by name
+      functions of a value, and ``fn`` goes on from what they return, which is also what is
+      returned. It raises ``TypeError`` if the output is not one array, ``ValueError`` if a name
+      is not there, or there more than once, and ``NotImplementedError`` if it stands in a
+      loop or a branch.
+
+    Raises:
+      TypeError: if a name is not a string.
+    """
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"layer: expected a name given by checkpoint_name, got {name!r}")
+    wanted = frozenset(names)
+
+    def touched(eqn: Any) -> bool:
+        return _name(eqn) in wanted or any(_name(inner) in wanted for inner in equations(eqn))
+
+    def run(
+        variables: Any, x: Any, change: Mapping[str, Callable[[Any], Any]] | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         closed, shape = traced(fn, variables, x)
         if not jax.tree_util.all_leaves([shape]):
             raise TypeError(f"fn: expected one array as output, got a {type(shape).__name__}")
-        _check(closed.jaxpr, name)
-        seen: list[jax.Array] = []
+        for name in names:
+            _check(closed.jaxpr, name)
+        changes = change or {}
+        seen: dict[str, jax.Array] = {}
 
-        def change(eqn: Any, ins: list[Any]) -> list[Any] | None:
-            if _name(eqn) != name:
+        def at_name(eqn: Any, ins: list[Any]) -> list[Any] | None:
+            name = _name(eqn)
+            if name is None or name not in wanted:
                 return None
-            seen.append(_swap(ins[0], value))
-            return seen
-
-        def touched(eqn: Any) -> bool:
-            return _name(eqn) == name or any(_name(inner) == name for inner in equations(eqn))
+            seen[name] = changes[name](ins[0]) if name in changes else ins[0]
+            return [seen[name]]
 
         args = jax.tree_util.tree_leaves((variables, x))
-        (out,) = replay(closed, args, change, touched)
-        return out, seen[0]
+        (out,) = replay(closed, args, at_name, touched)
+        return out, seen
 
     return run
 

@@ -90,6 +90,71 @@ def test_the_names_do_not_change_the_networks(net):
         np.testing.assert_array_equal(out, getattr(nets, net)(variables, x))
 
 
+# --- from border to border
+
+
+def fine(net, layer, n, **options):
+    return jax.jit(conductance(named_nets.NETS[net], layer, quadrature.midpoint(n), **options))
+
+
+def of_examples(values):
+    return np.abs(np.asarray(values)).reshape(len(values), -1).sum(1)
+
+
+@pytest.mark.parametrize(("net", "layer"), [("mlp_leaky", "act2"), ("lenet_bn_maxpool", "relu3")])
+def test_in_front_of_a_linear_head_conductance_is_exact(net, layer):
+    with jax.enable_x64(True):
+        _, (variables, x, target) = named_nets.load(net)
+        for n in (1, 7):
+            r = fine(net, layer, n)(variables, x, target)
+            kernel = list(variables["params"].values())[-1]["kernel"]
+            run = named(named_nets.NETS[net], layer)
+            moved = run(variables, x)[1] - run(variables, 0 * x)[1]
+            assert relative_error(r.attribution, moved * kernel.T[target]) <= 1e-14
+            np.testing.assert_allclose(r.gap, 0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("net", "layer"), [("mlp_relu", "act1"), ("avgpool_net", "relu1")])
+def test_conductance_of_networks_with_kinks_is_more_exact_than_the_reference(net, layer):
+    with jax.enable_x64(True):
+        _, (variables, x, _) = named_nets.load(net)
+        drawn = np.std(x) * np.random.default_rng(0).normal(size=(5, *x.shape[1:]))
+        exact = fine(net, layer, 200, chunk=10)(variables, drawn)
+
+        def error(n, **options):
+            attribute = conductance(named_nets.NETS[net], layer, n, **options)
+            off = jax.jit(attribute)(variables, drawn).attribution - exact.attribution
+            return np.mean(of_examples(off) / of_examples(exact.attribution))
+
+        # as many intervals as the reference has
+        theirs = error(quadrature.gauss_legendre(21), differences=True)
+        assert error(quadrature.automatic(20)) <= 0.7 * theirs
+        assert error(quadrature.automatic(20), complete=True) <= 0.7 * theirs
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_several_layers_in_one_call_are_each_as_alone(chunk):
+    with jax.enable_x64(True):
+        net, layers = "lenet_bn_maxpool", ("relu1", "pool2", "relu3")
+        _, (variables, x, target) = named_nets.load(net)
+        together = fine(net, layers, 8, chunk=chunk)(variables, x, target)
+        assert set(together) == {*layers}
+        for layer in layers:
+            alone = fine(net, layer, 8)(variables, x, target)
+            chex.assert_trees_all_close(together[layer], alone, atol=1e-12)
+    smooth = {"w1": nets.draw(0, 6, 8) / 2, "w2": nets.draw(1, 8, 3)}
+
+    def deep(variables, x):
+        h = checkpoint_name(tail(variables, x), "h")
+        return head(variables, checkpoint_name(jnp.sin(h), "g"))
+
+    x = nets.draw(2, 4, 6)
+    both = jax.jit(conductance(deep, ["h", "g"], chunk=chunk))(smooth, x, 1)
+    for layer in ("h", "g"):
+        alone = jax.jit(conductance(deep, layer, chunk=chunk))(smooth, x, 1)
+        chex.assert_trees_all_close(both[layer], alone, atol=1e-5)
+
+
 # --- by hand
 
 
@@ -286,8 +351,15 @@ def test_gradients_of_their_own_are_kept():
     np.testing.assert_array_equal(head_gradient, [[0, 5]])
     tail_gradient = jax.grad(lambda x: jnp.sum(run(None, x)[1]))(x)
     np.testing.assert_array_equal(tail_gradient, [[0, 5]])
-    # and conductance takes them where forward mode would refuse
+    # conductance takes that behind the name, and the change itself in front of it
     r = conductance(net, "h")(None, x, 1)
+    np.testing.assert_allclose(r.attribution, [[0, 10]], rtol=1e-5)
+
+    def smooth(_, x):
+        return steep(checkpoint_name(steep(x), "h"))
+
+    # without kinks both, where forward mode would refuse
+    r = conductance(smooth, "h")(None, x, 1)
     np.testing.assert_allclose(r.attribution, [[0, 25]], rtol=1e-5)
 
 
@@ -295,6 +367,11 @@ def test_bad_arguments_are_named(case):
     variables, x = case
     with pytest.raises(TypeError, match="layer: expected a name given by checkpoint_name, got 3"):
         conductance(fn, 3)
+    with pytest.raises(TypeError, match="layer: expected a name given by checkpoint_name, got 3"):
+        conductance(fn, ["h", 3])
+    for names in ([], ["h", "h"]):
+        with pytest.raises(ValueError, match=r"layer: expected one name or several others, got"):
+            conductance(fn, names)
     with pytest.raises(ValueError, match=r"layer: expected .* of \['h'\], got 'g', .* gives to 0"):
         layer_integrated_gradients(fn, "g")(variables, x)
 

@@ -13,18 +13,19 @@ import jax.numpy as jnp
 
 from jaxunlearn.attribution.ig import integral
 from jaxunlearn.attribution.ig.baselines import Baseline, resolve_all, zero
-from jaxunlearn.attribution.ig.integral import Integrated, Moving, Nodes, Part
-from jaxunlearn.attribution.ig.quadrature import DEFAULT, Quadrature, check
+from jaxunlearn.attribution.ig.conductance import conductance
+from jaxunlearn.attribution.ig.integral import Integrated, Nodes, Part
+from jaxunlearn.attribution.ig.quadrature import DEFAULT, Quadrature, Rule, check, choose
 from jaxunlearn.attribution.starts import Score, Target, argmax, scorer
-from jaxunlearn.jaxprs.program import wide
-from jaxunlearn.jaxprs.replay import Named, named
+from jaxunlearn.jaxprs.kinks import has_kinks
+from jaxunlearn.jaxprs.replay import named
 
 __all__ = ["conductance", "integrated_gradients", "layer_integrated_gradients"]
 
 
 def integrated_gradients(
     fn: Callable[[Any, Any], jax.Array],
-    quadrature: Quadrature = DEFAULT,
+    quadrature: Rule = DEFAULT,
     *,
     chunk: int = 1,
     complete: bool = False,
@@ -76,7 +77,7 @@ def integrated_gradients(
 
     Source: Sundararajan et al. 2017, eq. 1; completion is our own.
     """
-    quadrature, chunk = check(quadrature), integral.check_chunk(chunk)
+    rule, chunk = check(quadrature), integral.check_chunk(chunk)
 
     def attribute(
         variables: Any,
@@ -93,11 +94,19 @@ def integrated_gradients(
         logits = integral.one_array(outputs(stop))
         score = scorer(target, logits)
         end = score(logits)[:, 0]
+        kinks = has_kinks(fn, variables, given.x)
 
         def one(leaves: list[jax.Array]) -> Part:
             start = given.part(leaves)
             return _straight(
-                outputs, score, start, stop, end, quadrature, chunk=chunk, complete=complete
+                outputs,
+                score,
+                start,
+                stop,
+                end,
+                choose(rule, kinks),
+                chunk=chunk,
+                complete=complete,
             )
 
         part = integral.averaged(one, resolve_all(baseline, given.x, given.own), given.x)
@@ -105,6 +114,10 @@ def integrated_gradients(
         return integral.finish(part._replace(attribution=spread), end, logits)
 
     return attribute
+
+
+_ALL = "all"
+"""The name of the one sum that is made here."""
 
 
 def _straight(
@@ -131,30 +144,32 @@ def _straight(
     change = jax.tree.map(lambda z, a: z.astype(dtype) - a.astype(dtype), stop, start)
     first = score(outputs(start))[:, 0]
 
-    def part_of(slopes: jax.Array, change: jax.Array) -> jax.Array:
-        slopes = slopes.reshape(change.shape[0], -1, *change.shape[1:])
-        return slopes.astype(dtype) * change[:, None]
-
-    def contributions(part: Nodes) -> Any:
+    def slopes(carry: None, part: Nodes) -> tuple[None, dict[str, Any]]:
         points = integral.between(start, change, part.at, stop)
-        slopes = jax.grad(lambda z: jnp.sum(score(outputs(z))))(points)
-        return jax.tree.map(part_of, slopes, change)
+        found = jax.grad(lambda z: jnp.sum(score(outputs(z))))(points)
 
-    total, gap = integral.integrate(
-        contributions,
+        def by_example(slope: jax.Array, change: jax.Array) -> jax.Array:
+            return slope.reshape(len(change), -1, *change.shape[1:]).astype(dtype)
+
+        return carry, {_ALL: jax.tree.map(by_example, found, change)}
+
+    found = integral.integrate(
+        slopes,
         integral.nodes_of(quadrature, dtype),
         (end - first).astype(dtype),
-        change,
+        {_ALL: change},
         chunk=chunk,
         complete=complete,
-    )
-    return Part(total, gap, first)
+        change=change,
+    )[_ALL]
+    total = jax.tree.map(jnp.multiply, found.total, change)
+    return Part(total, found.gap, found.plain_gap, first)
 
 
 def layer_integrated_gradients(
     fn: Callable[[Any, Any], jax.Array],
     layer: str,
-    quadrature: Quadrature = DEFAULT,
+    quadrature: Rule = DEFAULT,
     *,
     chunk: int = 1,
     complete: bool = False,
@@ -192,7 +207,7 @@ def layer_integrated_gradients(
 
     Source: Sundararajan et al. 2017, eq. 1, of ``head``.
     """
-    quadrature, chunk = check(quadrature), integral.check_chunk(chunk)
+    rule, chunk = check(quadrature), integral.check_chunk(chunk)
     run = named(fn, layer)
 
     def attribute(
@@ -206,6 +221,7 @@ def layer_integrated_gradients(
         logits, stop = run(variables, x)
         score = scorer(target, logits)
         end = score(logits)[:, 0]
+        kinks = has_kinks(lambda v, y: run(v, x, y)[0], variables, stop)
 
         def outputs(values: jax.Array) -> jax.Array:
             count = len(values) // len(leaves[0])
@@ -214,135 +230,16 @@ def layer_integrated_gradients(
         def one(start: list[jax.Array]) -> Part:
             first = run(variables, jax.tree.unflatten(structure, start))[1]
             return _straight(
-                outputs, score, first, stop, end, quadrature, chunk=chunk, complete=complete
+                outputs,
+                score,
+                first,
+                stop,
+                end,
+                choose(rule, kinks),
+                chunk=chunk,
+                complete=complete,
             )
 
         return integral.finish(integral.averaged(one, resolve_all(baseline, x), x), end, logits)
 
     return attribute
-
-
-def conductance(
-    fn: Callable[[Any, Any], jax.Array],
-    layer: str,
-    quadrature: Quadrature = DEFAULT,
-    *,
-    chunk: int = 1,
-    complete: bool = False,
-    differences: bool = False,
-) -> Callable[..., Integrated]:
-    """Returns the function that attributes an output of ``fn`` to a layer on the input's way.
-
-    While the input goes straight, ``x(t) = x' + t (x - x')``, the layer goes its own way
-    ``y(t) = tail(x(t))``:
-
-        a_j = integral over t in [0, 1] of dF/dy_j (x(t)) * dy_j/dt
-
-    The integrated gradients that flow through each unit; of the input itself, these
-    gradients. They add up to ``F(x) - F(x')`` if nothing goes around the layer. Per node,
-    the tail is run once more than for integrated gradients.
-
-    Args:
-      fn: ``(variables, x) -> logits [B, K]``, in inference mode.
-      layer: the name that ``fn`` gives to the layer by ``jax.ad_checkpoint.checkpoint_name``.
-      quadrature, chunk, complete: see
-        :func:`~jaxunlearn.attribution.ig.integrated_gradients`.
-      differences: instead of the derivative of the layer, with the weights of the
-        quadrature, its change from each node to the next, with the gradient at the
-        first of the two (as captum 0.9, to compare with it). The ends of the path
-        before the first node and behind the last are then left out.
-
-    Returns:
-      ``attribute(variables, x, target=starts.argmax(), baseline=baselines.zero()) ->
-      Integrated``, with an ``attribution`` shaped like the layer.
-
-    Raises:
-      TypeError: if ``layer`` or ``quadrature`` is malformed.
-      ValueError: if ``quadrature`` or ``chunk`` is malformed, if ``differences`` has less
-        than two nodes, or goes with ``complete``.
-
-    Source: Dhamdhere et al. 2018, eq. 2 and 3.
-    """
-    quadrature, chunk = check(quadrature), integral.check_chunk(chunk)
-    if differences and (complete or len(quadrature.nodes) < 2):
-        raise ValueError(
-            "differences: expected two nodes or more and complete=False, got "
-            f"{len(quadrature.nodes)} and complete={complete}"
-        )
-    run = named(fn, layer)
-
-    def attribute(
-        variables: Any,
-        x: Any,
-        target: Target = argmax(),  # noqa: B008
-        baseline: Baseline | Any = zero(),  # noqa: B008
-    ) -> Integrated:
-        given = integral.moving(x)
-        logits, value = run(variables, given.x)
-        score = scorer(target, logits)
-        end = score(logits)[:, 0]
-        dtype = wide(value.dtype)
-
-        def one(leaves: list[jax.Array]) -> Part:
-            start = given.part(leaves)
-            first = score(run(variables, given.whole(start))[0])[:, 0]
-            total, gap = integral.integrate(
-                _flow(run, variables, score, start, given, differences),
-                integral.nodes_of(quadrature, dtype, differences=differences),
-                (end - first).astype(dtype),
-                value,
-                chunk=chunk,
-                complete=complete,
-            )
-            return Part(total, gap, first)
-
-        starts = resolve_all(baseline, given.x, given.own)
-        return integral.finish(integral.averaged(one, starts, given.x), end, logits)
-
-    return attribute
-
-
-def _flow(
-    run: Named,
-    variables: Any,
-    score: Score,
-    start: list[jax.Array],
-    given: Moving,
-    differences: bool,
-) -> Callable[[Nodes], jax.Array]:
-    """Returns, by node, the gradient to the layer times its change, ``[B, c, ...]``."""
-    stop = given.part(jax.tree.leaves(given.x))
-    dtype = integral.widest(stop)
-    change = [z.astype(dtype) - a.astype(dtype) for z, a in zip(stop, start, strict=True)]
-
-    def layer(points: list[jax.Array]) -> jax.Array:
-        return run(variables, given.whole(points))[1]
-
-    def contributions(part: Nodes) -> jax.Array:
-        points = integral.between(start, change, part.at, stop)
-        if differences:
-            value = layer(points)
-            moved = layer(integral.between(start, change, part.next, stop)) - value
-        else:
-            pairs = zip(change, stop, strict=True)
-            along = [integral.repeat(c.astype(z.dtype), len(part.at)) for c, z in pairs]
-            value, moved = _derivative(layer, points, along)
-        slopes = jax.grad(lambda y: jnp.sum(score(run(variables, given.whole(points), y)[0])))(
-            value
-        )
-        found = slopes.astype(wide(value.dtype)) * moved.astype(wide(value.dtype))
-        return found.reshape(len(stop[0]), -1, *value.shape[1:])
-
-    return contributions
-
-
-def _derivative(
-    layer: Callable[[list[jax.Array]], jax.Array], points: list[jax.Array], along: list[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the value and its directional derivative.
-
-    By reverse mode twice: forward mode refuses functions that have a gradient of their own.
-    """
-    value, pull = jax.vjp(layer, points)
-    _, push = jax.vjp(lambda cotangent: pull(cotangent)[0], jnp.zeros_like(value))
-    return value, push(along)[0]

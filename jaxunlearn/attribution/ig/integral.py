@@ -27,13 +27,13 @@ class Nodes(NamedTuple):
       at: where on the path.
       weight: of the quadrature.
       span: the distance from the node before; 0 at the first.
-      next: the node after, for finite differences.
+      end: the end of the interval that the node stands for: the weights up to it.
     """
 
     at: Any
     weight: Any
     span: Any
-    next: Any
+    end: Any
 
 
 class _Sums(NamedTuple):
@@ -47,66 +47,111 @@ class _Sums(NamedTuple):
 
 
 def nodes_of(quadrature: Quadrature, dtype: Any, *, differences: bool = False) -> Nodes:
-    """Returns the nodes of a quadrature, or the n - 1 intervals between them."""
+    """Returns the nodes of a quadrature, or the n - 1 intervals between them, unweighted."""
     at, weight = quadrature
-    following = np.append(at[1:], 1.0)
+    end = np.append(np.cumsum(weight)[:-1], 1.0)
     span = np.append(0.0, np.diff(at))
-    parts = (
-        (at, np.ones_like(at), span, following) if differences else (at, weight, span, following)
-    )
-    stop = len(at) - 1 if differences else len(at)
-    return Nodes(*(jnp.asarray(np.asarray(part[:stop], dtype), dtype) for part in parts))
+    if differences:
+        at, weight, span, end = at[:-1], np.ones(len(at) - 1), span[:-1], at[1:]
+    return Nodes(*(jnp.asarray(np.asarray(part, dtype), dtype) for part in (at, weight, span, end)))
+
+
+class Sum(NamedTuple):
+    """A weighted sum over the nodes.
+
+    Attributes:
+      total: a pytree of ``[B, ...]``.
+      gap: ``[B]``, what it adds up to minus what it should.
+      plain_gap: the same before completion.
+    """
+
+    total: Any
+    gap: jax.Array
+    plain_gap: jax.Array
+
+
+Step = Callable[[Any, Nodes], tuple[Any, dict[str, Any]]]
+"""From what is carried along the path and c nodes to what is carried on, and by name the
+pytrees of ``[B, c, ...]`` that are summed."""
 
 
 def integrate(
-    contributions: Callable[[Nodes], jax.Array],
+    step: Step,
     nodes: Nodes,
     difference: jax.Array,
-    like: Any,
+    like: dict[str, Any],
     *,
     chunk: int,
     complete: bool,
-) -> tuple[Any, jax.Array]:
-    """Returns the weighted sum of what the nodes contribute, and what it lacks.
+    change: Any = None,
+    carry: Any = None,
+) -> dict[str, Sum]:
+    """Returns the weighted sums of what the nodes contribute, by name.
 
     Args:
-      contributions: from c nodes to a pytree of ``[B, c, ...]``.
+      step: what nodes contribute.
       nodes: all of them.
-      difference: ``[B]``, what the sum should be, and its dtype.
-      like: a pytree of ``[B, ...]``, shaped as the sum.
+      difference: ``[B]``, what a sum should be, and its dtype.
+      like: by name pytrees of ``[B, ...]``, shaped as the sums.
       chunk: nodes at a time; the rest of the division is taken by itself.
       complete: moves the borders between the nodes, see :func:`_completed`.
-
-    Returns:
-      The sum, a pytree of ``[B, ...]``, and ``[B]``, its own sum (before completion) minus
-      ``difference``.
+      change: a pytree of ``[B, ...]``: what nodes contribute are slopes, which add up
+        to ``difference`` when they are multiplied by it; ``None``: they add up as they are.
+      carry: what is carried to the first node.
     """
     # zeros that vary over the mesh axes of shard_map as the contributions do
     none = jnp.zeros_like(difference)
-    blank = jax.tree.map(lambda v: jnp.broadcast_to(stretch(none, v.ndim), v.shape), like)
-    sums = _Sums(blank, blank, blank, none, none) if complete else blank
 
-    at_nodes = canonical(contributions)
+    def begin(like: Any) -> Any:
+        blank = jax.tree.map(lambda v: jnp.broadcast_to(stretch(none, v.ndim), v.shape), like)
+        return _Sums(blank, blank, blank, none, none) if complete else blank
 
-    def add(sums: Any, part: Nodes) -> tuple[Any, None]:
-        found = at_nodes(part)
+    at_nodes = canonical(step)
+
+    def add(state: Any, part: Nodes) -> tuple[Any, None]:
+        sums, carry = state
+        carry, found = at_nodes(carry, part)
         if complete:
-            return _tracked(sums, found, part), None
-        return jax.tree.map(lambda s, f: s + _weighted(part.weight, f), sums, found), None
+            added = {k: _tracked(sums[k], v, part, change) for k, v in found.items()}
+        else:
+            added = {
+                k: jax.tree.map(lambda s, f: s + _weighted(part.weight, f), sums[k], v)
+                for k, v in found.items()
+            }
+        return (added, carry), None
 
     count = len(nodes.at)
     chunk = min(chunk, count)
     whole = count - count % chunk
     parts = jax.tree.map(lambda v: v[:whole].reshape(-1, chunk), nodes)
-    sums, _ = lax.scan(add, sums, parts)
+    state = {name: begin(part) for name, part in like.items()}, carry
+    state, _ = lax.scan(add, state, parts)
     if whole < count:
-        sums, _ = add(sums, jax.tree.map(lambda v: v[whole:], nodes))
-    total = sums.total if isinstance(sums, _Sums) else sums
-    gap = per_example(total) - difference
-    return (_completed(sums, gap) if isinstance(sums, _Sums) else total), gap
+        state, _ = add(state, jax.tree.map(lambda v: v[whole:], nodes))
+
+    def finished(sums: Any) -> Sum:
+        total = sums.total if complete else sums
+        plain = adds_up(total, change) - difference
+        if not complete:
+            return Sum(total, plain, plain)
+        total = _completed(sums, plain)
+        return Sum(total, adds_up(total, change) - difference, plain)
+
+    return {name: finished(sums) for name, sums in state[0].items()}
 
 
-def _tracked(sums: _Sums, found: Any, part: Nodes) -> _Sums:
+def adds_up(values: Any, change: Any = None, keep: int = 1) -> jax.Array:
+    """Returns the sum over an example's values, of slopes each times ``change [B, ...]``."""
+    if change is None:
+        return per_example(values, keep)
+
+    def part(value: jax.Array, change: jax.Array) -> jax.Array:
+        return value * jnp.expand_dims(change, range(1, keep))
+
+    return per_example(jax.tree.map(part, values, change), keep)
+
+
+def _tracked(sums: _Sums, found: Any, part: Nodes, change: Any) -> _Sums:
     """Adds the nodes, and the jumps of the contributions from each to the next."""
 
     def jumps(last: jax.Array, found: jax.Array) -> jax.Array:
@@ -117,7 +162,7 @@ def _tracked(sums: _Sums, found: Any, part: Nodes) -> _Sums:
         return shift + jnp.sum(stretch(span**2 * fall, jump.ndim) * jump, axis=1)
 
     jump = jax.tree.map(jumps, sums.last, found)
-    fall = per_example(jump, keep=2)
+    fall = adds_up(jump, change, keep=2)
     span = part.span[None]
     return _Sums(
         total=jax.tree.map(lambda s, f: s + _weighted(part.weight, f), sums.total, found),
@@ -218,17 +263,16 @@ class Part(NamedTuple):
     """The result for one baseline: fields of :class:`Integrated`."""
 
     attribution: Any
+    gap: jax.Array
     plain_gap: jax.Array
     baseline_score: jax.Array
 
 
-def averaged(
-    one: Callable[[list[jax.Array]], Part], starts: list[jax.Array | None], x: Any
-) -> Part:
+def averaged(one: Callable[[list[jax.Array]], Any], starts: list[jax.Array | None], x: Any) -> Any:
     """Returns the mean over baselines, taken one after the other.
 
     Args:
-      one: from the leaves of one baseline, shaped like those of ``x``, to its result.
+      one: from the leaves of one baseline, shaped like those of ``x``, to a pytree of arrays.
       starts: for each leaf of ``x`` baselines ``[n or 1, B or 1, ...]``; ``None``: it stays.
       x: the input.
     """
@@ -246,16 +290,8 @@ def averaged(
 
 
 def finish(part: Part, ends: jax.Array, logits: jax.Array) -> Integrated:
-    """Returns the result, with the gap of what is returned."""
-    difference = (ends - part.baseline_score).astype(widest(part.attribution))
-    return Integrated(
-        attribution=part.attribution,
-        gap=per_example(part.attribution) - difference,
-        plain_gap=part.plain_gap,
-        score=ends,
-        baseline_score=part.baseline_score,
-        logits=logits,
-    )
+    """Returns the result."""
+    return Integrated(*part[:3], ends, part.baseline_score, logits)
 
 
 def widest(tree: Any) -> Any:
@@ -331,6 +367,24 @@ def one_array(value: Any) -> jax.Array:
     if not jax.tree_util.all_leaves([value]):
         raise TypeError(f"fn: expected one array as output, got a {type(value).__name__}")
     return jnp.asarray(value)
+
+
+def check_layers(layer: Any) -> tuple[str, ...]:
+    """Returns the names of one layer or several.
+
+    Raises:
+      TypeError: if a name is not a string.
+      ValueError: if there is none, or one twice.
+    """
+    if isinstance(layer, str):
+        return (layer,)
+    names = tuple(layer) if isinstance(layer, list | tuple) else (layer,)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"layer: expected a name given by checkpoint_name, got {name!r}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"layer: expected one name or several others, got {names}")
+    return names
 
 
 def check_chunk(chunk: Any) -> int:

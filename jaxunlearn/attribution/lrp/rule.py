@@ -26,7 +26,7 @@ class Affine:
 
     Attributes:
       program: the traced function.
-      step: the step, of kind ``linear`` or ``pool``.
+      step: the step, of kind ``linear``, ``pool`` or ``affine``.
       env: the values of the forward pass.
     """
 
@@ -49,15 +49,15 @@ class Affine:
           a: shaped like the step's input.
           kernel: shaped like :meth:`kernel`, from which it is derived.
         """
-        op = self.step.ops[0]
-        ins = [a if v == self.step.ins[0] else self.env[v] for v in op.ins]
-        if kernel is not None and self.step.dims is not None:
-            ins[self.step.dims.kernel] = kernel
-        (y,) = bind(op, ins)
-        for following in self.step.ops[1:]:
+        op, y = self.step.ops[0], a
+        if self.step.kind != "affine":
+            ins = [a if v == self.step.ins[0] else self.env[v] for v in op.ins]
+            if kernel is not None and self.step.dims is not None:
+                ins[self.step.dims.kernel] = kernel
+            (y,) = bind(op, ins)
+        for following in self._constants:
             y = self._apply(following, y, scale=kernel is None, shift=False)
-        result: jax.Array = y
-        return result
+        return y
 
     def transpose(self, s: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
         """Computes ``W0' D s``, shaped like the input; or ``V' s`` for a folded kernel ``V``."""
@@ -68,16 +68,15 @@ class Affine:
 
     def linear(self) -> jax.Array:
         """Returns ``D (W0 a)`` of the forward pass: ``z - c`` without its rounding."""
-        y = self.env[self.step.ops[0].outs[0]]
-        for following in self.step.ops[1:]:
+        y: jax.Array = self._first
+        for following in self._constants:
             y = self._apply(following, y, scale=True, shift=False)
-        result: jax.Array = y
-        return result
+        return y
 
     def bias(self) -> jax.Array:
         """Computes ``c``, shaped like ``z``."""
-        y = jnp.zeros_like(self.env[self.step.ops[0].outs[0]])
-        for following in self.step.ops[1:]:
+        y = jnp.zeros_like(self._first)
+        for following in self._constants:
             y = self._apply(following, y, scale=True, shift=True)
         return y
 
@@ -99,6 +98,17 @@ class Affine:
             axes = carry_all(following, self.program, axes)
             kernel = self._fold(following, kernel, axes)
         return kernel
+
+    @property
+    def _constants(self) -> tuple[Op, ...]:
+        """Returns the scalings and shifts by constants."""
+        return self.step.ops[self.step.kind != "affine" :]
+
+    @property
+    def _first(self) -> Any:
+        """Returns the value that they are applied to."""
+        step = self.step
+        return self.env[step.ins[0] if step.kind == "affine" else step.ops[0].outs[0]]
 
     def _constant(self, op: Op) -> int:
         return next(v for v in op.ins if v not in self.program.data)
@@ -194,10 +204,14 @@ class Rule(NamedTuple):
     Attributes:
       name: for messages.
       propagate: :data:`Propagate`, pure.
+      by_value: whether what an input gets is a multiple of its value. Where it is not (flat),
+        it cannot be shared out by value further down: a constant that is added to what the unit
+        reads, such as the mean in a normalisation of the input, then takes nothing.
     """
 
     name: str
     propagate: Propagate
+    by_value: bool = True
 
 
 def stabilize(z: jax.Array, eps: float | jax.Array) -> jax.Array:
@@ -206,7 +220,12 @@ def stabilize(z: jax.Array, eps: float | jax.Array) -> jax.Array:
 
 
 def share(
-    portion: jax.Array, linear: jax.Array, shift: jax.Array | None, eps: float | jax.Array
+    portion: jax.Array,
+    linear: jax.Array,
+    shift: jax.Array | None,
+    eps: float | jax.Array,
+    *,
+    drop: bool = False,
 ) -> tuple[jax.Array, Loss]:
     """Returns ``s = portion / stab(linear + shift)``, and what of the portion is not passed on.
 
@@ -217,19 +236,18 @@ def share(
       linear: the sum of the contributions that share it.
       shift: what stands in the denominator beside them; ``None`` for nothing.
       eps: the stabiliser; 0 drops what sits on a denominator of zero.
+      drop: whether a positive one does so, too.
     """
     z = linear if shift is None else linear + shift
     exact = isinstance(eps, float | int) and eps == 0
-    if not exact:
-        below = stabilize(z, eps)
+    dead = linear == 0
+    below = z if exact else stabilize(z, eps)
+    if not (exact or drop):
         s = portion / below
     else:
         empty = z == 0
-        below = jnp.where(empty, jnp.ones_like(z), z)
-        s = jnp.where(empty, jnp.zeros_like(z), portion / below)
-    dead = linear == 0
-    if exact:
-        dead = dead | (z == 0)
+        s = jnp.where(empty, 0, portion / jnp.where(empty, 1, below))
+        dead = dead | empty
     nothing = jnp.zeros_like(z)
     return s, Loss(
         bias=nothing if shift is None else jnp.where(dead, nothing, shift * s),

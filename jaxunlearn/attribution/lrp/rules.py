@@ -89,7 +89,7 @@ def identity() -> Rule:
             )
         return Propagated(relevance, no_loss(relevance))
 
-    return Rule("identity", propagate)
+    return Rule("identity", propagate, by_value=False)
 
 
 def zbox(low: ArrayLike, high: ArrayLike, eps: float = 1e-6) -> Rule:
@@ -116,15 +116,16 @@ def zbox(low: ArrayLike, high: ArrayLike, eps: float = 1e-6) -> Rule:
         del z
         kernel = affine.kernel()
         up, down = jnp.maximum(kernel, 0), jnp.minimum(kernel, 0)
-        floor = jnp.broadcast_to(jnp.asarray(low, a.dtype), a.shape)
-        ceiling = jnp.broadcast_to(jnp.asarray(high, a.dtype), a.shape)
-        bounds = affine.forward(floor, up) + affine.forward(ceiling, down)
-        s, loss = share(relevance, affine.linear() - bounds, None, eps)
-        # W = W+ + W-: two transposed operations, not three
-        below = (a - floor) * affine.transpose(s, up) + (a - ceiling) * affine.transpose(s, down)
+        over, under = (
+            a - jnp.broadcast_to(jnp.asarray(bound, a.dtype), a.shape) for bound in (low, high)
+        )
+        # W = W+ + W-: two operations each way, not three, and no difference of sums
+        parts = affine.forward(over, up) + affine.forward(under, down)
+        s, loss = share(relevance, parts, None, eps)
+        below = over * affine.transpose(s, up) + under * affine.transpose(s, down)
         return Propagated(below, loss)
 
-    return Rule("zbox", propagate)
+    return Rule("zbox", propagate, by_value=False)
 
 
 def wsquare(eps: float = 1e-6, *, bias: bool = True) -> Rule:
@@ -150,7 +151,7 @@ def wsquare(eps: float = 1e-6, *, bias: bool = True) -> Rule:
         s, loss = share(relevance, affine.forward(jnp.ones_like(a), kernel), shift, eps)
         return Propagated(affine.transpose(s, kernel), loss)
 
-    return Rule("wsquare", propagate)
+    return Rule("wsquare", propagate, by_value=False)
 
 
 def flat(eps: float = 1e-6) -> Rule:
@@ -172,7 +173,7 @@ def flat(eps: float = 1e-6) -> Rule:
         s, loss = share(relevance, affine.forward(jnp.ones_like(a), kernel), None, eps)
         return Propagated(affine.transpose(s, kernel), loss)
 
-    return Rule("flat", propagate)
+    return Rule("flat", propagate, by_value=False)
 
 
 def zplus(eps: float = 1e-6, *, bias: bool = True) -> Rule:
@@ -228,12 +229,10 @@ def alpha_beta(
     def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
         del z
         raised = _raised(affine, a)
-        lowered = -_lowered(affine, a, raised)
-        # below the rounding of the larger part the smaller one is not known
-        least = jnp.maximum(raised * jnp.finfo(raised.dtype).eps, eps)
+        lowered = -_lowered(affine, a, raised, needed=relevance != 0)
         c = affine.bias() if bias else jnp.zeros_like(lowered)
         s, gained = share(alpha * relevance, raised, jnp.maximum(c, 0), eps)
-        t, lost = share(-beta * relevance, lowered, jnp.maximum(-c, 0), least)
+        t, lost = share(-beta * relevance, lowered, jnp.maximum(-c, 0), eps)
         loss = Loss(*(one + other for one, other in zip(gained, lost, strict=True)))
         return Propagated(_returned(affine, a, s, -t), loss)
 
@@ -267,7 +266,8 @@ def gamma(gamma: float = 0.25, eps: float = 1e-6, *, bias: bool = True) -> Rule:
     def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
         linear, raised = affine.linear(), _raised(affine, a)
         up, more = z > 0, 1 + gamma
-        part = jnp.where(up, raised, _lowered(affine, a, raised))
+        # where z < 0 the lowered part is the larger one: the difference has its digits
+        part = jnp.where(up, raised, jnp.minimum(linear - raised, 0))
         shift = None
         if bias:
             c = affine.bias()
@@ -298,18 +298,27 @@ def _raised(affine: Affine, a: jax.Array) -> jax.Array:
     return affine.forward(jnp.maximum(a, 0), up) + affine.forward(jnp.minimum(a, 0), down)
 
 
-def _lowered(affine: Affine, a: jax.Array, raised: jax.Array) -> jax.Array:
+def _lowered(affine: Affine, a: jax.Array, raised: jax.Array, needed: jax.Array) -> jax.Array:
     """Returns the sum of the negative contributions, ``W- a+ + W+ a-``.
 
-    What is left of the output, at no pass; in half precision, where a difference of sums
-    has no digits to spare, by passes of its own.
+    What is left of the output, at no pass. Where that difference, at a place that is needed,
+    has lost more than a third of its digits, it is summed by passes of its own.
     """
-    if jnp.finfo(raised.dtype).bits >= 32:
-        return jnp.minimum(affine.linear() - raised, 0)
-    up, down = _parts(affine)
-    if affine.nonnegative:
-        return affine.forward(a, down)
-    return affine.forward(jnp.maximum(a, 0), down) + affine.forward(jnp.minimum(a, 0), up)
+    linear = affine.linear()
+
+    def left() -> jax.Array:
+        return jnp.minimum(linear - raised, 0)
+
+    def summed() -> jax.Array:
+        up, down = _parts(affine)
+        if affine.nonnegative:
+            return affine.forward(a, down)
+        return affine.forward(jnp.maximum(a, 0), down) + affine.forward(jnp.minimum(a, 0), up)
+
+    eps = jnp.finfo(raised.dtype).eps
+    terms = raised + jnp.abs(linear)
+    lost = needed & (raised - linear < float(eps) ** (1 / 3) * terms)
+    return jax.lax.cond(jnp.any(lost), summed, left)
 
 
 def _returned(affine: Affine, a: jax.Array, s: jax.Array, t: jax.Array | None) -> jax.Array:

@@ -5,7 +5,7 @@ primitive is in no row is refused where relevance meets it.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 Shape = tuple[int, ...]
@@ -45,8 +45,9 @@ class Contraction(NamedTuple):
 
 
 Role = Literal[
-    "call", "gradient", "loop", "linear", "pool", "max", "layout", "indexed", "sum", "product",
-    "choice", "function", "mark", "unknown",
+    "call", "gradient", "loop", "same", "linear", "bilinear", "mix", "pool", "max", "order",
+    "factors", "layout", "indexed", "write", "sum", "product", "choice", "function", "mark",
+    "decision", "unknown",
 ]  # fmt: skip
 Sign = Literal["always", "all", "any", "first", "power", "product", "chosen"]
 Move = Callable[[Axis, dict[str, Any], int, Shape, Shape], Axis | None]
@@ -58,11 +59,16 @@ class Row(NamedTuple):
     Attributes:
       name: of the primitive.
       role: ``call``, which runs what it holds; ``gradient``, a call that has a say in
-        derivatives; ``loop``, whose body is not run once as it stands; ``linear``; ``pool``, a
-        sum over positions; ``max``, an extreme over positions; ``layout``, which moves, copies
-        or drops elements; ``indexed``, a layout whose further operands are positions; and
-        element by element ``sum``, ``product``, ``choice`` (of one operand), ``function`` (of
-        one value), ``mark`` (a value's name).
+        derivatives; ``loop``, whose body is not run once as it stands; ``same``, whose results
+        are its operands; ``linear``, with a kernel; ``bilinear``, linear in each of its first
+        two operands; ``mix``, linear without a kernel; ``pool``, a sum over positions; ``max``,
+        an extreme over positions; ``order``, which picks elements along one dimension by their
+        size; ``factors``, a product over positions; ``layout``, which moves, copies or drops
+        elements; ``indexed``, a layout with positions among its operands; ``write``, which
+        puts elements of its third operand at positions of its first; element by element
+        ``sum``, ``product``, ``choice`` (of one operand), ``function`` (of one value), ``mark``
+        (a value's name); and ``decision``, whose results are truths or places: relevance takes
+        them for constants, unless nothing else leads to the data.
       sign: the results have no negative element ``always``, or if that holds of ``all``
         operands, of ``any``, of the ``first``, of those that a comparison has ``chosen``;
         ``power`` and ``product`` also where the exponent is even and the factors are one.
@@ -76,6 +82,8 @@ class Row(NamedTuple):
       keeps: the result holds every element of the operand once or more, and no other.
       fills: part of the result may be constant, or padding.
       still: the result is the operand, but for its type or its mark.
+      indices: which operands are positions, or choose among the others.
+      fixed: ``params -> how many of the first operands`` must be constant.
       pieces: linear or constant in pieces, with kinks or steps where they meet.
       reduces: what normalisers are made of.
       compares: the result tells where the first operand is not below the second.
@@ -92,6 +100,8 @@ class Row(NamedTuple):
     keeps: bool = False
     fills: bool = False
     still: bool = False
+    indices: slice | None = None
+    fixed: Callable[[dict[str, Any]], int] | None = None
     pieces: bool = False
     reduces: bool = False
     compares: bool = False
@@ -100,7 +110,8 @@ class Row(NamedTuple):
     @property
     def elementwise(self) -> bool:
         """Tells that each element of the result comes from its place in the operands."""
-        return self.role in ("sum", "product", "choice", "function", "mark")
+        roles = ("sum", "product", "choice", "function", "mark", "decision")
+        return self.role in roles and self.axis is None
 
     @property
     def smooth(self) -> bool:
@@ -111,7 +122,7 @@ class Row(NamedTuple):
     @property
     def moves(self) -> bool:
         """Tells that relevance of the result lies at elements of the operand."""
-        return self.role in ("layout", "indexed")
+        return self.role in ("layout", "indexed", "write")
 
 
 class Op(NamedTuple):
@@ -134,6 +145,23 @@ class Op(NamedTuple):
         """Returns what is known of the primitive."""
         return row_of(self.name)
 
+    @property
+    def values(self) -> list[int]:
+        """Returns the positions of the operands that are values, and no positions or choices."""
+        places = range(len(self.ins))
+        indices = self.row.indices
+        return [i for i in places if indices is None or i not in places[indices]]
+
+    def decides(self, place: int, data: Collection[int]) -> bool:
+        """Tells that a result is a truth or a place, where some values are data.
+
+        The results of a sort are its operands, one by one; the second one of the largest
+        elements is where they were.
+        """
+        if self.row.role == "order" and len(self.outs) > 1:
+            return len(self.ins) != len(self.outs) if place else False
+        return self.row.role == "decision"
+
 
 # --- how axes are carried
 
@@ -155,6 +183,8 @@ def _reshaped(
     axis: Axis, params: dict[str, Any], position: int, old: Shape, new: Shape
 ) -> Axis | None:
     del position
+    if not math.prod(new):
+        return None  # where there is no element, there is no axis
     order = params.get("dimensions") if "new_sizes" in params else None
     if order is not None:  # transposed before it is reshaped
         axis, old = axis._replace(dim=order.index(axis.dim)), tuple(old[d] for d in order)
@@ -179,11 +209,38 @@ def _gathered(
     if position:
         free = [d for d in range(len(new)) if d not in numbers.offset_dims]
         return None if axis.dim == len(old) - 1 else axis._replace(dim=free[axis.dim])
+    if axis.dim in numbers.operand_batching_dims:
+        free = [d for d in range(len(new)) if d not in numbers.offset_dims]
+        along = numbers.operand_batching_dims.index(axis.dim)
+        return axis._replace(dim=free[numbers.start_indices_batching_dims[along]])
     alone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     if axis.dim in alone:
         return None
     dim = int(numbers.offset_dims[axis.dim - sum(d < axis.dim for d in alone)])
     return axis._replace(dim=dim) if new[dim] == old[axis.dim] else None
+
+
+def _scattered(
+    axis: Axis, params: dict[str, Any], position: int, old: Shape, new: Shape
+) -> Axis | None:
+    """Follows an axis of what is written to, of the positions, or of what is written."""
+    numbers = params["dimension_numbers"]
+    alone = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    batches = dict(
+        zip(numbers.scatter_indices_batching_dims, numbers.operand_batching_dims, strict=True)
+    )
+    if position == 0:
+        moved = axis.dim in numbers.scatter_dims_to_operand_dims
+        return None if moved else axis
+    if position == 1:
+        dim = batches.get(axis.dim)
+    elif axis.dim in numbers.update_window_dims:
+        whole = [d for d in range(len(new)) if d not in alone]
+        dim = whole[numbers.update_window_dims.index(axis.dim)]
+    else:
+        free = [d for d in range(len(old)) if d not in numbers.update_window_dims]
+        dim = batches.get(free.index(axis.dim))
+    return axis._replace(dim=dim) if dim is not None and new[dim] == old[axis.dim] else None
 
 
 def _window(params: dict[str, Any], dim: int) -> int | None:
@@ -194,6 +251,23 @@ def _window(params: dict[str, Any], dim: int) -> int | None:
         and params["base_dilation"][dim] == 1
     )
     return dim if keeps else None
+
+
+def _solved(
+    axis: Axis, params: dict[str, Any], position: int, old: Shape, new: Shape
+) -> Axis | None:
+    """Keeps the dimensions in front of the matrices, and the right sides beside each other."""
+    del position
+    sides = axis.dim == len(old) - (1 if params.get("left_side", True) else 2)
+    return axis if old == new and (axis.dim < len(old) - 2 or sides) else None
+
+
+def _largest(
+    axis: Axis, params: dict[str, Any], position: int, old: Shape, new: Shape
+) -> Axis | None:
+    del position, new
+    own = params.get("axis", params.get("reduction_dimension", -1))
+    return None if axis.dim == own % len(old) else axis
 
 
 def _same(params: dict[str, Any], dim: int) -> int:
@@ -225,9 +299,17 @@ _CUT = _whole(_same)
 def _conv(params: dict[str, Any], ranks: Sequence[int], data: int) -> Contraction:
     del ranks
     spec = params["dimension_numbers"]
+    if data == 1:
+        return Contraction(
+            data=1,
+            kernel=0,
+            contracted=((spec.rhs_spec[1], spec.lhs_spec[1]),),
+            kept={spec.rhs_spec[0]: spec.out_spec[1]},
+            made={spec.out_spec[0]: spec.lhs_spec[0]},
+        )
     return Contraction(
-        data=data,
-        kernel=1 - data,
+        data=0,
+        kernel=1,
         contracted=((spec.lhs_spec[1], spec.rhs_spec[1]),),
         kept={spec.lhs_spec[0]: spec.out_spec[0]},
         made={spec.out_spec[1]: spec.rhs_spec[0]},
@@ -260,31 +342,71 @@ def _falls(params: dict[str, Any], varying: list[int], constants: Sequence[Any])
     return exponent is not None and bool(exponent < 0)
 
 
+def _ragged(
+    axis: Axis, params: dict[str, Any], position: int, old: Shape, new: Shape
+) -> Axis | None:
+    """Follows a dimension of the rows of a product with a kernel for each group of rows."""
+    (contracted, _), (batch, _) = params["ragged_dot_dimension_numbers"].dot_dimension_numbers
+    if position or batch or axis.dim in contracted or len(old) != len(new):
+        return None
+    dim = axis.dim - sum(d < axis.dim for d in contracted)
+    return axis._replace(dim=dim) if new[dim] == old[axis.dim] else None
+
+
 TABLE = (
     # what holds other operations; names differ between versions of JAX
     Row("jit", "call"),
     Row("pjit", "call"),
     Row("closed_call", "call"),
     Row("core_call", "call"),
+    Row("call", "call"),
     Row("remat", "gradient"),
     Row("remat2", "gradient"),
     Row("checkpoint", "gradient"),
     Row("custom_jvp_call", "gradient"),
     Row("custom_vjp_call", "gradient"),
     Row("custom_vjp_call_jaxpr", "gradient"),
+    Row("composite", "gradient"),
+    Row("custom_vmap_call", "gradient"),
+    Row("custom_partitioning", "gradient"),
     Row("scan", "loop"),
     Row("while", "loop"),
     Row("cond", "loop"),
     Row("shard_map", "loop"),
+    Row("optimization_barrier", "same"),
     # over positions and features
     Row("dot_general", "linear", contract=_dot),
     Row("conv_general_dilated", "linear", contract=_conv),
+    Row("ragged_dot_general", "bilinear", axis=_ragged, indices=slice(2, None)),
+    Row("real", "mix", axis=_CUT),
+    Row("imag", "mix", axis=_CUT),
+    Row("complex", "mix", axis=_CUT),
+    Row(
+        "fft", "mix",
+        axis=lambda axis, p, _, old, new: (
+            axis if axis.dim < len(old) - len(p["fft_lengths"]) else None
+        ),
+    ),
+    Row("scatter-add", "mix", "all", _scattered, indices=slice(1, 2)),
+    Row("scatter-sub", "mix", axis=_scattered, indices=slice(1, 2)),
+    Row("triangular_solve", "mix", axis=_solved, fixed=lambda p: 1),
+    Row("tridiagonal_solve", "mix", axis=_solved, fixed=lambda p: 3),
+    Row("custom_linear_solve", "mix", axis=_CUT, fixed=lambda p: sum(p["const_lengths"])),
+    Row("select_and_scatter_add", "mix", "first", indices=slice(1, 2)),
     Row("reduce_sum", "pool", "all", _REDUCED, reduces=True),
     Row("reduce_window_sum", "pool", "all", _WINDOW, reduces=True),
     Row("cumsum", "pool", "all", _whole(_but("axis"))),
     Row("reduce_max", "max", "all", _REDUCED, reduces=True, pieces=True),
     Row("reduce_min", "max", "all", _REDUCED, pieces=True),
     Row("reduce_window_max", "max", "all", _WINDOW, fills=True, pieces=True),
+    Row("reduce_window_min", "max", "all", _WINDOW, fills=True, pieces=True),
+    Row("cummax", "order", "all", _whole(_but("axis")), pieces=True),
+    Row("cummin", "order", "all", _whole(_but("axis")), pieces=True),
+    Row("sort", "order", "all", _whole(_but("dimension")), pieces=True),
+    Row("top_k", "order", "all", _largest, pieces=True),
+    Row("approx_top_k", "order", "all", _largest, pieces=True),
+    Row("cumprod", "factors", "all", _whole(_but("axis"))),
+    Row("reduce_prod", "factors", "all", _REDUCED),
     # layout
     Row("reshape", "layout", "all", _reshaped, "through", keeps=True),
     Row("squeeze", "layout", "all", _reshaped, "through", keeps=True),
@@ -311,8 +433,21 @@ TABLE = (
         _whole(lambda p, dim: dim if tuple(p["padding_config"][dim]) == (0, 0, 0) else None),
         fills=True,
     ),
-    Row("gather", "indexed", "first", _gathered, fills=True),
-    Row("dynamic_slice", "indexed", "first", _CUT),
+    Row("gather", "indexed", "first", _gathered, fills=True, indices=slice(1, None)),
+    Row("dynamic_slice", "indexed", "first", _CUT, indices=slice(1, None)),
+    Row("dynamic_update_slice", "indexed", axis=_CUT, fills=True, indices=slice(2, None)),
+    Row("select_and_gather_add", "indexed", "first", indices=slice(1, 2)),
+    Row("scatter", "write", axis=_scattered, fills=True, indices=slice(1, 2)),
+    Row("scatter-max", "write", axis=_scattered, fills=True, indices=slice(1, 2), pieces=True),
+    Row("scatter-min", "write", axis=_scattered, fills=True, indices=slice(1, 2), pieces=True),
+    Row("scatter-mul", "write", axis=_scattered, fills=True, indices=slice(1, 2)),
+    Row("iota", "layout", "always"),
+    # truths and places
+    Row("argmax", "decision", axis=_REDUCED, pieces=True),
+    Row("argmin", "decision", axis=_REDUCED, pieces=True),
+    Row("reduce_and", "decision", axis=_REDUCED, pieces=True),
+    Row("reduce_or", "decision", axis=_REDUCED, pieces=True),
+    Row("reduce_xor", "decision", axis=_REDUCED, pieces=True),
     # element by element, of several values
     Row("add", "sum", "all", affine="shift"),
     Row("add_any", "sum", "all", affine="shift"),
@@ -321,7 +456,7 @@ TABLE = (
     Row("div", "product", "all", affine="scale", inverts=lambda p, varying, _: varying == [1]),
     Row("max", "choice", "any", pieces=True),
     Row("min", "choice", "all", pieces=True),
-    Row("select_n", "choice", "chosen", fills=True, pieces=True),
+    Row("select_n", "choice", "chosen", fills=True, indices=slice(1), pieces=True),
     # element by element, of one value; the value itself
     Row("name", "mark", "first", still=True),
     Row("convert_element_type", "function", "first", affine="through", still=True),
@@ -332,6 +467,11 @@ TABLE = (
     Row("reduce_precision", "function", "first", still=True),
     Row("sharding_constraint", "function", "first", still=True),
     Row("stop_gradient", "function", "first", still=True),
+    Row("device_put", "function", "first", still=True),
+    Row("layout_constraint", "function", "first", still=True),
+    Row("reshard", "function", "first", still=True),
+    Row("with_memory_space_constraint", "function", "first", still=True),
+    Row("xla_metadata_value", "function", "first", still=True),
     # element by element, of one value
     Row("abs", "function", "always", pieces=True),
     Row("acos", "function"),
@@ -342,12 +482,18 @@ TABLE = (
     Row("atan", "function"),
     Row("atan2", "function"),
     Row("atanh", "function"),
+    Row("bessel_i0e", "function", "always"),
+    Row("bessel_i1e", "function"),
     Row("cbrt", "function", "first"),
     Row("ceil", "function", pieces=True),
     Row("clamp", "choice", "first", pieces=True),
+    Row("clz", "function", pieces=True),
+    Row("conj", "function"),
     Row("cos", "function"),
     Row("cosh", "function"),
-    Row("eq", "function", pieces=True),
+    Row("digamma", "function"),
+    Row("eq", "decision", pieces=True),
+    Row("eq_to", "decision", pieces=True),
     Row("erf", "function", "first"),
     Row("erf_inv", "function"),
     Row("erfc", "function"),
@@ -355,23 +501,36 @@ TABLE = (
     Row("exp2", "function", "always"),
     Row("expm1", "function", "first"),
     Row("floor", "function", "first", pieces=True),
-    Row("ge", "function", compares=True, pieces=True),
-    Row("gt", "function", compares=True, pieces=True),
+    Row("ge", "decision", compares=True, pieces=True),
+    Row("gt", "decision", compares=True, pieces=True),
+    Row("igamma", "function"),
+    Row("igammac", "function"),
     Row("integer_pow", "function", "power", inverts=_falls),
-    Row("is_finite", "function", pieces=True),
-    Row("le", "function", pieces=True),
+    Row("is_finite", "decision", pieces=True),
+    Row("le", "decision", pieces=True),
+    Row("le_to", "decision", pieces=True),
+    Row("lgamma", "function"),
     Row("log", "function"),
     Row("log1p", "function", "first"),
     Row("logistic", "function", "always"),
-    Row("lt", "function", pieces=True),
-    Row("ne", "function", pieces=True),
+    Row("lt", "decision", pieces=True),
+    Row("lt_to", "decision", pieces=True),
+    Row("mulhi", "function", pieces=True),
+    Row("ne", "decision", pieces=True),
     Row("neg", "function", affine="flip"),
+    Row("nextafter", "function", pieces=True),
     Row("not", "function", pieces=True),
     Row("or", "function", pieces=True),
+    Row("polygamma", "function"),
+    Row("population_count", "function", pieces=True),
     Row("pow", "function", inverts=_falls),
+    Row("regularized_incomplete_beta", "function"),
     Row("rem", "function", pieces=True),
     Row("round", "function", "first", pieces=True),
     Row("rsqrt", "function", "always", inverts=lambda *_: True),
+    Row("shift_left", "function", pieces=True),
+    Row("shift_right_arithmetic", "function", pieces=True),
+    Row("shift_right_logical", "function", pieces=True),
     Row("sign", "function", "first", pieces=True),
     Row("sin", "function"),
     Row("sinh", "function", "first"),
@@ -380,7 +539,65 @@ TABLE = (
     Row("tan", "function"),
     Row("tanh", "function", "first"),
     Row("xor", "function", pieces=True),
+    Row("zeta", "function"),
 )  # fmt: skip
+
+REFUSED: Mapping[str, str] = {
+    name: reason
+    for reason, names in {
+        "a factorisation, whose parts are no shares of what is factorised": (
+            "cholesky cholesky_update eig eigh geqp3 geqrf hessenberg householder_product lu "
+            "lu_pivots_to_permutation ormqr qr schur svd symmetric_product tridiagonal"
+        ),
+        "its results are random": (
+            "philox2x32 philox4x32 random_bits random_clone random_fold_in random_gamma "
+            "random_seed random_split random_unwrap random_wrap rng_bit_generator rng_uniform "
+            "threefry2x32 threefry4x32"
+        ),
+        "it runs on several devices at once": (
+            "all_gather all_gather_done all_gather_invariant all_gather_reduced "
+            "all_gather_reduced_start all_gather_start all_to_all all_to_all_done "
+            "all_to_all_start axis_index core_map pbroadcast pbroadcast_done pbroadcast_start "
+            "pmax pmin ppermute ppermute_done ppermute_start precv preduced psend psum psum2 "
+            "psum_done psum_invariant psum_invariant_start psum_scatter psum_start "
+            "ragged_all_to_all reduce_scatter reduce_scatter_done reduce_scatter_start "
+            "reduced_vary_cast reduced_vary_cast_p shard_map unreduced_psum unreduced_psum_start "
+            "unreduced_reduce_scatter unreduced_reduce_scatter_start vary_unreduced_cast "
+            "vary_unreduced_cast_p xla_pmap"
+        ),
+        "it leaves the program": (
+            "bass_call call_exported cudnn_fusion custom_call debug_callback debug_print "
+            "ffi_call io_callback outside_call pure_callback tpu_custom_call triton_kernel_call "
+            "pallas_call check run_scoped inspect_sharding"
+        ),
+        "it reads or writes memory": (
+            "accum_grad_in_ref addupdate box_get box_set broadcast_to create_linear empty_ref "
+            "free_ref freeze get log_extend log_read new_box new_log new_ref pin run_state swap "
+            "unpin"
+        ),
+        "it is part of a derivative, or of a program that is being transformed": (
+            "call_hi_primitive call_hi_primitive_linearized custom_jvp_call_jaxpr custom_lin "
+            "dce_sink eval_jaxpr igamma_grad_a linear_call random_gamma_grad remat_opt "
+            "select_and_scatter stage tie zeros_like"
+        ),
+        "a kernel of one platform": (
+            "dot_product_attention_bwd dot_product_attention_bwd_wrapper "
+            "dot_product_attention_fp8_bwd dot_product_attention_fp8_bwd_wrapper "
+            "dot_product_attention_fp8_fwd dot_product_attention_fp8_fwd_wrapper "
+            "dot_product_attention_fwd dot_product_attention_fwd_wrapper scaled_dot "
+            "scaled_matmul scaled_matmul_wrapper"
+        ),
+        "it runs a function of the user's over positions": "reduce reduce_window",
+        "it reads bits, not numbers": "bitcast_convert_type from_edtype to_edtype",
+        "a logarithm of sums, each of other elements": "cumlogsumexp",
+        "it makes values from none": (
+            "after_all create_token dim_as_value dimension_size empty empty2 "
+            "iota_2x32_shape platform_index shape_assertion unreachable"
+        ),
+    }.items()
+    for name in names.split()
+}
+"""Primitives that relevance does not cross, and why."""
 
 _ROWS: Mapping[str, Row] = {row.name: row for row in TABLE}
 

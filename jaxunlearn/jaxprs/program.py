@@ -2,11 +2,13 @@
 
 What follows sees one sequence in true execution order with every operand of every
 operation: calls (``jit``, ``custom_jvp_call``, ``custom_vjp_call``, ``remat``) are stepped
-into, and a ``scan`` that the data goes through is unrolled.
+into. Loops that the data goes through are written out where it is known how often they run (a
+``scan``; a ``while`` that counts). Of a branch all cases are computed and the one taken is chosen;
+where that is known, it alone is computed.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +18,13 @@ from jax import lax
 from jax.extend import core
 
 from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.jaxprs import loops
 from jaxunlearn.jaxprs.primitives import Op, row_of
 
-MAX_UNROLLED = 20_000
-"""Operations that one loop may become."""
+_FOLDED = 10_000
+"""Elements of a constant that is computed while tracing."""
 
-_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
 
 
 class Flattener:
@@ -30,7 +33,11 @@ class Flattener:
     Attributes:
       avals: shape and dtype of every value.
       consts: values known at trace time.
-      data: the values that depend on the data.
+      data: the values that depend on the data and that relevance is sent to: not what is
+        decided, and nothing without elements.
+      decided: truths, orders and places that depend on the data, and what is made of them.
+      followed: values that depend on data which reaches the output through decisions alone:
+        what is decided of them is data, too.
       ops: the operations, in execution order.
     """
 
@@ -38,7 +45,10 @@ class Flattener:
         self.avals: dict[int, Any] = {}
         self.consts: dict[int, Any] = {}
         self.data: set[int] = set()
+        self.decided: set[int] = set()
+        self.followed: set[int] = set()
         self.ops: list[Op] = []
+        self._made_by: dict[int, Op] = {}
 
     def new(self, aval: Any, data: bool = False) -> int:
         """Numbers a value not seen before."""
@@ -48,46 +58,157 @@ class Flattener:
             self.data.add(number)
         return number
 
-    def _const(self, aval: Any, value: Any) -> int:
+    def const(self, aval: Any, value: Any) -> int:
+        """Numbers a value that is known."""
         number = self.new(aval)
         self.consts[number] = value
         return number
+
+    def known(self, value: int) -> Any:
+        """Returns a value made of constants alone; ``None`` if it is unknown, or large."""
+        return folded(value, self.consts, self._made_by, self.avals)
 
     def inline(self, body: Any, args: list[int], callers: tuple[Any, ...] = ()) -> list[int]:
         """Appends the operations of a (closed) jaxpr; returns its outputs."""
         jaxpr, consts = getattr(body, "jaxpr", body), getattr(body, "consts", ())
         env: dict[Any, int] = {}
         for var, value in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = self._const(var.aval, value)
+            env[var] = self.const(var.aval, value)
         env.update(zip(jaxpr.invars, args, strict=True))
 
         def read(atom: Any) -> int:
             if isinstance(atom, core.Literal):
-                return self._const(atom.aval, atom.val)
+                return self.const(atom.aval, atom.val)
             return env[atom]
 
         for eqn in jaxpr.eqns:
             ins = [read(atom) for atom in eqn.invars]
-            data = not self.data.isdisjoint(ins)
-            inner = _body(eqn, data)
-            if inner is not None:
-                outs = self.inline(inner, ins, (*callers, eqn.source_info))
-            else:
-                outs = [self.new(var.aval, data) for var in eqn.outvars]
-                source = eqn.source_info, callers
-                self.ops.append(Op(eqn.primitive, eqn.params, tuple(ins), tuple(outs), *source))
+            outs = self._smaller(eqn, ins, callers)
+            if outs is None:
+                outs = self.add(eqn, ins, callers)
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
+    def add(self, eqn: Any, ins: list[int], callers: tuple[Any, ...]) -> list[int]:
+        """Appends an operation; returns its results."""
+        outs = [self.new(var.aval) for var in eqn.outvars]
+        op = Op(eqn.primitive, eqn.params, tuple(ins), tuple(outs), eqn.source_info, callers)
+        self.ops.append(op)
+        self._made_by.update((out, op) for out in outs)
+        self._mark(op)
+        return outs
 
-def _body(eqn: Any, data: bool) -> Any:
-    """Returns what an equation does in smaller steps; ``None`` if it is one step."""
-    if row_of(eqn.primitive.name).role in ("call", "gradient"):
-        return held_by(eqn)
-    if eqn.primitive.name == "scan" and data:
-        size = eqn.params["length"] * len(eqn.params["jaxpr"].eqns)
-        return _unrolled(eqn) if 0 < size <= MAX_UNROLLED else None
-    return None
+    def _mark(self, op: Op) -> None:
+        """Notes which results are data, and which are decided."""
+        data = self.data.intersection(op.ins)
+        followed = not self.followed.isdisjoint(op.ins)
+        for place, out in enumerate(op.outs):
+            if not math.prod(self.avals[out].shape):
+                continue  # nothing is there that relevance could be sent to
+            if data and (followed or not op.decides(place, data)):
+                self.data.add(out)
+                if followed:
+                    self.followed.add(out)
+            elif data or not self.decided.isdisjoint(op.ins):
+                self.decided.add(out)
+
+    def _smaller(self, eqn: Any, ins: list[int], callers: tuple[Any, ...]) -> list[int] | None:
+        """Appends what an equation does in smaller steps; ``None`` if it is one step."""
+        name, role = eqn.primitive.name, row_of(eqn.primitive.name).role
+        if role == "same":
+            return ins
+        inside = (*callers, eqn.source_info)
+        if role in ("call", "gradient"):
+            body = held_by(eqn)
+            return None if body is None else self.inline(body, ins, inside)
+        if role != "loop" or self.data.isdisjoint(ins):
+            return None
+        if name == "scan":
+            return self._scan(eqn, ins, inside)
+        if name == "while":
+            return self._while(eqn, ins, inside)
+        return self._branch(eqn, ins, inside) if name == "cond" else None
+
+    def _scan(self, eqn: Any, ins: list[int], callers: tuple[Any, ...]) -> list[int] | None:
+        """Writes a scan out: one without a carry is a map, which needs no loop."""
+        p = eqn.params
+        first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
+        if not p["length"]:
+            return None
+        if first == last:
+            return self.inline(loops.mapped(eqn), ins, callers)
+        if p["length"] * loops.count(p["jaxpr"]) > loops.MAX_UNROLLED:
+            return None
+        rows = [self._own(jnp.unstack, [x], eqn, callers) for x in ins[last:]]
+        carry, found = ins[first:last], {}
+        order = range(p["length"])
+        for i in reversed(order) if p["reverse"] else order:
+            args = [*ins[:first], *carry, *(row[i] for row in rows)]
+            out = self.inline(p["jaxpr"], args, callers)
+            carry, found[i] = out[: p["num_carry"]], out[p["num_carry"] :]
+        stacked: list[int] = []
+        for column in zip(*(found[i] for i in order), strict=True):
+            stacked += self._own(lambda *parts: [jnp.stack(parts)], [*column], eqn, callers)
+        return carry + stacked
+
+    def _while(self, eqn: Any, ins: list[int], callers: tuple[Any, ...]) -> list[int] | None:
+        """Writes a loop out whose condition is made of constants."""
+        p = eqn.params
+        body = p["body_jaxpr"]
+        times = loops.trips(eqn, ins, self.known)
+        if times is None or times * loops.count(body) > loops.MAX_UNROLLED:
+            return None
+        first = p["cond_nconsts"]
+        last = first + p["body_nconsts"]
+        carry = ins[last:]
+        for _ in range(times):
+            carry = self.inline(body, [*ins[first:last], *carry], callers)
+        return carry
+
+    def _branch(self, eqn: Any, ins: list[int], callers: tuple[Any, ...]) -> list[int]:
+        """Computes the branch taken, where it is known, or all of them, and chooses.
+
+        Branches that are not taken compute with ones, from which nothing infinite comes: their
+        relevance is zero, which must stay zero.
+        """
+        index, args = ins[0], ins[1:]
+        branches, taken = eqn.params["branches"], loops.platform(eqn.params)
+        taken = self.known(index) if taken is None else taken
+        if taken is not None:
+            return self.inline(branches[int(taken)], args, callers)
+
+        def guard(place: int, value: int) -> int:
+            if value not in self.data or not jnp.issubdtype(self.avals[value].dtype, jnp.inexact):
+                return value
+
+            def guarded(i: Any, v: Any) -> Any:
+                return [lax.select_n(lax.eq(i, jnp.int32(place)), jnp.ones_like(v), v)]
+
+            return self._own(guarded, [index, value], eqn, callers)[0]
+
+        outs = [
+            self.inline(branch, [guard(place, value) for value in args], callers)
+            for place, branch in enumerate(branches)
+        ]
+        return [
+            column[0]
+            if len(set(column)) == 1
+            else self._own(
+                lambda i, *cases: [lax.select_n(i, *cases)], [index, *column], eqn, callers
+            )[0]
+            for column in zip(*outs, strict=True)
+        ]
+
+    def _own(
+        self, fn: Callable[..., Any], args: list[int], eqn: Any, callers: tuple[Any, ...]
+    ) -> list[int]:
+        """Appends operations that stand in no code of the user's, under the line of an equation."""
+        shapes = [jax.ShapeDtypeStruct(self.avals[v].shape, self.avals[v].dtype) for v in args]
+        start = len(self.ops)
+        outs = self.inline(jax.make_jaxpr(fn)(*shapes), args)
+        about = {"source_info": eqn.source_info, "callers": callers[:-1]}
+        self.ops[start:] = [op._replace(**about) for op in self.ops[start:]]
+        return outs
 
 
 def held_by(eqn: Any) -> Any:
@@ -95,24 +216,25 @@ def held_by(eqn: Any) -> Any:
     return next((eqn.params[key] for key in _BODIES if key in eqn.params), None)
 
 
-def _unrolled(eqn: Any) -> Any:
-    """Returns the jaxpr of a scan with its loop written out."""
-    p = eqn.params
-    step: Callable[..., Any] = core.jaxpr_as_fun(p["jaxpr"])
-    first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
-    order = range(p["length"])
+def folded(
+    value: int, consts: dict[int, Any], made_by: Mapping[int, Op], avals: Mapping[int, Any]
+) -> Any:
+    """Returns a value made of constants alone; ``None`` if it is unknown, or large.
 
-    def loop(*args: Any) -> list[Any]:
-        carry, found = list(args[first:last]), {}
-        for i in reversed(order) if p["reverse"] else order:
-            row = (lax.index_in_dim(x, i, keepdims=False) for x in args[last:])
-            out = step(*args[:first], *carry, *row)
-            carry, found[i] = list(out[: p["num_carry"]]), out[p["num_carry"] :]
-        stacked = zip(*(found[i] for i in order), strict=True)
-        return carry + [jnp.stack(column) for column in stacked]
-
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
-    return jax.make_jaxpr(loop)(*shapes)
+    What was computed is added to the constants.
+    """
+    if value in consts:
+        constant = consts[value]
+        return None if isinstance(constant, jax.core.Tracer) else constant
+    op = made_by.get(value)
+    if op is None or op.row.role in ("unknown", "loop") or math.prod(avals[value].shape) > _FOLDED:
+        return None
+    ins = [folded(v, consts, made_by, avals) for v in op.ins]
+    if any(constant is None for constant in ins):
+        return None
+    with jax.ensure_compile_time_eval():
+        consts.update(zip(op.outs, bind(op, [*map(jnp.asarray, ins)]), strict=True))
+    return consts[value]
 
 
 class Program(NamedTuple):
@@ -127,6 +249,8 @@ class Program(NamedTuple):
       out: the value that is the output.
       consts: values known at trace time (literals, arrays closed over).
       data: the values that depend on ``x``, as far as it is followed (:func:`trace`).
+      decided: truths, orders and places that depend on ``x``, and what is made of them alone:
+        relevance takes them for constants.
       origins: for each other value, the positions in ``leaves`` it comes from.
       made_by: the operation that each value is a result of.
     """
@@ -139,6 +263,7 @@ class Program(NamedTuple):
     out: int
     consts: dict[int, Any]
     data: frozenset[int]
+    decided: frozenset[int]
     origins: dict[int, frozenset[int]]
     made_by: dict[int, Op]
 
@@ -150,10 +275,44 @@ class Program(NamedTuple):
         """Returns the positions of the operands that depend on the data."""
         return [i for i, v in enumerate(op.ins) if v in self.data]
 
+    def fixed(self, op: Op, position: int) -> bool:
+        """Tells that an operand is the same for all data."""
+        return op.ins[position] not in self.data and op.ins[position] not in self.decided
+
     def inverts(self, op: Op, varying: list[int]) -> bool:
         """Tells that an operation's result falls where the operands at some positions grow."""
         known = op.row.inverts
         return known is not None and known(op.params, varying, [*map(self.consts.get, op.ins)])
+
+    def known(self, value: int) -> Any:
+        """Returns a value made of constants alone; ``None`` if it is unknown, or large."""
+        return folded(value, self.consts, self.made_by, self.avals)
+
+    def counts(self, indices: int, component: int, size: int) -> int | None:
+        """Returns the dimension that a component of positions counts along: ``0, 1, ...``.
+
+        Args:
+          indices: the positions ``[..., components]``.
+          component: which one.
+          size: of the dimension.
+        """
+        op = self.made_by.get(indices)
+        if op is not None and op.name == "concatenate":
+            widths = [self.shape(v)[-1] for v in op.ins]
+            if set(widths) != {1}:
+                return None
+            indices, component = op.ins[component], 0
+        values = self.known(indices)
+        if values is None:
+            return None
+        values = np.asarray(values)[..., component]
+        for dim in range(values.ndim):
+            counted = np.arange(size).reshape(-1, *[1] * (values.ndim - dim - 1))
+            if values.shape[dim] == size and np.array_equal(
+                values, np.broadcast_to(counted, values.shape)
+            ):
+                return dim
+        return None
 
     def leaf(self, value: int) -> int | None:
         """Returns the largest leaf that a value which is not data comes from.
@@ -219,6 +378,9 @@ def trace(fn: Callable[[Any, Any], jax.Array], variables: Any, x: Any) -> Progra
 
     count = len(jax.tree_util.tree_leaves(x))
     flat, args, out = _flatten(closed, _followed(closed, count))
+    lost = {v for v in flat.data.intersection(args) if v not in _reaching(flat, out)}
+    if lost:  # through decisions alone, if at all: those are followed, then
+        flat, args, out = _flatten(closed, [v in flat.data for v in args[-count:]], lost)
     leaves, xs = args[:-count], args[-count:]
     ops = _live(flat.ops, out)
     if out not in flat.data:
@@ -232,7 +394,8 @@ def trace(fn: Callable[[Any, Any], jax.Array], variables: Any, x: Any) -> Progra
         out=out,
         consts=flat.consts,
         data=frozenset(flat.data),
-        origins=_origins(ops, leaves, flat.data),
+        decided=frozenset(flat.decided),
+        origins=_origins(ops, leaves, flat.data | flat.decided),
         made_by={out: op for op in ops for out in op.outs},
     )
 
@@ -255,9 +418,24 @@ def check_examples(x: Any) -> None:
         raise ValueError(f"x: expected arrays with one leading axis of examples, got {shapes}")
 
 
-def _flatten(closed: Any, followed: list[bool]) -> tuple[Flattener, list[int], int]:
-    """Numbers the values of a jaxpr, of whose last operands some are data."""
+def _reaching(flat: Flattener, out: int) -> set[int]:
+    """Returns the data that a value is made of."""
+    reaching = {out} & flat.data
+    for op in reversed(flat.ops):
+        if not reaching.isdisjoint(op.outs):
+            reaching.update(flat.data.intersection(op.ins))
+    return reaching
+
+
+def _flatten(
+    closed: Any, followed: list[bool], lost: Collection[int] = ()
+) -> tuple[Flattener, list[int], int]:
+    """Numbers the values of a jaxpr, of whose last operands some are data.
+
+    Decisions on data of the ``lost`` operands are data.
+    """
     flat = Flattener()
+    flat.followed.update(lost)
     data = [False] * (len(closed.in_avals) - len(followed)) + followed
     args = [flat.new(aval, own) for aval, own in zip(closed.in_avals, data, strict=True)]
     (out,) = flat.inline(closed, args)

@@ -27,9 +27,43 @@ def carry(op: Op, program: Program, position: int, axis: Axis | None) -> Axis | 
         return None
     row, old, new = op.row, program.shape(op.ins[position]), program.shape(op.outs[0])
     if row.axis is not None:
-        return row.axis(axis, op.params, position, old, new)
+        found = row.axis(axis, op.params, position, old, new)
+        return found or _counted(op, program, position, axis)
     same = row.elementwise and len(old) == len(new) and old[axis.dim] == new[axis.dim]
     return axis if same else None
+
+
+def _counted(op: Op, program: Program, position: int, axis: Axis) -> Axis | None:
+    """Follows an axis that each position reads, or writes, at its own place.
+
+    As in ``h[arange(B), last]``, with the positions ``0, 1, ...`` along the examples.
+    """
+    numbers = op.params.get("dimension_numbers")
+    reads = getattr(numbers, "start_index_map", None)
+    places = getattr(numbers, "scatter_dims_to_operand_dims", reads)
+    if numbers is None or places is None:
+        return None
+    window = numbers.offset_dims if reads is not None else numbers.update_window_dims
+    large = op.outs[0] if reads is None else op.ins[0]
+    small = op.ins[2] if reads is None else op.outs[0]
+    free = [d for d in range(len(program.shape(small))) if d not in window]
+    for component, dim in enumerate(places):
+        if program.shape(large)[dim] != axis.size:
+            continue
+        along = program.counts(op.ins[1], component, axis.size)
+        if along is None:
+            continue
+        from_large, from_small = Axis(dim, 1, axis.size), Axis(free[along], 1, axis.size)
+        if position == 1:
+            own = axis == Axis(along, 1, axis.size)
+            found = from_small if reads is not None else from_large
+        elif position == 0:
+            own, found = axis == from_large, from_small if reads is not None else from_large
+        else:
+            own, found = axis == from_small, from_large
+        if own:
+            return found
+    return None
 
 
 def contraction(op: Op, program: Program, data: int) -> Contraction:
@@ -158,6 +192,14 @@ class Units:
             for value in set(op.ins):
                 self.consumers.setdefault(value, []).append(op)
 
+    def source(self, value: int) -> int:
+        """Returns the value that another one was broadcast from, its type changed; or itself."""
+        op = self.program.made_by.get(value)
+        while op is not None and (op.name == "broadcast_in_dim" or op.row.still):
+            value = op.ins[0]
+            op = self.program.made_by.get(value)
+        return value
+
     def folded(self, op: Op, dims: Contraction) -> list[Op]:
         """Returns what follows a linear operation and can be folded into kernel and bias.
 
@@ -193,7 +235,10 @@ class Units:
             following = self.consumers[value][0]
             positions = self.program.data_ins(following)
             inverted = self.program.inverts(following, positions)
-            if len(positions) != 1 or inverted or following.row.affine not in kinds:
+            # what is decided differs between the examples
+            fixed = self.program.decided.isdisjoint(following.ins)
+            known = following.row.affine in kinds and fixed
+            if len(positions) != 1 or inverted or not known:
                 break
             found.append(following)
             value = following.outs[0]

@@ -24,6 +24,10 @@ SMALL = {
         "--rules", "epsilon",
     ],
     "relevance.py": ["--stages", "1", "1", "--width", "4", "--batches", "2", "--rounds", "1"],
+    "restored_weights.py": [
+        "--features", "12", "8", "--neurons", "2", "--neighbours", "3", "--seeds", "2",
+        "--epochs", "1", "--edits", "zero",
+    ],
 }  # fmt: skip
 
 

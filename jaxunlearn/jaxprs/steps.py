@@ -12,8 +12,8 @@ from jaxunlearn.jaxprs.program import Program
 from jaxunlearn.jaxprs.units import Unit, Units, carry, contraction
 
 Kind = Literal[
-    "linear", "pool", "max", "layout", "lookup", "sum", "pass", "softmax", "matmul", "gate",
-    "choice", "unknown",
+    "linear", "pool", "affine", "max", "layout", "lookup", "sum", "pass", "softmax", "logsumexp",
+    "matmul", "gate", "choice", "mix", "order", "factors", "write", "unknown",
 ]  # fmt: skip
 
 
@@ -31,7 +31,8 @@ class Step(NamedTuple):
       unit: the position of a linear step among the units.
       dims: the dimensions of a linear step.
       nonnegative: whether the input is known to have no negative element.
-      axes: what a softmax runs over.
+      axes: what a softmax or logsumexp runs over.
+      mixes: whether the results of one example depend on the others.
     """
 
     kind: Kind
@@ -44,6 +45,7 @@ class Step(NamedTuple):
     dims: Contraction | None = None
     nonnegative: bool = False
     axes: tuple[int, ...] = ()
+    mixes: bool = False
 
 
 class Plan(NamedTuple):
@@ -70,11 +72,15 @@ def plan(program: Program) -> Plan:
     """Groups a program into steps; nothing is computed.
 
     The kinds: ``linear`` (one operation with a constant kernel and what is folded into
-    it); ``pool`` (sums of one data value, with a constant factor); ``max``; ``layout``;
-    ``lookup`` (rows of a constant table); ``sum`` (or difference of two data values);
-    ``pass`` (element by element, one data value; and what a normaliser divides);
-    ``softmax``; ``matmul`` (of two data values); ``gate`` (their product element by
-    element); ``choice`` (one of several, element by element); ``unknown``.
+    it); ``pool`` (sums of one data value, with a constant factor); ``affine`` (constants added
+    to one data value, and scalings between them, behind no linear operation); ``max``;
+    ``layout``; ``lookup`` (rows of a constant table); ``sum`` (or difference of two data
+    values); ``pass`` (a function of one data value, element by element; what a normaliser
+    divides; logits up to a shift that is common to all); ``softmax``; ``logsumexp``;
+    ``matmul`` (of two data values); ``gate`` (their product element by element); ``choice``
+    (one of several values, or a bound, element by element); ``mix`` (linear, and no unit),
+    ``order`` (elements picked by size), ``factors`` (a product over positions),
+    ``write`` (elements put at positions); ``unknown``.
     """
     return _Planner(program).run()
 
@@ -89,7 +95,7 @@ class _Planner:
         self.patterns = Patterns(program)
         self.steps: list[Step] = []
         self.names: dict[tuple[str, str], int] = {}
-        self.root: dict[int, int] = {}
+        self.functions = Functions(program)
         self.neurons: dict[int, tuple[int, Axis]] = {}
         shapes = {v: program.shape(v) for v in program.xs if v in program.data}
         self.examples = {v: Axis(0, 1, shape[0]) for v, shape in shapes.items() if shape}
@@ -98,12 +104,13 @@ class _Planner:
         absorbed: set[int] = set()
         for op in self.program.ops:
             positions = self.program.data_ins(op)
-            if not positions:
+            if not positions or self.program.data.isdisjoint(op.outs):
                 self.signs.follow(op)
                 continue
             if op.outs[0] in absorbed:
                 continue
             step = self.named(self.step(op, positions))
+            step = step._replace(mixes=self.mixes(op, positions))
             absorbed.update(o.outs[0] for o in step.ops)
             self.steps.append(step)
             for inner in step.ops:
@@ -115,7 +122,7 @@ class _Planner:
         if step.unit is not None:
             return step._replace(name=step.ops[0].name, key=self.units.found[step.unit].key)
         op = step.ops[0]
-        name = step.kind if step.kind == "softmax" else op.name
+        name = step.name or op.name
         shown = op.params["name"] if name == "name" else name
         number = self.names.get((name, shown), 0)
         self.names[name, shown] = number + 1
@@ -131,44 +138,109 @@ class _Planner:
             return Step("pool", (op, *chain), values, (chain or [op])[-1].outs)
         if role == "max":
             return Step("max", (op,), values, op.outs)
+        moved = tuple(op.ins[i] for i in positions if i in op.values)
+        if not moved and not op.row.elementwise:
+            return Step("lookup", (op,), values, op.outs)
+        if role == "layout" or (op.name == "select_n" and self.program.fixed(op, 0)):
+            return Step("layout", (op,), values, op.outs)
         if role == "indexed":
             # where to read depends on the data: the relevance belongs to what is read
-            return Step("layout" if 0 in positions else "lookup", (op,), values[:1], op.outs)
-        if role == "layout" or (op.name == "select_n" and 0 not in positions):
-            return Step("layout", (op,), values, op.outs)
+            return Step("layout", (op,), moved, op.outs)
+        kinds: dict[str, Kind] = {kind: kind for kind in _OF_VALUES} | {"bilinear": "mix"}
+        if role in kinds:
+            return Step(kinds[role], (op,), moved, op.outs)
         if op.row.elementwise:
             return self.elementwise(op, values)
         return Step("unknown", (op,), values, op.outs)
 
     def elementwise(self, op: Op, values: tuple[int, ...]) -> Step:
-        role = op.row.role
-        if role == "mark":
-            # not taken for its root: relevance is to stop by
-            return Step("pass", (op,), values, op.outs)
-        roots = {self.root.get(v, v) for v in values}
-        if len(roots) == 1:
-            self.root[op.outs[0]] = root = roots.pop()
-            return Step("pass", (op,), (root,), op.outs)
-        softmax = self.patterns.softmax(op)
-        if softmax is not None:
-            return Step("softmax", (op,), (softmax[0],), op.outs, axes=softmax[1])
+        role, whole = op.row.role, self.patterns.whole(op)
+        if whole is not None:
+            kind, value, axes = whole
+            return Step(kind, (op,), (value,), op.outs, "" if kind == "pass" else kind, axes=axes)
+        if role == "choice":
+            return self.choice(op, values)
+        if len(values) == 1:
+            return self.of_one(op, values)
+        base = self.functions.base(values)
+        if base is not None and (role != "sum" or self.functions.smooth(values)):
+            return Step("pass", (op,), (base,), op.outs)
         if role == "sum":
-            return Step("sum", (op,), values, op.outs)
+            return Step("gate" if self.places(op) else "sum", (op,), values, op.outs)
         if role == "product":
             normaliser = self.patterns.normaliser(op)
             if normaliser is not None:
                 return Step("pass", (op,), (op.ins[1 - normaliser],), op.outs)
             return Step("gate", (op,), values, op.outs)
-        if role == "choice":
-            return Step("choice", (op,), op.ins[1:] if op.name == "select_n" else op.ins, op.outs)
         return Step("unknown", (op,), values, op.outs)
 
+    def choice(self, op: Op, values: tuple[int, ...]) -> Step:
+        cases = op.ins[1:] if op.name == "select_n" else op.ins
+        data = [v for v in cases if v in self.program.data]
+        if not data:
+            return Step("pass", (op,), values, op.outs)  # nothing but the choice itself is data
+        if len(data) == 1 and all(self.zero(v) for v in cases if v not in data):
+            return Step("pass", (op,), tuple(data), op.outs)  # a relu
+        return Step("choice", (op,), cases, op.outs)
+
+    def zero(self, value: int) -> bool:
+        """Tells that a constant is known to be zero."""
+        constant = self.program.consts.get(self.units.source(value))
+        known = constant is not None and not isinstance(constant, jax.core.Tracer)
+        return known and np.size(constant) == 1 and not np.any(np.asarray(constant))
+
+    def of_one(self, op: Op, values: tuple[int, ...]) -> Step:
+        """Returns the step of a function of one value: constants that are added absorb."""
+        affine = ("scale", "shift", "flip")
+        if self.places(op):
+            return Step("pass", (op,), values, op.outs)
+        if op.row.affine in affine and not self.program.inverts(op, self.program.data_ins(op)):
+            ops = (op, *self.units.chain(op, affine, through=True))
+            shifts = [one for one in ops if one.row.affine == "shift"]
+            if shifts and not self.within(ops, shifts):
+                return Step("affine", ops, values, ops[-1].outs, name=shifts[0].name)
+        return Step("pass", (op,), values, op.outs)
+
+    def places(self, op: Op) -> bool:
+        """Tells that the results are integers: places and labels, which are no amounts."""
+        return not jnp.issubdtype(self.program.avals[op.outs[0]].dtype, jnp.inexact)
+
+    def within(self, ops: tuple[Op, ...], shifts: list[Op]) -> bool:
+        """Tells that the numbers which are added are part of a smooth function.
+
+        As in ``log(1 + exp(x))`` and in ``1 - z`` for the gate ``z`` of a recurrent network:
+        a number is added to a smooth function of a value, and another one is taken of the sum.
+        """
+        smooth, consumers = self.functions.smooth, self.units.consumers.get(ops[-1].outs[0], ())
+        taken = all(one.row.smooth or one.row.role == "product" for one in consumers)
+        numbers = all(self.number(one) for one in shifts)
+        return bool(consumers) and taken and numbers and smooth(ops[0].ins)
+
+    def number(self, op: Op) -> bool:
+        """Tells that what an operation adds is one number that stands in the program."""
+        added = (self.units.source(v) for v in op.ins if v not in self.program.data)
+        return all(v in self.program.consts and not self.program.shape(v) for v in added)
+
+    def mixes(self, op: Op, positions: list[int]) -> bool:
+        """Tells that an operation computes a statistic over the examples."""
+        for position in positions:
+            axis = self.examples.get(op.ins[position])
+            if axis is None or axis.size == 1:
+                continue
+            if op.row.role == "linear":
+                if axis.dim not in contraction(op, self.program, position).kept:
+                    return True
+            elif op.row.role in ("pool", "max"):
+                if carry(op, self.program, position, axis) is None:
+                    return True
+        return False
+
     def linear(self, op: Op, positions: list[int]) -> Step:
-        if op.name == "dot_general" and len(positions) == 2:
+        if len(positions) == 2:
             return _step("matmul", op)
-        (data, *others) = positions
-        if others or (op.name != "dot_general" and data != 0):
-            return Step("unknown", (op,), tuple(op.ins[i] for i in positions), op.outs)
+        (data,) = positions
+        if op.name != "dot_general" and data != 0:
+            return Step("mix", (op,), (op.ins[data],), op.outs)
         dims = contraction(op, self.program, data)
         chain = self.units.folded(op, dims)
         self.units.add(op, dims, chain, self.neurons.get(op.ins[data]))
@@ -184,24 +256,29 @@ class _Planner:
 
     def follow(self, op: Op, step: Step) -> None:
         """Carries what is known of the operands over to the results."""
-        if op is step.ops[0] and step.kind in ("linear", "matmul"):
+        if op is step.ops[0] and op.row.contract is not None:
             self.begin(op, step)
             return
         self.signs.follow(op)
+        if op.row.elementwise:
+            self.functions.follow(op)
         if step.kind == "lookup":
-            found = carry(op, self.program, 1, self.examples.get(op.ins[1]))
+            place = self.program.data_ins(op)[0]
+            found = carry(op, self.program, place, self.examples.get(op.ins[place]))
             if found is not None:
                 self.examples[op.outs[0]] = found
             return
-        indexed = op.row.role == "indexed"
-        positions = [i for i in self.program.data_ins(op) if not indexed or i == 0]
+        positions = [i for i in self.program.data_ins(op) if i in op.values]
         if step.kind == "unknown" or not positions:
             return
         examples = {carry(op, self.program, i, self.examples.get(op.ins[i])) for i in positions}
         axis = examples.pop() if len(examples) == 1 else None
         if axis is not None:
             self.examples.update((v, axis) for v in op.outs)
-        if step.kind not in ("sum", "gate", "choice", "softmax"):
+        if step.kind == "pass":
+            positions = [i for i in positions if op.ins[i] in step.ins] or positions
+        of_one = op.row.elementwise and self.functions.base(op.ins) is not None
+        if of_one or step.kind not in ("sum", "gate", "choice", "softmax", "logsumexp"):
             neurons = {self.carried(op, i) for i in positions}
             whose = neurons.pop() if len(neurons) == 1 else None
             if whose is not None:
@@ -229,6 +306,9 @@ class _Planner:
             self.neurons[op.outs[0]] = step.unit, Axis(dim, 1, size)
 
 
+_OF_VALUES: tuple[Kind, ...] = ("mix", "order", "factors", "write")
+
+
 def _step(kind: Kind, op: Op) -> Step:
     return Step(kind, (op,), op.ins, op.outs)
 
@@ -241,12 +321,106 @@ def _laid_out(row: Row) -> bool:
     return row.still or row.keeps
 
 
+def _sums(op: Op) -> bool:
+    return op.name == "reduce_sum"
+
+
+class Functions:
+    """Finds the value that others are functions of, element by element.
+
+    The values between a value and what is computed from it alone form a tree: the parent of
+    a result is the closest value that all of its operands are functions of.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._above: dict[int, tuple[int, int]] = {}
+        """Of each function of another value: that value, and how far up the first one is."""
+        self._smooth: set[int] = set()
+
+    def follow(self, op: Op) -> None:
+        """Notes that a result is a function of its operands."""
+        base = self.base(op.ins)
+        if base is None:
+            return
+        depth = self._above[base][1] if base in self._above else 0
+        self._above.update((out, (base, depth + 1)) for out in op.outs)
+        if op.row.smooth or self.smooth(op.ins):
+            self._smooth.update(op.outs)
+
+    def base(self, values: tuple[int, ...]) -> int | None:
+        """Returns the closest value that those which are data are functions of, if there is one."""
+        data = [v for v in values if v in self.program.data]
+        here = data[0]
+        for other in data[1:]:
+            while here != other:
+                (up, depth), (over, height) = (self._above.get(v, (-1, 0)) for v in (here, other))
+                if depth == height == 0:
+                    return None
+                here, other = (up, other) if depth >= height else (here, over)
+        return here
+
+    def smooth(self, values: tuple[int, ...]) -> bool:
+        """Tells that one of the values is a function that is not linear in pieces."""
+        return not self._smooth.isdisjoint(values)
+
+
 class Patterns:
-    """Looks backwards from an operation for what it is the end of: softmax, normalisers."""
+    """Looks backwards from an operation for what it is the end of.
+
+    Softmax and its logarithm, logsumexp, normalisers.
+    """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.made_by = program.made_by
+
+    def whole(self, op: Op) -> tuple[Kind, int, tuple[int, ...]] | None:
+        """Returns the kind of step, its input and axes, where an operation ends one of these:
+
+        * ``softmax(x)``;
+        * ``x - logsumexp(x)``, ``log(softmax(x))`` and ``x - max(x)``: ``x`` up to a shift that
+          is common to all elements, which says nothing of their differences: ``pass``;
+        * ``logsumexp(x)``, with its maximum added or without.
+        """
+        found = self.softmax(op)
+        if found is not None:
+            return "softmax", *found
+        if op.name == "sub" and op.ins[1] in self.program.data:
+            value = self._unshifted(op.ins[0])
+            found = self._logsumexp(self._maker(op.ins[1], _laid_out))
+            if self._is_max(op) or (found is not None and found[0] == value):
+                return "pass", value if found is not None else op.ins[0], ()
+        if op.name == "log":
+            made = self._maker(op.ins[0], lambda row: row.still or row.affine == "shift")
+            found = None if made is None else self.softmax(made)
+            if found is not None:
+                return "pass", found[0], ()
+        found = self._logsumexp(op)
+        return None if found is None else ("logsumexp", *found)
+
+    def _logsumexp(self, op: Op | None) -> tuple[int, tuple[int, ...]] | None:
+        """Returns ``x`` and the axes, where an operation ends ``log(sum(exp(x)))``."""
+        if op is None:
+            return None
+        if op.name == "add":
+            for one, other in (op.ins, op.ins[::-1]):
+                found = self._logsumexp(self._maker(one, _laid_out))
+                if found is not None and self._of_max(other, found[0]):
+                    return found
+            return None
+        total = self._maker(op.ins[0], _laid_out) if op.name == "log" else None
+        exp = self._maker(total.ins[0]) if total is not None and _sums(total) else None
+        if total is None or exp is None or exp.name != "exp":
+            return None
+        return self._unshifted(exp.ins[0]), tuple(total.params["axes"])
+
+    def _unshifted(self, value: int) -> int:
+        """Returns ``x`` of ``x - max(x)``, or the value itself."""
+        shifted = self.made_by.get(value)
+        if shifted is not None and shifted.name == "sub" and self._is_max(shifted):
+            return shifted.ins[0]
+        return value
 
     def softmax(self, op: Op) -> tuple[int, tuple[int, ...]] | None:
         """Returns ``x`` and the axes summed over, where an operation is the division of
@@ -260,24 +434,27 @@ class Patterns:
             return None
         if self._value(total.ins[0]) != self._value(op.ins[0]):
             return None
-        axes = tuple(total.params["axes"])
-        shifted = self.made_by.get(exp.ins[0])
-        if shifted is not None and shifted.name == "sub" and self._is_max(shifted):
-            return shifted.ins[0], axes
-        return exp.ins[0], axes
+        return self._unshifted(exp.ins[0]), tuple(total.params["axes"])
 
     def _is_max(self, shifted: Op) -> bool:
-        """Tells that ``x - m`` subtracts what does not change a softmax: a maximum of ``x``."""
-        if shifted.ins[1] not in self.program.data:
+        """Tells that ``x - m`` subtracts a maximum of ``x``."""
+        return self._of_max(shifted.ins[1], shifted.ins[0])
+
+    def _of_max(self, value: int, x: int) -> bool:
+        """Tells that a value is a maximum of ``x``, which changes no softmax."""
+        if value not in self.program.data:
             return False
-        highest = self._maker(shifted.ins[1], lambda row: _laid_out(row) or row.role == "choice")
-        return highest is not None and highest.name == "reduce_max"
+        highest = self._maker(value, lambda row: _laid_out(row) or row.role == "choice")
+        if highest is None or highest.name != "reduce_max":
+            return False
+        return self._value(highest.ins[0]) == self._value(x)
 
     def _maker(self, value: int, through: Callable[[Row], bool] = _still) -> Op | None:
         """Returns the operation that made a value, behind operations that only pass it on."""
         op = self.made_by.get(value)
         while op is not None and through(op.row):
-            onward = [op.ins[i] for i in self.program.data_ins(op)]
+            picks = op.name == "select_n"
+            onward = [op.ins[i] for i in self.program.data_ins(op) if i or not picks]
             if len(set(onward)) != 1:
                 return op
             op = self.made_by.get(onward[0])

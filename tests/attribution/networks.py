@@ -189,7 +189,8 @@ def every_step():
     """A step of every kind, from an image and a caption.
 
     Convolutions with batch norm, a max-pool, a skip, an average pool; rows of a table, a class
-    token, a layer norm, attention; a gate in a loop, a choice, an extreme over positions.
+    token, a layer norm, attention; tokens picked by size, written, summed and multiplied over
+    positions; a gate in a loop, a choice, an extreme over positions.
     """
     draw = Draws(8)
     width = 6
@@ -210,13 +211,16 @@ def every_step():
         token = jnp.broadcast_to(p["token"], (h.shape[0], 1, width))
         h = jnp.concatenate([token, h, p["table"][x["caption"]]], axis=1)
         h = h + attention(p, layer_norm(p["norm"], h))
+        h = h.at[:, jnp.array([1])].set(jnp.sort(h[:, 2:3], axis=-1))
+        h = h.at[:, jnp.array([3, 3])].add(jnp.cumprod(jnp.tanh(h[:, 4:6]), axis=1))
 
         def step(state, row):
             new = jnp.tanh(nets.dense(p["rec"], state) + row)
             return jax.nn.sigmoid(nets.dense(p["gate"], row)) * new, None
 
         state, _ = lax.scan(step, jnp.max(h, axis=1), jnp.swapaxes(h[:, :1], 0, 1))
-        return nets.dense(p["head"], jnp.maximum(state, nets.dense(p["other"], h[:, 0])))
+        state = jnp.maximum(state, nets.dense(p["other"], h[:, 0]))
+        return nets.dense(p["head"], state + jax.nn.logsumexp(h, axis=1))
 
     x = {"image": draw(3, 8, 8, 2), "caption": jnp.array([[1, 6, 0], [2, 2, 5], [3, 0, 4]])}
     return fn, {"params": p}, x

@@ -1,12 +1,15 @@
 """Layer-wise relevance propagation as a transform of any JAX function."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxunlearn.attribution.lrp.assign import Rules, check
+from jaxunlearn.attribution.lrp.rule import Rule
 from jaxunlearn.attribution.lrp.rules import epsilon
 from jaxunlearn.attribution.lrp.sweep import Absorbed, Sweep
 from jaxunlearn.attribution.starts import argmax
@@ -41,6 +44,7 @@ class Relevance(NamedTuple):
         apart has no entry. Summed over all entries this is ``total``.
       total: ``[B]``, the sum of the start minus the sum of ``input``.
       logits: ``[B, K]``, the output of the function.
+      start: ``[B, K]``, what relevance started from.
     """
 
     input: Any
@@ -50,23 +54,58 @@ class Relevance(NamedTuple):
     ledger: dict[str, Absorbed]
     total: jax.Array
     logits: jax.Array
+    start: jax.Array
+
+    @property
+    def gap(self) -> jax.Array:
+        """Returns ``[B]``: the start less the input and all entries of the ledger.
+
+        Zero up to rounding; where it is not, relevance was lost or made, and nothing says where.
+        """
+        entries = (entry.total for entry in self.ledger.values())
+        return self.total - sum(entries, jnp.zeros_like(self.total))
+
+    def check(self, tolerance: float = 1e-3) -> None:
+        """Warns if, for an example, the gap is above a share of ``sum |start|``, or no number.
+
+        :func:`lrp` does so itself where its results are not traced; of what a jitted function
+        returned it is asked for here.
+        """
+        allowed = tolerance * np.asarray(jnp.sum(jnp.abs(self.start), axis=1))
+        gap = np.abs(np.asarray(self.gap))
+        wrong = ~(gap <= allowed)
+        if wrong.any():
+            worst = int(np.argmax(np.where(np.isfinite(gap), gap - allowed, np.inf)))
+            warnings.warn(
+                f"input and ledger miss the start by up to {gap[worst]:.2g} (example {worst}; "
+                f"{int(wrong.sum())} of {gap.size} examples): a rule of one's own that mixes "
+                "examples or shapes, or relevance so large that it is rounding",
+                stacklevel=3,
+            )
 
 
-def lrp(fn: Callable[[Any, Any], jax.Array], rules: Rules = _DEFAULT) -> Callable[..., Relevance]:
+def lrp(
+    fn: Callable[[Any, Any], jax.Array], rules: Rules = _DEFAULT, *, eps: float | None = None
+) -> Callable[..., Relevance]:
     """Returns the function that computes the relevance of every layer of ``fn``.
 
     The function is traced to its primitive operations, which are grouped:
 
     * a linear operation with a constant kernel and what follows it of ``+ - * /``
       with constants (bias, batch norm in inference), folded exactly: ``rules``;
-    * element by element with one data value (relu, gelu, ..., and scaling or
-      shifting by constants behind no linear operation, such as normalisation of
-      the input): relevance passes unchanged;
-    * a sum or difference of data: by value, stabiliser 1e-6;
+    * a function of one data value, element by element (relu, gelu, a scaling, ...): relevance
+      passes unchanged;
+    * a sum or difference: by value. A constant that is added behind no linear operation (the
+      bias of a layer norm, a position embedding, batch norm in front of a relu) is a term like
+      any other, and absorbs its share. Two exceptions: a number that is part of a function
+      (``log(1 + exp(x))``), and what lies in front of a unit whose rule is not by value
+      (``flat``, ``wsquare``, ``zbox``, ``identity``): there constants take nothing;
     * layout, slices, gathers: relevance returns to where its elements came from;
-    * average pools and sums: the epsilon rule of the operation, 1e-6;
-    * maxima: all to the winner, of equals to the first;
+    * average pools and sums over positions: by value, the epsilon rule of the operation;
+    * maxima: all to the winner, of equals to the first; a bound that is reached absorbs;
     * a normaliser (layer, group and RMS norm): none to it, all to what it divides;
+    * logits up to a shift common to all classes (``log_softmax``, ``x - max(x)``): passes to
+      the logits; ``logsumexp``: its first-order expansion;
     * products of data: matrices half to each by the epsilon rule, gates (and what is divided
       by anything but a normaliser) half to each;
     * softmax: its first-order expansion;
@@ -88,33 +127,42 @@ def lrp(fn: Callable[[Any, Any], jax.Array], rules: Rules = _DEFAULT) -> Callabl
         of arrays, ``x`` an array ``[B, ...]`` or a pytree of such.
       rules: one rule, or pairs ``(pattern, rule)``
         (:data:`~jaxunlearn.attribution.lrp.assign.Rules`).
+      eps: the stabiliser of all that is shared out by value but the linear units, whose rules
+        have their own: sums, averages, added constants, products of matrices. By default 1e-6;
+        0 if the one rule is ``zero()``: on a network that is linear in pieces (and one whose
+        norms divide by a fixed number) LRP-0 is then the gradient times the input.
 
     Returns:
       ``relevance(variables, x, start=starts.argmax()) -> Relevance``. It raises
       ``NotImplementedError`` naming primitive and line where relevance meets an
       operation that is not covered, ``TypeError`` if the output is not one array, and
-      ``ValueError`` if the leaves of ``x`` have no common leading axis, or the output is not
-      ``[B, K]``, does not depend on ``x``, or the start does not have its shape.
+      ``ValueError`` if the leaves of ``x`` have no common leading axis, if the output is not
+      ``[B, K]``, does not depend on ``x`` or mixes the examples (batch norm in training mode),
+      or if the start does not have its shape.
 
     Raises:
-      TypeError, ValueError: if ``rules`` is malformed.
+      TypeError, ValueError: if ``rules`` is malformed, or ``eps`` negative.
 
     Source: Bach et al. 2015 (the rules), Achtibat et al. 2024 (attention); the
     transform is our own.
     """
     check(rules)
+    if eps is not None and not eps >= 0:
+        raise ValueError(f"eps: expected a number that is not negative, got {eps}")
+    exact = isinstance(rules, Rule) and rules.name == "zero"
+    stabilizer = eps if eps is not None else 0.0 if exact else 1e-6
 
     def relevance(variables: Any, x: Any, start: Start = argmax()) -> Relevance:  # noqa: B008
         planned = plan(trace(fn, variables, x))
         env = evaluate(planned.program, variables, x)
         logits = env[planned.program.out]
         above = _start(start, logits)
-        sweep = Sweep(planned, rules, env)
+        sweep = Sweep(planned, rules, env, stabilizer)
         first = sweep.run(above)
         total = _per_example(above)
         for leaf in jax.tree.leaves(first):
             total = total - _per_example(leaf).astype(total.dtype)
-        return Relevance(
+        found = Relevance(
             input=jax.tree.unflatten(jax.tree.structure(x), first),
             neurons=sweep.in_order(sweep.neurons),
             inputs=sweep.in_order(sweep.inputs),
@@ -122,7 +170,11 @@ def lrp(fn: Callable[[Any, Any], jax.Array], rules: Rules = _DEFAULT) -> Callabl
             ledger=sweep.in_order(sweep.ledger),
             total=total,
             logits=logits,
+            start=above,
         )
+        if not isinstance(found.gap, jax.core.Tracer):
+            found.check()
+        return found
 
     return relevance
 
@@ -137,7 +189,7 @@ def _start(start: Start, logits: jax.Array) -> jax.Array:
         raise ValueError(
             f"start: expected the shape of the logits {logits.shape}, got {above.shape}"
         )
-    return above.astype(logits.dtype)
+    return above.astype(wide(logits.dtype))
 
 
 def _per_example(values: jax.Array) -> jax.Array:

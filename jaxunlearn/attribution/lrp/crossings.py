@@ -12,21 +12,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.lrp.rule import Loss, no_loss, share
+from jaxunlearn.attribution.lrp.rule import Affine, Loss, no_loss, share
 from jaxunlearn.jaxprs.primitives import Op
 from jaxunlearn.jaxprs.program import Program, bind, where
 
 
-def gate(relevance: jax.Array) -> list[jax.Array]:
+def gate(relevance: jax.Array, operands: list[Any]) -> list[jax.Array]:
     """Sends relevance of ``a * b``, element by element, half to each.
 
     Source: Achtibat et al. 2024, the uniform rule.
     """
-    return [relevance / 2, relevance / 2]
+    return [to_shape(relevance / 2, v.shape) for v in operands]
 
 
 def matmul(
-    op: Op, relevance: jax.Array, z: jax.Array, operands: list[Any]
+    op: Op, relevance: jax.Array, z: jax.Array, operands: list[Any], eps: float
 ) -> tuple[list[jax.Array], Loss]:
     """Sends relevance of a product of two data matrices half to each, by the epsilon rule.
 
@@ -34,7 +34,7 @@ def matmul(
 
     Source: Achtibat et al. 2024, Prop. 3.3.
     """
-    s, loss = share(relevance, z, None, NORM_EPS)
+    s, loss = share(relevance, z, None, eps, drop=True)
     halves = [
         v * jax.linear_transpose(_in_operand(op, operands, place), v)(s)[0] / 2
         for place, v in enumerate(operands)
@@ -69,59 +69,101 @@ def softmax(
     return below, no_loss(relevance)._replace(bias=relevance - below)
 
 
-NORM_EPS = 1e-6
-"""Stabiliser of sums, average pools and products of data."""
+def logsumexp(
+    relevance: jax.Array, x: jax.Array, z: jax.Array, axes: tuple[int, ...], eps: float
+) -> tuple[jax.Array, Loss]:
+    """Sends relevance of ``z = log(sum(exp(x)))`` to ``x``: ``R_x = p x R / stab(z)``.
+
+    ``p`` is the softmax of ``x``: the first-order expansion of ``z`` at ``x``, whose constant
+    term, the entropy of ``p``, is absorbed.
+
+    Args:
+      relevance, z: of the shape of ``x`` without the axes, or with axes of size 1.
+      x: the value.
+      axes: what the sum runs over.
+      eps: the stabiliser.
+
+    Source: own, after the softmax of Achtibat et al. 2024, Prop. 3.1.
+    """
+    p = jax.nn.softmax(x, axis=axes)
+    contributions = jnp.where(p == 0, 0, p * x)  # what is masked out may be infinite
+    linear = jnp.sum(contributions, axis=axes).reshape(z.shape)
+    s, loss = share(relevance, linear, z - linear, eps, drop=True)
+    return contributions * jnp.expand_dims(s.reshape(_without(x.shape, axes)), axes), loss
+
+
+def _without(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for d, size in enumerate(shape) if d not in axes)
 
 
 def passed(relevance: jax.Array, like: Any) -> jax.Array:
     """Passes relevance as it is, summed where one element of the input fed several."""
-    relevance = _unbroadcast(relevance, like.shape)
+    relevance = to_shape(relevance, like.shape)
     if jnp.issubdtype(like.dtype, jnp.floating):
         relevance = relevance.astype(like.dtype)
     return relevance
 
 
-def _unbroadcast(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def to_shape(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Sums relevance over what an operand of this shape was broadcast along."""
     values = jnp.sum(values, axis=tuple(range(values.ndim - len(shape))))
     axes = tuple(d for d, size in enumerate(shape) if size != values.shape[d])
     return jnp.sum(values, axis=axes, keepdims=True)
 
 
 def summed(
-    op: Op, relevance: jax.Array, z: jax.Array, operands: list[Any]
+    op: Op, relevance: jax.Array, z: jax.Array, operands: list[Any], eps: float
 ) -> tuple[list[jax.Array], Loss]:
     """Shares out relevance of a sum or difference of data by value: ``R_i = v_i R / stab(z)``.
 
     Not shared out by halves and not passed to each: relevance would double at every skip.
+    What sits on ``z = 0`` is dropped.
     """
-    s, loss = share(relevance, z, None, NORM_EPS)
+    s, loss = share(relevance, z, None, eps, drop=True)
     first, second = operands
     second = -second if op.name == "sub" else second
-    return [_unbroadcast(v * s, v.shape) for v in (first, second)], loss
+    return [to_shape(v * s, v.shape) for v in (first, second)], loss
 
 
-def chosen(op: Op, relevance: jax.Array, values: list[Any]) -> list[jax.Array]:
-    """Sends relevance of an element-wise choice (maxout, ``where``) to what was chosen."""
-    nothing = jnp.zeros_like(relevance)
+def by_value(
+    affine: Affine, relevance: jax.Array, a: jax.Array, eps: float
+) -> tuple[list[jax.Array], Loss]:
+    """Sends relevance of averages, sums over positions and added constants back by value.
+
+    The epsilon rule of the operation itself; constants absorb their share, as a bias does.
+    """
+    s, loss = share(relevance, affine.linear(), affine.bias(), eps, drop=True)
+    return [a * affine.transpose(s)], loss
+
+
+def chosen(
+    op: Op, relevance: jax.Array, z: jax.Array, values: list[Any], data: list[int]
+) -> tuple[list[jax.Array], Loss]:
+    """Sends relevance of an element-wise choice (maxout, ``where``, a bound) to what was chosen.
+
+    A constant that was chosen absorbs it, as a bias does; but a zero beside a single data value
+    passes it on, as a relu does.
+
+    Args:
+      op: the operation.
+      relevance, z: of its result.
+      values: all its operands.
+      data: positions of the operands that are cases and depend on the data.
+    """
     if op.name == "select_n":
-        which, cases = values[0], values[1:]
-        here = [which == place for place in range(len(cases))]
+        which = values[0].astype(jnp.int32)
+        here = {place: which == place - 1 for place in data}
+    elif op.name == "clamp":
+        here = {place: values[place] == z for place in data}
     else:
-        first, second = cases = values
-        wins = first >= second if op.name == "max" else first <= second
-        here = [wins, ~wins]
-    return [
-        _unbroadcast(jnp.where(mine, relevance, nothing), jnp.shape(case))
-        for mine, case in zip(here, cases, strict=True)
-    ]
-
-
-def looked_up(op: Op, relevance: jax.Array, indices: Any) -> jax.Array:
-    """Sends relevance of rows read from a table to the positions they were read at."""
-    offset = op.params["dimension_numbers"].offset_dims if op.name == "gather" else None
-    if offset is None or indices.shape[-1] != 1:
-        raise NotImplementedError("relevance of positions in several dimensions is not covered")
-    return jnp.sum(relevance, axis=offset).reshape(indices.shape)
+        wins = values[0] >= values[1] if op.name == "max" else values[0] <= values[1]
+        here = {place: ~wins if place else wins for place in data}
+    if len(data) == 1:
+        here = {place: mine | (z == 0) for place, mine in here.items()}
+    sent = [jnp.where(mine, relevance, 0) for mine in here.values()]
+    fixed = relevance - sum(sent)
+    below = [to_shape(r, jnp.shape(values[place])) for place, r in zip(data, sent, strict=True)]
+    return below, no_loss(relevance)._replace(bias=fixed)
 
 
 def layout(
@@ -138,18 +180,20 @@ def layout(
     Returns:
       The relevance of each operand that depends on the data; positions get none.
     """
-    data = [0] if op.row.role == "indexed" else program.data_ins(op)
+    data = [i for i in program.data_ins(op) if i in op.values]
     dtype = relevance[0].dtype
     element = env[op.ins[data[0]]].dtype
 
-    def constant(value: Any) -> Any:
+    def constant(place: int) -> Any:
         # Integer images are moved about as well; relevance is never an integer.
-        return value.astype(dtype) if value.dtype == element != dtype else value
+        value = env[op.ins[place]]
+        typed = place in op.values and value.dtype == element != dtype
+        return value.astype(dtype) if typed else value
 
     def move(*values: jax.Array) -> list[jax.Array]:
         moved = iter(values)
         return bind(
-            op, [next(moved) if i in data else constant(env[v]) for i, v in enumerate(op.ins)]
+            op, [next(moved) if i in data else constant(i) for i in range(len(op.ins))]
         )
 
     likes = [program.avals[op.ins[i]].update(dtype=dtype) for i in data]
@@ -161,7 +205,9 @@ def winner(op: Op, a: jax.Array, z: jax.Array, relevance: jax.Array) -> jax.Arra
 
     Not the gradient of the maximum, which splits ties or leaves their order to the compiler.
     """
-    if op.name != "reduce_window_max":
+    if op.name == "reduce_window_min":
+        a, z = -a, -z
+    if "window_dimensions" not in op.params:
         a = -a if op.name == "reduce_min" else a
         return _reduced_winner(a, relevance, tuple(op.params["axes"]))
     return _window_winner(op, a, z, relevance)

@@ -15,9 +15,35 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.jaxprs.primitives import Axis, Op
-from jaxunlearn.jaxprs.program import Program, bind, where
+from jaxunlearn.jaxprs.program import Program, bind, where, wide
 from jaxunlearn.jaxprs.steps import Step
 from jaxunlearn.jaxprs.units import carry_all, made_axes, varies
+
+
+def widened(env: dict[int, Any]) -> dict[int, Any]:
+    """Returns the values of a forward pass, those of half precision as float32.
+
+    Relevance is computed from these: what a network in bfloat16 says of its input is then not
+    rounded anew at every step.
+    """
+
+    def wider(value: Any) -> Any:
+        dtype = getattr(value, "dtype", None)
+        narrow = dtype is not None and jnp.issubdtype(dtype, jnp.floating) and wide(dtype) != dtype
+        return jnp.asarray(value, wide(dtype)) if narrow else value
+
+    return {number: wider(value) for number, value in env.items()}
+
+
+def bind_wide(op: Op, ins: list[Any]) -> list[Any]:
+    """Applies an operation of the forward pass to widened values, without narrowing the result."""
+    types = {key: op.params.get(key) for key in ("new_dtype", "preferred_element_type")}
+    floats = {
+        key: wide(dtype)
+        for key, dtype in types.items()
+        if dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    }
+    return bind(op._replace(params=op.params | floats) if floats else op, ins)
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,7 +53,7 @@ class Affine:
     Attributes:
       program: the traced function.
       step: the step, of kind ``linear``, ``pool`` or ``affine``.
-      env: the values of the forward pass.
+      env: the values of the forward pass, :func:`widened`.
     """
 
     program: Program
@@ -42,6 +68,13 @@ class Affine:
         """Tells that the input is known to have no negative element."""
         return self.step.nonnegative
 
+    @property
+    def rounding(self) -> float:
+        """Returns the relative error that the values of the forward pass were rounded to."""
+        types = {self.program.avals[op.outs[0]].dtype for op in self.step.ops}
+        floats = [dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating)]
+        return max((float(jnp.finfo(dtype).eps) for dtype in floats), default=0.0)
+
     def forward(self, a: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
         """Computes ``D (W0 a)``, shaped like ``z``; or ``V a`` for a folded kernel ``V``.
 
@@ -54,7 +87,7 @@ class Affine:
             ins = [a if v == self.step.ins[0] else self.env[v] for v in op.ins]
             if kernel is not None and self.step.dims is not None:
                 ins[self.step.dims.kernel] = kernel
-            (y,) = bind(op, ins)
+            (y,) = bind_wide(op, ins)
         for following in self._constants:
             y = self._apply(following, y, scale=kernel is None, shift=False)
         return y
@@ -130,7 +163,7 @@ class Affine:
         return op.row.affine == "flip" or subtracted
 
     def _bind(self, op: Op, y: jax.Array) -> jax.Array:
-        (out,) = bind(op, [y if v in self.program.data else self.env[v] for v in op.ins])
+        (out,) = bind_wide(op, [y if v in self.program.data else self.env[v] for v in op.ins])
         value: jax.Array = out
         return value
 

@@ -315,9 +315,8 @@ def _lowered(affine: Affine, a: jax.Array, raised: jax.Array, needed: jax.Array)
             return affine.forward(a, down)
         return affine.forward(jnp.maximum(a, 0), down) + affine.forward(jnp.minimum(a, 0), up)
 
-    eps = jnp.finfo(raised.dtype).eps
     terms = raised + jnp.abs(linear)
-    lost = needed & (raised - linear < float(eps) ** (1 / 3) * terms)
+    lost = needed & (raised - linear < affine.rounding ** (1 / 3) * terms)
     return jax.lax.cond(jnp.any(lost), summed, left)
 
 

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.lrp import assign, crossings
+from jaxunlearn.attribution.lrp import assign, crossings, transposes
 from jaxunlearn.attribution.lrp.rule import Affine, Loss, Propagated, Rule
-from jaxunlearn.attribution.lrp.rules import norm
-from jaxunlearn.jaxprs.primitives import Axis
-from jaxunlearn.jaxprs.program import where, wide
+from jaxunlearn.jaxprs.primitives import REFUSED, Axis
+from jaxunlearn.jaxprs.program import bind, where, wide
 from jaxunlearn.jaxprs.steps import Plan, Step
 
-_ABSORBING = ("linear", "pool", "sum", "matmul", "softmax", "choice")
-_NORM = norm(crossings.NORM_EPS)
+_ABSORBING = (
+    "linear", "pool", "affine", "sum", "matmul", "softmax", "logsumexp", "choice",
+    "mix", "lookup",
+)  # fmt: skip
 _Value = TypeVar("_Value")
 
 Crossed = tuple[list[jax.Array], Loss | None]
@@ -52,9 +53,14 @@ class Sweep:
       neurons, inputs, named, ledger: as in ``Relevance``, in the order they were met.
     """
 
-    def __init__(self, planned: Plan, rules: assign.Rules, env: dict[int, Any]) -> None:
+    def __init__(
+        self, planned: Plan, rules: assign.Rules, env: dict[int, Any], eps: float
+    ) -> None:
         self.planned = planned
         self.rules = rules
+        self.eps = eps
+        self.unlike: set[int] = set()
+        """Values whose relevance is no multiple of them, by the rule of what reads them."""
         self.chosen = assign.assign(rules, planned.units)
         self.env = env
         self.found: dict[int, jax.Array] = {}
@@ -73,7 +79,8 @@ class Sweep:
 
         def reached(leaf: int) -> jax.Array:
             first = self.found.get(leaf)
-            return jnp.zeros(program.shape(leaf), start.dtype) if first is None else first
+            missing = jnp.zeros(program.shape(leaf), start.dtype)
+            return missing if first is None else transposes.amount(first)
 
         return [reached(leaf) if leaf in program.data else None for leaf in program.xs]
 
@@ -87,15 +94,19 @@ class Sweep:
         below, loss = self.cross(step, above)
         into = [v for v in step.ins if v in self.planned.program.data]
         for value, relevance in zip(into, below, strict=True):
+            assert relevance.shape == self.planned.program.shape(value), step
             known = self.found.get(value)
             self.found[value] = relevance if known is None else known + relevance
         if step.unit is not None:
-            self.neurons[step.key] = self.features_last(step.outs[0], above[0])
-            self.inputs[step.key] = below[0]
+            self.neurons[step.key] = self.features_last(
+                step.outs[0], transposes.amount(above[0])
+            )
+            self.inputs[step.key] = transposes.amount(below[0])
         if step.name == "name":
-            self.named[step.key] = above[0]
+            self.named[step.key] = transposes.amount(above[0])
         own = assign.for_operation(self.rules, step.name) is not None
-        if own or step.kind in _ABSORBING or step.ops[0].row.fills:
+        absorbs = loss is not None or step.kind in _ABSORBING or step.ops[0].row.fills
+        if own or absorbs:
             self.account(step, above, list(zip(into, below, strict=True)), loss)
 
     def take(self, value: int) -> jax.Array:
@@ -103,7 +114,7 @@ class Sweep:
         relevance = self.found.pop(value, None)
         if relevance is None:
             like = self.env[value]
-            floating = jnp.issubdtype(like.dtype, jnp.floating)
+            floating = jnp.issubdtype(like.dtype, jnp.inexact)
             return jnp.zeros(like.shape, like.dtype if floating else jnp.float32)
         return relevance
 
@@ -118,34 +129,49 @@ class Sweep:
                 f"rules: expected rules.operation(...) for the primitive {step.name!r}, which is "
                 f"no linear unit, got {own.name}"
             )
+        if step.mixes:
+            raise ValueError(_mixture(step, self.planned))
         a, z = env[step.ins[0]], env[step.outs[0]]
+        if step.kind in transposes.COVERED or transposes.is_complex(step, env):
+            return transposes.cross(step, self.planned.program, env, above, self.eps)
         match step.kind:
             case "linear":
                 assert step.unit is not None
-                return self.by_rule(self.chosen[step.unit], step, a, z, above[0])
-            case "pool":
-                return self.by_rule(own or _NORM, step, a, z, above[0])
+                rule = self.chosen[step.unit]
+                if not rule.by_value:
+                    self.unlike.add(step.ins[0])
+                return self.by_rule(rule, step, a, z, above[0])
+            case "affine" if step.outs[0] in self.unlike:
+                self.unlike.add(step.ins[0])
+                return [crossings.passed(above[0], a)], None
+            case "pool" | "affine":
+                if own is not None:
+                    return self.by_rule(own, step, a, z, above[0])
+                affine = Affine(self.planned.program, step, env)
+                return crossings.by_value(affine, above[0], a, self.eps)
             case "pass":
+                if step.outs[0] in self.unlike:
+                    self.unlike.add(step.ins[0])
                 return [crossings.passed(above[0], a)], None
             case "sum":
-                return crossings.summed(op, above[0], z, [env[v] for v in step.ins])
+                return crossings.summed(op, above[0], z, [env[v] for v in step.ins], self.eps)
             case "layout":
                 return crossings.layout(op, self.planned.program, env, above), None
-            case "lookup":
-                return [crossings.looked_up(op, above[0], a)], None
             case "max":
                 return [crossings.winner(op, a, z, above[0])], None
             case "choice":
-                chosen = crossings.chosen(op, above[0], [env[v] for v in op.ins])
-                data = self.planned.program.data
-                pairs = zip(step.ins, chosen, strict=True)
-                return [relevance for v, relevance in pairs if v in data], None
+                first = len(op.ins) - len(step.ins)
+                data = [i for i in self.planned.program.data_ins(op) if i >= first]
+                return crossings.chosen(op, above[0], z, [env[v] for v in op.ins], data)
             case "gate":
-                return crossings.gate(above[0]), None
+                return crossings.gate(above[0], [env[v] for v in step.ins]), None
             case "matmul":
-                return crossings.matmul(op, above[0], z, [env[v] for v in step.ins])
+                return crossings.matmul(op, above[0], z, [env[v] for v in step.ins], self.eps)
             case "softmax":
                 below, loss = crossings.softmax(above[0], a, z, step.axes)
+                return [below], loss
+            case "logsumexp":
+                below, loss = crossings.logsumexp(above[0], a, z, step.axes, self.eps)
                 return [below], loss
             case _:
                 raise NotImplementedError(_refusal(step))
@@ -169,7 +195,12 @@ class Sweep:
         op, program = step.ops[0], self.planned.program
         ins, outs = ([self.env[v] for v in some] for some in (op.ins, op.outs))
         data = [i for i, v in enumerate(op.ins) if v in step.ins and v in program.data]
-        operation = assign.Operation(step.name, op.params, ins, outs, data)
+
+        def apply(*values: jax.Array) -> list[jax.Array]:
+            given = dict(zip(data, values, strict=True))
+            return bind(op, [given.get(i, value) for i, value in enumerate(ins)])
+
+        operation = assign.Operation(step.name, op.params, ins, outs, data, apply)
         below = list(rule.propagate(operation, above))
         shapes = [program.shape(op.ins[i]) for i in data]
         found = [getattr(r, "shape", type(r).__name__) for r in below]
@@ -213,12 +244,21 @@ class Sweep:
         )
 
 
-def _refusal(step: Step) -> str:
+def _mixture(step: Step, planned: Plan) -> str:
     op = step.ops[0]
     return (
+        "fn: expected outputs that each depend on their own example alone, got "
+        f"'{op.name}' over the examples, at {where(op)}; is batch norm in training mode?"
+    )
+
+
+def _refusal(step: Step) -> str:
+    op = step.ops[0]
+    reason = REFUSED.get(op.name)
+    return (
         f"relevance propagation does not cover the primitive '{op.name}' on {len(step.ins)} "
-        f"value(s) that depend on the data, at {where(op)}; to say how relevance crosses it, "
-        f"add ('{op.name}', rules.operation(propagate)) to the rules"
+        f"value(s) that depend on the data{f' ({reason})' if reason else ''}, at {where(op)}; to "
+        f"say how relevance crosses it, add ('{op.name}', rules.operation(propagate)) to the rules"
     )
 
 
@@ -248,6 +288,7 @@ def _summed(parts: list[tuple[jax.Array, Axis | None]]) -> jax.Array:
 
 def _per_index(values: jax.Array, axis: Axis | None) -> jax.Array:
     """Returns the sum over all but an axis, ``[size]``, in float32 or wider; ``[1]`` over all."""
+    values = transposes.amount(values)
     if axis is None:
         return jnp.sum(values, dtype=wide(values.dtype)).reshape(1)
     shape = values.shape

@@ -21,7 +21,9 @@ first two times as many as were planted. Beside it:
 * ``magnitude``: the norm of the weights that an edit would take away;
 * ``activation``: the mean activation on the class less that on the others;
 * ``ablation``: how much the class's logit falls when the neuron is silenced, one by one: the
-  best that can be hoped for of a method that asks which neurons speak for the class;
+  best that can be hoped for of a method that asks which neurons speak for the class (the head of
+  the table says which share of the planted ones do: the others fire on images of other
+  classes and speak against it, or never fire);
 * ``before``: the network in which nothing was planted yet; what is found there is chance.
 
 The last columns: accuracy on test images when as many neurons as were planted are zeroed.
@@ -240,9 +242,12 @@ def activation_orders(planted: Planted) -> Orders:
     return jax.jit(jax.vmap(one))(planted.after)
 
 
-def ablation_orders(planted: Planted) -> Orders:
-    """Neurons by how much the class's mean logit falls without them."""
+def ablation_drops(planted: Planted) -> list[jax.Array]:
+    """How much the class's mean logit falls without a neuron, ``[seeds, n]`` for each layer."""
     x = everything(planted.sets.unseen)
+
+    def logit(variables: Variables) -> jax.Array:
+        return jnp.mean(planted.model.apply(variables, x), axis=0) @ planted.classes.astype(x.dtype)
 
     def silenced(variables: Variables, place: int, neuron: jax.Array) -> jax.Array:
         chosen = [
@@ -250,15 +255,14 @@ def ablation_orders(planted: Planted) -> Orders:
             for number, layer in enumerate(planted.whole)
         ]
         masks = sites.masks_of(variables, planted.whole, chosen, planted.classes)
-        edited = sites.edit_weights(variables, masks, "zero", 1.0, None)
-        return jnp.mean(planted.model.apply(edited, x), axis=0) @ planted.classes.astype(x.dtype)
+        return logit(sites.edit_weights(variables, masks, "zero", 1.0, None))
 
-    def one(variables: Variables) -> Orders:
+    def one(variables: Variables) -> list[jax.Array]:
         return [
-            jnp.argsort(jax.lax.map(lambda n, p=place: silenced(variables, p, n),
-                                    jnp.arange(layer.width)))
+            logit(variables)
+            - jax.lax.map(lambda n, p=place: silenced(variables, p, n), jnp.arange(layer.width))
             for place, layer in enumerate(planted.whole)
-        ]  # fmt: skip
+        ]
 
     return jax.jit(jax.vmap(one))(planted.after)
 
@@ -334,14 +338,14 @@ def accuracies(planted: Planted, variables: Variables) -> dict[str, float]:
     }
 
 
-def measure(planted: Planted, names: list[str]) -> list[dict[str, Any]]:
+def measure(planted: Planted, names: list[str], drops: list[jax.Array]) -> list[dict[str, Any]]:
     """One row for each ranking; the first two are the networks without an edit."""
     rankings = {
         "planted neurons": [jnp.argsort(~own, axis=1) for own in planted.neurons],
         "random": random_orders(planted),
         "magnitude": magnitude_orders(planted),
         "activation": activation_orders(planted),
-        "ablation": ablation_orders(planted),
+        "ablation": [jnp.argsort(-drop, axis=1) for drop in drops],
     }
     # one method for both networks, so that they share a program
     methods = {name: path_method(planted, RULES[name]()) for name in names}
@@ -379,7 +383,13 @@ def main() -> None:
     options = parser.parse_args()
     start = time.perf_counter()
     planted = plant(options)
-    rows = measure(planted, options.rules)
+    drops = ablation_drops(planted)
+    rows = measure(planted, options.rules, drops)
+    # rounding moves a logit, too
+    speaking = [
+        float(jnp.sum(own & (drop > 1e-4)) / jnp.sum(own))
+        for own, drop in zip(planted.neurons, drops, strict=True)
+    ]
     about = {
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
@@ -389,6 +399,7 @@ def main() -> None:
         "dtype": "float32",
         **{name: value for name, value in vars(options).items() if name != "json"},
         "planted": planted.counts,
+        "of_them_for_the_class": [round(share, 2) for share in speaking],
         "seconds": round(time.perf_counter() - start, 1),
     }
     show(about, rows, options.json)

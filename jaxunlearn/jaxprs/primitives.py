@@ -558,26 +558,24 @@ REFUSED: Mapping[str, str] = {
             "all_gather all_gather_done all_gather_invariant all_gather_reduced "
             "all_gather_reduced_start all_gather_start all_to_all all_to_all_done "
             "all_to_all_start axis_index core_map pbroadcast pbroadcast_done pbroadcast_start "
-            "pmax pmin ppermute ppermute_done ppermute_start precv preduced psend psum psum2 "
-            "psum_done psum_invariant psum_invariant_start psum_scatter psum_start "
-            "ragged_all_to_all reduce_scatter reduce_scatter_done reduce_scatter_start "
-            "reduced_vary_cast reduced_vary_cast_p shard_map unreduced_psum unreduced_psum_start "
-            "unreduced_reduce_scatter unreduced_reduce_scatter_start vary_unreduced_cast "
-            "vary_unreduced_cast_p xla_pmap"
+            "pmax pmin ppermute ppermute_done ppermute_start precv preduced psend psum "
+            "psum_done psum_invariant psum_invariant_start psum_start ragged_all_to_all "
+            "reduce_scatter reduce_scatter_done reduce_scatter_start reduced_vary_cast_p "
+            "shard_map unreduced_psum unreduced_psum_start unreduced_reduce_scatter "
+            "unreduced_reduce_scatter_start vary_unreduced_cast_p"
         ),
         "it leaves the program": (
-            "bass_call call_exported cudnn_fusion custom_call debug_callback debug_print "
-            "ffi_call io_callback outside_call pure_callback tpu_custom_call triton_kernel_call "
-            "pallas_call check run_scoped inspect_sharding"
+            "buffer_callback call_exported check cudnn_fusion debug_callback debug_print "
+            "ffi_call inspect_sharding io_callback pallas_call pure_callback"
         ),
         "it reads or writes memory": (
             "accum_grad_in_ref addupdate box_get box_set broadcast_to create_linear empty_ref "
-            "free_ref freeze get log_extend log_read new_box new_log new_ref pin run_state swap "
-            "unpin"
+            "free_ref freeze get log_extend log_read new_box new_log new_ref pin run_scoped "
+            "run_state swap unpin"
         ),
         "it is part of a derivative, or of a program that is being transformed": (
             "call_hi_primitive call_hi_primitive_linearized custom_jvp_call_jaxpr custom_lin "
-            "dce_sink eval_jaxpr igamma_grad_a linear_call random_gamma_grad remat_opt "
+            "dce_sink eval_jaxpr igamma_grad_a linear_call remat_opt "
             "select_and_scatter stage tie zeros_like"
         ),
         "a kernel of one platform": (
@@ -587,6 +585,8 @@ REFUSED: Mapping[str, str] = {
             "dot_product_attention_fwd dot_product_attention_fwd_wrapper scaled_dot "
             "scaled_matmul scaled_matmul_wrapper"
         ),
+        "a loop that runs as often as its data says": "while",
+        "a loop of more than 20,000 operations": "scan",
         "it runs a function of the user's over positions": "reduce reduce_window",
         "it reads bits, not numbers": "bitcast_convert_type from_edtype to_edtype",
         "a logarithm of sums, each of other elements": "cumlogsumexp",

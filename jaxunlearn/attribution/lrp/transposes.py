@@ -20,7 +20,7 @@ from jaxunlearn.jaxprs.steps import Step
 Crossed = tuple[list[jax.Array], Loss]
 
 
-COVERED = ("lookup", "mix", "bilinear", "order", "factors", "write")
+COVERED = ("lookup", "mix", "order", "factors", "write")
 """Kinds of steps that :func:`cross` knows, whatever their numbers."""
 
 
@@ -36,8 +36,6 @@ def cross(
             return looked_up(op, program, env, above[0], eps)
         case "mix":
             return mixed(op, program, env, above[0], eps)
-        case "bilinear":
-            return bilinear(op, above[0], ins, data, eps)
         case "order":
             return picked(op, ins, outs, data, above), None
         case "factors":
@@ -55,11 +53,12 @@ def amount(relevance: jax.Array) -> jax.Array:
 def mixed(
     op: Op, program: Program, env: dict[int, Any], relevance: jax.Array, eps: float
 ) -> Crossed:
-    """Sends relevance back along an operation without a kernel that is linear in its operands.
+    """Sends relevance back along an operation that is linear in its operands, and no unit.
 
     The epsilon rule of the operation itself, ``R_i = v_i * T'(R / stab(z))``, of the transform
     of Fourier, the solution of linear equations, the sum over the edges of a graph. Operands
-    that are constants absorb their share.
+    that are constants absorb their share. What is linear in each of two operands sends half to
+    each, as a product of matrices does.
 
     Args:
       op: the operation.
@@ -81,21 +80,27 @@ def mixed(
         given = dict(zip(places, values, strict=True))
         return _applied(op, [given.get(i, v) for i, v in enumerate(ins)])
 
-    constants = [i for i in op.values if i >= first and i not in places]
-    return _by_value(run, [ins[i] for i in places], relevance, eps, shifted=bool(constants))
+    each = op.row.role in ("linear", "bilinear")
+    shifted = not each and any(i >= first and i not in places for i in op.values)
+    below, loss = _by_value(run, [ins[i] for i in places], relevance, eps, shifted)
+    return [r / len(places) if each else r for r in below], loss
 
 
 def _by_value(
     run: Callable[..., Any], values: Sequence[Any], relevance: Any, eps: float, shifted: bool
 ) -> Crossed:
     """Shares relevance out among the operands of an affine function by value."""
-    real = [_real(v, relevance) for v in values]
+    real, dtype = [_real(v, relevance) for v in values], amount(relevance).dtype
+
+    def times(v: Any, one: Any) -> Any:
+        return v.astype(dtype) * one.astype(dtype)
+
     z, back = jax.vjp(run, *real)
     shift = run(*map(jnp.zeros_like, real)) if shifted else None
     s, loss = _shared(relevance, z, shift, eps)
     # the transpose of JAX is that of complex numbers: of pairs of reals it is the conjugate's
     below = [jnp.conj(one) for one in back(jnp.conj(s).astype(z.dtype))]
-    return [_parts(jnp.multiply, v, one) for v, one in zip(real, below, strict=True)], loss
+    return [_parts(times, v, one) for v, one in zip(real, below, strict=True)], loss
 
 
 def _real(value: Any, relevance: jax.Array) -> Any:
@@ -115,9 +120,10 @@ def _shared(relevance: Any, z: Any, shift: Any, eps: float) -> tuple[Any, Loss]:
     """Shares out relevance, of complex values that of either part by itself."""
 
     def part(of: Callable[[Any], Any]) -> tuple[Any, Loss]:
-        total = of(z)
-        own = None if shift is None else of(shift)
-        return share(of(relevance), total if own is None else total - own, own, eps, drop=True)
+        portion = of(relevance)
+        total = of(z).astype(portion.dtype)
+        own = None if shift is None else of(shift).astype(portion.dtype)
+        return share(portion, total if own is None else total - own, own, eps, drop=True)
 
     if not jnp.iscomplexobj(z):
         return part(lambda v: v)
@@ -271,20 +277,6 @@ def factored(op: Op, relevance: jax.Array, a: jax.Array) -> jax.Array:
     place = lax.broadcasted_iota(jnp.int32, a.shape, axis)
     number: Any = size - place if reverse else place + 1
     return lax.cumsum(relevance / number.astype(relevance.dtype), axis, reverse=not reverse)
-
-
-def bilinear(op: Op, relevance: Any, ins: list[Any], data: list[int], eps: float) -> Crossed:
-    """Sends relevance of what is linear in each of some operands to these, alike, by value.
-
-    Source: Achtibat et al. 2024, Prop. 3.3.
-    """
-
-    def run(*values: Any) -> Any:
-        given = dict(zip(data, values, strict=True))
-        return bind(op, [given.get(i, v) for i, v in enumerate(ins)])[0]
-
-    below, loss = _by_value(run, [ins[i] for i in data], relevance, eps, shifted=False)
-    return [r / len(data) for r in below], loss
 
 
 def is_complex(step: Step, env: dict[int, Any]) -> bool:

@@ -45,14 +45,14 @@ def has_kinks(fn: Callable[[Any, Any], Any], variables: Any, x: Any) -> bool:
     Source: own.
     """
     closed, _ = traced(fn, variables, x)
-    return jaxpr_has_kinks(closed, len(jax.tree_util.tree_leaves(x)))
+    dtypes = [aval.dtype for aval in closed.in_avals[-len(jax.tree_util.tree_leaves(x)) :]]
+    return jaxpr_has_kinks(closed, [jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes])
 
 
-def jaxpr_has_kinks(closed: Any, count: int) -> bool:
-    """Tells it of a jaxpr, whose last ``count`` operands are the data."""
-    avals = closed.in_avals
-    data = [jnp.issubdtype(aval.dtype, jnp.inexact) for aval in avals[-count:]]
-    states = [_CONSTANT] * (len(avals) - count) + [_SMOOTH if own else _CONSTANT for own in data]
+def jaxpr_has_kinks(closed: Any, moves: Sequence[bool]) -> bool:
+    """Tells it of a jaxpr, of whose last operands some are the data that move."""
+    count = len(closed.in_avals) - len(moves)
+    states = [_CONSTANT] * count + [_SMOOTH if own else _CONSTANT for own in moves]
     return any(state >= _BOUNDED for state in _follow(closed, states))
 
 

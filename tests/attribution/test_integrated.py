@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import named_nets
 import nets
+import networks
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
@@ -275,6 +276,57 @@ def test_chunks_change_nothing(smooth):
         for chunk in (5, 32, 100):
             attribute = integrated_gradients(smooth_net, chunk=chunk, complete=complete)
             chex.assert_trees_all_close(jax.jit(attribute)(variables, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3])
+def test_arrays_of_the_examples_that_are_closed_over(smooth, chunk):
+    """Such a function takes no other number of examples; one in ``x`` with None moves not."""
+    variables, x = smooth
+    gate = nets.draw(6, 4, 3)
+    rule = quadrature.gauss_legendre(8)
+
+    def closed(variables, x):
+        return smooth_net(variables, x) * gate
+
+    def given(variables, pair):
+        return smooth_net(variables, pair[0]) * pair[1]
+
+    found = jax.jit(integrated_gradients(closed, rule, chunk=chunk))(variables, x, 1)
+    beside = jax.jit(integrated_gradients(given, rule, chunk=chunk))
+    expected = beside(variables, (x, gate), 1, (0.0, None))
+    np.testing.assert_array_equal(expected.attribution[1], 0)
+    expected = expected._replace(attribution=expected.attribution[0])
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
+
+
+def test_without_the_change_of_the_input_it_is_the_mean_gradient(smooth):
+    variables, x = smooth
+    baseline = nets.draw(3, 6)
+    for complete in (False, True):
+        whole, slopes = (
+            jax.jit(integrated_gradients(smooth_net, complete=complete, multiply_by_inputs=own))(
+                variables, x, 1, baseline
+            )
+            for own in (True, False)
+        )
+        np.testing.assert_allclose(
+            slopes.attribution * (x - baseline[None]), whole.attribution, atol=1e-6
+        )
+        chex.assert_trees_all_close(
+            slopes._replace(attribution=None), whole._replace(attribution=None)
+        )
+
+
+def test_the_trace_chooses_the_quadrature():
+    with jax.enable_x64(True):
+        for net, rule in (
+            ("mlp_relu", quadrature.midpoint),
+            ("mlp_gelu", quadrature.gauss_legendre),
+        ):
+            fn, variables, x = networks.NETWORKS[net.replace("_relu", "")]()
+            found = integrated_gradients(fn, quadrature.automatic(5))(variables, x, 1)
+            expected = integrated_gradients(fn, rule(5))(variables, x, 1)
+            chex.assert_trees_all_equal(found, expected)
 
 
 def test_memory_is_that_of_a_chunk():

@@ -80,7 +80,7 @@ def test_what_does_not_move_does_not_count():
     def fn(variables, x):
         floats, tokens = x
         shown = jnp.where(tokens > 0, floats, 0.0)
-        return shown * jax.nn.relu(variables) * jnp.maximum(tokens, 1)
+        return shown * jax.nn.relu(variables) * jnp.maximum(tokens, 1).astype(shown.dtype)
 
     assert not has_kinks(fn, X, (X, jnp.ones((2, 4), jnp.int32)))
     assert has_kinks(lambda v, x: jax.nn.relu(fn(v, x)), X, (X, jnp.ones((2, 4), jnp.int32)))

@@ -5,7 +5,7 @@ names. The former draw a straight line between two values of the layer, on which
 that no input may have; conductance follows the layer while the input goes straight.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from jaxunlearn.attribution.ig import integral
 from jaxunlearn.attribution.ig.baselines import Baseline, resolve_all, zero
 from jaxunlearn.attribution.ig.conductance import conductance
-from jaxunlearn.attribution.ig.integral import Integrated, Nodes, Part
-from jaxunlearn.attribution.ig.quadrature import DEFAULT, Quadrature, Rule, check, choose
+from jaxunlearn.attribution.ig.integral import Integrated, Moving, Nodes, Part, Traces
+from jaxunlearn.attribution.ig.quadrature import DEFAULT, Rule, check, choose
+from jaxunlearn.attribution.ig.sharing import shared
 from jaxunlearn.attribution.starts import Score, Target, argmax, scorer
-from jaxunlearn.jaxprs.kinks import has_kinks
-from jaxunlearn.jaxprs.replay import named
+from jaxunlearn.jaxprs.kinks import jaxpr_has_kinks
+from jaxunlearn.jaxprs.replay import named, tapped
 
 __all__ = ["conductance", "integrated_gradients", "layer_integrated_gradients"]
 
@@ -27,8 +28,9 @@ def integrated_gradients(
     fn: Callable[[Any, Any], jax.Array],
     quadrature: Rule = DEFAULT,
     *,
-    chunk: int = 1,
+    chunk: int | None = None,
     complete: bool = False,
+    multiply_by_inputs: bool = True,
 ) -> Callable[..., Integrated]:
     """Returns the function that attributes an output of ``fn`` to its input.
 
@@ -86,94 +88,121 @@ def integrated_gradients(
         baseline: Baseline | Any = zero(),  # noqa: B008
     ) -> Integrated:
         given = integral.moving(x)
-        stop = given.part(jax.tree.leaves(given.x))
-
-        def outputs(points: list[jax.Array]) -> jax.Array:
-            return fn(variables, given.whole(points))
-
-        logits = integral.one_array(outputs(stop))
+        run = Traces(fn, variables, given.x)
+        logits = run(given.x)
         score = scorer(target, logits)
         end = score(logits)[:, 0]
-        kinks = has_kinks(fn, variables, given.x)
+        along = _Line(run, given, score, end, rule, chunk, complete, multiply_by_inputs)
 
         def one(leaves: list[jax.Array]) -> Part:
-            start = given.part(leaves)
-            return _straight(
-                outputs,
-                score,
-                start,
-                stop,
-                end,
-                choose(rule, kinks),
-                chunk=chunk,
-                complete=complete,
-            )
+            part = along(given.part(leaves))
+            return part._replace(attribution=given.spread(part.attribution))
 
         part = integral.averaged(one, resolve_all(baseline, given.x, given.own), given.x)
-        spread = given.spread(part.attribution)
-        return integral.finish(part._replace(attribution=spread), end, logits)
+        return integral.finish(part, end, logits)
 
     return attribute
+
+
+class _Line:
+    """Integrated gradients along straight lines that end at one input.
+
+    Args:
+      run: the function.
+      given: its input.
+      score: from outputs to ``[B, c]``.
+      end: ``[B]``, the score at the input.
+      rule, chunk, complete, multiply_by_inputs: see :func:`integrated_gradients`.
+    """
+
+    def __init__(
+        self,
+        run: Traces,
+        given: Moving,
+        score: Score,
+        end: jax.Array,
+        rule: Rule,
+        chunk: int | None,
+        complete: bool,
+        multiply_by_inputs: bool,
+    ) -> None:
+        self.run, self.given, self.score, self.end = run, given, score, end
+        self.stop = given.part(jax.tree.leaves(given.x))
+        self.dtype = integral.widest(self.stop)
+        kinks = jaxpr_has_kinks(run.closed(given.x), given.own)
+        self.quadrature = choose(rule, kinks)
+        count = len(self.quadrature.nodes)
+        self.chunk = integral.chunk_of(chunk, len(self.stop[0]), count)
+        self.complete, self.multiply = complete, multiply_by_inputs
+        self.shared = shared(run, given, self.chunk)
+        if self.shared is not None:
+            # pulled back once, for all nodes of all baselines
+            self.layers, self.pull = jax.vjp(self.shared.lower, self.stop)
+
+    def __call__(self, start: list[jax.Array]) -> Part:
+        """Returns the result for one start, ``[B, ...]`` each."""
+        first = self.score(self.run(self.given.whole(start)))[:, 0]
+        change = self._change(start, self.stop)
+        if self.shared is None:
+            found = self._slopes(self._outputs, start, self.stop, first)
+            slopes = found.total
+        else:
+            found = self._slopes(self.shared.upper, self.shared.lower(start), self.layers, first)
+            pairs = zip(found.total, self.layers, strict=True)
+            slopes = self.pull([total.astype(layer.dtype) for total, layer in pairs])[0]
+            slopes = [slope.astype(self.dtype) for slope in slopes]
+        attribution = jax.tree.map(jnp.multiply, slopes, change) if self.multiply else slopes
+        return Part(attribution, found.gap, found.plain_gap, first)
+
+    def _outputs(self, points: list[jax.Array]) -> jax.Array:
+        return self.run(self.given.whole(points))
+
+    def _change(self, start: list[jax.Array], stop: list[jax.Array]) -> list[jax.Array]:
+        ends = zip(stop, start, strict=True)
+        return [z.astype(self.dtype) - a.astype(self.dtype) for z, a in ends]
+
+    def _slopes(
+        self,
+        outputs: Callable[[list[jax.Array]], jax.Array],
+        start: list[jax.Array],
+        stop: list[jax.Array],
+        first: jax.Array,
+    ) -> integral.Sum:
+        """Computes the mean gradient along a line."""
+        change = self._change(start, stop)
+
+        def slopes(carry: None, part: Nodes) -> tuple[None, dict[str, Any]]:
+            points = integral.between(start, change, part.at, stop)
+            found = jax.grad(lambda z: jnp.sum(self.score(outputs(z))))(points)
+            pairs = zip(found, change, strict=True)
+            return carry, {
+                _ALL: [g.reshape(len(c), -1, *c.shape[1:]).astype(self.dtype) for g, c in pairs]
+            }
+
+        return integral.integrate(
+            slopes,
+            integral.nodes_of(self.quadrature, self.dtype),
+            (self.end - first).astype(self.dtype),
+            {_ALL: change},
+            chunk=self.chunk,
+            complete=self.complete,
+            change=change,
+        )[_ALL]
 
 
 _ALL = "all"
 """The name of the one sum that is made here."""
 
 
-def _straight(
-    outputs: Callable[[Any], jax.Array],
-    score: Score,
-    start: Any,
-    stop: Any,
-    end: jax.Array,
-    quadrature: Quadrature,
-    *,
-    chunk: int,
-    complete: bool,
-) -> Part:
-    """Computes integrated gradients along the straight line between two values.
-
-    Args:
-      outputs: from points ``[B * c, ...]`` to outputs.
-      score: from outputs to ``[B, c]``.
-      start, stop: ``[B, ...]``, the ends of the line; or pytrees of such.
-      end: ``[B]``, the score at ``stop``.
-      quadrature, chunk, complete: see :func:`integrated_gradients`.
-    """
-    dtype = integral.widest(stop)
-    change = jax.tree.map(lambda z, a: z.astype(dtype) - a.astype(dtype), stop, start)
-    first = score(outputs(start))[:, 0]
-
-    def slopes(carry: None, part: Nodes) -> tuple[None, dict[str, Any]]:
-        points = integral.between(start, change, part.at, stop)
-        found = jax.grad(lambda z: jnp.sum(score(outputs(z))))(points)
-
-        def by_example(slope: jax.Array, change: jax.Array) -> jax.Array:
-            return slope.reshape(len(change), -1, *change.shape[1:]).astype(dtype)
-
-        return carry, {_ALL: jax.tree.map(by_example, found, change)}
-
-    found = integral.integrate(
-        slopes,
-        integral.nodes_of(quadrature, dtype),
-        (end - first).astype(dtype),
-        {_ALL: change},
-        chunk=chunk,
-        complete=complete,
-        change=change,
-    )[_ALL]
-    total = jax.tree.map(jnp.multiply, found.total, change)
-    return Part(total, found.gap, found.plain_gap, first)
-
-
 def layer_integrated_gradients(
     fn: Callable[[Any, Any], jax.Array],
-    layer: str,
+    layer: str | Sequence[str],
     quadrature: Rule = DEFAULT,
     *,
-    chunk: int = 1,
+    chunk: int | None = None,
     complete: bool = False,
-) -> Callable[..., Integrated]:
+    multiply_by_inputs: bool = True,
+) -> Callable[..., Any]:
     """Returns the function that attributes an output of ``fn`` to the values of a layer.
 
     With ``fn = head(tail(x))``, the layer's values ``y = tail(x)`` and ``y' = tail(x')``:
@@ -208,38 +237,39 @@ def layer_integrated_gradients(
     Source: Sundararajan et al. 2017, eq. 1, of ``head``.
     """
     rule, chunk = check(quadrature), integral.check_chunk(chunk)
-    run = named(fn, layer)
+    names = integral.check_layers(layer)
+    tap = tapped(fn, names)
 
     def attribute(
         variables: Any,
         x: Any,
         target: Target = argmax(),  # noqa: B008
         baseline: Baseline | Any = zero(),  # noqa: B008
-    ) -> Integrated:
+    ) -> Any:
         x = integral.arrays(x)
-        leaves, structure = jax.tree.flatten(x)
-        logits, stop = run(variables, x)
+        structure = jax.tree.structure(x)
+        logits, values = tap(variables, x)
         score = scorer(target, logits)
         end = score(logits)[:, 0]
-        kinks = has_kinks(lambda v, y: run(v, x, y)[0], variables, stop)
+        starts = resolve_all(baseline, x)
 
-        def outputs(values: jax.Array) -> jax.Array:
-            count = len(values) // len(leaves[0])
-            return run(variables, jax.tree.map(lambda v: integral.repeat(v, count), x), values)[0]
+        def of(name: str) -> Integrated:
+            run = named(fn, name)
 
-        def one(start: list[jax.Array]) -> Part:
-            first = run(variables, jax.tree.unflatten(structure, start))[1]
-            return _straight(
-                outputs,
-                score,
-                first,
-                stop,
-                end,
-                choose(rule, kinks),
-                chunk=chunk,
-                complete=complete,
-            )
+            def head(variables: Any, pair: tuple[jax.Array, Any]) -> jax.Array:
+                return run(variables, pair[1], pair[0])[0]
 
-        return integral.finish(integral.averaged(one, resolve_all(baseline, x), x), end, logits)
+            given = Moving((values[name], x), (True, *(False,) * len(jax.tree.leaves(x))))
+            traces = Traces(head, variables, given.x)
+            along = _Line(traces, given, score, end, rule, chunk, complete, multiply_by_inputs)
+
+            def one(start: list[jax.Array]) -> Part:
+                part = along([run(variables, jax.tree.unflatten(structure, start))[1]])
+                return part._replace(attribution=part.attribution[0])
+
+            return integral.finish(integral.averaged(one, starts, x), end, logits)
+
+        found = {name: of(name) for name in names}
+        return found[layer] if isinstance(layer, str) else found
 
     return attribute

@@ -21,7 +21,7 @@ def conductance(
     layer: str | Sequence[str],
     quadrature: Rule = DEFAULT,
     *,
-    chunk: int = 1,
+    chunk: int | None = None,
     complete: bool = False,
     differences: bool = False,
 ) -> Callable[..., Any]:
@@ -90,6 +90,7 @@ def conductance(
         dtype = max((wide(v.dtype) for v in values.values()), key=lambda d: jnp.finfo(d).bits)
         kinks = has_kinks(fn, variables, given.x)
         nodes = integral.nodes_of(choose(rule, kinks), dtype, differences=differences)
+        rows = integral.chunk_of(chunk, len(logits), len(nodes.at))
         by_borders = kinks or differences
 
         def one(leaves: list[jax.Array]) -> dict[str, Part]:
@@ -104,7 +105,7 @@ def conductance(
                 nodes,
                 (end - first).astype(dtype),
                 values,
-                chunk=chunk,
+                chunk=rows,
                 complete=complete,
                 carry=before if by_borders else None,
             )

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend import core
 
 from jaxunlearn.attribution.ig.quadrature import Quadrature
-from jaxunlearn.jaxprs.program import check_examples, wide
+from jaxunlearn.jaxprs.program import check_examples, traced, wide
 from jaxunlearn.jaxprs.replay import canonical
 
 
@@ -333,6 +334,10 @@ class Moving(NamedTuple):
         filled = [next(moved) if own else repeat(v, count) for v, own in pairs]
         return jax.tree.unflatten(structure, filled)
 
+    def points(self, count: int) -> Any:
+        """Returns the input with every example ``count`` times in a row."""
+        return jax.tree.map(lambda leaf: repeat(leaf, count), self.x)
+
     def spread(self, found: list[jax.Array]) -> Any:
         """Returns a pytree like ``x``, with ``None`` for what does not move."""
         moved = iter(found)
@@ -358,7 +363,60 @@ def moving(x: Any) -> Moving:
     return Moving(x, own)
 
 
-def one_array(value: Any) -> jax.Array:
+class Traces:
+    """A function, traced once for every number of examples that it is run for.
+
+    A function that takes only as many examples as ``x`` has (arrays of as many are closed
+    over) is run for several points of each by ``vmap``.
+    """
+
+    def __init__(self, fn: Callable[[Any, Any], jax.Array], variables: Any, x: Any) -> None:
+        self.fn, self.variables = fn, variables
+        self.count = len(jax.tree.leaves(x)[0])
+        self._found: dict[Any, Any] = {}
+        self.closed(x)
+
+    def __call__(self, x: Any) -> jax.Array:
+        """Returns the output at an input ``[B * c, ...]``."""
+        if self.accepts(x):
+            return self._at(self.closed(x), x)
+        by_example = jax.tree.map(lambda v: v.reshape(self.count, -1, *v.shape[1:]), x)
+        one = jax.tree.map(lambda v: v[:, 0], by_example)
+        closed = self.closed(one)
+        outputs = jax.vmap(lambda x: self._at(closed, x), in_axes=1, out_axes=1)(by_example)
+        return outputs.reshape(-1, *outputs.shape[2:])
+
+    def _at(self, closed: Any, x: Any) -> jax.Array:
+        leaves = jax.tree.leaves((self.variables, x))
+        found: list[jax.Array] = core.jaxpr_as_fun(closed)(*leaves)
+        return found[0]
+
+    def closed(self, x: Any) -> Any:
+        """Returns the jaxpr at inputs of the shapes of ``x``.
+
+        Raises:
+          TypeError: if the output is not one array.
+        """
+        kinds = ((v.shape, v.dtype, getattr(v, "aval", None)) for v in jax.tree.leaves(x))
+        key = tuple((*kind[:2], getattr(kind[2], "vma", None)) for kind in kinds)
+        if key not in self._found:
+            closed, shape = traced(self.fn, self.variables, x)
+            one_array(shape)
+            self._found[key] = closed
+        return self._found[key]
+
+    def accepts(self, x: Any) -> bool:
+        """Tells that the function takes an input of that many examples."""
+        if len(jax.tree.leaves(x)[0]) == self.count:
+            return True
+        try:
+            self.closed(x)
+        except (TypeError, ValueError):
+            return False
+        return True
+
+
+def one_array(value: Any) -> Any:
     """Returns the output of a function.
 
     Raises:
@@ -366,7 +424,7 @@ def one_array(value: Any) -> jax.Array:
     """
     if not jax.tree_util.all_leaves([value]):
         raise TypeError(f"fn: expected one array as output, got a {type(value).__name__}")
-    return jnp.asarray(value)
+    return value
 
 
 def check_layers(layer: Any) -> tuple[str, ...]:
@@ -387,12 +445,23 @@ def check_layers(layer: Any) -> tuple[str, ...]:
     return names
 
 
-def check_chunk(chunk: Any) -> int:
-    """Returns the number of nodes that are taken together.
+def check_chunk(chunk: Any) -> int | None:
+    """Returns the number of nodes that are taken together; ``None`` stays.
 
     Raises:
       ValueError: if it is not at least 1.
     """
+    if chunk is None:
+        return None
     if isinstance(chunk, bool) or not isinstance(chunk, int | np.integer) or chunk < 1:
         raise ValueError(f"chunk: expected a number of nodes of at least 1, got {chunk!r}")
     return int(chunk)
+
+
+ROWS = 32
+"""Examples that a batch on the path has by default at most, if it has several nodes."""
+
+
+def chunk_of(chunk: int | None, examples: int, nodes: int) -> int:
+    """Returns how many nodes are taken together."""
+    return min(chunk or max(1, ROWS // max(examples, 1)), nodes)

@@ -110,7 +110,7 @@ class _Planner:
             if op.outs[0] in absorbed:
                 continue
             step = self.named(self.step(op, positions))
-            step = step._replace(mixes=self.mixes(op, positions))
+            step = step._replace(mixes=step.mixes or self.mixes(op, positions))
             absorbed.update(o.outs[0] for o in step.ops)
             self.steps.append(step)
             for inner in step.ops:
@@ -157,7 +157,10 @@ class _Planner:
         role, whole = op.row.role, self.patterns.whole(op)
         if whole is not None:
             kind, value, axes = whole
-            return Step(kind, (op,), (value,), op.outs, "" if kind == "pass" else kind, axes=axes)
+            name, axis = "" if kind == "pass" else kind, self.examples.get(value)
+            lost = any(v not in self.examples for v in values) or (axis and axis.dim in axes)
+            mixes = axis is not None and axis.size > 1 and bool(lost)
+            return Step(kind, (op,), (value,), op.outs, name, axes=axes, mixes=mixes)
         if role == "choice":
             return self.choice(op, values)
         if len(values) == 1:
@@ -409,7 +412,9 @@ class Patterns:
                 if found is not None and self._of_max(other, found[0]):
                     return found
             return None
-        total = self._maker(op.ins[0], _laid_out) if op.name == "log" else None
+        if op.name != "log":
+            return None
+        total = self._maker(op.ins[0], lambda row: _laid_out(row) or row.name == "abs")
         exp = self._maker(total.ins[0]) if total is not None and _sums(total) else None
         if total is None or exp is None or exp.name != "exp":
             return None

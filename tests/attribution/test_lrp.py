@@ -287,22 +287,23 @@ def test_layouts_move_relevance_back(mlp):
 
 def test_integer_images_are_normalised_inside_the_function(mlp):
     images = jnp.arange(24, dtype=jnp.uint8).reshape(4, 2, 3)
+    pixels = images.reshape(4, 6).astype(jnp.float32)
 
     def net(variables, x):
         x = (x.reshape(4, 6).astype(jnp.float32) - 12.0) / 7.0
         return nets.mlp_relu(variables, x)
 
-    inner = lrp(nets.mlp_relu)(mlp, (images.reshape(4, 6).astype(jnp.float32) - 12.0) / 7.0)
+    inner = lrp(nets.mlp_relu)(mlp, (pixels - 12.0) / 7.0)
     flat = [(0, rules.flat()), ("", rules.epsilon())]
     # by value: the mean absorbs its share; in front of a rule that is not by value it takes nothing
-    by_value = inner.input * images.reshape(4, 6) / (images.reshape(4, 6) - 12.0 + 1e-9)
+    by_value = inner.input * pixels / (pixels - 12.0 + 1e-9)
     r = lrp(net)(mlp, images)
     np.testing.assert_allclose(
         jnp.delete(r.input.reshape(-1), 12), jnp.delete(by_value.reshape(-1), 12), rtol=1e-4
     )
     np.testing.assert_allclose(
         lrp(net, flat)(mlp, images).input.reshape(4, 6),
-        lrp(nets.mlp_relu, flat)(mlp, (images.reshape(4, 6).astype(jnp.float32) - 12.0) / 7).input,
+        lrp(nets.mlp_relu, flat)(mlp, (pixels - 12.0) / 7.0).input,
         rtol=1e-5,
     )
 

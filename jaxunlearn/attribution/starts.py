@@ -72,11 +72,14 @@ def label(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Label:
     """Puts 1 on the logit of a class, 0 elsewhere.
 
     Args:
-      y: ``int [B]``, or one class for all examples.
+      y: ``int [B]``, or one class for all examples; of an output ``[B, T, K]`` ``int [B, T]``,
+        or one class for all positions.
       times_logit: the logit itself instead of 1.
 
     Raises:
-      ValueError: when applied, if ``y`` has another shape.
+      TypeError, ValueError: when applied, if ``y`` holds no integers, has another shape or no
+        class of the output. Under ``jit``, where a label is not known, what such an example
+        gives is NaN.
     """
     return Label(y=jnp.asarray(y), times_logit=times_logit)
 
@@ -91,7 +94,7 @@ def margin(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Margin:
       times_logit: the logits themselves instead of 1 and -1: the sum is their difference.
 
     Raises:
-      ValueError: when applied, if ``y`` has another shape.
+      TypeError, ValueError: as :func:`label`.
 
     Source: own; as a start of contrasts, Gu et al. 2018 (contrastive LRP).
     """
@@ -99,31 +102,52 @@ def margin(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Margin:
 
 
 def _labels(name: str, y: jax.Array, logits: jax.Array) -> jax.Array:
-    if jnp.shape(y) not in ((), logits.shape[:1]):
+    """Returns labels of the shape of the logits but for their last axis.
+
+    Raises:
+      TypeError: if they are no integers.
+      ValueError: if they have another shape, or a known one is no class.
+    """
+    wanted, classes = logits.shape[:-1], logits.shape[-1] if logits.ndim else 0
+    if logits.ndim < 2:
+        raise ValueError(f"{name}: expected an output [B, K] for labels, got shape {logits.shape}")
+    if not jnp.issubdtype(jnp.asarray(y).dtype, jnp.integer):
+        raise TypeError(f"{name}: expected integers, got {jnp.asarray(y).dtype}")
+    if jnp.shape(y) not in ((), wanted):
         raise ValueError(
-            f"{name}: expected one label or labels [{logits.shape[0]}], got shape {jnp.shape(y)}"
+            f"{name}: expected one label or labels {[*wanted]}, got shape {jnp.shape(y)}"
         )
-    classes = logits.shape[-1]
-    if not isinstance(y, jax.core.Tracer) and np.any(
-        (np.asarray(y) < 0) | (np.asarray(y) >= classes)
-    ):
-        raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got {np.asarray(y)}")
-    return jnp.broadcast_to(jnp.asarray(y), logits.shape[:1])
+    if not isinstance(y, jax.core.Tracer):
+        known = np.asarray(y)
+        wrong = known[(known < 0) | (known >= classes)]
+        if wrong.size:
+            raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got {wrong[0]}")
+    return jnp.broadcast_to(jnp.asarray(y), wanted)
 
 
 def _one_hot(y: jax.Array, logits: jax.Array, times_logit: bool) -> jax.Array:
-    start = jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
+    """Returns 1 or the logit where the class is; NaN for what is no class, seen too late to raise.
+
+    Zeros would be a relevance that says nothing and looks like one.
+    """
+    classes = logits.shape[-1]
+    start = jax.nn.one_hot(y, classes, dtype=logits.dtype)
+    known = jnp.expand_dims((y >= 0) & (y < classes), -1)
+    start = jnp.where(known, start, jnp.nan)
     return start * logits if times_logit else start
 
 
 Target = Callable[[jax.Array], jax.Array] | jax.typing.ArrayLike
 """What is attributed:
 
-* ``int [B]``, or one integer: the logit of a class;
+* ``int [B]``, or one integer: the logit of a class; of an output ``[B, T, K]`` ``int [B, T]``, or
+  one integer: the sum over positions of these logits;
 * a start of this module, or any function ``[B, K] -> [B, K]``: a
   weighted sum of the logits, with weights that are made once, from the output at ``x``;
 * ``float [B, K]``: those weights themselves;
 * a function ``[B, K] -> [B]``: evaluated anew at every point of the path.
+
+An output ``[B]`` is attributed as it is, by default, or through a function ``[B] -> [B]``.
 """
 
 Score = Callable[[jax.Array], jax.Array]
@@ -135,27 +159,30 @@ def scorer(target: Any, output: jax.Array) -> Score:
 
     Args:
       target: a :data:`Target`.
-      output: ``[B, K]`` (or ``[B, ...]``), the output at ``x``.
+      output: ``[B, K]`` (or ``[B]`` or ``[B, ...]``), the output at ``x``.
 
     Raises:
-      ValueError: if the output has no axis but that of the examples, or the target
-        fits neither ``[B]`` nor its shape.
+      TypeError: if labels are no integers.
+      ValueError: if the output has no axis of examples, or the target fits neither
+        ``[B]`` nor its shape.
     """
-    if output.ndim < 2:
-        raise ValueError(f"fn: expected an output [B, K], got shape {output.shape}")
+    if output.ndim < 1:
+        raise ValueError(f"fn: expected an output [B, K] or [B], got shape {output.shape}")
     batch, dtype = output.shape[0], wide(output.dtype)
 
     def points(outputs: jax.Array) -> jax.Array:
         return outputs.reshape(batch, -1, *output.shape[1:])
 
+    if output.ndim == 1 and isinstance(target, ArgMax):
+        return lambda outputs: points(outputs).astype(dtype)
     weights = _first(target, output)
     if callable(target) and weights.shape == (batch,):
         alongside = jax.vmap(target, in_axes=1, out_axes=1)
         return lambda outputs: alongside(points(outputs)).astype(dtype)
     if weights.shape != output.shape:
         raise ValueError(
-            f"target: expected labels [{batch}], a function to [{batch}], or weights of the "
-            f"shape of the output {output.shape}, got shape {weights.shape}"
+            f"target: expected labels {[*output.shape[:-1]]}, a function to [{batch}], or weights "
+            f"of the shape of the output {output.shape}, got shape {weights.shape}"
         )
     weights = weights.astype(dtype)[:, None]
 
@@ -171,8 +198,4 @@ def _first(target: Any, output: jax.Array) -> jax.Array:
     if callable(target):
         return jnp.asarray(target(output))
     values = jnp.asarray(target)
-    if jnp.issubdtype(values.dtype, jnp.integer):
-        if output.ndim != 2:
-            raise ValueError(f"fn: expected an output [B, K] for labels, got {output.shape}")
-        return label(values)(output)
-    return values
+    return label(values)(output) if jnp.issubdtype(values.dtype, jnp.integer) else values

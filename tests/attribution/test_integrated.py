@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxunlearn.attribution import starts
+from jaxunlearn.attribution import lrp, starts
 from jaxunlearn.attribution.ig import baselines, integrated_gradients, quadrature
 
 RULES = {
@@ -244,6 +244,49 @@ def test_outputs_may_have_more_axes(smooth):
     np.testing.assert_allclose(r.score, smooth_net(variables, 2 * x)[:, 2], rtol=1e-6)
 
 
+def test_an_output_may_have_no_classes(smooth):
+    variables, x = smooth
+
+    def of_class(variables, x):
+        return smooth_net(variables, x)[:, 1]
+
+    r = jax.jit(integrated_gradients(of_class, chunk=4))(variables, x)
+    expected = integrated_gradients(smooth_net)(variables, x, 1)
+    chex.assert_trees_all_close(r._replace(logits=expected.logits), expected, atol=1e-5)
+    np.testing.assert_allclose(r.logits, expected.score, atol=1e-6)
+    squared = integrated_gradients(of_class)(variables, x, lambda out: out**2)
+    np.testing.assert_allclose(squared.score, expected.score**2, rtol=1e-5)
+
+
+def test_labels_of_an_output_with_positions(smooth):
+    variables, x = smooth
+    y = jnp.array([[0, 1], [2, 2], [1, 0], [0, 0]])
+
+    def sequence(variables, x):
+        return jnp.stack([smooth_net(variables, x), smooth_net(variables, 2 * x)], axis=1)
+
+    attribute = integrated_gradients(sequence, chunk=4)
+    r = jax.jit(attribute)(variables, x, y)
+    parts = [integrated_gradients(smooth_net)(variables, k * x, y[:, k - 1]) for k in (1, 2)]
+    np.testing.assert_allclose(r.attribution, sum(p.attribution for p in parts), atol=1e-5)
+    np.testing.assert_allclose(r.score, sum(p.score for p in parts), atol=1e-5)
+    same = attribute(variables, x, 1).attribution
+    np.testing.assert_allclose(same, attribute(variables, x, jnp.ones_like(y)).attribution)
+    with pytest.raises(ValueError, match=r"label: expected one label or labels \[4, 2\], got"):
+        attribute(variables, x, y[:, 0])
+
+
+@pytest.mark.parametrize("transform", [integrated_gradients, lrp])
+@pytest.mark.parametrize("make", [starts.label, starts.margin])
+def test_a_label_that_is_no_class_is_caught_under_jit(smooth, transform, make):
+    variables, x = smooth
+    attribute = jax.jit(lambda y: transform(smooth_net)(variables, x, make(y))[0])
+    found = attribute(jnp.array([0, 3, 2, -1]))
+    expected = attribute(jnp.array([0, 0, 2, 0]))
+    np.testing.assert_array_equal(found[::2], expected[::2])
+    assert np.isnan(found[1::2]).all()
+
+
 def test_a_masked_logit_is_left_out(smooth):
     variables, x = smooth
 
@@ -440,8 +483,14 @@ def test_bad_arguments_are_named(smooth):
         attribute(variables, ())
     with pytest.raises(TypeError, match="fn: expected one array as output, got a tuple"):
         integrated_gradients(lambda _, x: (x, x))(variables, x)
-    with pytest.raises(ValueError, match=r"fn: expected an output \[B, K\], got shape \(4,\)"):
-        integrated_gradients(lambda _, x: x[:, 0])(variables, x)
+    with pytest.raises(ValueError, match=r"fn: expected an output .*\[B\], got shape \(\)"):
+        integrated_gradients(lambda _, x: jnp.sum(x))(variables, x)
+    with pytest.raises(ValueError, match=r"label: expected an output \[B, K\] for labels, got"):
+        integrated_gradients(lambda _, x: x[:, 0])(variables, x, 0)
+    with pytest.raises(ValueError, match=r"label: expected labels from 0 to 2, got 3$"):
+        attribute(variables, x, jnp.array([0, 1, 3, 2]))
+    with pytest.raises(TypeError, match="label: expected integers, got float32"):
+        attribute(variables, x, starts.label(1.0))
     with pytest.raises(ValueError, match=r"label: expected one label or labels \[4\], got"):
         attribute(variables, x, jnp.arange(3))
     with pytest.raises(ValueError, match=r"target: expected labels \[4\].*got shape \(4, 2\)"):

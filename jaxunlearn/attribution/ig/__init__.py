@@ -129,10 +129,10 @@ class _Line:
         self.run, self.given, self.score, self.end = run, given, score, end
         self.stop = given.part(jax.tree.leaves(given.x))
         self.dtype = integral.widest(self.stop)
-        kinks = jaxpr_has_kinks(run.closed(given.x), given.own)
-        self.quadrature = choose(rule, kinks)
+        closed = run.closed(given.x)
+        self.quadrature = choose(rule, jaxpr_has_kinks(closed, given.own))
         count = len(self.quadrature.nodes)
-        self.chunk = integral.chunk_of(chunk, len(self.stop[0]), count)
+        self.chunk = integral.chunk_of(chunk, closed, len(self.stop[0]), count)
         self.complete, self.multiply = complete, multiply_by_inputs
         self.shared = shared(run, given, self.chunk)
         if self.shared is not None:

@@ -54,6 +54,21 @@ class Noise:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Sampled:
+    """See :func:`sampled`."""
+
+    key: jax.Array
+    examples: jax.Array
+    n: int = field(metadata={"static": True})
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Draws the baselines ``[n, B, ...]``."""
+        rows = jax.random.randint(self.key, (self.n, x.shape[0]), 0, len(self.examples))
+        return self.examples[rows]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Blurred:
     """See :func:`blurred`."""
 
@@ -80,11 +95,39 @@ def mean(examples: jax.typing.ArrayLike) -> jax.Array:
 def several(examples: jax.typing.ArrayLike) -> jax.Array:
     """Returns ``[n, 1, ...]``: each of ``[n, ...]`` is a baseline for all; results are averaged.
 
-    With examples of the training set this is Expected Gradients without its sampling.
+    With examples of the training set this is Expected Gradients without its sampling; with it,
+    :func:`sampled`.
 
     Source: Erion et al. 2021 (Expected Gradients).
     """
     return jnp.asarray(examples)[:, None]
+
+
+def sampled(key: jax.Array, examples: jax.typing.ArrayLike, n: int = 16) -> Sampled:
+    """Draws n of some examples as baselines, anew for each example of ``x``: Expected Gradients.
+
+    The mean of integrated gradients over baselines of a data set, estimated from a sample. Each
+    path is integrated, so that parts add up to the score minus the mean score of the sample:
+    ``quadrature.automatic(4)`` spends the gradients on baselines rather than nodes.
+    Of a pytree, one for each leaf with the same key draws the same rows of all. Inside
+    ``shard_map`` every shard draws alike, unless each is given a key of its own.
+
+    Args:
+      key: the same key draws the same baselines.
+      examples: ``[N, ...]``, of the shape of those of ``x``.
+      n: how many, with replacement.
+
+    Raises:
+      ValueError: if ``n`` is below 1, or there are no examples.
+
+    Source: Erion et al. 2021 (Expected Gradients), with the integral along a path not sampled.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"sampled: expected n of at least 1, got {n!r}")
+    found = jnp.asarray(examples)
+    if not found.ndim or not len(found):
+        raise ValueError(f"sampled: expected examples [N, ...], got shape {found.shape}")
+    return Sampled(key=key, examples=found, n=n)
 
 
 def noise(

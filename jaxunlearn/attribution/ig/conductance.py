@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from jaxunlearn.attribution.ig import integral
 from jaxunlearn.attribution.ig.baselines import Baseline, resolve_all, zero
-from jaxunlearn.attribution.ig.integral import Moving, Nodes, Part
+from jaxunlearn.attribution.ig.integral import Moving, Nodes, Part, Traces
 from jaxunlearn.attribution.ig.quadrature import DEFAULT, Automatic, Rule, check, choose
 from jaxunlearn.attribution.starts import Score, Target, argmax, scorer
-from jaxunlearn.jaxprs.kinks import has_kinks
+from jaxunlearn.jaxprs.kinks import jaxpr_has_kinks
 from jaxunlearn.jaxprs.program import wide
 from jaxunlearn.jaxprs.replay import Tapped, tapped
 
@@ -88,9 +88,13 @@ def conductance(
         score = scorer(target, logits)
         end = score(logits)[:, 0]
         dtype = max((wide(v.dtype) for v in values.values()), key=lambda d: jnp.finfo(d).bits)
-        kinks = has_kinks(fn, variables, given.x)
+        traces = Traces(fn, variables, given.x)
+        closed = traces.closed(given.x)
+        kinks = jaxpr_has_kinks(closed, given.own)
         nodes = integral.nodes_of(choose(rule, kinks), dtype, differences=differences)
-        rows = integral.chunk_of(chunk, len(logits), len(nodes.at))
+        rows = integral.chunk_of(chunk, closed, len(logits), len(nodes.at))
+        if not traces.accepts(given.points(rows)):
+            rows = 1  # arrays of the examples are closed over
         by_borders = kinks or differences
 
         def one(leaves: list[jax.Array]) -> dict[str, Part]:

@@ -18,7 +18,7 @@ from jax.extend import core
 
 from jaxunlearn.attribution.ig.quadrature import Quadrature
 from jaxunlearn.jaxprs.program import check_examples, traced, wide
-from jaxunlearn.jaxprs.replay import canonical
+from jaxunlearn.jaxprs.replay import canonical, equations
 
 
 class Nodes(NamedTuple):
@@ -458,10 +458,29 @@ def check_chunk(chunk: Any) -> int | None:
     return int(chunk)
 
 
-ROWS = 32
-"""Examples that a batch on the path has by default at most, if it has several nodes."""
+def chunk_of(chunk: int | None, closed: Any, examples: int, nodes: int) -> int:
+    """Returns how many nodes are taken together.
+
+    By default as many as the machine is fastest with (measured, one thread): on a CPU a batch of
+    about 32 where windows of convolutions overlap, whose matrix products gain by it, and
+    of 4 elsewhere, where more only leaves the cache; 128 on other devices.
+    """
+    if chunk is None:
+        rows = 128 if jax.default_backend() != "cpu" else 32 if _convolves(closed) else 4
+        chunk = max(1, rows // max(examples, 1))
+    return min(chunk, nodes)
 
 
-def chunk_of(chunk: int | None, examples: int, nodes: int) -> int:
-    """Returns how many nodes are taken together."""
-    return min(chunk or max(1, ROWS // max(examples, 1)), nodes)
+def _convolves(closed: Any) -> bool:
+    """Tells that a jaxpr has a convolution whose windows overlap."""
+    found = (e for e in equations(closed.jaxpr) if e.primitive.name == "conv_general_dilated")
+    return any(not windows_apart(eqn) for eqn in found)
+
+
+def windows_apart(eqn: Any) -> bool:
+    """Tells that the windows of a convolution do not overlap."""
+    p, kernel = eqn.params, eqn.invars[1].aval.shape
+    window = [kernel[d] for d in p["dimension_numbers"].rhs_spec[2:]]
+    dilated = {*p["lhs_dilation"], *p["rhs_dilation"]} - {1}
+    pairs = zip(window, p["window_strides"], strict=True)
+    return not dilated and all(size <= step for size, step in pairs)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution.ig.integral import Moving, Traces
+from jaxunlearn.attribution.ig.integral import Moving, Traces, windows_apart
 from jaxunlearn.jaxprs.primitives import row_of
 from jaxunlearn.jaxprs.program import bind, held_by
 from jaxunlearn.jaxprs.replay import replay
@@ -192,7 +192,5 @@ def _reads(eqn: Any) -> int:
         return math.prod(kernel[d] for d in p["dimension_numbers"][0][1])
     if eqn.primitive.name != "conv_general_dilated" or p["batch_group_count"] != 1:
         return 0
-    window = [kernel[d] for d in p["dimension_numbers"].rhs_spec[1:]]
-    dilated = {*p["lhs_dilation"], *p["rhs_dilation"]} != {1}
-    apart = all(size <= step for size, step in zip(window[1:], p["window_strides"], strict=True))
-    return math.prod(window) if apart and not dilated else 0
+    read = math.prod(kernel[d] for d in p["dimension_numbers"].rhs_spec[1:])
+    return read if windows_apart(eqn) else 0

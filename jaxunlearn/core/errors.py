@@ -30,6 +30,10 @@ class DivergenceError(UserError):
     """A loss or a parameter stopped being finite; the message gives the step."""
 
 
+class NoEffectError(UserError):
+    """A method returned the model that it was given, bit for bit."""
+
+
 def expect(name: str, value: object, kind: type, hint: str = "") -> None:
     """Raises a ``TypeError`` "name: expected X, got Y" for a value of another type."""
     if not isinstance(value, kind):

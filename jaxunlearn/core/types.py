@@ -5,7 +5,7 @@ subset, ``B`` examples of a batch, ``K`` classes, ``...`` the shape of one
 example (images are ``H, W, C``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -245,6 +245,8 @@ class Unlearner(NamedTuple):
         those given to ``init``.
       needs: which sets ``init`` and ``step`` may see.
       prepare: what is found out before ``init``, where that cannot be compiled.
+      remarks: ``diagnostics of the last step -> sentences``, what a person should be told of
+        the outcome; the runner warns of each.
     """
 
     init: Callable[..., State]
@@ -252,3 +254,4 @@ class Unlearner(NamedTuple):
     result: Callable[[State], Variables]
     needs: Needs
     prepare: Preparation | None = None
+    remarks: Callable[[Mapping[str, float]], list[str]] | None = None

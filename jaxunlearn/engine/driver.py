@@ -3,7 +3,8 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.core.errors import DivergenceError, RequestError
+from jaxunlearn.core.errors import DivergenceError, NoEffectError, RequestError
 from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import (
@@ -26,7 +27,14 @@ from jaxunlearn.core.types import (
     Variables,
 )
 from jaxunlearn.data.sets import alone, num_examples, request
-from jaxunlearn.engine.loop import Job, advance, has_weight_gradient_convolution, init, result
+from jaxunlearn.engine.loop import (
+    Job,
+    advance,
+    has_weight_gradient_convolution,
+    init,
+    result,
+    unchanged,
+)
 from jaxunlearn.engine.sharding import place, replicate
 from jaxunlearn.engine.stop import Rule
 
@@ -194,10 +202,38 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
             break
     clock.compile(result, state, job=job)
     made = jax.block_until_ready(result(state, job=job))
+    with clock.account("outside"):
+        _expect_effect(job, variables, made)
+        _remark(job, history)
     seen = _examples_seen(job, sets, done)
     return Outcome(
         made, history, done, seen, clock.running(), clock.compiling, clock.memory or None, prepared
     )
+
+
+def _expect_effect(job: Job, before: Variables, after: Variables) -> None:
+    """Raises :class:`NoEffectError` where a model, or a member, is what it was before."""
+    if len({jax.tree.structure(before), jax.tree.structure(after)}) > 1:
+        return  # a model made from nothing
+    same = np.asarray(unchanged(before, after, job=job))
+    if np.any(same):
+        which = f" for {int(same.sum())} of {same.size} members" if job.mapped else ""
+        raise NoEffectError(
+            f"unlearner: expected a method that changes the model, got variables equal to those "
+            f"given, bit for bit{which}; is its budget, learning rate or number of steps too small?"
+        )
+
+
+def _remark(job: Job, history: Mapping[str, np.ndarray]) -> None:
+    """Warns of what the method says of its last step; of several members of each one."""
+    remarks = job.unlearner.remarks
+    if remarks is None or not history:
+        return
+    last = {name: np.ravel(values[-1]) for name, values in history.items()}
+    for number in range(max(values.size for values in last.values())):
+        named = f"member {number}: " if job.mapped else ""
+        for words in remarks({name: float(values[number]) for name, values in last.items()}):
+            warnings.warn(f"{named}{words}", stacklevel=2)
 
 
 def prepare(unlearner: Unlearner, variables: Variables, sets: Sets, key: Key) -> Any:

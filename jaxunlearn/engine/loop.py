@@ -128,6 +128,26 @@ def result(state: State, *, job: Job) -> Variables:
     return _over(job, one, (0,))(state)
 
 
+@partial(jax.jit, static_argnames="job")
+def unchanged(before: Variables, after: Variables, *, job: Job) -> jax.Array:
+    """Tells whether two models are equal bit for bit, ``bool []``, or of each member."""
+
+    def one(before: Variables, after: Variables) -> jax.Array:
+        pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+        return jnp.all(jnp.stack([_equal(a, b) for a, b in pairs]))
+
+    return _over(job, one, (0 if job.mapped_variables else None, 0))(before, after)
+
+
+def _equal(a: jax.Array, b: jax.Array) -> jax.Array:
+    if a.shape != b.shape:
+        return jnp.asarray(False)
+    same = a == b
+    if jnp.issubdtype(a.dtype, jnp.inexact):
+        same |= jnp.isnan(a) & jnp.isnan(b)
+    return jnp.all(same)
+
+
 def has_weight_gradient_convolution(jaxpr: Jaxpr | ClosedJaxpr) -> bool:
     """Tells whether a jaxpr computes a convolution's weight gradient as a convolution on CPU.
 

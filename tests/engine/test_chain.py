@@ -114,6 +114,11 @@ def test_a_mask_that_matches_nothing_is_told():
         matching("(")
 
 
+def raised(state):
+    """A model that differs from the one given: what changes nothing is refused."""
+    return jax.tree.map(lambda leaf: leaf + 1, state)
+
+
 def counting():
     """Reports its count and falls in loss, so that rules can be checked by hand."""
 
@@ -121,7 +126,7 @@ def counting():
         count = count.astype(jnp.float32)
         return state, Info({"count": count, "loss": 10.0 - count}, jnp.bool_(True))
 
-    return Unlearner(lambda v, sets, key: v, step, lambda state: state, Needs(retain=True))
+    return Unlearner(lambda v, sets, key: v, step, raised, Needs(retain=True))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +159,7 @@ def test_the_key_of_a_step_follows_from_the_run_and_the_count():
     def step(state, batches, key, count):
         return state, Info({"drawn": jax.random.uniform(key)}, jnp.bool_(1))
 
-    method = Unlearner(lambda v, sets, key: v, step, lambda state: state, Needs(retain=True))
+    method = Unlearner(lambda v, sets, key: v, step, raised, Needs(retain=True))
     given, sets = {"w": jnp.zeros(3)}, toy.sets()
     whole = ju.unlearn(method, given, sets, KEY, steps=6, chunk=2).history["drawn"]
     assert len(set(whole.tolist())) == 6

@@ -250,12 +250,14 @@ class TestAgain:
 
 
 FRAGILE = '''
+import jax
 import jax.numpy as jnp
 from jaxunlearn.core.types import Info, Needs, Unlearner
 
 def fragile(model):
     """Fails where class 3 is to be forgotten."""
     def step(state, batches, key, count):
+        state = jax.tree.map(lambda leaf: leaf + 1, state)
         return state, Info({"loss": jnp.float32(0)}, jnp.all(batches.forget.y != 3))
     return Unlearner(lambda v, sets, key: v, step, lambda state: state, Needs(forget=True))
 '''

@@ -52,6 +52,7 @@ def fragile(model):
 
     def step(state, batches, key, count):
         del key, count
+        state = jax.tree.map(lambda leaf: leaf + 1, state)
         return state, Info({"loss": jnp.float32(0)}, jnp.all(batches.forget.y != 3))
 
     return Unlearner(lambda v, sets, key: v, step, lambda state: state, Needs(forget=True))

@@ -559,7 +559,7 @@ def test_the_class_is_a_matter_of_the_head():
 def test_what_is_counted_of_a_batch():
     relevance = jnp.array([[3.0, 1.0, 2.0], [-1.0, 5.0, -2.0], [9.0, 9.0, 9.0]])
     (tally,) = budgets.add_batch(
-        (budgets.start_tally(3),), [relevance], jnp.array([1.0, 1.0, 0.0]), per_sample=2
+        (budgets.start_tally(3),), [relevance], jnp.array([1.0, 1.0, 0.0]), per_sample=[2]
     )
     np.testing.assert_array_equal(tally.votes, [2, 1, 1])
     np.testing.assert_array_equal(tally.relevance, [2, 6, 0])
@@ -603,8 +603,12 @@ def relevances():
             for name in ("zplus", "gamma", "epsilon_plus")
         }
         published = ju.lrp(deep_net, rules=ju.rules.epsilon(DEEP["epsilon"]))
-        for name in ("label", "margin"):
-            wanted[name] = published(variables, x, start=getattr(ju.starts, name)(y))
+        label, margin = (
+            getattr(ju.starts, name)(y, times_logit=True) for name in ("label", "margin")
+        )
+        # as the class's logit says: 1 or -1; of two logits their difference
+        wanted["label"] = published(variables, x, start=lambda z: jnp.sign(label(z)))
+        wanted["margin"] = published(variables, x, start=margin)
         return {name: found.neurons for name, found in wanted.items()}
 
     return jax.jit(all_of)(deep_variables())
@@ -914,6 +918,7 @@ def of_one_size(label):
 
 
 @pytest.mark.parametrize(("name", "vectorise"), [("votes", True), ("calibrated", False)])
+@pytest.mark.filterwarnings("ignore:.*on unseen examples of at most")
 def test_all_classes_in_one_program_equal_the_loop(name, vectorise):
     method, results = toy_path(name), []
 
@@ -936,6 +941,7 @@ def test_all_classes_in_one_program_equal_the_loop(name, vectorise):
         assert (np.asarray(edited) != before).any()
 
 
+@pytest.mark.filterwarnings("ignore:.*on unseen examples of at most")
 def test_a_calibrated_path_on_eight_devices_equals_one():
     sharding = make_sharding("data=2,model=4", ((r"kernel$", ("model",)),))
     many = ju.unlearn(

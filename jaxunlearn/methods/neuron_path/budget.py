@@ -20,6 +20,15 @@ SCORES = ("votes", "relevance")
 PUBLISHED = 80
 """Neurons of the published budget."""
 
+NOTED = 50
+"""Neurons noted of each example, as published."""
+
+SIGNED_SHARE, SIGNED_NOTED = 500 / 768, 400 / 768
+"""The same two as published for a vision transformer, as shares of a layer's width."""
+
+PATH_SHARE = 0.02
+"""Budget of each layer where a path through a network with a signed stream is edited; own."""
+
 
 class Budget(NamedTuple):
     """Number of neurons that are edited in each layer.
@@ -34,8 +43,8 @@ class Budget(NamedTuple):
     value: float
 
 
-def budget_of(neurons: int | None, share: float | None, cumulative: float | None) -> Budget:
-    """Returns the one budget that is given, or the published one.
+def budget_of(neurons: int | None, share: float | None, cumulative: float | None) -> Budget | None:
+    """Returns the one budget that is given, ``None`` where there is none.
 
     Raises:
       ValueError: there are two, or it is out of range.
@@ -48,6 +57,19 @@ def budget_of(neurons: int | None, share: float | None, cumulative: float | None
     for kind, value in asked.items():
         expect_counts(neurons=value) if kind == "neurons" else expect_shares(**{kind: value})
         return Budget(kind, value)
+    return None
+
+
+def default_budget(signed: bool, last: bool) -> Budget:
+    """Returns the published budget.
+
+    Args:
+      signed: whether the head reads what may be negative and no one layer makes: relevance is
+        then spread over all of it, and the published share is large.
+      last: whether the last layer alone is edited.
+    """
+    if signed:
+        return Budget("share", SIGNED_SHARE if last else PATH_SHARE)
     return Budget("neurons", PUBLISHED)
 
 
@@ -90,7 +112,7 @@ def start_tally(width: int) -> Tally:
 
 
 def add_batch(
-    tallies: Tallies, values: Sequence[jax.Array], weight: jax.Array, per_sample: int
+    tallies: Tallies, values: Sequence[jax.Array], weight: jax.Array, per_sample: Sequence[int]
 ) -> Tallies:
     """Counts a batch, too.
 
@@ -98,12 +120,12 @@ def add_batch(
       tallies: of each layer.
       values: for each layer the relevance of its neurons, ``float32 [B, n]``.
       weight: ``float32 [B]``, 0 for padding.
-      per_sample: K; at most a layer's width.
+      per_sample: K of each layer; at most its width.
     """
     each = weight[:, None]
 
-    def one(tally: Tally, relevance: jax.Array) -> Tally:
-        _, top = jax.lax.top_k(relevance, min(per_sample, relevance.shape[1]))
+    def one(tally: Tally, relevance: jax.Array, count: int) -> Tally:
+        _, top = jax.lax.top_k(relevance, count)
         noted = jnp.zeros_like(relevance).at[jnp.arange(len(relevance))[:, None], top].set(1)
         return Tally(
             votes=tally.votes + jnp.sum(noted * each, axis=0),
@@ -111,7 +133,7 @@ def add_batch(
             examples=tally.examples + jnp.sum(weight),
         )
 
-    return tuple(map(one, tallies, values))
+    return tuple(map(one, tallies, values, per_sample))
 
 
 def rank_neurons(own: Tally, others: Tally | None, score: str, specificity: float) -> Ranking:

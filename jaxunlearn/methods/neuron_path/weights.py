@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.attribution import Relevance, Unit, features, head, structure
+from jaxunlearn.attribution import Relevance, Unit, head, structure
 from jaxunlearn.core.errors import expect_one_of
 from jaxunlearn.core.trees import named_leaves, path_name
 from jaxunlearn.core.types import Apply, Key, Variables
+from jaxunlearn.jaxprs.structure import Read, read_by_head
 
 WEIGHTS = ("incoming", "outgoing", "class")
 
@@ -44,6 +45,9 @@ class Layer:
       made_by: the unit that produces them, once for each time that it is applied.
       read_by: the units known to read neuron ``n`` as their input feature ``n``.
       head: the last unit of the network, if it is among those.
+      axis: of what the head reads, the one that the neurons run along.
+      signed: whether the head reads what no one layer makes and what may be negative, such as
+        the output of a layer norm behind a sum of branches.
       places: their weights that are edited.
     """
 
@@ -52,12 +56,14 @@ class Layer:
     made_by: tuple[Unit, ...]
     read_by: tuple[Unit, ...]
     head: Unit | None = None
+    axis: int = -1
+    signed: bool = False
     places: tuple[Place, ...] = ()
 
     def relevance(self, found: Relevance) -> jax.Array:
         """Sums relevance over positions and applications, ``float32 [B, width]``."""
         if self.head is not None:
-            parts = [found.inputs[self.head.key]]
+            parts = [jnp.moveaxis(found.inputs[self.head.key], self.axis, -1)]
         else:
             parts = [found.neurons[unit.key] for unit in self.made_by]
         summed = [
@@ -91,6 +97,10 @@ def find_layers(
 ) -> tuple[Layer, ...]:
     """Finds the layers of a network to choose neurons from, in execution order.
 
+    Where the head reads something signed that no one layer makes, the network has a stream that
+    its blocks add to, and all behind reads every feature of it: ``"all"`` leaves out the layers
+    that write to it, and takes those whose neurons another unit reads one by one.
+
     Args:
       fn: ``(variables, x) -> logits [1, K]``.
       relevance: its relevance, ``(variables, x) -> Relevance``.
@@ -105,13 +115,15 @@ def find_layers(
     logits = jax.eval_shape(fn, variables, x).shape
     if len(logits) != 2:
         raise ValueError(f"model: expected logits [B, K], got shape {logits}")
-    read = jax.eval_shape(features(fn), variables, x).shape
-    units = structure(fn, variables, x)
+    units, read = structure(fn, variables, x), read_by_head(fn, variables, x)
     _check_head(head(fn, variables, x), units[-1], read)
-    found = [_penultimate(units)]
+    found = [_penultimate(units, read)]
     if layers != "last":
         shapes = jax.eval_shape(relevance, variables, x)
-        found = [layer for layer in _inner(units) if _readable(layer, shapes)] + found
+        inner = [layer for layer in _inner(units) if _readable(layer, shapes)]
+        if layers == "all" and found[0].signed:
+            inner = [layer for layer in inner if layer.read_by]
+        found = inner + found
     if not isinstance(layers, str):
         found = _matching(found, layers)
     placed = [
@@ -130,12 +142,14 @@ def find_layers(
     return kept
 
 
-def _penultimate(units: tuple[Unit, ...]) -> Layer:
+def _penultimate(units: tuple[Unit, ...], read: Read) -> Layer:
     """Returns what the head reads, be it the units of one layer or not."""
     head = units[-1]
     made_by = tuple(unit for unit in units if unit.kernel == head.producer)
     name = head.producer or f"inputs of {head.kernel}"
-    return Layer(name, head.in_features, made_by, (head,), head)
+    signed = head.producer is None and not read.nonnegative
+    assert read.features is not None
+    return Layer(name, head.in_features, made_by, (head,), head, read.features, signed)
 
 
 def _inner(units: tuple[Unit, ...]) -> list[Layer]:
@@ -186,7 +200,9 @@ def _places(
 
 def _default(layer: Layer) -> tuple[str, ...]:
     """Returns the published weights; a layer that the head does not read has none of a class."""
-    return ("outgoing",) if layer.out_axis is None else ("incoming", "class")
+    if layer.out_axis is not None:
+        return ("incoming", "class")
+    return ("class",) if layer.signed else ("outgoing",)
 
 
 def _bias_places(layer: Layer, variables: Variables) -> list[Place]:
@@ -220,24 +236,23 @@ def _check_places(layer: Layer, weights: tuple[str, ...] | None) -> None:
         )
 
 
-def _check_head(found: Unit | None, last: Unit, read: tuple[int, ...]) -> None:
-    """Raises ``ValueError`` unless it makes logits of ``[B, n]`` and is stored with both axes."""
-    if found is None or found.key != last.key:
+def _check_head(head: Unit | None, last: Unit, read: Read) -> None:
+    """Raises ``ValueError`` unless it makes logits of ``[B, ..., n]`` and is stored with axes."""
+    if head is None or head.key != last.key:
         raise ValueError(
             "model: expected logits that are the outputs of the last linear operation, got "
             f"something else made of {last.key}"
         )
-    head = found
     if None in (head.in_axis, head.out_axis):
         raise ValueError(
             "model: expected a last linear operation whose kernel is a leaf of the variables, "
             "or one transposed, reshaped or scaled by constants, with one axis of inputs and "
             f"one of classes, got {head.kernel} with axes {head.in_axis} and {head.out_axis}"
         )
-    if read != (1, head.in_features):
+    if read.shape[0] != 1 or read.examples != 0 or read.features is None:
         raise ValueError(
-            f"model: expected {head.key} to read [1, {head.in_features}] for one image, "
-            f"got {list(read)}"
+            f"model: expected {head.key} to read [1, {head.in_features}] for one image, or that "
+            f"at each position, got {list(read.shape)}"
         )
 
 
@@ -253,7 +268,10 @@ _FACTORS: dict[str, Callable[[jax.Array, float], jax.Array]] = {
     "sign": lambda w, scale: -w,
 }
 
-EDITS = (*_FACTORS, *NOISES)
+DRAWN = (*NOISES, "resample")
+"""Edits that draw random numbers."""
+
+EDITS = (*_FACTORS, *DRAWN)
 
 
 def check_edit(edit: str, scale: float, weights: tuple[str, ...] | None, biases: bool) -> None:
@@ -302,7 +320,7 @@ def edit_weights(
       masks: leaf path -> a mask that broadcasts against the leaf.
       edit: one of :data:`EDITS`.
       scale: the factor of ``"scale"``, the spread of the noises.
-      key: of the noises; folded with the place of each masked leaf in the order of their paths.
+      key: of what is drawn; folded with the place of each masked leaf in the order of their paths.
     """
     order = sorted(masks)
 
@@ -310,15 +328,30 @@ def edit_weights(
         path = path_name(keys)
         if path not in masks:
             return leaf
-        if edit in NOISES:
+        if edit in DRAWN:
             assert key is not None
             own = jax.random.fold_in(key, order.index(path))
-            edited = leaf + scale * NOISES[edit](own, leaf.shape, leaf.dtype)
+            if edit == "resample":
+                edited = _resampled(leaf, masks[path], own)
+            else:
+                edited = leaf + scale * NOISES[edit](own, leaf.shape, leaf.dtype)
         else:
             edited = _FACTORS[edit](leaf, scale)
         return jnp.where(masks[path], edited, leaf)
 
     return jax.tree_util.tree_map_with_path(one, variables)
+
+
+def _resampled(leaf: jax.Array, mask: jax.Array, key: Key) -> jax.Array:
+    """Draws each weight from those of the leaf that are not masked, with replacement.
+
+    From all of them where every one is masked.
+    """
+    others = ~jnp.broadcast_to(mask, leaf.shape).ravel()
+    counts = jnp.cumsum(jnp.where(jnp.any(others), others, True).astype(jnp.int32))
+    place = jax.random.randint(key, leaf.shape, 0, counts[-1])
+    # the weight with so many others before it
+    return leaf.ravel()[jnp.searchsorted(counts, place, side="right")]
 
 
 def _along(mask: jax.Array, axis: int, rank: int) -> jax.Array:

@@ -3,8 +3,12 @@
 A checkpoint is ``PATH/{record.json, leaves.json, variables/, manifest.json}``. The folder
 is written beside ``PATH`` and renamed, so that ``PATH`` is either absent or complete; the
 manifest lists every file with its sha256.
+
+Beside ``PATH`` lie, while it is written, ``.NAME.tmp`` (the new one) and ``.NAME.old`` (the one
+that it replaces), each with a file ``.writing`` that tells them from folders of the user's.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -19,10 +23,12 @@ from jax.experimental import multihost_utils
 
 from jaxunlearn import __version__
 from jaxunlearn.checkpoint import arrays
-from jaxunlearn.core.errors import CheckpointError
+from jaxunlearn.core.errors import CheckpointError, sentence
+from jaxunlearn.core.files import hold, is_held
 
 __all__ = [
     "check_replaceable",
+    "clean",
     "digest",
     "load",
     "read_record",
@@ -32,18 +38,19 @@ __all__ = [
     "versions",
 ]
 
-_RECORD, _MANIFEST = "record.json", "manifest.json"
+_RECORD, _MANIFEST, _WRITING = "record.json", "manifest.json", ".writing"
+_OWN = (_RECORD, _MANIFEST, _WRITING, arrays.LEAVES)
 
 
 def save(
     path: str | os.PathLike[str], tree: Any, record: dict[str, Any], *, overwrite: bool = False
 ) -> None:
-    """Writes a checkpoint; ``path`` appears only once it is complete.
+    """Writes a checkpoint; ``path`` appears only once it is complete and was read back.
 
-    With several processes all of them call it, on a file system they share.
+    With several processes of one program all of them call it, on a file system they share.
 
     Args:
-      path: folder to be made, with its parents.
+      path: folder to be made, with its parents. A link is followed.
       tree: pytree of arrays, numbers and typed keys, sharded in any way. An array that
         only one process holds is taken from process 0.
       record: whatever JSON can hold: configuration, :func:`versions`, metrics.
@@ -52,29 +59,40 @@ def save(
 
     Raises:
       CheckpointError: ``path`` exists (and ``overwrite`` is not set, or it is no
-        checkpoint), or writing failed.
+        checkpoint), also if it was made while this one was written; another program is
+        writing it; or writing failed.
       TypeError: ``record`` is not JSON, or a leaf is not an array.
     """
-    path = Path(path).absolute()
+    path = _resolve(path)
     text = json.dumps(record, indent=2, sort_keys=True)
     flat = arrays.flatten(tree)
     check_replaceable(path, overwrite)
     temporary = _sibling(path, "tmp")
     _barrier("checked")  # no process may look at PATH after another began to change it
-    try:
-        if jax.process_index() == 0:
-            _remove_folder(temporary)  # of a save that was killed
-            temporary.mkdir(parents=True)
-        _barrier("begun")
-        arrays.write(temporary, flat)
-        if jax.process_index() == 0:
-            (temporary / _RECORD).write_text(text + "\n")
-            _write_manifest(temporary)
-            _publish(temporary, path)
-    except Exception as error:
-        if jax.process_index() == 0:
-            _remove_folder(temporary)
-        raise CheckpointError(f"cannot write checkpoint {path}: {error}") from error
+    if jax.process_index() == 0:
+        for leftover in (temporary, _sibling(path, "old")):
+            _check_leftover(path, leftover)
+    with contextlib.ExitStack() as stack:
+        try:
+            if jax.process_index() == 0:
+                _remove_folder(temporary)  # of a save that was killed
+                temporary.mkdir(parents=True)
+                stack.enter_context(hold(temporary / _WRITING, path, keep=True))
+            _barrier("begun")
+            arrays.write(temporary, flat)
+            if jax.process_index() == 0:
+                (temporary / _RECORD).write_text(text + "\n")
+                _write_manifest(temporary)
+                _publish(temporary, path, overwrite)
+        except Exception as error:
+            if jax.process_index() == 0:
+                _remove_folder(temporary)
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"cannot write checkpoint {path}: {sentence(error)}") from error
+    if jax.process_index() == 0:
+        # the lock moved with its folder
+        (path / _WRITING).unlink(missing_ok=True)
     _barrier("done")
 
 
@@ -147,13 +165,29 @@ def remove(path: str | os.PathLike[str]) -> None:
     Raises:
       CheckpointError: ``path`` is something else.
     """
-    path = Path(path).absolute()
+    path = _resolve(path)
     check_replaceable(path, overwrite=True)
     _barrier("found")
     if jax.process_index() == 0:
-        for there in (path, _sibling(path, "tmp"), _sibling(path, "old")):
+        _remove_folder(path)
+        for there in _leftovers(path):
             _remove_folder(there)
     _barrier("removed")
+
+
+def clean(path: str | os.PathLike[str]) -> None:
+    """Mends what killed saves left beside a checkpoint, which may or may not be there.
+
+    A former one that was moved aside comes back where the new one did not take its place;
+    the rest is removed, but folders of any other kind.
+    """
+    path = _resolve(path)
+    former = _sibling(path, "old")
+    if not path.exists() and former in _leftovers(path) and (former / _MANIFEST).is_file():
+        former.rename(path)
+        (path / _WRITING).unlink(missing_ok=True)
+    for there in _leftovers(path):
+        _remove_folder(there)
 
 
 def check_replaceable(path: Path, overwrite: bool) -> None:
@@ -166,9 +200,9 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CheckpointError(f"{path} exists; overwrite=True (--force) replaces it")
-    if not (path / _MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+    if strange := _strange(path):
         raise CheckpointError(
-            f"expected a checkpoint to replace or remove, got {path}: left as it is"
+            f"expected a checkpoint to replace or remove, got {path} with {strange}: left as it is"
         )
 
 
@@ -208,13 +242,68 @@ def _sibling(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{kind}")
 
 
-def _publish(temporary: Path, path: Path) -> None:
+def _resolve(path: str | os.PathLike[str]) -> Path:
+    """Returns the place that a path, perhaps a link, stands for."""
+    return Path(os.path.realpath(path))
+
+
+def _strange(path: Path) -> str:
+    """Returns what shows that a folder is no checkpoint, not even a damaged one; else nothing."""
+    if not path.is_dir():
+        return "what is no folder"
+    names = sorted(entry.name for entry in path.iterdir())
+    strange = [n for n in names if n not in _OWN and not n.startswith(arrays.VARIABLES)]
+    if strange:
+        return f"{strange[0]} in it"
+    known = {_RECORD, _MANIFEST, _WRITING, arrays.LEAVES} & set(names)
+    return "" if known or not names else f"{names[0]} alone in it"
+
+
+def _leftovers(path: Path) -> list[Path]:
+    """Lists what killed saves left beside a checkpoint."""
+    # a complete checkpoint may be the user's own, of this very name
+    return [
+        there
+        for there in (_sibling(path, "tmp"), _sibling(path, "old"))
+        if there.is_dir() and not there.is_symlink() and not _strange(there)
+        and not is_held(there / _WRITING)
+        and ((there / _WRITING).exists() or not (there / _MANIFEST).exists())
+    ]  # fmt: skip
+
+
+def _check_leftover(path: Path, there: Path) -> None:
+    """Checks that what lies in a place that saving needs may be removed."""
+    if not (there.exists() or there.is_symlink()) or there in _leftovers(path):
+        return
+    if is_held(there / _WRITING):
+        with hold(there / _WRITING, path):  # which says who holds it
+            return
+    raise CheckpointError(
+        f"cannot write checkpoint {path}: expected nothing at {there}, which it needs "
+        "while it is written, got a folder of another kind: left as it is"
+    )
+
+
+def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
     """Renames a complete folder to ``path``; a former one is removed after that."""
     former = _sibling(path, "old")
-    if path.exists():
+    if overwrite and path.exists():
         _remove_folder(former)
+        (path / _WRITING).touch()
         path.rename(former)
-    temporary.rename(path)
+    try:
+        # fails where another program made one meanwhile, which is never replaced
+        temporary.rename(path)
+    except OSError as error:
+        if former.exists() and not path.exists():
+            former.rename(path)
+            (path / _WRITING).unlink(missing_ok=True)
+        if path.exists():
+            raise CheckpointError(
+                f"{path}: was made by another process meanwhile, and is left as it is; "
+                "the same command again takes it from there"
+            ) from error
+        raise
     _remove_folder(former)
 
 
@@ -235,7 +324,9 @@ def _read_manifest(path: Path) -> dict[str, str]:
         if not isinstance(sums, dict) or not {_RECORD, arrays.LEAVES} <= set(sums):
             raise ValueError(f"expected the sha256 of {_RECORD} and {arrays.LEAVES}")
     except (OSError, ValueError) as error:  # text that is no JSON is a ValueError, too
-        raise CheckpointError(f"checkpoint {path}: {_MANIFEST} is damaged: {error}") from error
+        raise CheckpointError(
+            f"checkpoint {path}: {_MANIFEST} is damaged: {sentence(error)}"
+        ) from error
     return sums
 
 
@@ -251,7 +342,7 @@ def _compare(path: Path, name: str, expected: str) -> None:
 def _files(path: Path) -> list[str]:
     """Lists every file below ``path`` but the manifest, relative, sorted."""
     names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    return sorted(name for name in names if name != _MANIFEST)
+    return sorted(name for name in names if name not in (_MANIFEST, _WRITING))
 
 
 def _sha256(path: Path) -> str:

@@ -5,7 +5,11 @@ and device its own part. The table, ``leaves.json``, holds what Orbax does not k
 the keys of each path, the generators of typed keys, and arrays without elements.
 """
 
+import contextlib
+import glob
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from jaxunlearn.core.errors import CheckpointError
+from jaxunlearn.core.errors import CheckpointError, sentence
 from jaxunlearn.core.trees import path_name
 
 LEAVES, VARIABLES = "leaves.json", "variables"
@@ -64,13 +68,59 @@ def flatten(tree: Any) -> Leaves:
 
 
 def write(path: Path, leaves: Leaves) -> None:
-    """Writes the table and the arrays into the folder ``path``; called by all processes."""
+    """Writes the table and the arrays into the folder ``path``; called by all processes.
+
+    What was written is read back and compared bit by bit.
+
+    Raises:
+      CheckpointError: it is not what was to be written.
+    """
     if jax.process_index() == 0:
         table = [spec._asdict() for spec, _ in leaves.values()]
         (path / LEAVES).write_text(json.dumps(table, indent=2) + "\n")
     arrays = {name: _storable(leaf) for name, (spec, leaf) in leaves.items() if not _empty(spec)}
-    if arrays:  # Orbax refuses an empty tree, and arrays without elements
-        ocp.save(path / VARIABLES, arrays)
+    if not arrays:  # Orbax refuses an empty tree, and arrays without elements
+        return
+    with _plain(path) as way:
+        ocp.save(way / VARIABLES, arrays)
+        found = ocp.load(way / VARIABLES, {n: _alike(leaf) for n, leaf in arrays.items()})
+    for name, leaf in arrays.items():
+        if not _same_bits(leaf, found[name]):
+            raise CheckpointError(f"checkpoint {path}: leaf {name!r} reads back as another array")
+
+
+@contextlib.contextmanager
+def _plain(path: Path) -> Iterator[Path]:
+    """Yields a way to a folder without the characters ``*?[]``.
+
+    Orbax looks for its files by patterns that begin with the path: where it holds such
+    characters it finds none, and leaves the parts of the arrays unmerged.
+    """
+    if glob.escape(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxunlearn-") as folder:
+        way = Path(folder) / "checkpoint"
+        way.symlink_to(path, target_is_directory=True)
+        yield way
+
+
+def _alike(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _same_bits(one: Any, other: Any) -> bool:
+    """Compares what this process holds of two arrays."""
+    if isinstance(one, np.ndarray):
+        return _bits(one) == _bits(np.asarray(other))
+    parts = zip(one.addressable_shards, other.addressable_shards, strict=True)
+    return all(_bits(np.asarray(a.data)) == _bits(np.asarray(b.data)) for a, b in parts)
+
+
+def _bits(array: np.ndarray) -> tuple[Any, ...]:
+    return array.dtype, array.shape, array.tobytes()
 
 
 def read(path: Path, like: Any = None) -> Any:
@@ -83,9 +133,10 @@ def read(path: Path, like: Any = None) -> Any:
     arrays = {name: _zeros(targets[name]) for name, spec in stored.items() if _empty(spec)}
     rest = {name: target for name, target in targets.items() if name not in arrays}
     try:
-        arrays |= ocp.load(path / VARIABLES, rest) if rest else {}
+        with _plain(path) as way:
+            arrays |= ocp.load(way / VARIABLES, rest) if rest else {}
     except Exception as error:  # Orbax has many kinds
-        raise CheckpointError(f"cannot read checkpoint {path}: {error}") from error
+        raise CheckpointError(f"cannot read checkpoint {path}: {sentence(error)}") from error
     leaves = {name: _finish(arrays[name], leaf, stored[name]) for name, (_, leaf) in wanted.items()}
     if like is None:
         return _nest({stored[name].path: leaf for name, leaf in leaves.items()})

@@ -3,6 +3,8 @@
 import difflib
 import numbers
 import re
+import reprlib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -96,3 +98,47 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'?"`` with the known names nearest to ``name``, or nothing."""
     close = difflib.get_close_matches(name, set(known) - {name}, n=3)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+_QUOTES = reprlib.Repr()
+_QUOTES.maxlevel, _QUOTES.maxstring, _QUOTES.maxother, _QUOTES.maxlong = 3, 100, 100, 40
+_QUOTES.maxtuple = _QUOTES.maxlist = _QUOTES.maxset = _QUOTES.maxfrozenset = 3
+_QUOTES.maxdict = _QUOTES.maxdeque = _QUOTES.maxarray = 3
+
+
+def brief(value: object) -> str:
+    """Returns a value as messages quote it: one line, three items at most, arrays by shape."""
+    shape = getattr(value, "shape", ())
+    if shape and isinstance(shape, tuple):
+        return f"{type(value).__name__} {getattr(value, 'dtype', '')} {list(shape)}"
+    try:
+        return printable(" ".join(_QUOTES.repr(value).split()))
+    except Exception:  # of a type of the user's, or a number of more digits than Python writes
+        return f"a {type(value).__name__} that cannot be written"
+
+
+def sentence(error: BaseException) -> str:
+    """Returns the message of any error as one line of at most 400 characters."""
+    text = printable(" ".join(str(error).split()))
+    return text if len(text) <= 400 else f"{text[:400]}..."
+
+
+def printable(text: str) -> str:
+    """Returns a text without what terminals obey: control characters are written as escapes.
+
+    Line breaks and tabs stay. What turns the direction of writing is escaped too, since it can
+    make one text look like another.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode() if _obeyed(character) else character
+        for character in text
+    )
+
+
+def _obeyed(character: str) -> bool:
+    control = unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
+    return (
+        control
+        or character in "\u061c\u200e\u200f\u2028\u2029"
+        or ("\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069")
+    )

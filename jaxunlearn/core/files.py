@@ -1,17 +1,27 @@
 """Files that are whole or not there: written beside their place, then renamed to it.
 
-And ``.npz`` files of others, which may be anything.
+And files that say that a place is in use, and ``.npz`` files of others, which may be anything.
 """
 
+import contextlib
+import json
+import math
 import os
+import socket
+import time
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxunlearn.core.errors import DataError
+from jaxunlearn.core.errors import CheckpointError, DataError, printable, sentence
+
+try:
+    import fcntl
+except ImportError:  # Windows has other locks: there, places are not held
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -24,19 +34,25 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         stopped, the former file is left as it was.
 
     Raises:
-      OSError: the file cannot be written there.
+      OSError: the file cannot be written there; the error names it.
     """
     # a link keeps pointing to the file
     path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
     # processes that write the same file do not write into each other's
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             write(file)
         temporary.replace(path)
+    except OSError as error:
+        # a full disk tells no name, other errors that of the temporary file
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -63,6 +79,97 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
     write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **found))
 
 
+@contextlib.contextmanager
+def hold(path: Path, place: object, *, keep: bool = False) -> Iterator[None]:
+    """Holds a place for this process: the file ``path`` names host, process and start.
+
+    The operating system lets go of it when the process ends in any way; the file that a killed
+    one left is taken over. Where there are no such locks (Windows, some network file systems)
+    nothing is held.
+
+    Args:
+      place: what messages call the place.
+      keep: leave the file there at the end.
+
+    Raises:
+      CheckpointError: another process holds it, or ``path`` is a file of another kind.
+      OSError: the file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "start": time.strftime("%F %T %z")}
+    while True:
+        # never through a link, which would empty the file that it points to
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        file = os.open(path, flags, 0o644)
+        try:
+            if not _lock(file):
+                raise CheckpointError(f"{place}: in use by {_named(os.read(file, 1000))}")
+            before = os.read(file, 1000)
+            if before and not before.startswith(b'{"host":'):
+                raise CheckpointError(f"expected no file of another kind, got {path}")
+            try:
+                same = os.path.samestat(os.stat(path), os.fstat(file))
+            except FileNotFoundError:  # who held it has just removed it
+                same = False
+            if same:
+                break
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+    try:
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(owner).encode(), 0)
+        yield
+    finally:
+        if not keep:
+            path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def is_held(path: Path) -> bool:
+    """Tells whether some process, this one perhaps, holds the place of a file; see :func:`hold`."""
+    try:
+        file = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return False
+    try:
+        return not _lock(file)
+    finally:
+        os.close(file)
+
+
+def _lock(file: int) -> bool:
+    """Locks an open file; returns false if it is locked already."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # this file system has none
+        return True
+    return True
+
+
+def _named(text: bytes) -> str:
+    """Returns who holds a place, as its file says; it is empty for an instant."""
+    try:
+        owner = json.loads(text)
+        named = f"process {owner['pid']} on {owner['host']} since {owner['start']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+    return printable(named)
+
+
+def most_bytes() -> int:
+    """Returns the most that an array read from a file may take: the memory of this machine."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**36
+
+
 def read_npz(
     path: str | os.PathLike[str],
     required: Sequence[str] | None,
@@ -85,7 +192,8 @@ def read_npz(
 
     Raises:
       DataError: no file, another kind of file or a damaged one, an array is missing, cannot be
-        read, or holds something else.
+        read, holds something else, or the arrays take more than :func:`most_bytes`, which is
+        found out before they are unpacked.
     """
     path = Path(path)
     if not path.is_file():
@@ -97,7 +205,7 @@ def read_npz(
     try:
         archive = np.load(path, allow_pickle=False)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{wanted}: {error}") from error
+        raise DataError(f"{wanted}: {sentence(error)}") from error
     with archive:
         required = archive.files if required is None else required
         if any(key not in archive for key in required):
@@ -106,7 +214,43 @@ def read_npz(
                 f"{path}: expected the keys {keys}, got {', '.join(archive.files) or 'none'}"
             )
         there = [*required, *(key for key in optional if key in archive)]
+        _check_sizes(path, archive.zip, there)
         return {key: _read_key(path, archive, key, key in strings) for key in there}
+
+
+def _check_sizes(path: Path, archive: zipfile.ZipFile, keys: Sequence[str]) -> None:
+    """Checks, before anything is unpacked, that arrays fit into memory and are as long as told."""
+    rest = most_bytes()
+    names = set(archive.namelist())
+    for key in keys:
+        info = archive.getinfo(key if key in names else f"{key}.npy")
+        rest -= info.file_size
+        if rest < 0:
+            raise DataError(
+                f"{path}: {key}: expected arrays of at most {most_bytes():,} bytes together, "
+                f"the memory of this machine, got one of {info.file_size:,}"
+            )
+        told = _told_size(archive, info)
+        if told is not None and told > info.file_size:
+            raise DataError(
+                f"{path}: {key}: expected an array as long as its header says, {told:,} bytes, "
+                f"got {info.file_size:,}"
+            )
+
+
+def _told_size(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int | None:
+    """Returns how many bytes a header announces; ``None`` where it is read with the array."""
+    form = np.lib.format
+    try:
+        with archive.open(info) as file:
+            version = form.read_magic(file)
+            read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+            shape, _, dtype = read(file)
+    # damaged in one of many ways, which reading the array names
+    except Exception:
+        return None
+    # objects are refused when they are read
+    return None if dtype.hasobject else math.prod(shape) * dtype.itemsize
 
 
 def _read_key(path: Path, archive: Any, key: str, strings: bool) -> np.ndarray:
@@ -116,7 +260,8 @@ def _read_key(path: Path, archive: Any, key: str, strings: bool) -> np.ndarray:
     # a damaged or pickled member raises one of many types, depending on the damage
     except Exception as error:
         raise DataError(
-            f"{path}: {key}: expected an array of {kind}, got one that cannot be read: {error}"
+            f"{path}: {key}: expected an array of {kind}, got one that cannot be read: "
+            f"{sentence(error)}"
         ) from error
     if found.dtype.kind not in ("US" if strings else "biuf") or (strings and found.ndim != 1):
         raise DataError(f"{path}: {key}: expected {kind}, got {found.dtype} {list(found.shape)}")

@@ -312,3 +312,136 @@ def test_versions_are_json():
     assert found["jax"] == jax.__version__
     assert found["devices"] == jax.device_count()
     assert {"python", "flax", "optax", "orbax-checkpoint", "numpy", "jaxlib"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    "name", ["a[1]", "a]b[", "what?*", "zwei Wörter", "日本", "{x}%20#", "-rf", "a'b\"c"]
+)
+def test_any_path_is_written_and_read(tmp_path, name):
+    """Orbax's own search for its files takes some characters for patterns."""
+    path = tmp_path / f"folder {name}" / name
+    tree = {"w": jnp.arange(6.0).reshape(2, 3), "deep": {"b": jnp.float32(jnp.nan)}}
+    checkpoint.save(path, tree, {"n": 1})
+    checkpoint.save(path, tree, {"n": 2}, overwrite=True)
+    found, record = checkpoint.load(path, tree)
+    assert record == {"n": 2}
+    assert _bits(found) == _bits(tree)
+    assert os.listdir(path.parent) == [name]
+
+
+def test_what_reads_back_otherwise_is_not_published(tmp_path, monkeypatch):
+    load = checkpoint.arrays.ocp.load
+    monkeypatch.setattr(
+        checkpoint.arrays.ocp, "load", lambda *given: jax.tree.map(lambda a: a + 1, load(*given))
+    )
+    with pytest.raises(CheckpointError, match="leaf 'w' reads back as another array"):
+        checkpoint.save(tmp_path / "c", {"w": jnp.ones(3)}, {})
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["tmp", "old"])
+def test_a_users_checkpoint_with_the_name_of_a_leftover_is_left_alone(tmp_path, kind):
+    mine = tmp_path / f".a.{kind}"
+    checkpoint.save(mine, {"w": jnp.ones(3)}, {"n": 1})
+    for change in (
+        lambda: checkpoint.clean(tmp_path / "a"),
+        lambda: checkpoint.remove(tmp_path / "a"),
+    ):
+        change()
+        assert checkpoint.read_record(mine) == {"n": 1}
+    with pytest.raises(CheckpointError, match="got a folder of another kind: left as it is"):
+        checkpoint.save(tmp_path / "a", {"w": jnp.ones(2)}, {})
+    checkpoint.verify(mine)
+
+
+@pytest.mark.parametrize("kind", ["tmp", "old"])
+def test_a_users_folder_or_link_with_the_name_of_a_leftover_is_left_alone(tmp_path, kind):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "record.json").write_text("{}")
+    (tmp_path / f".a.{kind}").mkdir()
+    (tmp_path / f".a.{kind}" / "thesis.txt").write_text("precious")
+    (tmp_path / f".b.{kind}").symlink_to(tmp_path / "other")
+    for name in "ab":
+        checkpoint.clean(tmp_path / name)
+        with pytest.raises(CheckpointError, match="left as it is"):
+            checkpoint.save(tmp_path / name, {"w": jnp.ones(2)}, {})
+    assert (tmp_path / f".a.{kind}" / "thesis.txt").read_text() == "precious"
+    assert (tmp_path / "other" / "record.json").exists()
+
+
+def test_what_a_kill_left_is_mended(small, monkeypatch):
+    rename = Path.rename
+
+    def killed_at_the_second(self, target):
+        if target == small and self.name.endswith(".tmp"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(small, {}, {"n": 2}, overwrite=True)
+    assert sorted(os.listdir(small.parent)) == [".model.old", ".model.tmp"]
+    checkpoint.clean(small)
+    assert os.listdir(small.parent) == ["model"]
+    checkpoint.verify(small)
+    assert checkpoint.read_record(small) == {"n": 1}
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "record.json", "leaves.json", "variables"])
+def test_a_damaged_checkpoint_is_replaced_when_asked_but_no_other_folder(small, tmp_path, lost):
+    (small / lost).rename(tmp_path / "lost")
+    checkpoint.save(small, {"w": jnp.ones(2)}, {"n": 3}, overwrite=True)
+    assert checkpoint.load(small)[1] == {"n": 3}
+    (small / "notes.txt").write_text("precious")
+    with pytest.raises(CheckpointError, match=r"with notes\.txt in it: left as it is"):
+        checkpoint.save(small, {}, {}, overwrite=True)
+    assert (small / "notes.txt").exists()
+
+
+def test_one_made_meanwhile_is_never_replaced(tmp_path, monkeypatch):
+    path, publish = tmp_path / "c", checkpoint._publish
+
+    def late(*given):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "_sibling", lambda path, kind: path.with_name(f".x.{kind}"))
+            patch.setattr(checkpoint, "_publish", publish)
+            checkpoint.save(path, {"w": jnp.ones(1)}, {"n": 1})
+        publish(*given)
+
+    monkeypatch.setattr(checkpoint, "_publish", late)
+    with pytest.raises(CheckpointError, match="made by another process meanwhile"):
+        checkpoint.save(path, {"w": jnp.ones(2)}, {"n": 2})
+    assert checkpoint.read_record(path) == {"n": 1}
+    assert os.listdir(tmp_path) == ["c"]
+
+
+def test_of_two_who_write_the_same_one_is_told(tmp_path, monkeypatch):
+    path, write, told = tmp_path / "c", checkpoint.arrays.write, []
+
+    def both(*given):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.arrays, "write", write)
+            with pytest.raises(CheckpointError, match=r"c: in use by process \d+ on .* since") as e:
+                checkpoint.save(path, {"w": jnp.ones(1)}, {"n": 1})
+        told.append(str(e.value))
+        write(*given)
+
+    monkeypatch.setattr(checkpoint.arrays, "write", both)
+    checkpoint.save(path, {"w": jnp.ones(2)}, {"n": 2})
+    assert told
+    assert f"process {os.getpid()} " in told[0]
+    assert checkpoint.load(path)[1] == {"n": 2}
+
+
+def test_links_are_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "model"
+    link.symlink_to(tmp_path / "disk" / "model", target_is_directory=True)
+    for number in (1, 2):
+        checkpoint.save(link, {"w": jnp.ones(number)}, {"n": number}, overwrite=True)
+        assert link.is_symlink()
+        assert checkpoint.load(tmp_path / "disk" / "model")[1] == {"n": number}
+    assert os.listdir(tmp_path / "disk") == ["model"]
+    checkpoint.remove(link)
+    assert not os.listdir(tmp_path / "disk")

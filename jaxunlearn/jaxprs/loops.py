@@ -1,10 +1,13 @@
-"""Loops and branches as they stand in a jaxpr: how often they run, and which way."""
+"""What JAX runs as a program of its own: loops, branches, reductions by a function."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
@@ -83,6 +86,37 @@ def _sliced(closed: Any, outs: list[bool]) -> Callable[..., list[Any]]:
     jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, outs)
     run: Callable[..., list[Any]] = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, closed.consts))
     return lambda *args: run(*(arg for arg, own in zip(args, used, strict=True) if own))
+
+
+def plain(eqn: Any) -> Callable[[Any, Any], list[Any]] | None:
+    """Returns a reduction by one operation as that of JAX, and what it begins with behind it.
+
+    For JAX it is one of the reader's if what it begins with is no number that stands there.
+    """
+    p = dict(eqn.params)
+    body: Any = p.pop("jaxpr")
+    kinds: dict[str, tuple[Any, float]] = {
+        "add": (lax.add, 0), "max": (lax.max, -math.inf), "min": (lax.min, math.inf)
+    }  # fmt: skip
+    names = [one.primitive.name for one in getattr(body, "jaxpr", body).eqns]
+    dtype = eqn.outvars[0].aval.dtype
+    if len(names) != 1 or names[0] not in kinds or not jnp.issubdtype(dtype, jnp.floating):
+        return None
+    operation, first = kinds[names[0]]
+
+    def run(x: Any, begin: Any) -> list[Any]:
+        neutral = np.asarray(first, dtype)
+        if eqn.primitive.name == "reduce":
+            return [operation(lax.reduce(x, neutral, operation, p["dimensions"]), begin)]
+        return [operation(_window(x, neutral, operation, p), begin)]
+
+    return run
+
+
+def _window(x: Any, first: Any, operation: Any, p: dict[str, Any]) -> Any:
+    size, strides = p["window_dimensions"], p["window_strides"]
+    dilation = p["base_dilation"], p["window_dilation"]
+    return lax.reduce_window(x, first, operation, size, strides, p["padding"], *dilation)
 
 
 def platform(params: dict[str, Any]) -> int | None:

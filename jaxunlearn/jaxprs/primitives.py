@@ -158,8 +158,9 @@ class Op(NamedTuple):
         The results of a sort are its operands, one by one; the second one of the largest
         elements is where they were.
         """
-        if self.row.role == "order" and len(self.outs) > 1:
-            return len(self.ins) != len(self.outs) if place else False
+        if self.row.role == "order":
+            sorts = len(self.ins) == len(self.outs)
+            return self.ins[place] not in data if sorts else place > 0
         return self.row.role == "decision"
 
 
@@ -587,7 +588,7 @@ REFUSED: Mapping[str, str] = {
         ),
         "a loop that runs as often as its data says": "while",
         "a loop of more than 20,000 operations": "scan",
-        "it runs a function of the user's over positions": "reduce reduce_window",
+        "its function is not one sum, maximum or minimum": "reduce reduce_window",
         "it reads bits, not numbers": "bitcast_convert_type from_edtype to_edtype",
         "a logarithm of sums, each of other elements": "cumlogsumexp",
         "it makes values from none": (

@@ -115,9 +115,12 @@ class Flattener:
     def _smaller(self, eqn: Any, ins: list[int], callers: tuple[Any, ...]) -> list[int] | None:
         """Appends what an equation does in smaller steps; ``None`` if it is one step."""
         name, role = eqn.primitive.name, row_of(eqn.primitive.name).role
-        if role == "same":
+        if role == "same" or (name == "device_put" and not any(eqn.params["devices"])):
             return ins
         inside = (*callers, eqn.source_info)
+        if name in ("reduce", "reduce_window") and len(ins) == 2:
+            plain = loops.plain(eqn)
+            return None if plain is None else self._own(plain, ins, eqn, inside)
         if role in ("call", "gradient"):
             body = held_by(eqn)
             return None if body is None else self.inline(body, ins, inside)

@@ -7,7 +7,7 @@ kernel are followed from the variables to the operation that reads it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from jaxunlearn.jaxprs.primitives import Axis, Contraction, Op
@@ -71,6 +71,29 @@ def contraction(op: Op, program: Program, data: int) -> Contraction:
     contract = op.row.contract
     assert contract is not None
     return contract(op.params, [len(program.shape(v)) for v in op.ins], data)
+
+
+def kept(op: Op, program: Program, position: int, axis: Axis | None) -> Axis | None:
+    """Returns the axis of the data of a linear operation in the result, ``None`` if it is lost.
+
+    An axis of groups of features, which are convolved each by itself, is kept.
+    """
+    if axis is None:
+        return None
+    dims = contraction(op, program, position)
+    if axis.dim in dims.kept:
+        return axis._replace(dim=dims.kept[axis.dim])
+    groups = op.params.get("feature_group_count", 1)
+    if position or groups == 1 or axis.dim != dims.contracted[0][0]:
+        return None
+    width = program.shape(op.ins[position])[axis.dim] // groups
+    (made,) = dims.made
+    each = program.shape(op.outs[0])[made] // groups
+    return (
+        axis._replace(dim=made, inner=axis.inner // width * each)
+        if axis.inner % width == 0
+        else None
+    )
 
 
 def varies(program: Program, value: int, rank: int) -> tuple[tuple[int, ...], int]:
@@ -168,6 +191,8 @@ class Unit(NamedTuple):
         type or scaling by constants; several axes are contracted; a
         convolution has groups.
       out_axis: the same for the neurons. Groups of features leave it whole.
+      out_axes: the axes of the stored kernel that the neurons run along, from the slowest to the
+        fastest; two of ``[in, heads, features]``. Empty where they are not known.
     """
 
     kernel: str
@@ -179,13 +204,20 @@ class Unit(NamedTuple):
     key: str
     in_axis: int | None
     out_axis: int | None
+    out_axes: tuple[int, ...] = ()
 
 
 class Units:
-    """Collects the units of a program, asked for in execution order."""
+    """Collects the units of a program, asked for in execution order.
 
-    def __init__(self, program: Program) -> None:
+    Args:
+      program: the program.
+      apart: values whose operations are steps of their own: nothing is folded into them.
+    """
+
+    def __init__(self, program: Program, apart: Collection[int] = ()) -> None:
         self.program = program
+        self.apart = apart
         self.found: list[Unit] = []
         self.consumers: dict[int, list[Op]] = {}
         for op in program.ops:
@@ -238,7 +270,7 @@ class Units:
             # what is decided differs between the examples
             fixed = self.program.decided.isdisjoint(following.ins)
             known = following.row.affine in kinds and fixed
-            if len(positions) != 1 or inverted or not known:
+            if len(positions) != 1 or inverted or not known or following.outs[0] in self.apart:
                 break
             found.append(following)
             value = following.outs[0]
@@ -256,7 +288,7 @@ class Units:
           read: the unit whose neurons it reads, and where their axis lies in what it reads.
         """
         shape = self.program.shape(op.ins[dims.kernel])
-        in_axis, out_axis = self._kernel_axes(op, dims)
+        in_axis, out_axes = self._kernel_axes(op, dims)
         kernel = self._path(op.ins[dims.kernel]) or f"constant:{op.name}"
         again = sum(unit.kernel == kernel for unit in self.found)
         unit = Unit(
@@ -269,22 +301,23 @@ class Units:
             producer=self._producer(op.ins[dims.data], dims, read),
             key=f"{kernel}#{again}" if again else kernel,
             in_axis=in_axis,
-            out_axis=out_axis,
+            out_axis=out_axes[0] if len(out_axes) == 1 else None,
+            out_axes=out_axes,
         )
         self.found.append(unit)
         return unit
 
-    def _kernel_axes(self, op: Op, dims: Contraction) -> tuple[int | None, int | None]:
+    def _kernel_axes(self, op: Op, dims: Contraction) -> tuple[int | None, tuple[int, ...]]:
         """Returns the axes of the stored kernel that inputs and neurons run along."""
         if op.params.get("batch_group_count", 1) != 1:
-            return None, None
+            return None, ()
         stored = leaf_axes(self.program, op.ins[dims.kernel])
         grouped = op.params.get("feature_group_count", 1) != 1
         contracted = [] if grouped else [d for _, d in dims.contracted]
-        made = list(dims.made.values())
+        made = [stored[kernel] for _, kernel in sorted(dims.made.items()) if kernel in stored]
         return (
             stored.get(contracted[0]) if len(contracted) == 1 else None,
-            stored.get(made[0]) if len(made) == 1 else None,
+            tuple(made) if len(made) == len(dims.made) else (),
         )
 
     def _path(self, value: int) -> str | None:

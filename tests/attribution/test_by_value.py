@@ -284,3 +284,40 @@ def test_numbers_inside_a_function_take_nothing(act, weights):
     linear = {key for key, entry in r.ledger.items() if jnp.any(entry.total != 0)}
     assert linear <= {"w/0", "head"}, linear
     np.testing.assert_allclose(r.neurons["w/0"].sum(-1), 1, rtol=1e-9)
+
+
+OPEN = {
+    "sigmoid": (jax.nn.sigmoid, 0.5),
+    "by_hand": (lambda z: 1 / (1 + jnp.exp(-z)), 0.5),
+    "of_tanh": (lambda z: 0.5 * (1 + jnp.tanh(z)), 0.5),
+    "exp": (jnp.exp, 1.0),
+    "softplus": (jax.nn.softplus, np.log(2)),
+    "cos": (jnp.cos, 1.0),
+    "tanh": (jnp.tanh, 0.0),
+    "silu": (jax.nn.silu, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_a_gate_that_is_open_by_itself_scales(name):
+    gate, rest = OPEN[name]
+    v = {"value": jnp.eye(3), "gate": jnp.eye(3)}
+    x = draw(4, 3, seed=12)
+    r = lrp(lambda v, x: (x @ v["value"]) * gate(-x @ v["gate"]), rules.zero())(
+        v, x, jnp.ones((4, 3))
+    )
+    moved = (1 - rest / gate(-x)) / 2
+    np.testing.assert_allclose(r.neurons["gate"], moved, rtol=1e-9)
+    np.testing.assert_allclose(r.neurons["value"], 1 - moved, rtol=1e-9)
+    np.testing.assert_allclose(r.input, 1, rtol=1e-9)
+
+
+def test_of_two_gates_that_are_open_a_constant_is_left():
+    v = {"a": jnp.eye(3), "b": jnp.eye(3)}
+    x = draw(4, 3, seed=13)
+    net = lambda v, x: jax.nn.sigmoid(x @ v["a"]) * jnp.exp(x @ v["b"])  # noqa: E731
+    r = lrp(net, rules.zero())(v, x, net(v, x))
+    a, b = jax.nn.sigmoid(x) - 0.5, jnp.exp(x) - 1
+    np.testing.assert_allclose(r.neurons["a"], a + a * b / 2, rtol=1e-9)
+    np.testing.assert_allclose(r.neurons["b"], 0.5 * b + a * b / 2, rtol=1e-9)
+    np.testing.assert_allclose(r.ledger["mul"].bias, 0.5 * 3, rtol=1e-9)

@@ -1,19 +1,21 @@
 """Groups a traced program into steps that relevance crosses at once."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.jaxprs.callers import Own, own_steps
 from jaxunlearn.jaxprs.primitives import Axis, Contraction, Op, Row
 from jaxunlearn.jaxprs.program import Program
-from jaxunlearn.jaxprs.units import Unit, Units, carry, contraction
+from jaxunlearn.jaxprs.units import Unit, Units, carry, contraction, kept
 
 Kind = Literal[
     "linear", "pool", "affine", "max", "layout", "lookup", "sum", "pass", "softmax", "logsumexp",
-    "matmul", "gate", "choice", "mix", "order", "factors", "write", "unknown",
+    "matmul", "gate", "choice", "mix", "order", "factors", "write", "own", "unknown",
 ]  # fmt: skip
 
 
@@ -33,6 +35,8 @@ class Step(NamedTuple):
       nonnegative: whether the input is known to have no negative element.
       axes: what a softmax or logsumexp runs over.
       mixes: whether the results of one example depend on the others.
+      functions: for each operand of a gate the operations that make it from one value, element
+        by element, and nothing else; none where it is no such function.
     """
 
     kind: Kind
@@ -46,6 +50,7 @@ class Step(NamedTuple):
     nonnegative: bool = False
     axes: tuple[int, ...] = ()
     mixes: bool = False
+    functions: tuple[tuple[Op, ...], ...] = ()
 
 
 class Plan(NamedTuple):
@@ -68,7 +73,7 @@ class Plan(NamedTuple):
     neurons: dict[int, tuple[int, Axis]]
 
 
-def plan(program: Program) -> Plan:
+def plan(program: Program, own: Sequence[str] = ()) -> Plan:
     """Groups a program into steps; nothing is computed.
 
     The kinds: ``linear`` (one operation with a constant kernel and what is folded into
@@ -82,20 +87,27 @@ def plan(program: Program) -> Plan:
     ``order`` (elements picked by size), ``factors`` (a product over positions),
     ``write`` (elements put at positions); ``unknown``.
     """
-    return _Planner(program).run()
+    return _Planner(program, own).run()
 
 
 class _Planner:
     """One walk over the operations; every method adds to what is known so far."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, own: Sequence[str] = ()) -> None:
         self.program = program
-        self.units = Units(program)
+        ops = [op for op in program.ops if not program.data.isdisjoint(op.outs)]
+        found = (Patterns(program).whole(op) for op in ops) if own else ()
+        self.own_kinds = {whole[0] for whole in found if whole is not None}.intersection(own)
+        groups = own_steps(ops, [name for name in own if name not in self.own_kinds])
+        self.own = {group.ops[0].outs[0]: group for group in groups}
+        apart = {out for group in groups for op in group.ops for out in op.outs}
+        self.units = Units(program, apart)
         self.signs = Signs(program)
-        self.patterns = Patterns(program)
+        self.patterns = Patterns(program, apart)
         self.steps: list[Step] = []
         self.names: dict[tuple[str, str], int] = {}
         self.functions = Functions(program)
+        self.passes: set[int] = set()
         self.neurons: dict[int, tuple[int, Axis]] = {}
         shapes = {v: program.shape(v) for v in program.xs if v in program.data}
         self.examples = {v: Axis(0, 1, shape[0]) for v, shape in shapes.items() if shape}
@@ -109,12 +121,16 @@ class _Planner:
                 continue
             if op.outs[0] in absorbed:
                 continue
-            step = self.named(self.step(op, positions))
-            step = step._replace(mixes=step.mixes or self.mixes(op, positions))
+            own = self.own.get(op.outs[0])
+            step = self.named(self.step(op, positions) if own is None else self.alone(own))
+            if step.kind != "own":
+                step = step._replace(mixes=step.mixes or self.mixes(op, positions))
             absorbed.update(o.outs[0] for o in step.ops)
             self.steps.append(step)
             for inner in step.ops:
                 self.follow(inner, step)
+            if step.kind == "own":
+                self.keep_examples(step)
         units = tuple(self.units.found)
         return Plan(self.program, tuple(self.steps), units, self.examples, self.neurons)
 
@@ -123,10 +139,43 @@ class _Planner:
             return step._replace(name=step.ops[0].name, key=self.units.found[step.unit].key)
         op = step.ops[0]
         name = step.name or op.name
-        shown = op.params["name"] if name == "name" else name
+        shown = op.params["name"] if name == "name" else step.key or name
         number = self.names.get((name, shown), 0)
         self.names[name, shown] = number + 1
         return step._replace(name=name, key=f"{shown}#{number}" if number else shown)
+
+    def alone(self, own: Own) -> Step:
+        """Returns the step of operations that have a rule of their own."""
+        program, ops = self.program, own.ops
+        made = {out for op in ops for out in op.outs}
+        if own.whole:
+            read = dict.fromkeys(v for op in ops for v in op.ins if v not in made)
+            ins = [v for v in read if v in program.data]
+            users = self.units.consumers
+            needed = (v for v in made if v in program.data)
+            outs = [
+                v for v in sorted(needed)
+                if v == program.out or any(made.isdisjoint(op.outs) for op in users.get(v, ()))
+            ]  # fmt: skip
+        else:
+            ins = [ops[0].ins[i] for i in program.data_ins(ops[0]) if i in ops[0].values]
+            outs = list(ops[0].outs)
+        floats = [v for v in ins if jnp.issubdtype(program.avals[v].dtype, jnp.inexact)]
+        return Step("own", ops, tuple(floats or ins), tuple(outs), own.name, own.shown)
+
+    def keep_examples(self, step: Step) -> None:
+        """Takes the examples to stay where they are in what has a rule of its own.
+
+        Where nothing is known of it. If they do not, relevance crosses from one to another, and
+        the ledger still adds up.
+        """
+        for out in step.outs:
+            axes = {self.examples[v] for v in step.ins if v in self.examples}
+            axis = axes.pop() if len(axes) == 1 and out not in self.examples else None
+            if axis is not None and axis.exact(self.program.shape(step.ins[0])):
+                sizes = self.program.shape(out)[axis.dim : axis.dim + 1]
+                if sizes == (axis.size,):
+                    self.examples[out] = axis
 
     def step(self, op: Op, positions: list[int]) -> Step:
         """Returns the step that begins with an operation on data."""
@@ -157,6 +206,8 @@ class _Planner:
         role, whole = op.row.role, self.patterns.whole(op)
         if whole is not None:
             kind, value, axes = whole
+            if kind in self.own_kinds:
+                return Step("own", (op,), (value,), op.outs, kind, axes=axes)
             name, axis = "" if kind == "pass" else kind, self.examples.get(value)
             lost = any(v not in self.examples for v in values) or (axis and axis.dim in axes)
             mixes = axis is not None and axis.size > 1 and bool(lost)
@@ -174,8 +225,30 @@ class _Planner:
             normaliser = self.patterns.normaliser(op)
             if normaliser is not None:
                 return Step("pass", (op,), (op.ins[1 - normaliser],), op.outs)
-            return Step("gate", (op,), values, op.outs)
+            functions = tuple(self.function(v) for v in values)
+            return Step("gate", (op,), values, op.outs, functions=functions)
         return Step("unknown", (op,), values, op.outs)
+
+    def function(self, value: int) -> tuple[Op, ...]:
+        """Returns the operations of an activation that ends in a value, laid out or not."""
+        last = self.patterns.laid_out(value)
+        base = self.functions.start(last, self.passes)
+        found: list[Op] = []
+        waiting, seen = [last], {base}
+        while waiting:
+            here = waiting.pop()
+            if here not in seen and not self.constant(here):
+                seen.add(here)
+                op = self.program.made_by[here]
+                found.append(op)
+                waiting.extend(op.ins)
+        constants = {v for op in found for v in op.ins if self.constant(v)}
+        numbers = all(math.prod(self.program.shape(self.units.source(v))) == 1 for v in constants)
+        return tuple(sorted(found, key=lambda op: op.outs[0])) if numbers else ()
+
+    def constant(self, value: int) -> bool:
+        """Tells that a value is the same for all data."""
+        return value not in self.program.data and value not in self.program.decided
 
     def choice(self, op: Op, values: tuple[int, ...]) -> Step:
         cases = op.ins[1:] if op.name == "select_n" else op.ins
@@ -189,8 +262,9 @@ class _Planner:
     def zero(self, value: int) -> bool:
         """Tells that a constant is known to be zero."""
         constant = self.program.consts.get(self.units.source(value))
-        known = constant is not None and not isinstance(constant, jax.core.Tracer)
-        return known and np.size(constant) == 1 and not np.any(np.asarray(constant))
+        if constant is None or isinstance(constant, jax.core.Tracer):
+            return False
+        return np.size(constant) == 1 and not np.any(np.asarray(constant))
 
     def of_one(self, op: Op, values: tuple[int, ...]) -> Step:
         """Returns the step of a function of one value: constants that are added absorb."""
@@ -199,7 +273,9 @@ class _Planner:
             return Step("pass", (op,), values, op.outs)
         if op.row.affine in affine and not self.program.inverts(op, self.program.data_ins(op)):
             ops = (op, *self.units.chain(op, affine, through=True))
-            shifts = [one for one in ops if one.row.affine == "shift"]
+            shifts = [
+                one for one in ops if one.row.affine == "shift" and not any(map(self.zero, one.ins))
+            ]
             if shifts and not self.within(ops, shifts):
                 return Step("affine", ops, values, ops[-1].outs, name=shifts[0].name)
         return Step("pass", (op,), values, op.outs)
@@ -231,11 +307,10 @@ class _Planner:
             if axis is None or axis.size == 1:
                 continue
             if op.row.role == "linear":
-                if axis.dim not in contraction(op, self.program, position).kept:
+                if kept(op, self.program, position, axis) is None:
                     return True
-            elif op.row.role in ("pool", "max"):
-                if carry(op, self.program, position, axis) is None:
-                    return True
+            elif op.row.role in ("pool", "max") and carry(op, self.program, position, axis) is None:
+                return True
         return False
 
     def linear(self, op: Op, positions: list[int]) -> Step:
@@ -259,12 +334,14 @@ class _Planner:
 
     def follow(self, op: Op, step: Step) -> None:
         """Carries what is known of the operands over to the results."""
-        if op is step.ops[0] and op.row.contract is not None:
+        if op.row.contract is not None and (op is step.ops[0] or step.kind == "own"):
             self.begin(op, step)
             return
         self.signs.follow(op)
-        if op.row.elementwise:
+        if op.row.elementwise and step.kind != "own":
             self.functions.follow(op)
+            if step.kind in ("pass", "sum", "choice"):
+                self.passes.update(op.outs)
         if step.kind == "lookup":
             place = self.program.data_ins(op)[0]
             found = carry(op, self.program, place, self.examples.get(op.ins[place]))
@@ -281,6 +358,8 @@ class _Planner:
         if step.kind == "pass":
             positions = [i for i in positions if op.ins[i] in step.ins] or positions
         of_one = op.row.elementwise and self.functions.base(op.ins) is not None
+        if step.axes or (step.kind == "own" and op.row.role in ("sum", "product", "choice")):
+            return
         if of_one or step.kind not in ("sum", "gate", "choice", "softmax", "logsumexp"):
             neurons = {self.carried(op, i) for i in positions}
             whose = neurons.pop() if len(neurons) == 1 else None
@@ -296,10 +375,7 @@ class _Planner:
         """Notes that a linear operation keeps the examples apart and makes new features."""
         found = set()
         for position in self.program.data_ins(op):
-            dims = contraction(op, self.program, position)
-            axis = self.examples.get(op.ins[position])
-            kept = None if axis is None else dims.kept.get(axis.dim)
-            found.add(None if axis is None or kept is None else axis._replace(dim=kept))
+            found.add(kept(op, self.program, position, self.examples.get(op.ins[position])))
         axis = found.pop() if len(found) == 1 else None
         if axis is not None:
             self.examples[op.outs[0]] = axis
@@ -363,6 +439,12 @@ class Functions:
                 here, other = (up, other) if depth >= height else (here, over)
         return here
 
+    def start(self, value: int, through: set[int]) -> int:
+        """Returns the first value that a value is a function of, by steps of a set alone."""
+        while value in through and value in self._above:
+            value = self._above[value][0]
+        return value
+
     def smooth(self, values: tuple[int, ...]) -> bool:
         """Tells that one of the values is a function that is not linear in pieces."""
         return not self._smooth.isdisjoint(values)
@@ -374,9 +456,11 @@ class Patterns:
     Softmax and its logarithm, logsumexp, normalisers.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, apart: Collection[int] = ()) -> None:
         self.program = program
-        self.made_by = program.made_by
+        self.made_by = {v: op for v, op in program.made_by.items() if v not in apart}
+        # what carries no relevance is looked through, whatever rules it has
+        self.every = Patterns(program) if apart else self
 
     def whole(self, op: Op) -> tuple[Kind, int, tuple[int, ...]] | None:
         """Returns the kind of step, its input and axes, where an operation ends one of these:
@@ -449,10 +533,11 @@ class Patterns:
         """Tells that a value is a maximum of ``x``, which changes no softmax."""
         if value not in self.program.data:
             return False
-        highest = self._maker(value, lambda row: _laid_out(row) or row.role == "choice")
+        every = self.every
+        highest = every._maker(value, lambda row: _laid_out(row) or row.role == "choice")
         if highest is None or highest.name != "reduce_max":
             return False
-        return self._value(highest.ins[0]) == self._value(x)
+        return every._source(highest.ins[0]) == every._source(x)
 
     def _maker(self, value: int, through: Callable[[Row], bool] = _still) -> Op | None:
         """Returns the operation that made a value, behind operations that only pass it on."""
@@ -465,6 +550,14 @@ class Patterns:
             op = self.made_by.get(onward[0])
         return op
 
+    def laid_out(self, value: int) -> int:
+        """Returns the value that another one holds the elements of."""
+        op = self.made_by.get(value)
+        while op is not None and _laid_out(op.row) and value in self.program.data:
+            value = op.ins[0]
+            op = self.made_by.get(value)
+        return value
+
     def _value(self, value: int) -> int:
         """Returns the value behind operations that pass it on, or mask it by a constant."""
         op = self.made_by.get(value)
@@ -473,6 +566,15 @@ class Patterns:
             if len(onward) != 1 or (op.name == "select_n" and onward == [0]):
                 break
             value = op.ins[onward[0]]
+            op = self.made_by.get(value)
+        return value
+
+    def _source(self, value: int) -> int:
+        """Returns the value behind operations that pass it on, mask it or lay it out anew."""
+        value = self._value(value)
+        op = self.made_by.get(value)
+        while op is not None and op.row.keeps:
+            value = self._value(op.ins[0])
             op = self.made_by.get(value)
         return value
 
@@ -497,7 +599,7 @@ class Patterns:
             if here not in self.program.data or here in seen:
                 continue
             seen.add(here)
-            op = self.made_by.get(here)
+            op = self.program.made_by.get(here)
             if op is not None and (op.row.reduces or self._squares(op)):
                 found = True
                 continue

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.jaxprs.primitives import Axis, Op
-from jaxunlearn.jaxprs.program import Program, bind, evaluate, trace
+from jaxunlearn.jaxprs.program import Flattener, Program, bind, evaluate, trace
 from jaxunlearn.jaxprs.replay import canonical
 from jaxunlearn.jaxprs.steps import Plan, plan
 from jaxunlearn.jaxprs.units import Unit, carry, contraction
@@ -88,6 +88,41 @@ def logits(fn: Apply) -> Apply:
         return found
 
     return unshifted
+
+
+def sums_to_one(closed: Any) -> bool:
+    """Tells that a function ends in a softmax: it divides what it returns by the sum of it.
+
+    Args:
+      closed: its jaxpr, of one output; nothing is computed.
+
+    Source: own.
+    """
+    flat = Flattener()
+    (out,) = flat.inline(closed, [flat.new(aval) for aval in closed.in_avals])
+    made_by = {value: op for op in flat.ops for value in op.outs}
+
+    def behind(value: int) -> int:
+        """Returns the value that was only moved, repeated or rounded to make this one."""
+        while value in made_by and made_by[value].name in _MOVED:
+            value = made_by[value].ins[0]
+        return value
+
+    last = made_by.get(behind(out))
+    if last is None or last.name != "div":
+        return False
+    total = made_by.get(behind(last.ins[1]))
+    return (
+        total is not None
+        and total.name == "reduce_sum"
+        and behind(total.ins[0]) == behind(last.ins[0])
+    )
+
+
+_MOVED = (
+    "broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "squeeze",
+    "stop_gradient", "transpose",
+)  # fmt: skip
 
 
 class Read(NamedTuple):

@@ -39,7 +39,8 @@ def save_heatmaps(
 
     Blue is negative, white zero, red positive. The heat map of a row has its own scale,
     and so have the maps of one layer in a row, together: the 99.5 % quantile of
-    the magnitudes; what lies beyond saturates.
+    the magnitudes; what lies beyond saturates. Above a map that shows nothing
+    (``relevance.telling``) stands the reason.
 
     Args:
       path: of the PNG; an existing file is replaced.
@@ -65,7 +66,7 @@ def save_heatmaps(
     pictures = style.to_rgb(images)
     heats = _heats(relevance, pictures.shape[:3])
     columns = _layers(relevance, layers, channels, pictures.shape[:3])
-    beside = _names(relevance, names, len(pictures))
+    beside, doubts = _names(relevance, names, len(pictures)), _doubts(relevance, len(pictures))
     widths = [_CELL] * 3 + [layer.width for layer in columns]
     gaps = [_NEAR, _NEAR, *[_APART] * len(columns)]
     starts = _LEFT + np.cumsum([0.0, *(w + g for w, g in zip(widths, gaps, strict=False))])
@@ -86,7 +87,7 @@ def save_heatmaps(
             side = {"ha": "right", "va": "center", "fontsize": 8}
             page.text(_LEFT - 0.12, upper + _CELL / 2, beside[row], **side)
             heat, scale = heats[row], style.scale_of(heats[row])
-            about = f"sum {style.signed(heat.sum(), 3)}, scale ±{scale:.2g}"
+            about = doubts[row] or f"sum {style.signed(heat.sum(), 3)}, scale ±{scale:.2g}"
             page.image(starts[0], upper, _CELL, picture)
             _map(page, starts[1], upper, heat, scale, about)
             page.image(starts[2], upper, _CELL, style.overlay(picture, heat, scale))
@@ -184,6 +185,19 @@ def _names(relevance: Any, names: Sequence[str] | None, batch: int) -> list[str]
         return [""] * batch
     predicted = style.as_numbers("relevance.logits", logits).argmax(-1)
     return [f"predicted\n{label}" for label in predicted]
+
+
+def _doubts(relevance: Any, batch: int) -> list[str]:
+    """Returns the reason why the map of each example shows nothing, or no words."""
+    if not isinstance(relevance, Relevance):
+        return [""] * batch
+    columns = (relevance.telling, relevance.arrived, relevance.spread)
+    return [
+        "" if telling
+        else f"shows nothing: {100 * arrived:.2g} % arrived" if arrived < 0.01
+        else f"shows nothing: sum |R| {spread:.2g}"
+        for telling, arrived, spread in zip(*map(np.asarray, columns), strict=True)
+    ]  # fmt: skip
 
 
 def top_channels(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.attribution.lrp.assign import Rules, check
+from jaxunlearn.attribution.lrp.assign import Rules, check, operations
 from jaxunlearn.attribution.lrp.rule import Rule
 from jaxunlearn.attribution.lrp.rules import epsilon
 from jaxunlearn.attribution.lrp.sweep import Absorbed, Sweep
@@ -62,15 +62,62 @@ class Relevance(NamedTuple):
 
         Zero up to rounding; where it is not, relevance was lost or made, and nothing says where.
         """
-        entries = (entry.total for entry in self.ledger.values())
+        entries = (entry.total.astype(self.total.dtype) for entry in self.ledger.values())
         return self.total - sum(entries, jnp.zeros_like(self.total))
 
-    def check(self, tolerance: float = 1e-3) -> None:
-        """Warns if, for an example, the gap is above a share of ``sum |start|``, or no number.
+    @property
+    def arrived(self) -> jax.Array:
+        """Returns ``[B]``: the share of the start that arrived at the input.
 
-        :func:`lrp` does so itself where its results are not traced; of what a jitted function
-        returned it is asked for here.
+        ``|sum R_input| / |sum start|``; where the start cancels (a margin),
+        ``sum |R_input| / sum |start|``.
         """
+        reached, amount = self._sums(self.input)
+        start, most = self._sums(self.start)
+        cancels = jnp.abs(start) < 1e-3 * most
+        return jnp.where(cancels, amount, jnp.abs(reached)) / jnp.where(
+            cancels, most, jnp.abs(start)
+        )
+
+    @property
+    def spread(self) -> jax.Array:
+        """Returns ``[B]``: ``sum |R_input| / sum |start|``, large where relevance cancels."""
+        return self._sums(self.input)[1] / self._sums(self.start)[1]
+
+    @property
+    def telling(self) -> jax.Array:
+        """Returns ``[B]``, bool: whether the map of an example shows anything.
+
+        It does not where less than 1 % of the start arrived at the input (the rest fell on
+        biases), where its relevance is a thousand times the start (rounding and cancellation),
+        or where it is no number.
+        """
+        return (self.arrived >= 0.01) & (self.spread <= 1000)
+
+    def _sums(self, tree: Any) -> tuple[jax.Array, jax.Array]:
+        """Returns the sum of each example, and that of the absolute values."""
+        leaves = [leaf.astype(self.total.dtype) for leaf in jax.tree.leaves(tree)]
+        values = [leaf.reshape(leaf.shape[0], -1) for leaf in leaves]
+        total = sum((v.sum(1) for v in values), jnp.zeros_like(self.total))
+        return total, sum((jnp.abs(v).sum(1) for v in values), jnp.zeros_like(self.total))
+
+    def check(self, tolerance: float = 1e-3) -> None:
+        """Warns of examples whose relevance does not add up, or whose map shows nothing.
+
+        The first where the gap is above a share of ``sum |start|``, or no number; the second
+        where :attr:`telling` is false. :func:`lrp` does so itself where its results are not
+        traced; of what a jitted function returned it is asked for here.
+        """
+        silent = ~np.asarray(self.telling)
+        if silent.any():
+            worst = int(np.argmax(silent))
+            arrived, spread = float(self.arrived[worst]), float(self.spread[worst])
+            warnings.warn(
+                f"the map of {int(silent.sum())} of {silent.size} examples shows nothing: of "
+                f"example {worst} {arrived:.2g} of the start arrived at the input, where "
+                f"sum |R| is {spread:.2g} times the start",
+                stacklevel=3,
+            )
         allowed = tolerance * np.asarray(jnp.sum(jnp.abs(self.start), axis=1))
         gap = np.abs(np.asarray(self.gap))
         wrong = ~(gap <= allowed)
@@ -153,7 +200,7 @@ def lrp(
     stabilizer = eps if eps is not None else 0.0 if exact else 1e-6
 
     def relevance(variables: Any, x: Any, start: Start = argmax()) -> Relevance:  # noqa: B008
-        planned = plan(trace(fn, variables, x))
+        planned = plan(trace(fn, variables, x), operations(rules))
         env = evaluate(planned.program, variables, x)
         logits = env[planned.program.out]
         above = _start(start, logits)

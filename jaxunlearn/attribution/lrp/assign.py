@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxunlearn.attribution.lrp.rule import Propagate, Rule
+from jaxunlearn.attribution.lrp.rule import Propagate, Rule, bind_wide
 from jaxunlearn.core.errors import did_you_mean
 from jaxunlearn.jaxprs import callers
-from jaxunlearn.jaxprs.primitives import row_of
-from jaxunlearn.jaxprs.steps import Plan
+from jaxunlearn.jaxprs.primitives import Op, row_of
+from jaxunlearn.jaxprs.program import Program
+from jaxunlearn.jaxprs.steps import Plan, Step
 from jaxunlearn.jaxprs.units import Unit
 
 
@@ -64,13 +65,66 @@ class Operation(NamedTuple):
 
         try:
             (back,) = jax.linear_transpose(along, values[operand])(list(s))
-        except NotImplementedError as error:
+        except (NotImplementedError, AssertionError) as error:
             raise ValueError(
                 f"transpose: expected an operation that is linear in operand {operand}, "
                 f"got {self.name}; jax.vjp(operation.bind, *operation.operands) is its gradient"
             ) from error
         transposed: jax.Array = back
         return transposed
+
+
+def operation_of(step: Step, program: Program, env: dict[int, Any]) -> Operation:
+    """Returns the operation of a step of kind ``own``, with the values of a forward pass.
+
+    Args:
+      env: the values, :func:`~jaxunlearn.attribution.lrp.rule.widened`.
+    """
+    op = step.ops[0]
+    single = len(step.ops) == 1 and op.name == step.name
+    ins = op.ins if single else step.ins
+    places = op.values if single else range(len(ins))
+    data = [i for i in places if ins[i] in step.ins]
+    made = [op] if single else _between(program, step)
+
+    def apply(*values: jax.Array) -> list[jax.Array]:
+        if single:
+            given = dict(zip(data, values, strict=True))
+            return bind_wide(op, [given.get(i, env[v]) for i, v in enumerate(ins)])
+        known = dict(zip(step.ins, values, strict=True))
+        for inner in made:
+            outs = bind_wide(inner, [known.get(v, env[v]) for v in inner.ins])
+            known.update(zip(inner.outs, outs, strict=True))
+        return [known[v] for v in step.outs]
+
+    params = op.params if single else {}
+    return Operation(
+        name=step.key.partition("#")[0],
+        params=params | ({"axes": step.axes} if step.axes else {}),
+        ins=[env[v] for v in ins],
+        outs=[env[v] for v in step.outs],
+        data=data,
+        bind=apply,
+    )
+
+
+def _between(program: Program, step: Step) -> list[Op]:
+    """Returns the operations that lead from what a step reads to what it yields."""
+    changed, ops = set(step.ins), []
+    for op in program.ops:
+        if changed.isdisjoint(op.ins):
+            continue
+        if not changed.intersection(op.outs):
+            changed.update(op.outs)
+            ops.append(op)
+        if changed.issuperset(step.outs):
+            break
+    needed, kept = set(step.outs), []
+    for op in reversed(ops):
+        if needed.intersection(op.outs):
+            needed.update(op.ins)
+            kept.append(op)
+    return kept[::-1]
 
 
 class OperationRule(NamedTuple):
@@ -106,7 +160,7 @@ def operation(
 
     A linear operation needs one line, and so does the gradient::
 
-        ("fft", operation(lambda op, r: [op.ins[0] * op.transpose(r[0] / op.outs[0])]))
+        ("cumsum", operation(lambda op, r: [op.ins[0] * op.transpose(r[0] / op.outs[0])]))
         ("gelu", operation(lambda op, r: jax.vjp(op.bind, *op.operands)[1](r)))
 
     Args:

@@ -11,18 +11,73 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxunlearn.attribution.lrp.rule import Affine, Loss, no_loss, share
+from jaxunlearn.attribution.lrp.rule import Affine, Loss, bind_wide, no_loss, share
 from jaxunlearn.jaxprs.primitives import Op
-from jaxunlearn.jaxprs.program import Program, bind, where
+from jaxunlearn.jaxprs.program import Program, where
 
 
-def gate(relevance: jax.Array, operands: list[Any]) -> list[jax.Array]:
+def gate(
+    relevance: jax.Array, operands: list[Any], rests: list[Any]
+) -> tuple[list[jax.Array], Loss | None]:
     """Sends relevance of ``a * b``, element by element, half to each.
 
-    Source: Achtibat et al. 2024, the uniform rule.
+    But for what is open by itself: a sigmoid of 0 is 1/2, and a gate ``a sigmoid(z)`` is
+    ``a / 2``, a scaling by a constant, plus ``a (sigmoid(z) - 1/2)``, the product of two values
+    that is shared by halves. With ``a = a0 + da`` and ``b = b0 + db`` relevance goes by value:
+    that of ``da b0`` to ``a``, of ``a0 db`` to ``b``, of ``da db`` half to each, and ``a0 b0``
+    absorbs. Otherwise a value near zero would get half of the relevance whatever it does, and
+    the step in front divides by it.
+
+    Args:
+      relevance: of the product.
+      operands: ``a``, ``b``.
+      rests: ``a0``, ``b0``: each operand where the value that it is a function of is zero;
+        ``None`` for 0.
+
+    Source: Achtibat et al. 2024, the uniform rule; what is open by itself, own.
     """
-    return [to_shape(relevance / 2, v.shape) for v in operands]
+    if all(rest is None for rest in rests):
+        return [to_shape(relevance / 2, v.shape) for v in operands], None
+    a, b = (_moved(v, rest) for v, rest in zip(operands, rests, strict=True))
+    sent = [relevance * (a * (1 - b / 2)), relevance * (b * (1 - a / 2))]
+    fixed = relevance * ((1 - a) * (1 - b))
+    below = [to_shape(r, v.shape) for r, v in zip(sent, operands, strict=True)]
+    return below, no_loss(relevance)._replace(bias=fixed)
+
+
+def _moved(value: jax.Array, rest: Any) -> jax.Array:
+    """Returns ``1 - rest / value``, 1 where the value is zero or nothing is known at zero."""
+    if rest is None:
+        return jnp.ones((), value.dtype)
+    known = jnp.isfinite(rest) & (value != 0)
+    return jnp.where(known, 1 - rest / jnp.where(value == 0, 1, value), 1)
+
+
+def at_zero(ops: tuple[Op, ...], program: Program, env: dict[int, Any]) -> Any:
+    """Returns a function's value where its argument is zero; ``None`` if that is known to be 0.
+
+    Args:
+      ops: the function, of one value and of numbers.
+      program: where it stands.
+      env: the values of the forward pass.
+    """
+    made = {v for op in ops for v in op.outs}
+    known: dict[int, Any] = {}
+
+    def scalar(value: int) -> Any:
+        if value in program.data and value not in made:
+            return jnp.zeros((), env[value].dtype)
+        return known[value] if value in made else jnp.reshape(env[value], ())
+
+    with jax.ensure_compile_time_eval():
+        for op in ops:
+            known.update(zip(op.outs, bind_wide(op, [scalar(v) for v in op.ins]), strict=True))
+    found = known[ops[-1].outs[0]] if ops else None
+    if found is None or isinstance(found, jax.core.Tracer):
+        return found
+    return found if float(found) and np.isfinite(float(found)) else None
 
 
 def matmul(
@@ -44,7 +99,7 @@ def matmul(
 
 def _in_operand(op: Op, operands: list[Any], place: int) -> Callable[[Any], Any]:
     def linear(v: Any) -> Any:
-        return bind(op, [v if i == place else other for i, other in enumerate(operands)])[0]
+        return bind_wide(op, [v if i == place else other for i, other in enumerate(operands)])[0]
 
     return linear
 
@@ -192,7 +247,7 @@ def layout(
 
     def move(*values: jax.Array) -> list[jax.Array]:
         moved = iter(values)
-        return bind(
+        return bind_wide(
             op, [next(moved) if i in data else constant(i) for i in range(len(op.ins))]
         )
 

@@ -4,6 +4,7 @@ What a step does not pass on is entered into the ledger.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.attribution.lrp import assign, crossings, transposes
-from jaxunlearn.attribution.lrp.rule import Affine, Loss, Propagated, Rule
+from jaxunlearn.attribution.lrp.rule import Affine, Loss, Propagated, Rule, widened
 from jaxunlearn.jaxprs.primitives import REFUSED, Axis
-from jaxunlearn.jaxprs.program import bind, where, wide
+from jaxunlearn.jaxprs.program import where, wide
 from jaxunlearn.jaxprs.steps import Plan, Step
 
 _ABSORBING = (
@@ -53,16 +54,15 @@ class Sweep:
       neurons, inputs, named, ledger: as in ``Relevance``, in the order they were met.
     """
 
-    def __init__(
-        self, planned: Plan, rules: assign.Rules, env: dict[int, Any], eps: float
-    ) -> None:
+    def __init__(self, planned: Plan, rules: assign.Rules, env: dict[int, Any], eps: float) -> None:
+        assign.check_found(rules, planned)
         self.planned = planned
         self.rules = rules
         self.eps = eps
         self.unlike: set[int] = set()
         """Values whose relevance is no multiple of them, by the rule of what reads them."""
         self.chosen = assign.assign(rules, planned.units)
-        self.env = env
+        self.env = widened(env)
         self.found: dict[int, jax.Array] = {}
         self.neurons: dict[str, jax.Array] = {}
         self.inputs: dict[str, jax.Array] = {}
@@ -85,8 +85,11 @@ class Sweep:
         return [reached(leaf) if leaf in program.data else None for leaf in program.xs]
 
     def in_order(self, values: dict[str, _Value]) -> dict[str, _Value]:
-        """Returns values in execution order, which is how a person reads a network."""
-        return dict(reversed(values.items()))
+        """Returns values in execution order, which is how a person reads a network.
+
+        ``jit`` sorts the keys of a dictionary, but not of an ordered one.
+        """
+        return OrderedDict(reversed(values.items()))
 
     def back(self, step: Step) -> None:
         """Takes one step back."""
@@ -98,13 +101,11 @@ class Sweep:
             known = self.found.get(value)
             self.found[value] = relevance if known is None else known + relevance
         if step.unit is not None:
-            self.neurons[step.key] = self.features_last(
-                step.outs[0], transposes.amount(above[0])
-            )
+            self.neurons[step.key] = self.features_last(step.outs[0], transposes.amount(above[0]))
             self.inputs[step.key] = transposes.amount(below[0])
         if step.name == "name":
             self.named[step.key] = transposes.amount(above[0])
-        own = assign.for_operation(self.rules, step.name) is not None
+        own = step.kind == "own" or assign.for_operation(self.rules, step.name) is not None
         absorbs = loss is not None or step.kind in _ABSORBING or step.ops[0].row.fills
         if own or absorbs:
             self.account(step, above, list(zip(into, below, strict=True)), loss)
@@ -121,10 +122,10 @@ class Sweep:
     def cross(self, step: Step, above: list[jax.Array]) -> Crossed:
         """Returns the relevance of a step's inputs that depend on the data."""
         env, op = self.env, step.ops[0]
+        if step.kind == "own":
+            return self.by_operation(step, above), None
         own = None if step.unit is not None else assign.for_operation(self.rules, step.name)
-        if isinstance(own, assign.OperationRule):
-            return self.by_operation(own, step, above), None
-        if own is not None and step.kind != "pool":
+        if own is not None and not (step.kind == "pool" and isinstance(own, Rule)):
             raise ValueError(
                 f"rules: expected rules.operation(...) for the primitive {step.name!r}, which is "
                 f"no linear unit, got {own.name}"
@@ -145,7 +146,7 @@ class Sweep:
                 self.unlike.add(step.ins[0])
                 return [crossings.passed(above[0], a)], None
             case "pool" | "affine":
-                if own is not None:
+                if isinstance(own, Rule):
                     return self.by_rule(own, step, a, z, above[0])
                 affine = Affine(self.planned.program, step, env)
                 return crossings.by_value(affine, above[0], a, self.eps)
@@ -164,7 +165,11 @@ class Sweep:
                 data = [i for i in self.planned.program.data_ins(op) if i >= first]
                 return crossings.chosen(op, above[0], z, [env[v] for v in op.ins], data)
             case "gate":
-                return crossings.gate(above[0], [env[v] for v in step.ins]), None
+                rests = [
+                    crossings.at_zero(ops, self.planned.program, env) for ops in step.functions
+                ]
+                operands = [env[v] for v in step.ins]
+                return crossings.gate(above[0], operands, rests or [None, None])
             case "matmul":
                 return crossings.matmul(op, above[0], z, [env[v] for v in step.ins], self.eps)
             case "softmax":
@@ -189,27 +194,23 @@ class Sweep:
             )
         return [below], loss
 
-    def by_operation(
-        self, rule: assign.OperationRule, step: Step, above: list[jax.Array]
-    ) -> list[jax.Array]:
-        op, program = step.ops[0], self.planned.program
-        ins, outs = ([self.env[v] for v in some] for some in (op.ins, op.outs))
-        data = [i for i, v in enumerate(op.ins) if v in step.ins and v in program.data]
-
-        def apply(*values: jax.Array) -> list[jax.Array]:
-            given = dict(zip(data, values, strict=True))
-            return bind(op, [given.get(i, value) for i, value in enumerate(ins)])
-
-        operation = assign.Operation(step.name, op.params, ins, outs, data, apply)
-        below = list(rule.propagate(operation, above))
-        shapes = [program.shape(op.ins[i]) for i in data]
+    def by_operation(self, step: Step, above: list[jax.Array]) -> list[jax.Array]:
+        rule = assign.for_operation(self.rules, step.name)
+        assert isinstance(rule, assign.OperationRule)
+        below = rule.propagate(assign.operation_of(step, self.planned.program, self.env), above)
+        shapes = [self.planned.program.shape(v) for v in step.ins]
+        if not isinstance(below, list | tuple):
+            raise ValueError(
+                f"rules: expected {rule.name} to return a list of relevances for {step.key}, one "
+                f"of each operand in operation.data, got {type(below).__name__}"
+            )
         found = [getattr(r, "shape", type(r).__name__) for r in below]
         if found != shapes:
             raise ValueError(
                 f"rules: expected {rule.name} to return relevance {shapes} for {step.key}, "
                 f"got {found}"
             )
-        return below
+        return [jnp.asarray(r) for r in below]
 
     def features_last(self, value: int, relevance: jax.Array) -> jax.Array:
         """Returns ``[B, ..., features]`` also where an operation put its neurons elsewhere."""

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxunlearn.attribution.lrp.crossings import to_shape
-from jaxunlearn.attribution.lrp.rule import Loss, no_loss, share
+from jaxunlearn.attribution.lrp.rule import Loss, bind_wide, no_loss, share
 from jaxunlearn.jaxprs.primitives import Op
-from jaxunlearn.jaxprs.program import Program, bind, where
+from jaxunlearn.jaxprs.program import Program, where
 from jaxunlearn.jaxprs.steps import Step
 
 Crossed = tuple[list[jax.Array], Loss]
@@ -135,7 +135,7 @@ def _applied(op: Op, ins: list[Any]) -> Any:
     if "update_jaxpr" in op.params:  # which knows one type of numbers
         fn = lax.scatter_sub if op.name == "scatter-sub" else lax.scatter_add
         return _scatter(fn, op, *ins)
-    return bind(op, ins)[0]
+    return bind_wide(op, ins)[0]
 
 
 def _scatter(fn: Callable[..., Any], op: Op, target: Any, indices: Any, updates: Any) -> Any:
@@ -307,7 +307,7 @@ def in_parts(
     def run(*given: Any) -> Any:
         known = dict(zip(data, given, strict=True))
         for one in step.ops:
-            outs = bind(one, [known[v] if v in known else env[v] for v in one.ins])
+            outs = bind_wide(one, [known[v] if v in known else env[v] for v in one.ins])
             known.update(zip(one.outs, outs, strict=True))
         return known[step.outs[0]]
 

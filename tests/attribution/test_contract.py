@@ -71,7 +71,7 @@ def relevance_of(name, rule):
 
 def test_one_network_has_a_step_of_every_kind():
     steps = plan(trace(*NETWORKS["every_step"]())).steps
-    assert {step.kind for step in steps} == set(get_args(Kind)) - {"unknown"}
+    assert {step.kind for step in steps} == set(get_args(Kind)) - {"unknown", "own"}
 
 
 SORTS = ("epsilon", "alpha_beta", "epsilon_gamma_box")
@@ -194,7 +194,8 @@ def test_bfloat16_stays_close(name, rule):
     half = cast(NETWORKS[name]()[1:], jnp.bfloat16)
     relevance = relevance_of(name, rule)
     r = relevance(*half, start=START)
-    assert all(leaf.dtype == jnp.bfloat16 for leaf in leaves_of_floats(r.input, half[1]))
+    # relevance is carried in float32, whatever the network computes in
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((r.input, r.neurons)))
     assert all(np.all(np.isfinite(leaf)) for leaf in leaves(r))
     assert all(entry.total.dtype == jnp.float32 for entry in r.ledger.values())
     expected = relevance(*cast(half, jnp.float32), start=START)
@@ -202,8 +203,3 @@ def test_bfloat16_stays_close(name, rule):
     for found, wanted in zip(leaves(r.input), leaves(expected.input), strict=True):
         largest = np.max(np.abs(wanted))
         np.testing.assert_allclose(found, wanted, rtol=0, atol=0.25 * largest)
-
-
-def leaves_of_floats(tree, like):
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True)
-    return [leaf for leaf, own in pairs if jnp.issubdtype(own.dtype, jnp.floating)]

@@ -179,8 +179,8 @@ def test_an_unknown_primitive_can_be_taught():
             variables["params"]["fc2"], jnp.sort(nets.dense(variables["params"]["fc1"], x), axis=-1)
         )
 
-    with pytest.raises(NotImplementedError, match=r"'sort'.*rules\.operation\(propagate\)"):
-        lrp(net)(MLP, X)
+    with pytest.raises(NotImplementedError, match=r"'cumlog.*rules\.operation\(propagate\)"):
+        lrp(lambda v, x: lax.cumlogsumexp(x, 1))(MLP, X)
 
     def unsort(operation, relevance):
         (z,), (above,) = operation.ins, relevance
@@ -192,6 +192,7 @@ def test_an_unknown_primitive_can_be_taught():
     np.testing.assert_allclose(
         np.sort(r.neurons[key]), np.sort(r.inputs["params/fc2/kernel"]), rtol=1e-6
     )
+    np.testing.assert_allclose(r.neurons[key], lrp(net)(MLP, X).neurons[key], rtol=1e-6)
     bad = rules.operation(lambda operation, relevance: [relevance[0][:1]])._replace(name="bad")
     taught = lrp(net, [("sort", bad), ("", rules.epsilon())])
     with pytest.raises(ValueError, match=r"expected bad to return relevance \[\(4, 8\)\] for sort"):
@@ -376,11 +377,17 @@ def test_a_resizing_of_the_input_is_not_the_first_layer():
     np.testing.assert_array_equal(by_place, by_name)
 
 
-def test_images_as_a_kernel_are_refused():
-    with pytest.raises(NotImplementedError, match="'conv_general_dilated'"):
-        lrp(lambda v, x: lax.conv(v, x, (1, 1), "VALID").reshape(1, -1))(
-            jnp.ones((1, 2, 5, 5)), DRAW(3, 2, 3, 3)
-        )
+@pytest.mark.parametrize("of_data", [False, True])
+def test_images_as_a_kernel_get_relevance_by_value(of_data):
+    def net(v, x):
+        return lax.conv(x[:1] if of_data else v, x[:, :, 1:, 1:], (1, 1), "SAME").reshape(1, -1)
+
+    x = DRAW(1, 2, 3, 3)
+    start = jnp.ones(net(DRAW(1, 2, 3, 3), x).shape)
+    r = lrp(net)(DRAW(1, 2, 3, 3), x, start=start)
+    absorbed = sum(entry.total for entry in r.ledger.values())
+    np.testing.assert_allclose(r.input.sum() + absorbed.sum(), start.sum(), rtol=1e-5)
+    assert jnp.all(jnp.any(r.input[:, :, 1:, 1:] != 0, axis=1))
 
 
 def test_a_unit_rule_for_an_operation_that_is_no_unit_is_refused():

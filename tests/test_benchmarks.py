@@ -15,8 +15,7 @@ SMALL = {
         "--rounds", "1",
     ],
     "integrated_gradients.py": [
-        "--networks", "resnet", "--stages", "1", "1", "--width", "4", "--batches", "2",
-        "--rounds", "1", "--steps", "3",
+        "--networks", "mlp", "--batches", "2", "--rounds", "1", "--steps", "3", "--chunks", "1",
     ],
     "many_models.py": ["--members", "2", "--steps", "2", "--batch", "8", "--repeats", "1"],
     "planted_paths.py": [

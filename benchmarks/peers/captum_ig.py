@@ -61,7 +61,49 @@ def stack(variables: Arrays, x: torch.Tensor) -> torch.Tensor:
     return head(params, x)
 
 
-NETWORKS = {"resnet": resnet, "stack": stack}
+def dense(p: Arrays, x: torch.Tensor) -> torch.Tensor:
+    return functional.linear(x, p["kernel"], p["bias"])
+
+
+def lenet(variables: Arrays, x: torch.Tensor) -> torch.Tensor:
+    params = variables["params"]
+    for name in ("conv1", "conv2"):
+        x = functional.max_pool2d(functional.relu(conv(params[name], x)), 2)
+    x = x.permute(0, 2, 3, 1).reshape(len(x), -1)
+    return dense(params["fc2"], functional.relu(dense(params["fc1"], x)))
+
+
+def mlp(variables: Arrays, x: torch.Tensor) -> torch.Tensor:
+    params, x = variables["params"], x.reshape(len(x), -1)
+    for name in ("fc1", "fc2"):
+        x = functional.relu(dense(params[name], x))
+    return dense(params["fc3"], x)
+
+
+def layer_norm(p: Arrays, x: torch.Tensor) -> torch.Tensor:
+    return functional.layer_norm(x, x.shape[-1:], p["scale"], p["bias"], 1e-6)
+
+
+def vit(variables: Arrays, x: torch.Tensor, heads: int = 4) -> torch.Tensor:
+    params = variables["params"]
+    patch = params["patch"]
+    x = functional.conv2d(x, patch["kernel"], patch["bias"], patch["kernel"].shape[2:])
+    x = x.flatten(2).transpose(1, 2) + params["position"]
+
+    def parted(name: str, h: torch.Tensor) -> torch.Tensor:
+        return dense(params[name], h).reshape(*h.shape[:2], heads, -1).transpose(1, 2)
+
+    for i in range(sum(name.startswith("query") for name in params)):
+        h = layer_norm(params[f"before{i}"], x)
+        q, k, v = (parted(f"{name}{i}", h) for name in ("query", "key", "value"))
+        h = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        x = x + dense(params[f"out{i}"], h)
+        h = dense(params[f"up{i}"], layer_norm(params[f"between{i}"], x))
+        x = x + dense(params[f"down{i}"], functional.gelu(h, approximate="tanh"))
+    return dense(params["head"], layer_norm(params["last"], x).mean(1))
+
+
+NETWORKS = {"resnet": resnet, "stack": stack, "lenet": lenet, "mlp": mlp, "vit": vit}
 
 
 def _moved(values: Any, kind: dict[str, Any]) -> Any:

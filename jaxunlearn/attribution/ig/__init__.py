@@ -44,7 +44,9 @@ def integrated_gradients(
     the gap falls as 1/n only, whatever the quadrature: some percent at 32 nodes.
 
     A forward and a backward pass are made per node and baseline, and a forward pass for
-    ``x`` and each baseline, in one ``scan``: memory is that of ``chunk`` nodes. Nothing is
+    ``x`` and each baseline, in one ``scan``: memory is that of ``chunk`` nodes. Dense layers and
+    patch convolutions that read the input first are affine along the path: they run twice and
+    are pulled back once (:mod:`jaxunlearn.attribution.ig.sharing`). Nothing is
     jitted here. The result composes with ``jit``, ``vmap`` and ``grad``, works inside
     ``shard_map``, and keeps arrays that are sharded over the examples where they are.
     Examples must not influence each other (batch norm in inference mode).
@@ -57,15 +59,21 @@ def integrated_gradients(
     they are, and have ``None`` in place of an attribution.
 
     Args:
-      fn: ``(variables, x) -> logits [B, K]``, in inference mode; ``variables`` is any pytree
-        of arrays, ``x`` an array ``[B, ...]`` or a pytree of such.
-      quadrature: nodes and weights (:mod:`jaxunlearn.attribution.ig.quadrature`).
-      chunk: nodes taken together, as a batch ``[B * chunk, ...]``. More than 1 pays on
-        accelerators that a batch does not fill.
+      fn: ``(variables, x) -> logits [B, K]``, in inference mode, or an output ``[B]`` or
+        ``[B, ...]``; ``variables`` is any pytree of arrays, ``x`` an array ``[B, ...]`` or a
+        pytree of such. Arrays of the examples may be closed over, or be leaves of ``x`` whose
+        baseline is ``None``.
+      quadrature: nodes and weights (:mod:`jaxunlearn.attribution.ig.quadrature`); by default
+        the trace chooses them, see :func:`~jaxunlearn.attribution.ig.quadrature.automatic`.
+      chunk: nodes taken together, as a batch ``[B * chunk, ...]``; by default what is fastest on
+        the machine (:func:`~jaxunlearn.attribution.ig.integral.chunk_of`), 1 needs the least
+        memory.
       complete: closes the gap by the least movement of the borders between the
         intervals that the nodes stand for (:mod:`jaxunlearn.attribution.ig.integral`). The
         parts then add up; they are not more exact, and ``plain_gap`` still says how
         exact the quadrature is.
+      multiply_by_inputs: if not, the attribution is the mean gradient on the path, without
+        ``x_i - x'_i``; the gaps stay those of the products.
 
     Returns:
       ``attribute(variables, x, target=starts.argmax(), baseline=baselines.zero()) ->
@@ -222,14 +230,14 @@ def layer_integrated_gradients(
 
     Args:
       fn: ``(variables, x) -> logits [B, K]``, in inference mode.
-      layer: the name.
-      quadrature, chunk, complete: see
+      layer: the name; or several, each with a path of its own while the others follow from it.
+      quadrature, chunk, complete, multiply_by_inputs: see
         :func:`~jaxunlearn.attribution.ig.integrated_gradients`.
 
     Returns:
       ``attribute(variables, x, target=starts.argmax(), baseline=baselines.zero()) ->
-      Integrated``, with an ``attribution`` shaped like the layer. It raises ``ValueError``
-      if ``fn`` does not give that name to one value.
+      Integrated``, with an ``attribution`` shaped like the layer; of several layers a dict of
+      these by name. It raises ``ValueError`` if ``fn`` does not give that name to one value.
 
     Raises:
       TypeError, ValueError: if ``layer``, ``quadrature`` or ``chunk`` is malformed.

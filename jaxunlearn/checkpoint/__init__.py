@@ -9,7 +9,6 @@ that it replaces), each with a file ``.writing`` that tells them from folders of
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -24,7 +23,7 @@ from jax.experimental import multihost_utils
 from jaxunlearn import __version__
 from jaxunlearn.checkpoint import arrays
 from jaxunlearn.core.errors import CheckpointError, sentence
-from jaxunlearn.core.files import hold, is_held
+from jaxunlearn.core.files import hold, is_held, sha256
 
 __all__ = [
     "check_replaceable",
@@ -116,7 +115,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> tuple[Any, dict[str,
     """
     path = Path(path).absolute()
     verify(path)
-    record = json.loads((path / _RECORD).read_text())
+    record = _parse_record(path)
     return arrays.read(path, like), record
 
 
@@ -128,7 +127,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path).absolute()
     _compare(path, _RECORD, _read_manifest(path)[_RECORD])
-    return json.loads((path / _RECORD).read_text())
+    return _parse_record(path)
 
 
 def verify(path: str | os.PathLike[str]) -> None:
@@ -154,7 +153,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     """
     path = Path(path).absolute()
     _read_manifest(path)
-    return _sha256(path / _MANIFEST)
+    return sha256(path / _MANIFEST)
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -232,7 +231,7 @@ def _write_manifest(path: Path) -> None:
     The files are listed because Orbax restores overwritten bytes without a complaint. The
     manifest needs no sum of its own: altered, it no longer agrees with the files.
     """
-    sums = {name: _sha256(path / name) for name in _files(path)}
+    sums = {name: sha256(path / name) for name in _files(path)}
     (path / _MANIFEST).write_text(json.dumps(sums, indent=2) + "\n")
 
 
@@ -323,17 +322,29 @@ def _read_manifest(path: Path) -> dict[str, str]:
         sums = json.loads((path / _MANIFEST).read_text())
         if not isinstance(sums, dict) or not {_RECORD, arrays.LEAVES} <= set(sums):
             raise ValueError(f"expected the sha256 of {_RECORD} and {arrays.LEAVES}")
-    except (OSError, ValueError) as error:  # text that is no JSON is a ValueError, too
+    except (OSError, ValueError, RecursionError) as error:  # text that is no JSON is a ValueError
         raise CheckpointError(
             f"checkpoint {path}: {_MANIFEST} is damaged: {sentence(error)}"
         ) from error
     return sums
 
 
+def _parse_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((path / _RECORD).read_text())
+        if not isinstance(record, dict):
+            raise ValueError("expected an object")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"checkpoint {path}: {_RECORD} is damaged: {sentence(error)}"
+        ) from error
+    return record
+
+
 def _compare(path: Path, name: str, expected: str) -> None:
     if not (path / name).is_file():
         raise CheckpointError(f"checkpoint {path}: {name} is missing, but in {_MANIFEST}")
-    if _sha256(path / name) != expected:
+    if sha256(path / name) != expected:
         raise CheckpointError(
             f"checkpoint {path}: {name} is damaged: its sha256 is not the one in {_MANIFEST}"
         )
@@ -343,8 +354,3 @@ def _files(path: Path) -> list[str]:
     """Lists every file below ``path`` but the manifest, relative, sorted."""
     names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     return sorted(name for name in names if name not in (_MANIFEST, _WRITING))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -170,10 +170,15 @@ def _storable(leaf: Any) -> Any:
 
 
 def _read_table(path: Path) -> dict[str, Spec]:
-    rows = json.loads((path / LEAVES).read_text())
-    specs = [
-        Spec(tuple(row["path"]), tuple(row["shape"]), row["dtype"], row["impl"]) for row in rows
-    ]
+    try:
+        rows = json.loads((path / LEAVES).read_text())
+        specs = [
+            Spec(tuple(row["path"]), tuple(row["shape"]), row["dtype"], row["impl"]) for row in rows
+        ]
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise CheckpointError(
+            f"checkpoint {path}: {LEAVES} is damaged: {sentence(error)}"
+        ) from error
     return {"/".join(spec.path): spec for spec in specs}
 
 

@@ -1,19 +1,34 @@
 """The command line. Nothing heavy is imported before a command is known to run."""
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import threading
+import time
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 __all__ = ["main"]
 
+GRACE = 5.0
+"""Seconds after Ctrl-C in which a run ends by itself; then it is ended."""
+_SECTIONS = (
+    "configurations", "methods", "kinds", "models", "data", "metrics", "pictures", "meshes", "runs",
+)  # fmt: skip
+_INTERRUPTED = "interrupted; run the same command again to continue"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status (1: something the user can mend)."""
-    from jaxunlearn.core.errors import UserError
+    """Runs a command; returns the exit status (1: something the user can mend).
+
+    Errors are one line; with ``--debug`` the traceback stands before it.
+    """
+    from jaxunlearn.core.errors import UserError, printable, sentence
 
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -21,20 +36,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and (options.command is not _run or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.words = [*getattr(options, "words", []), *rest]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what a terminal cannot show is no reason to end
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return options.command(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        with _brief_warnings():
+            return options.command(options)
     except BrokenPipeError:
         # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        text = " ".join(printable(str(error)).split())
+        if not isinstance(error, UserError | OSError):
+            text = f"{type(error).__name__}: {sentence(error)} (--debug shows where)"
+        print(f"error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr, flush=True)
+        print(_INTERRUPTED, file=sys.stderr, flush=True)
         # a compilation still under way would crash an orderly exit
         os._exit(130)
 
@@ -43,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxunlearn", description="Makes JAX models forget, and shows what they still know."
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
@@ -58,13 +80,76 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print the table of a finished run")
     show.add_argument("run", help="a run's folder, or its name")
     show.set_defaults(command=_show)
+    verify = commands.add_parser(
+        "verify", help="compare the models of a finished run with what was written and judged"
+    )
+    verify.add_argument("run", help="a run's folder, or its name")
+    verify.set_defaults(command=_verify)
     listing = commands.add_parser(
         "list", help="configurations, methods, models, data, metrics, ..."
     )
+    listing.add_argument(
+        "section", nargs="?", help=f"one of {', '.join(_SECTIONS)}; default: all of them"
+    )
     listing.set_defaults(command=_list)
-    for command in (run, show, listing):
+    for command in (run, show, verify, listing):
         command.add_argument("--runs", default="runs", metavar="DIR", help="default: %(default)s")
+        command.add_argument(
+            "--debug", action="store_true", help="print the traceback of an error, too"
+        )
     return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version and ends, without importing anything before it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from jaxunlearn import __version__
+
+        print(f"jaxunlearn {__version__}")
+        parser.exit()
+
+
+@contextlib.contextmanager
+def _brief_warnings() -> Iterator[None]:
+    """Has warnings printed as one line, without the code that they come from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+@contextlib.contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Ends the process some seconds after Ctrl-C, whatever it is at.
+
+    Python tells a program of Ctrl-C between two of its own steps: not while XLA compiles or
+    computes, and an exception raised within a callback of a library may be lost. What is
+    written appears whole or not at all, so that the end may come at any time.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        while told := os.read(reader, 1):
+            if told[0] == signal.SIGINT:
+                time.sleep(GRACE)
+                os.write(2, f"{_INTERRUPTED}\n".encode())
+                os._exit(130)
+        os.close(reader)
+
+    threading.Thread(target=watch, daemon=True).start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -85,7 +170,7 @@ def _run(options: argparse.Namespace) -> int:
 
     console = Console()
     _use_compilation_cache()
-    with Bars(console) as bars:
+    with _ended_by_interrupts(), Bars(console) as bars:
         made = run(config, options.runs, force=options.force, listener=bars)
     print_report(made, console)
     folder = Path(options.runs) / config.name
@@ -104,22 +189,60 @@ def _load_sections() -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
+    from jaxunlearn.report import load, other_models, print_report
+
+    folder = _find_run(options)
+    report = load(folder)
+    print_report(report)
+    if others := other_models(report, folder):
+        print(f"other models by now than those judged here: {_names(others)}; run it again")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from jaxunlearn import checkpoint
+    from jaxunlearn.core.errors import CheckpointError, printable
+    from jaxunlearn.experiment.folder import models_of
+    from jaxunlearn.report import load, other_models
+
+    folder = _find_run(options)
+    report, wrong, models = load(folder), [], models_of(folder)
+    for path in models:
+        try:
+            checkpoint.verify(path)
+        except CheckpointError as error:
+            wrong.append(str(error))
+    damaged = len(wrong)
+    wrong += [
+        f"{folder / n}: not the model judged in report.json" for n in other_models(report, folder)
+    ]
+    print(*(printable(line) for line in wrong), sep="\n", end="\n" if wrong else "")
+    print(f"{len(models) - damaged} of {len(models)} models are as they were written")
+    return 1 if wrong else 0
+
+
+def _names(names: Sequence[str]) -> str:
+    from jaxunlearn.core.errors import printable
+
+    return printable(", ".join(names))
+
+
+def _find_run(options: argparse.Namespace) -> Path:
     from jaxunlearn.core.errors import UserError
-    from jaxunlearn.report import load, print_report
 
     for folder in (Path(options.run), Path(options.runs) / options.run):
         if (folder / "report.json").is_file():
-            print_report(load(folder))
-            return 0
+            return folder
     found = _finished(Path(options.runs))
     raise UserError(
-        f"show: expected a folder with a report.json or one of {found} in {options.runs}, "
+        f"run: expected a folder with a report.json or one of {found} in {options.runs}, "
         f"got {options.run!r}"
     )
 
 
 def _list(options: argparse.Namespace) -> int:
     from jaxunlearn.config.overrides import list_configs
+    from jaxunlearn.core.errors import ConfigError, brief, did_you_mean
     from jaxunlearn.data.sources import SOURCES
     from jaxunlearn.engine.sharding import PRESETS
     from jaxunlearn.kinds import KINDS
@@ -128,18 +251,33 @@ def _list(options: argparse.Namespace) -> int:
     from jaxunlearn.models import NETWORKS
     from jaxunlearn.pictures import PICTURES
 
-    _section("configurations", {name: _first_line(p) for name, p in list_configs().items()})
-    _section("methods", _lines(_rows(METHODS)))
-    _section("kinds of models", _lines(_rows(KINDS)))
-    networks = _rows(NETWORKS)
-    for kind in dict.fromkeys(getattr(row, "kind", "not known") for row in networks.values()):
-        own = {n: row for n, row in networks.items() if getattr(row, "kind", "not known") == kind}
-        _section(f"models ({kind})", _lines(own))
-    _section("data", _lines(_rows(SOURCES)))
-    _section("metrics", _lines(_rows(METRICS), "label"))
-    _section("pictures", _lines(_rows(PICTURES)))
-    _section("meshes", dict.fromkeys(PRESETS, ""))
-    _section("finished runs", dict.fromkeys(_finished(Path(options.runs)), ""))
+    def models() -> None:
+        networks = _rows(NETWORKS)
+        for kind in dict.fromkeys(getattr(row, "kind", "not known") for row in networks.values()):
+            own = {n: r for n, r in networks.items() if getattr(r, "kind", "not known") == kind}
+            _section(f"models ({kind})", _lines(own))
+
+    configs = {name: _first_line(path) for name, path in list_configs().items()}
+    runs = dict.fromkeys(_finished(Path(options.runs)), "")
+    shown = {
+        "configurations": lambda: _section("configurations", configs),
+        "methods": lambda: _section("methods", _lines(_rows(METHODS))),
+        "kinds": lambda: _section("kinds of models", _lines(_rows(KINDS))),
+        "models": models,
+        "data": lambda: _section("data", _lines(_rows(SOURCES))),
+        "metrics": lambda: _section("metrics", _lines(_rows(METRICS), "label")),
+        "pictures": lambda: _section("pictures", _lines(_rows(PICTURES))),
+        "meshes": lambda: _section("meshes", dict.fromkeys(PRESETS, "")),
+        "runs": lambda: _section("finished runs", runs),
+    }
+    assert tuple(shown) == _SECTIONS
+    if options.section is not None and options.section not in shown:
+        raise ConfigError(
+            f"list: expected one of {', '.join(shown)}, got {brief(options.section)}"
+            f"{did_you_mean(options.section, shown)}"
+        )
+    for name in [options.section] if options.section else shown:
+        shown[name]()
     return 0
 
 
@@ -164,9 +302,11 @@ def _lines(rows: dict[str, Any], text: str = "summary") -> dict[str, str]:
 
 
 def _section(title: str, rows: Any) -> None:
+    from jaxunlearn.core.errors import printable
+
     print(f"{title}:")
     for name, summary in rows.items():
-        print(f"  {name:<20} {summary}".rstrip())
+        print(printable(f"  {name:<20} {summary}".rstrip()))
 
 
 def _first_line(path: Path) -> str:
@@ -189,4 +329,5 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_root(None) / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         # an entry that a killed run left half-written is compiled again, which is all
-        warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
+        # nor need it be written: a full disk, say
+        warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")

@@ -5,6 +5,7 @@ line is reported at once.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,10 +22,34 @@ __all__ = [
     "Published",
     "Request",
     "TrainConfig",
+    "bounded",
     "register_section",
     "section",
     "to_dict",
 ]
+
+
+SEEDS = 2**32
+"""So many seeds there are: JAX takes a larger one for that without its upper bits."""
+
+
+def bounded(
+    default: Any, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
+) -> Any:
+    """Returns a field of a configuration whose number, if it is one, has to lie between bounds.
+
+    ``check_types`` checks them; ``None`` passes, and so does a tuple whose numbers do.
+
+    Args:
+      least, most: the smallest and the largest number that is meant.
+      above: a bound that is itself too small.
+    """
+    return field(default=default, metadata={"least": least, "above": above, "most": most})
+
+
+def _seed() -> Any:
+    """Returns the field of a seed: 0 by default, and below :data:`SEEDS`."""
+    return bounded(0, least=0, most=SEEDS - 1)
 
 
 @dataclass(frozen=True)
@@ -36,13 +61,13 @@ class DataConfig:
     # TFDS data directory; None: TFDS's own default, downloading where needed
     dir: str | None = None
     # images taken from the official test split, never trained nor evaluated on
-    unseen: int = 400
+    unseen: int = bounded(400, least=0)
     # images are resized to this many pixels a side; None: kept, and must all agree
-    image_size: int | None = None
+    image_size: int | None = bounded(None, least=1, most=8192)
     # folder for decoded arrays; None: the user's cache directory
     cache: str | None = None
     # seed of the test split's division into unseen and test
-    seed: int = 0
+    seed: int = _seed()
 
 
 @dataclass(frozen=True)
@@ -59,17 +84,18 @@ class ModelConfig:
 class TrainConfig:
     """Training of the original and the retrained models."""
 
-    epochs: float = 20.0
-    batch_size: int = 128
+    epochs: float = bounded(20.0, above=0, most=1e6)
+    batch_size: int = bounded(128, least=1, most=1_000_000)
     # "sgd" (Nesterov momentum), "adam" or "adamw"
     optimizer: str = "adam"
-    learning_rate: float = 1e-3
+    learning_rate: float = bounded(1e-3, above=0)
     # "constant" or "cosine" (to zero)
     schedule: str = "cosine"
-    weight_decay: float = 0.0
-    momentum: float = 0.9
+    weight_decay: float = bounded(0.0, least=0)
+    # from 0 to below 1
+    momentum: float = bounded(0.9, least=0, most=1 - 1e-9)
     # of "adam" and "adamw": decay of the means of gradients and of their squares
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = bounded((0.9, 0.999), least=0, most=1 - 1e-9)
     # "none" or "crop_flip" (zero-padded random crop and mirror image)
     augment: str = "none"
 
@@ -79,20 +105,20 @@ class GanConfig:
     """The section of GANs: generator, discriminator, and the classifiers that judge them."""
 
     # weight of the R1 penalty, and every how many steps it is taken
-    r1: float = 0.0
-    r1_every: int = 16
+    r1: float = bounded(0.0, least=0)
+    r1_every: int = bounded(16, least=1)
     # decay of the generator's moving average, whose images count
-    ema: float = 0.999
+    ema: float = bounded(0.999, least=0, most=1 - 1e-9)
     # the classifiers of the run: a guide for the methods, a judge for the metrics
     classifier: ModelConfig = field(default_factory=ModelConfig)
     classifier_train: TrainConfig = field(default_factory=TrainConfig)
     # generated images that a model is judged by
-    samples: int = 5000
+    samples: int = bounded(5000, least=1, most=10_000_000)
     # images inverted, and steps of an inversion, for the metrics; 0 images: not measured
-    inverted: int = 64
-    inversion_steps: int = 200
+    inverted: int = bounded(64, least=0, most=1_000_000)
+    inversion_steps: int = bounded(200, least=1, most=1_000_000)
     # steps of training a classifier on generated images; 0: not measured
-    downstream_steps: int = 300
+    downstream_steps: int = bounded(300, least=0, most=10_000_000)
 
 
 @dataclass(frozen=True)
@@ -100,8 +126,8 @@ class Request:
     """Request to forget: exactly one of classes, indices and share, or each class.
 
     Attributes:
-      classes: every training example of these classes.
-      indices: these positions of the training split.
+      classes: every training example of these classes, by number or name.
+      indices: these positions of the training split; or a mask, one boolean for each example.
       share: this share of the training split, drawn at random with ``seed``.
       each: not one request but many: every class by itself, of all classes or of those in
         ``classes``. The original is trained once, and each method runs for all of them
@@ -110,10 +136,10 @@ class Request:
         those before it, and judged beside models retrained without all of these.
     """
 
-    classes: tuple[int, ...] = ()
-    indices: tuple[int, ...] = ()
+    classes: tuple[int | str, ...] = ()
+    indices: tuple[int, ...] | tuple[bool, ...] = ()
     share: float = 0.0
-    seed: int = 0
+    seed: int = _seed()
     each: bool = False
     in_turn: bool = False
 
@@ -151,10 +177,10 @@ class Config:
 
     # the run's folder below the runs directory
     name: str = "digits"
-    # every random choice but the data split follows from it
-    seed: int = 0
+    # every random choice but the data split follows from it; below 2^32
+    seed: int = _seed()
     # so many runs of the whole, with seed, seed + 1, ...: means and confidence intervals
-    seeds: int = 1
+    seeds: int = bounded(1, least=1, most=10_000)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -172,9 +198,9 @@ class Config:
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # retrained models of each seed, or of each class where ``request.each``; two or more on the
     # same request give the noise floor of retraining
-    retrained: int = 3
+    retrained: int = bounded(3, least=1, most=10_000)
     # on accelerators: so many models at a time where many share a program; None: all at once
-    at_a_time: int | None = None
+    at_a_time: int | None = bounded(None, least=1, most=1_000_000)
     # "single", "data" or "fsdp", over all devices
     mesh: str = "single"
     # (regex on the parameter path, mesh axes of the trailing dimensions); before the preset's own
@@ -227,6 +253,13 @@ def section(config: Config, name: str) -> Any:
     return config.kinds[name] if name in config.kinds else SECTIONS[name]()
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> Any:
     """Returns a dataclass as nested plain dictionaries, lists and scalars (JSON)."""
-    return dataclasses.asdict(config)
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = dataclasses.fields(config)
+        return {one.name: to_dict(getattr(config, one.name)) for one in fields}
+    if isinstance(config, Mapping):
+        return {key: to_dict(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return type(config)(map(to_dict, config))
+    return config

@@ -1,20 +1,31 @@
 """Configuration files and ``key=value`` overrides, checked before any work starts."""
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
+import math
+import numbers
+import re
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxunlearn import config as sections
 from jaxunlearn.config import DEFAULT_METHODS, SECTIONS, Config, DataConfig, ModelConfig, section
-from jaxunlearn.core.errors import ConfigError, did_you_mean
+from jaxunlearn.core.errors import ConfigError, brief, did_you_mean, sentence
 
 RENAMED = {"oracles": "retrained", "rules": "sharding_rules"}
 """Keys of version 0.1 and what they are called now."""
+
+DEEPEST, LONGEST_KEY = 20, 200
+"""Brackets within brackets, and keys of as many characters, are meant for something else."""
+MOST_FLOAT, MOST_INT = 3.4e38, 2**31 - 1
+"""The largest numbers in float32 and int32, in which everything is computed."""
 
 
 def list_configs() -> dict[str, Path]:
@@ -37,7 +48,7 @@ def find_config(name: str) -> Path:
     if stem in known and name in (stem, f"configs/{stem}.py"):
         return known[stem]
     raise ConfigError(
-        f"config: expected a file or one of {', '.join(known)}, got {name!r}"
+        f"config: expected a file or one of {', '.join(known)}, got {brief(name)}"
         f"{did_you_mean(stem, known)}"
     )
 
@@ -63,32 +74,66 @@ def _get_config(path: Path) -> Config:
     if module is None or getattr(module, "_source", None) != source:
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        try:
+        with _named(path):
             spec.loader.exec_module(module)
-        except (SyntaxError, ImportError, AttributeError, NameError, TypeError) as error:
-            raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
         vars(module)["_source"] = source
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path}: expected a function get_config(), found none")
-    try:
+    with _named(path):
         config = module.get_config()
-    except TypeError as error:  # a field that there is no longer, say
-        raise ConfigError(f"{path}: get_config(): {error}") from error
     if not isinstance(config, Config):
-        raise ConfigError(f"{path}: expected get_config() to return a Config, got {type(config)}")
+        raise ConfigError(
+            f"{path}: expected get_config() to return a Config, got {type(config).__name__}"
+        )
     return config
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names file and line of whatever a user's file raises."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if _is(f, path)]
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            lines = [error.lineno]
+        where = f"{path}:{lines[-1]}" if lines else str(path)
+        text = error.msg if isinstance(error, SyntaxError) else sentence(error)
+        raise ConfigError(f"{where}: {type(error).__name__}: {text}{_place_of(error)}") from error
+
+
+def _is(frame: traceback.FrameSummary, path: Path) -> bool:
+    return Path(frame.filename) == path
+
+
+def _place_of(error: BaseException) -> str:
+    """Returns which dataclass of the configuration has a field that another has not."""
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if not found or not isinstance(error, TypeError):
+        return ""
+    name = found[1]
+    owners = [
+        one.__name__
+        for one in vars(sections).values()
+        if isinstance(one, type) and dataclasses.is_dataclass(one)
+        and name in (field.name for field in dataclasses.fields(one))
+    ]  # fmt: skip
+    if owners:
+        return f"; it is a field of {' and '.join(owners)}"
+    return f"; it is now {RENAMED[name]!r}" if name in RENAMED else ""
 
 
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """Changes a configuration by ``dotted.key=value``.
 
-    A value is read as a Python literal, else as text. Tuples may be written without
-    brackets (``request.classes=3,5``). ``gan.r1=0.5`` sets a field of the section of a kind.
-    ``methods=a,b`` selects these methods, keeping the options of those already there;
-    ``methods.a.steps=10`` sets one option, and adds the method where it is not there. Where
-    no methods are chosen, those of the embedded experiment are there for the digits, and none
-    for other data. ``request.each=true`` takes all classes where ``request.classes`` is not
-    given beside it.
+    A value is read as a Python literal, else as text. Tuples may be written without brackets
+    (``request.classes=3,5``, or names of classes); ``request.indices=@forget.npy`` reads
+    positions or a mask from a file (``.npy``, ``.txt``, ``.csv``). ``gan.r1=0.5`` sets a field of
+    the section of a kind. ``methods=a,b`` selects these methods, keeping the options of those
+    already there; ``methods.a.steps=10`` sets one option, and adds the method where it is not
+    there. Where no methods are chosen, those of the embedded experiment are there for the digits,
+    and none for other data. ``request.each=true`` takes all classes where ``request.classes`` is
+    not given beside it.
 
     Raises:
       ConfigError: unknown key (with the valid ones) or a value of the wrong kind.
@@ -98,7 +143,11 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
     for text in sorted(overrides, key=lambda text: text.startswith("methods")):
         key, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"override: expected key=value, got {text!r}")
+            raise ConfigError(f"override: expected key=value, got {brief(text)}")
+        if len(key) > LONGEST_KEY:
+            raise ConfigError(
+                f"override: expected a key of at most {LONGEST_KEY} characters, got {brief(key)}"
+            )
         name, *rest = key.split(".")
         if name == "methods":
             config = _set_methods(config, rest, value, key)
@@ -128,7 +177,7 @@ def _set_methods(config: Config, path: list[str], text: str, key: str) -> Config
 def _set(node: Any, path: list[str], text: str, key: str) -> Any:
     name, rest = path[0], path[1:]
     if isinstance(node, Mapping):
-        inner = _set(node.get(name, {}), rest, text, key) if rest else _literal(text)
+        inner = _set(node.get(name, {}), rest, text, key) if rest else _literal(text, key)
         return {**node, name: inner}
     if not dataclasses.is_dataclass(node) or isinstance(node, type):
         raise ConfigError(f"{key}: expected a value here, got the further key {name!r}")
@@ -159,17 +208,23 @@ def _set(node: Any, path: list[str], text: str, key: str) -> Any:
 def check_types(node: Any, prefix: str = "") -> None:
     """Checks every field of a configuration dataclass, sections included, by its annotation.
 
+    And its bounds, see :func:`jaxunlearn.config.bounded`.
+
     Raises:
       ConfigError: "train.epochs: expected float, got 'many'".
     """
-    for name, kind in typing.get_type_hints(type(node)).items():
-        value, key = getattr(node, name), f"{prefix}{name}"
+    hints = typing.get_type_hints(type(node))
+    for one in dataclasses.fields(node):
+        value, key = getattr(node, one.name), f"{prefix}{one.name}"
         if dataclasses.is_dataclass(value):
             check_types(value, f"{key}.")
             continue
-        check_value(key, value, kind)
-        if name == "seed" and value < 0:
-            raise ConfigError(f"{key}: expected a number >= 0, got {value}")
+        if key == "methods" and isinstance(node, Config) and isinstance(value, Mapping):
+            _check_methods(value)
+        _check_kind(key, value, hints[one.name])
+    check_bounds(node, prefix)
+    for one in dataclasses.fields(node):
+        _check_plain(f"{prefix}{one.name}", getattr(node, one.name), DEEPEST)
     if isinstance(node, Config):
         for name in node.kinds:
             own = section(node, name)
@@ -178,10 +233,87 @@ def check_types(node: Any, prefix: str = "") -> None:
             check_types(own, f"{name}.")
 
 
+def _check_methods(methods: Mapping[str, Any]) -> None:
+    for label, options in methods.items():
+        if not isinstance(options, Mapping):
+            raise ConfigError(
+                f"methods.{label}: expected options, such as methods.{label}.steps=10, "
+                f"got {brief(options)}"
+            )
+
+
+def check_bounds(node: Any, prefix: str = "") -> None:
+    """Checks the numbers of a dataclass by the bounds of their fields; types are not looked at.
+
+    Raises:
+      ConfigError: "train.epochs: expected a positive number, got 0".
+    """
+    for one in dataclasses.fields(node):
+        value, key = getattr(node, one.name), f"{prefix}{one.name}"
+        if dataclasses.is_dataclass(value):
+            check_bounds(value, f"{key}.")
+        if one.metadata.get("most") is None or value is None:
+            continue
+        for number in value if isinstance(value, tuple | list) else (value,):
+            _check_number(key, number, **one.metadata)
+
+
+def _check_number(key: str, value: Any, *, least: float, above: float, most: float) -> None:
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real:
+        raise ConfigError(f"{key}: expected a number, got {brief(value)}")
+    if least <= value < math.inf and value > above:
+        if value <= most:
+            return
+        wanted = "below 1" if 0 < 1 - most < 1e-6 else f"at most {most:,.0f}"
+    elif above == 0:
+        wanted = "a positive number"
+    else:
+        wanted = f"at least {least:g}" if least > 0 else f"a number >= {least:g}"
+    raise ConfigError(f"{key}: expected {wanted}, got {brief(value)}")
+
+
 def check_value(key: str, value: Any, kind: Any) -> None:
-    """Checks one value against an annotation; :class:`ConfigError` names the key."""
+    """Checks one value against an annotation; :class:`ConfigError` names the key.
+
+    Whatever the annotation, it has to be plain, as JSON is, and numbers those of 32 bits.
+    """
+    _check_kind(key, value, kind)
+    _check_plain(key, value, DEEPEST)
+
+
+def _check_kind(key: str, value: Any, kind: Any) -> None:
     if not _fits(value, kind):
-        raise ConfigError(f"{key}: expected {_shown(kind)}, got {value!r}")
+        raise ConfigError(f"{key}: expected {_shown(kind)}, got {brief(value)}")
+
+
+def _check_plain(key: str, value: Any, deep: int) -> None:
+    if deep == 0:
+        raise ConfigError(f"{brief(key)}: expected at most {DEEPEST} levels of brackets, got more")
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise ConfigError(f"{key}: expected names that are text, got {brief(name)}")
+            _check_plain(f"{key}.{name}", inner, deep - 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_plain(key, inner, deep - 1)
+    elif isinstance(value, float):
+        if not abs(value) <= MOST_FLOAT:
+            raise ConfigError(
+                f"{key}: expected a number of at most {MOST_FLOAT:g} in size, got {value!r}"
+            )
+    elif isinstance(value, int) and not isinstance(value, bool):
+        # seeds have bounds of their own
+        if abs(value) > MOST_INT and key.rpartition(".")[2] != "seed":
+            raise ConfigError(
+                f"{key}: expected a whole number of at most {MOST_INT:,} in size, "
+                f"got {brief(value)}"
+            )
+    elif not (value is None or isinstance(value, str | bool) or dataclasses.is_dataclass(value)):
+        raise ConfigError(
+            f"{key}: expected numbers, texts, lists and mappings, got {type(value).__name__}"
+        )
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -211,15 +343,22 @@ def _shown(kind: Any) -> str:
     return text.replace("collections.abc.", "").replace("typing.", "")
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str, key: str) -> Any:
+    level = 0
+    for character in text:
+        level += (character in "([{") - (character in ")]}")
+        if level > DEEPEST:
+            raise ConfigError(f"{key}: expected at most {DEEPEST} levels of brackets, got more")
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         return text
+    except (RecursionError, MemoryError):  # a thousand signs before a number, say
+        raise ConfigError(f"{key}: expected a value that can be read, got {brief(text)}") from None
 
 
 def _convert(text: str, kind: Any, key: str) -> Any:
-    value = _literal(text)
+    value = _literal(text, key)
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if type(None) in options and value in (None, "None", "none", ""):
         return None
@@ -229,14 +368,26 @@ def _convert(text: str, kind: Any, key: str) -> Any:
     if wanted is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
     if wanted is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if typing.get_origin(wanted) is tuple:
+        if text.startswith("@") and typing.get_args(wanted)[0] is int:
+            from jaxunlearn.core.files import read_places
+
+            return read_places(text[1:], key)
+        named = typing.get_args(wanted)[0] == int | str
+        if named and isinstance(value, str) and value == text:  # names, with or without numbers
+            value = tuple(_literal(part.strip(), key) for part in text.split(",") if part.strip())
         items = value if isinstance(value, tuple | list) else (value,) if text else ()
-        if typing.get_args(wanted)[0] is not int or all(type(item) is int for item in items):
+        allowed = (int, str) if named else (int,)
+        if typing.get_args(wanted)[0] is str or all(type(item) in allowed for item in items):
             return tuple(items)
     shown = getattr(wanted, "__name__", str(wanted))
     shown = "whole numbers such as 3,5" if typing.get_origin(wanted) is tuple else shown
+    shown += " or class names" if typing.get_args(wanted)[:1] == (int | str,) else ""
     shown = "true or false" if wanted is bool else shown
-    raise ConfigError(f"{key}: expected {shown}, got {text!r}")
+    raise ConfigError(f"{key}: expected {shown}, got {brief(text)}")

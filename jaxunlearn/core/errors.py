@@ -63,6 +63,13 @@ def expect_at_least(least: float, **numbers: float) -> None:
             raise ValueError(f"{name}: expected a number of {least} or more, got {value!r}")
 
 
+def expect_at_most(most: float, **numbers: float) -> None:
+    """Raises a :class:`ConfigError` "name: expected at most ...", also for NaN."""
+    for name, value in numbers.items():
+        if not value <= most:
+            raise ConfigError(f"{name}: expected at most {most:,}, got {value:,}")
+
+
 def expect_shares(of: str = "", /, **shares: float) -> None:
     """Raises a ``ValueError`` "name: expected a share above 0, at most 1" for another number."""
     for name, value in shares.items():

@@ -4,9 +4,11 @@ And files that say that a place is in use, and ``.npz`` files of others, which m
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
+import re
 import socket
 import time
 import zipfile
@@ -16,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxunlearn.core.errors import CheckpointError, DataError, printable, sentence
+from jaxunlearn.core.errors import CheckpointError, DataError, brief, printable, sentence
 
 try:
     import fcntl
@@ -77,6 +79,12 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
         if array.dtype.kind not in "biufcSU":
             raise ValueError(f"{path}: {name}: expected an array of numbers, got {array.dtype}")
     write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **found))
+
+
+def sha256(path: Path) -> str:
+    """Computes the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -216,6 +224,44 @@ def read_npz(
         there = [*required, *(key for key in optional if key in archive)]
         _check_sizes(path, archive.zip, there)
         return {key: _read_key(path, archive, key, key in strings) for key in there}
+
+
+def read_places(path: str | os.PathLike[str], name: str) -> tuple[int, ...] | tuple[bool, ...]:
+    """Reads positions, or a mask of booleans, from a file.
+
+    Args:
+      path: ``.npy`` with an array ``[M]`` of whole numbers or booleans; or ``.txt`` or ``.csv``
+        with whole numbers between commas or spaces, or on lines of their own.
+      name: what errors call the place where the path was given.
+
+    Raises:
+      DataError: no such file, or it holds something else.
+    """
+    path = Path(os.path.expanduser(path))
+    ending = path.suffix.lower()
+    if ending not in (".npy", ".txt", ".csv") or not path.is_file():
+        raise DataError(f"{name}: expected a .npy, .txt or .csv file, got {brief(str(path))}")
+    if ending == ".npy":
+        if path.stat().st_size > most_bytes():
+            raise DataError(f"{path}: expected a file that fits into memory, got a larger one")
+        try:
+            found = np.load(path, allow_pickle=False)
+        # damaged or pickled in one of many ways
+        except Exception as error:
+            raise DataError(f"{path}: expected an array, got {sentence(error)}") from error
+        if isinstance(found, np.ndarray) and found.ndim == 2 and found.shape[1] == 1:
+            found = found if found.dtype == bool else found[:, 0]  # of np.argwhere
+        if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in "iub":
+            raise DataError(f"{path}: expected whole numbers or booleans [M], got {brief(found)}")
+        return tuple(found.tolist())
+    try:
+        words = path.read_text(encoding="utf-8-sig").replace(",", " ").split()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected text, got {sentence(error)}") from error
+    wrong = [word for word in words if not re.fullmatch(r"[+-]?[0-9]{1,18}", word)]
+    if wrong or not words:
+        raise DataError(f"{path}: expected whole numbers, got {brief(wrong) if wrong else 'none'}")
+    return tuple(map(int, words))
 
 
 def _check_sizes(path: Path, archive: zipfile.ZipFile, keys: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn.core.errors import DataError
+from jaxunlearn.core.files import most_bytes
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 
@@ -121,6 +122,12 @@ def resize_all(x: np.ndarray, size: int | None) -> np.ndarray:
     """Resizes images ``[N, H, W, C]``; vectors pass, since ``size`` is ``None`` for them."""
     if size is None or x.shape[1:3] == (size, size):
         return x
+    found = len(x) * size**2 * x.shape[-1] * x.dtype.itemsize
+    if found > most_bytes():
+        raise DataError(
+            f"data.image_size: expected images of at most {most_bytes():,} bytes together, the "
+            f"memory of this machine, got {found:,}"
+        )
     return np.stack([resize(image, size) for image in x])
 
 
@@ -180,7 +187,7 @@ def read_entry(folder: Path) -> Dataset | None:
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
         arrays = {key: np.load(folder / f"{key}.npy", allow_pickle=False) for key in ARRAYS}
         names = tuple(meta["class_names"])
-        if fingerprint(arrays, names) != meta["fingerprint"]:
+        if fingerprint(arrays, names) != meta["fingerprint"] or _meta_sum(meta) != meta["sum"]:
             return None
         shape = (1,) * (arrays["train_x"].ndim - 2) + (-1,)
         mean, std = (np.asarray(meta[k], np.float32).reshape(shape) for k in ("mean", "std"))
@@ -220,7 +227,14 @@ def _write_files(folder: Path, dataset: Dataset) -> None:
         "std": dataset.std.ravel().tolist(),
         "fingerprint": dataset.fingerprint,
     }
+    meta["sum"] = _meta_sum(meta)
     (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
+
+
+def _meta_sum(meta: Mapping[str, Any]) -> str:
+    """Computes the SHA-256 of what the fingerprint does not cover: the statistics."""
+    told = [meta["fingerprint"], meta["mean"], meta["std"]]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _move(temporary: Path, folder: Path) -> None:

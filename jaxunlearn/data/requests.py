@@ -1,35 +1,211 @@
 """Requests to forget, and the training examples that they mean."""
 
-from collections.abc import Iterable
+import dataclasses
+import numbers
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from jaxunlearn.config import Request
-from jaxunlearn.core.errors import RequestError
+from jaxunlearn.config import SEEDS, Request
+from jaxunlearn.core.errors import RequestError, brief, did_you_mean, expect
 
 
-def forget_class(label: int) -> Request:
-    """Requests to forget every training example of one class."""
-    if np.ndim(label) != 0:
-        raise TypeError(f"label: expected one class, got {label!r}; use forget_classes")
-    return forget_classes([label])
+def forget_class(label: int | str) -> Request:
+    """Requests to forget every training example of one class.
+
+    Args:
+      label: a whole number of any type, or the name of a class; see :func:`resolve`.
+
+    Raises:
+      TypeError: anything else.
+    """
+    if isinstance(label, Sequence | set | np.ndarray) and not isinstance(label, str | bytes):
+        raise TypeError(f"label: expected one class, got {brief(label)}; use forget_classes")
+    return Request(classes=(_label("label", label),))
 
 
-def forget_classes(labels: Iterable[int]) -> Request:
-    """Requests to forget every training example of several classes."""
-    return Request(classes=tuple(int(label) for label in labels))
+def forget_classes(labels: Iterable[int | str]) -> Request:
+    """Requests to forget every training example of several classes; see :func:`forget_class`."""
+    found = _labels("labels", labels)
+    if not found:
+        raise RequestError("labels: expected several classes, got none")
+    return Request(classes=found)
 
 
-def forget_indices(indices: Iterable[int] | np.ndarray) -> Request:
-    """Requests to forget the training examples at positions, or of a mask ``bool [N]``."""
-    given = np.asarray(indices if hasattr(indices, "dtype") else list(indices))
-    positions = np.flatnonzero(given) if given.dtype == bool else given
-    return Request(indices=tuple(int(index) for index in positions))
+def forget_indices(indices: Any) -> Request:
+    """Requests to forget training examples.
+
+    Args:
+      indices: positions, whole numbers of any type; or what ``np.where``, ``np.nonzero``,
+        ``np.flatnonzero`` or ``np.argwhere`` return of one axis; or a mask, one boolean for
+        each training example.
+
+    Raises:
+      TypeError: anything else.
+      RequestError: nothing.
+    """
+    found = _positions("indices", indices)
+    if not found:
+        raise RequestError("indices: expected positions [M] or a mask [N], got none")
+    return Request(indices=found)
 
 
 def forget_random(share: float, seed: int = 0) -> Request:
-    """Requests to forget a random share, between 0 and 1, of the training examples."""
-    return Request(share=float(share), seed=seed)
+    """Requests to forget a random share, between 0 and 1, of the training examples.
+
+    Raises:
+      TypeError: the share is no number, or the seed no whole one.
+    """
+    if not _share("share", share):
+        raise RequestError(f"share: expected a share between 0 and 1, got {share}")
+    return Request(share=_share("share", share), seed=_seed("seed", seed))
+
+
+def resolve(request: Request, class_names: Sequence[str] = (), total: int | None = None) -> Request:
+    """Returns a request in plain numbers: labels for class names, positions for a mask.
+
+    Whatever way a request comes in, it is checked here: nothing is rounded, cut or repeated to
+    make another request of it.
+
+    Args:
+      class_names: of the labels; without them, a class has its number alone.
+      total: of the training examples; ``None``, before they are known, leaves names and masks.
+
+    Raises:
+      TypeError: ``request`` is none.
+      RequestError: a field holds something else than numbers, names or booleans; a name that no
+        class has, or that several have; a mask of another length.
+    """
+    expect("request", request, Request, "; forget_class(3) makes one")
+    try:
+        found = Request(
+            classes=_labels("request.classes", request.classes),
+            indices=_positions("request.indices", request.indices),
+            share=_share("request.share", request.share),
+            seed=_seed("request.seed", request.seed),
+            each=_flag("request.each", request.each),
+            in_turn=_flag("request.in_turn", request.in_turn),
+        )
+    except TypeError as error:
+        raise RequestError(str(error)) from None
+    if total is None:
+        return found
+    classes = tuple(_number_of(label, class_names) for label in found.classes)
+    return dataclasses.replace(found, classes=classes, indices=_places(found.indices, total))
+
+
+def _places(indices: tuple[int, ...] | tuple[bool, ...], total: int) -> tuple[int, ...]:
+    """Returns positions; those of a mask, if it is one."""
+    if not indices or not isinstance(indices[0], bool):
+        return indices
+    if len(indices) != total:
+        raise RequestError(
+            f"request.indices: expected a mask of the {total} training examples, got one of "
+            f"{len(indices)}"
+        )
+    if not any(indices):
+        raise RequestError(f"request.indices: the mask names none of the {total} examples")
+    return tuple(np.flatnonzero(indices).tolist())
+
+
+def _number_of(label: int | str, class_names: Sequence[str]) -> int:
+    """Returns the number of a class that may be given by its name."""
+    if not isinstance(label, str):
+        return label
+    found = [number for number, name in enumerate(class_names) if name == label]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise RequestError(
+            f"request.classes: expected the name of one class, got {label!r}, that of classes "
+            f"{brief(found)}"
+        )
+    names = f"numbers or class names such as {brief(list(class_names))}"
+    known = names if class_names else "numbers, as no class names are known here (class_names=)"
+    raise RequestError(
+        f"request.classes: expected {known}, got {brief(label)}{did_you_mean(label, class_names)}"
+    )
+
+
+def _label(name: str, value: Any) -> int | str:
+    if isinstance(value, str):
+        return str(value)
+    return _whole(name, value, "a whole number or the name of a class")
+
+
+def _labels(name: str, values: Any) -> tuple[int | str, ...]:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        hint = "; forget_class takes one" if name == "labels" else ""
+        raise TypeError(f"{name}: expected several classes, got {brief(values)}{hint}")
+    given = _items(name, values, "several classes")
+    if given and all(isinstance(one, bool | np.bool_) for one in given):
+        raise TypeError(
+            f"{name}: expected several classes, got {len(given)} booleans; forget_indices takes a "
+            "mask"
+        )
+    return tuple(_label(name, one) for one in given)
+
+
+def _positions(name: str, values: Any) -> tuple[int, ...] | tuple[bool, ...]:
+    """Returns positions, or a mask as it is."""
+    wanted = "positions [M] or a mask [N]"
+    # as np.where and np.nonzero return them: an array for each axis
+    if isinstance(values, tuple) and len(values) == 1 and getattr(values[0], "ndim", 0) == 1:
+        (values,) = values
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected {wanted}, got {brief(values)}")
+    if isinstance(values, tuple) and any(getattr(one, "ndim", 0) for one in values):
+        raise TypeError(
+            f"{name}: expected {wanted}, got {len(values)} arrays, as np.where returns them of "
+            f"{len(values)} axes"
+        )
+    if getattr(values, "shape", ())[1:] == (1,) and values.dtype != bool:  # type: ignore[attr-defined]
+        values = values[:, 0]  # type: ignore[index] # as np.argwhere returns them
+    given = _items(name, values, wanted)
+    flags = [isinstance(one, bool | np.bool_) for one in given]
+    if given and all(flags):
+        return tuple(bool(one) for one in given)
+    return tuple(_whole(name, one, "whole numbers, or booleans alone") for one in given)
+
+
+def _items(name: str, values: Any, wanted: str) -> list[Any]:
+    """Returns the items of a list, an array ``[M]`` or anything else that has some."""
+    if getattr(values, "ndim", 1) != 1:
+        raise TypeError(f"{name}: expected {wanted}, got {brief(values)}")
+    # an array's own numbers, at once: taken one by one, those of a device are slow
+    return list(np.asarray(values) if hasattr(values, "dtype") else values)
+
+
+def _whole(name: str, value: Any, wanted: str) -> int:
+    array = np.asarray(value) if getattr(value, "ndim", None) == 0 else None
+    if array is not None and array.dtype.kind in "iu":
+        return int(array)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    raise TypeError(f"{name}: expected {wanted}, got {brief(value)}")
+
+
+def _share(name: str, value: Any) -> float:
+    if getattr(value, "ndim", None) == 0 and value.dtype.kind in "iuf":
+        value = value.item()
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError(f"{name}: expected a number between 0 and 1, got {brief(value)}")
+
+
+def _flag(name: str, value: Any) -> bool:
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise TypeError(f"{name}: expected true or false, got {brief(value)}")
+
+
+def _seed(name: str, value: Any) -> int:
+    seed = _whole(name, value, "a whole number")
+    if not 0 <= seed < SEEDS:
+        raise RequestError(f"{name}: expected a whole number from 0 to {SEEDS - 1:,}, got {seed}")
+    return seed
 
 
 def describe(request: Request) -> str:
@@ -37,13 +213,19 @@ def describe(request: Request) -> str:
     if request.each:
         return "forget each class by itself"
     if request.in_turn:
-        return "forget in turn classes " + ", ".join(str(label) for label in request.classes)
+        return f"forget in turn classes {_few(request.classes)}"
     if request.classes:
         noun = "class" if len(request.classes) == 1 else "classes"
-        return f"forget {noun} " + ", ".join(str(label) for label in request.classes)
+        return f"forget {noun} {_few(request.classes)}"
     if request.indices:
-        return f"forget {len(request.indices)} given examples"
+        masked = isinstance(request.indices[0], bool)
+        return f"forget {sum(request.indices) if masked else len(request.indices)} given examples"
     return f"forget a random {request.share:.3g} of the examples (seed {request.seed})"
+
+
+def _few(labels: Sequence[int | str]) -> str:
+    shown = ", ".join(str(label) for label in labels[:3])
+    return f"{shown} and {len(labels) - 3} more" if len(labels) > 3 else shown
 
 
 def separate(request: Request, num_classes: int) -> list[Request]:
@@ -61,14 +243,14 @@ def separate(request: Request, num_classes: int) -> list[Request]:
     if request.indices or request.share:
         raise RequestError(
             f"{name}: expected classes or nothing beside it, got "
-            f"indices={request.indices}, share={request.share}"
+            f"indices={brief(request.indices)}, share={request.share}"
         )
     _check_range("request.classes", request.classes, num_classes)
     given = list(request.classes) if request.in_turn else sorted(request.classes)
     labels = given or (list(range(num_classes)) if request.each else [])
     if len(labels) < 2:
         hint = "; request.classes= takes all" if request.each else ""
-        raise RequestError(f"{name}: expected two classes or more, got {labels}{hint}")
+        raise RequestError(f"{name}: expected two classes or more, got {brief(labels)}{hint}")
     return [forget_class(label) for label in labels]
 
 
@@ -76,7 +258,7 @@ def forget_mask(request: Request, labels: np.ndarray, num_classes: int | None) -
     """Marks the training examples that are to be forgotten.
 
     Args:
-      request: names exactly one of classes, indices and share.
+      request: names exactly one of classes, indices and share; see :func:`resolve`.
       labels: ``int [N]``, the training labels; read only for classes.
       num_classes: ``K``; ``None`` where labels are not classes.
 
@@ -86,16 +268,20 @@ def forget_mask(request: Request, labels: np.ndarray, num_classes: int | None) -
     Raises:
       RequestError: nothing, everything, several kinds at once, or out of range.
     """
+    total = len(labels)
+    request = resolve(request, total=total)
     if request.each or request.in_turn:
         word = "each" if request.each else "in_turn"
         raise RequestError(f"request.{word}: expected a single request here, got several")
     kinds = [bool(request.classes), bool(request.indices), request.share != 0]
     if sum(kinds) != 1:
+        # the classes are perhaps those of a configuration, of which something else was overridden
+        hint = "; request.classes= clears the classes" if request.classes else ""
         raise RequestError(
             "request: expected exactly one of classes, indices and share, got "
-            f"classes={request.classes}, indices={request.indices}, share={request.share}"
+            f"classes={brief(request.classes)}, indices={brief(request.indices)}, "
+            f"share={request.share}{hint}"
         )
-    total = len(labels)
     if request.classes:
         if num_classes is None:
             raise RequestError(
@@ -134,9 +320,12 @@ def same_kind_mask(request: Request, labels: np.ndarray) -> np.ndarray:
     return np.isin(labels, request.classes) if request.classes else np.zeros(len(labels), bool)
 
 
-def _check_range(name: str, values: tuple[int, ...], limit: int) -> None:
+def _check_range(name: str, values: Sequence[Any], limit: int) -> None:
     bad = [value for value in values if not 0 <= value < limit]
     if bad:
-        raise RequestError(f"{name}: expected numbers from 0 to {limit - 1}, got {bad}")
+        raise RequestError(f"{name}: expected numbers from 0 to {limit - 1}, got {brief(bad)}")
     if len(set(values)) != len(values):
-        raise RequestError(f"{name}: expected each number once, got {list(values)}")
+        times = Counter(values)
+        again = sorted(value for value in values if times[value] > 1)
+        hint = "; a mask is of booleans" if set(values) <= {0, 1} else ""
+        raise RequestError(f"{name}: expected each number once, got {brief(again)}{hint}")

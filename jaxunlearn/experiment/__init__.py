@@ -19,6 +19,7 @@ from jaxunlearn.core.files import read_npz, write_text
 from jaxunlearn.core.types import Subset
 from jaxunlearn.data.requests import describe
 from jaxunlearn.experiment.album import draw_album
+from jaxunlearn.experiment.folder import drop_unfinished, hold_run, mend_run
 from jaxunlearn.experiment.helpers import with_helpers
 from jaxunlearn.experiment.plan import (
     Plan,
@@ -29,8 +30,8 @@ from jaxunlearn.experiment.plan import (
     trials,
     write_plan,
 )
-from jaxunlearn.experiment.shared_programs import make_retrained, make_unlearned
-from jaxunlearn.experiment.stages import check_stage
+from jaxunlearn.experiment.shared_programs import make_retrained, make_unlearned, shared_keepers
+from jaxunlearn.experiment.stages import Keeper, check_stage
 from jaxunlearn.experiment.trial import Listener, Record, Trial
 from jaxunlearn.metrics.registry import METRICS
 from jaxunlearn.metrics.table import Judged, compare, speedups, summarise
@@ -61,23 +62,40 @@ def run(
 
     Returns:
       The report, as ``jaxunlearn.report`` describes it; also saved as JSON, Markdown and PNG.
+      Its ``models`` are the digests of the checkpoints that it was made of, by their place.
 
     Raises:
-      UserError: something the user gave is wrong; see the message.
+      UserError: something the user gave is wrong, or another process works in the folder; see
+        the message.
     """
     plan = make_plan(config, Path(runs))
+    with hold_run(plan.folder):
+        return _run(plan, force, listener)
+
+
+def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:
+    mend_run(plan.folder)
+    unfinished: set[Path] = set()
     for group in groups(plan):
         for place in (group, *(one for one in trials(group) if one is not group)):
             for stage in (*stages_of(place).values(), *helper_stages(group).values()):
-                check_stage(stage, force)
-    write_plan(plan)
+                if not check_stage(stage, force):
+                    unfinished.add(Keeper(stage).path)
+        unfinished |= {keeper.path for keeper in shared_keepers(group)}
+    drop_unfinished(plan.folder, unfinished)
+    # what a finished run left belongs together: it is replaced as a whole, by the next finished
+    first = not (plan.folder / "report.json").exists()
+    if first:
+        write_plan(plan)
     tell = listener or (lambda name, progress: None)
     known = _known_examples(plan.folder)
     judged: list[_Judged] = []
     drawn: list[Trial] = []
     examples: dict[str, np.ndarray] = {}
     for group in _fresh(plan):
-        made = _make(group, force, tell)
+        if first and group.trial is not None:
+            write_plan(group)
+        made = _make(group, force, tell, first)
         for trial in made:
             one = _judge(trial, made, known)
             judged.append(one)
@@ -85,7 +103,11 @@ def run(
             if drawn or trial is not made[0]:
                 trial.let_go()
         drawn += made[: 1 - len(drawn)]  # of several trials the first is drawn
+        for place in (group, *(t.plan for t in made if plan.config.request.in_turn)):
+            if place.trial is not None:
+                write_plan(place)
     table = _report(plan, judged, [])
+    write_plan(plan)
     report.save(table, plan.folder, examples=examples)
     # the report comes first: a picture that cannot be drawn costs only itself
     if failures := [note for trial in drawn for note in draw_album(trial)]:
@@ -105,6 +127,8 @@ class _Judged(NamedTuple):
       records: of every model.
       notes: what else is to be said of it.
       examples: values of each example by ``"<trial>/<model>/<metric>"``.
+      models: digests of the checkpoints by stage.
+      places: of the checkpoints, by stage.
     """
 
     values: Judged
@@ -112,6 +136,8 @@ class _Judged(NamedTuple):
     records: list[Record]
     notes: list[str]
     examples: dict[str, np.ndarray]
+    models: dict[str, str]
+    places: dict[str, Path]
 
 
 def _fresh(plan: Plan) -> Iterator[Plan]:
@@ -120,12 +146,10 @@ def _fresh(plan: Plan) -> Iterator[Plan]:
         fresh = group
         if number:
             fresh = groups(make_plan(plan.config, plan.folder.parent, plan.data))[number]
-        if fresh.trial is not None:
-            write_plan(fresh)
         yield fresh
 
 
-def _make(plan: Plan, force: bool, listener: Listener) -> list[Trial]:
+def _make(plan: Plan, force: bool, listener: Listener, first: bool) -> list[Trial]:
     """Makes all models of the trials that share an original."""
     plan = with_helpers(plan, force, _told(plan, listener))
     home = Trial(plan, force, _told(plan, listener))
@@ -139,7 +163,8 @@ def _make(plan: Plan, force: bool, listener: Listener) -> list[Trial]:
             trial.original()
         made.append(trial)
         if plan.config.request.in_turn:
-            write_plan(one)
+            if first:
+                write_plan(one)
             for name in trial.stages:
                 if name != "original":
                     trial.make(name)
@@ -191,7 +216,10 @@ def _judge(trial: Trial, group: Sequence[Trial], known: dict[str, np.ndarray]) -
         for key, value in (own | found.examples).items()
         if key.rpartition("/")[0] in trial.records and key.rpartition("/")[2] in METRICS
     }
-    return _Judged(values, plan, list(trial.records.values()), found.notes, examples)
+    places = {name: trial.stages[name].path for name in found.models}
+    return _Judged(
+        values, plan, list(trial.records.values()), found.notes, examples, found.models, places
+    )
 
 
 def _known_examples(folder: Path) -> dict[str, np.ndarray]:
@@ -212,7 +240,9 @@ def _lines(judged: Sequence[_Judged]) -> Iterator[dict[str, Any]]:
         for label, values in {**one.values.models, **retrained}.items():
             numbers = {n: v for n, v in values.items() if n in METRICS and not METRICS[n].along}
             failed = [name for name, value in numbers.items() if value != value]
-            yield {**which, "model": label, **numbers, **dict.fromkeys(failed)}
+            stage = label if label in one.models else f"unlearned/{label}"
+            about = {"model": label, "digest": one.models.get(stage)}
+            yield {**which, **about, **numbers, **dict.fromkeys(failed)}
 
 
 def _report(plan: Plan, judged: Sequence[_Judged], more: Sequence[str]) -> dict[str, Any]:
@@ -226,7 +256,7 @@ def _report(plan: Plan, judged: Sequence[_Judged], more: Sequence[str]) -> dict[
     if any(version != versions[0] for version in versions):
         notes.append("not all models were made with the same versions: see their records")
     title = f"{config.name}: {describe(config.request)}"
-    return summarise(
+    table = summarise(
         f"{title}, {count(several[0].kind, len(several))}" if several else title,
         values,
         trials=several,
@@ -234,6 +264,12 @@ def _report(plan: Plan, judged: Sequence[_Judged], more: Sequence[str]) -> dict[
         environment=versions[0],
         published=compare(values, config.published.values, config.published.source),
     )
+    models = {
+        one.places[name].relative_to(plan.folder).as_posix(): digest
+        for one in judged
+        for name, digest in one.models.items()
+    }
+    return table | {"models": models}
 
 
 def _notes(plan: Plan, judged: Sequence[_Judged]) -> list[str]:

@@ -1,10 +1,15 @@
 """Pictures of a run, in its folder ``pictures``: drawn when something new was made."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from jaxunlearn.core.errors import UserError
+from jaxunlearn import checkpoint
+from jaxunlearn.core.errors import UserError, sentence
+from jaxunlearn.core.files import write_text
 from jaxunlearn.core.registry import load
 from jaxunlearn.core.types import Variables
 from jaxunlearn.engine import Chain
@@ -19,12 +24,14 @@ def draw_album(trial: Trial) -> list[str]:
 
     ``pictures/<name>.png`` shows the models side by side, ``pictures/<label>/<name>.png`` what a
     method found and changed: every row of :data:`jaxunlearn.pictures.PICTURES` that names this
-    kind. A picture that is there is drawn again only if some model was made now.
+    kind. A picture that is there, and whole, is drawn again only if it shows other models than
+    those that are there now; ``pictures/drawn.json`` says which it shows.
 
     Returns:
       A sentence for each picture that could not be drawn: the run is none the worse.
     """
     folder, view, failed = trial.plan.folder / "pictures", _view(trial), []
+    drawn, models = _read(folder / "drawn.json"), _digest_of(trial)
     for name in PICTURES:
         try:
             row = PICTURES[name]
@@ -38,14 +45,51 @@ def draw_album(trial: Trial) -> list[str]:
         ]  # fmt: skip
         for label in labels:
             path = folder / label / f"{name}.png"
-            if not trial.made and list(path.parent.glob(f"{name}*.png")):
+            there = [p for p in _listing(path.parent) if p.name.startswith(name)]
+            key = f"{label}/{name}".lstrip("/")
+            # one of an earlier version, which wrote down no models, is as good
+            known = drawn.get(key, "" if trial.made else models) == models
+            if known and there and all(map(_whole, there)):
+                drawn[key] = models
                 continue
             try:
                 load(row.draw)(path, view, label)
+                drawn[key] = models
             # another package's code, perhaps: whatever it raises, the run is none the worse
             except Exception as error:
-                failed.append(f"no picture {label}{'/' if label else ''}{name}: {error}")
+                drawn.pop(key, None)
+                failed.append(f"no picture {key}: {sentence(error)}")
+    if drawn:
+        write_text(folder / "drawn.json", json.dumps(drawn, indent=2) + "\n")
     return failed
+
+
+def _digest_of(trial: Trial) -> str:
+    """Returns what changes with any model of a trial."""
+    digests = [checkpoint.digest(trial.stages[name].path) for name in sorted(trial.records)]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def _read(file: Path) -> dict[str, str]:
+    """Reads which models pictures show; what cannot be read is drawn anew."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _listing(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix == ".png"] if folder.is_dir() else []
+
+
+def _whole(path: Path) -> bool:
+    """Tells whether a picture begins and ends as PNG files do."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return content.startswith(b"\x89PNG\r\n\x1a\n") and content.endswith(b"IEND\xaeB`\x82")
 
 
 class _Models(Mapping[str, Variables]):

@@ -9,7 +9,7 @@ from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.data.sets import request
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.experiment.plan import Plan, helper_stages, with_methods
-from jaxunlearn.experiment.stages import Stage, check_stage, finish_stage, load_stage
+from jaxunlearn.experiment.stages import Stage, check_stage, finish_stage, load_stage, state_of
 from jaxunlearn.experiment.trial import Listener, named
 from jaxunlearn.gan import Guide
 from jaxunlearn.kinds.training import train
@@ -31,6 +31,7 @@ def _make(
     if check_stage(stage, force):
         listener(name, None)
         return Guide(helper.model, load_stage(stage, plan.helpers[name].variables)[0])
+    before = state_of(stage)
     sets = request(plan.sets, 0)
     assert sets.forget is not None
     with named(name):
@@ -47,5 +48,5 @@ def _make(
         "seconds": outcome.seconds,
         "versions": checkpoint.versions(),
     }
-    finish_stage(stage, outcome.variables, record)
+    finish_stage(stage, outcome.variables, record, replaces=before)
     return Guide(helper.model, outcome.variables)

@@ -4,20 +4,20 @@ import dataclasses
 import inspect
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxunlearn.config import Config
-from jaxunlearn.config.overrides import check_types, check_value
-from jaxunlearn.core.errors import ConfigError, did_you_mean
+from jaxunlearn.config.overrides import MOST_INT, check_types, check_value
+from jaxunlearn.core.errors import ConfigError, brief, did_you_mean, expect_at_most
 from jaxunlearn.core.types import Sets, Unlearner
 from jaxunlearn.data.sets import forgets_class
 from jaxunlearn.engine import Chain, chain, stop
 from jaxunlearn.engine.driver import visible_sets
-from jaxunlearn.engine.loop import begin
+from jaxunlearn.engine.loop import Job, advance, begin
 from jaxunlearn.kinds import Kind
 from jaxunlearn.methods import METHODS, method_options
 from jaxunlearn.training.optimizers import make_optimizer, matching, only
@@ -145,7 +145,7 @@ def build_method(label: str, options: Mapping[str, Any], problem: Problem) -> Bu
             optimizer = _optimizer(options, own["optimizer"], problem, steps)
             arguments |= {} if optimizer is None else {"optimizer": optimizer}
         method = row.factory(problem.model, **arguments)
-        _try(method, problem)
+        _try(method, problem, runner, options.get("stop", ()))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}: {error}") from error
     if not method.needs.once:
@@ -190,12 +190,24 @@ def _optimizer(
     return only(made, matching(*([patterns] if isinstance(patterns, str) else patterns)))
 
 
-def _try(method: Unlearner, problem: Problem) -> None:
-    """Traces what a method makes of the model and the data; it refuses them before training."""
+def _try(
+    method: Unlearner, problem: Problem, runner: Mapping[str, Any], limits: Iterable[str]
+) -> None:
+    """Traces what a method makes of the model and the data; it refuses them before training.
+
+    A step is traced only where the metrics that it reports are to end the run.
+    """
     like = jax.eval_shape(problem.model.init, jax.random.key(0))
     shown = visible_sets(method.needs, problem.sets)
     prepared = method.prepare and method.prepare.shapes(like, shown)
-    jax.eval_shape(partial(begin, method), like, shown, jax.random.key(0), prepared)
+    key = jax.random.key(0)
+    state = jax.eval_shape(partial(begin, method), like, shown, key, prepared)
+    if not limits:
+        return
+    step = partial(advance, job=Job(method, runner["batch_size"]), length=1)
+    reported = jax.eval_shape(step, state, shown, key, 0, 1)[1].metrics
+    if missing := sorted(set(limits) - set(reported)):
+        raise ValueError(f"stop: expected metrics among {sorted(reported)}, got {missing}")
 
 
 def _runner_options(label: str, options: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
@@ -204,7 +216,10 @@ def _runner_options(label: str, options: Mapping[str, Any], problem: Problem) ->
     runner |= {key: options[key] for key in ("steps", "chunk") if key in options}
     for key, value in runner.items():
         if type(value) is not int or value < 1:
-            raise ConfigError(f"methods.{label}.{key}: expected a positive number, got {value!r}")
+            raise ConfigError(
+                f"methods.{label}.{key}: expected a positive number, got {brief(value)}"
+            )
+        expect_at_most(MOST_INT, **{f"methods.{label}.{key}": value})
     if "stop" in options:
         check_value(f"methods.{label}.stop", options["stop"], Mapping[str, float])
         if problem.several:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,20 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import checkpoint
-from jaxunlearn.config import Config, Request, section, to_dict
-from jaxunlearn.config.overrides import check_types, check_value
-from jaxunlearn.core.errors import ConfigError
-from jaxunlearn.core.files import write_npz, write_text
+from jaxunlearn.config import SEEDS, Config, Request, section, to_dict
+from jaxunlearn.config.overrides import MOST_INT, check_types, check_value
+from jaxunlearn.core.errors import ConfigError, brief, expect_at_most, printable
+from jaxunlearn.core.files import most_bytes, write_npz, write_text
 from jaxunlearn.core.types import Key, Sets, Unlearner
 from jaxunlearn.data.dataset import Dataset
 from jaxunlearn.data.examples import inputs_like
-from jaxunlearn.data.requests import separate
+from jaxunlearn.data.requests import resolve, separate
 from jaxunlearn.data.sets import divide, num_examples, positions, request, stratified_mask
 from jaxunlearn.data.sources import load_dataset
 from jaxunlearn.engine import Chain
 from jaxunlearn.engine.sharding import Sharding, make_sharding
 from jaxunlearn.experiment.methods import Problem, build_methods
-from jaxunlearn.experiment.stages import Stage
+from jaxunlearn.experiment.stages import UNFINISHED, Stage
 from jaxunlearn.gan import Guide
 from jaxunlearn.kinds import KINDS, Helper, Kind, load_sections
 from jaxunlearn.metrics.registry import applying
@@ -92,6 +92,8 @@ def make_plan(config: Config, runs: Path, data: Dataset | None = None) -> Plan:
     """
     check_value("kinds", config.kinds, Mapping[str, Any])
     load_sections(config.kinds)
+    if isinstance(config.request, Request):  # numbers of any type are taken
+        config = dataclasses.replace(config, request=resolve(config.request))
     check_types(config)
     kind = KINDS[NETWORKS.find(config.model.name, "model.name").kind].kind
     settings = section(config, kind.name) if kind.section else None
@@ -102,6 +104,9 @@ def make_plan(config: Config, runs: Path, data: Dataset | None = None) -> Plan:
     data = _on_device(load_dataset(config.data)) if data is None else data
     read, num_classes = kind.read(data), len(data.class_names)
     held = stratified_mask(data.test_y, config.data.unseen, config.data.seed)
+    # recorded in numbers, however it was given
+    asked = resolve(config.request, data.class_names, len(data.train_y))
+    config = dataclasses.replace(config, request=asked)
     requests = separate(config.request, num_classes)
     in_turn = config.request.in_turn
     # of requests in turn, each trial has sets of its own: here those of the first
@@ -114,7 +119,9 @@ def make_plan(config: Config, runs: Path, data: Dataset | None = None) -> Plan:
     assert sets.forget is not None
     x = inputs_like(sets.forget, 2)
     model = kind.build(config.model, x, num_classes)
-    kind.recipe(model, config.train, retained, settings)
+    _, steps = kind.recipe(model, config.train, retained, settings)
+    expect_at_most(MOST_INT, **{"train.epochs: steps": steps})
+    _check_memory(config, model, x)
     besides = kind.helpers(settings, x, num_classes)
     helpers = {
         name: Guide(one.model, jax.eval_shape(one.model.init, jax.random.key(0)))
@@ -207,7 +214,7 @@ def _seeded(plan: Plan, seed: int) -> Plan:
 def _class(plan: Plan, number: int) -> Plan:
     """Returns the plan that forgets this class alone, in a folder of its own; keys are the same."""
     asked = plan.requests[number]
-    (label,) = asked.classes
+    label = int(asked.classes[0])
     own = request(plan.sets, number)
     return plan._replace(
         config=dataclasses.replace(plan.config, request=asked),
@@ -271,14 +278,14 @@ def _identify(asked: Request) -> dict[str, Any]:
 
 def _check_values(config: Config) -> None:
     """Checks what types cannot say."""
-    for name in ("retrained", "seeds"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    if config.seed + config.seeds > SEEDS:
+        raise ConfigError(
+            f"seeds: expected seeds below {SEEDS:,}, got seed {config.seed} and {config.seeds - 1} "
+            "after it"
+        )
     if config.seeds > 1 and (config.request.each or config.request.in_turn):
         word = "each" if config.request.each else "in_turn"
         raise ConfigError(f"seeds: expected 1 beside request.{word}, got {config.seeds}")
-    if config.at_a_time is not None and config.at_a_time < 1:
-        raise ConfigError(f"at_a_time: expected at least 1, got {config.at_a_time}")
     for label, given in config.published.values.items():
         if unknown := sorted(set(given) - set(heads())):
             raise ConfigError(
@@ -286,22 +293,38 @@ def _check_values(config: Config) -> None:
                 f"got {unknown}"
             )
     if not _is_folder_name(config.name):
-        raise ConfigError(f"name: expected the name of one folder, got {config.name!r}")
+        raise ConfigError(f"name: expected the name of one folder, got {brief(config.name)}")
     for label in config.methods:
-        if not _is_folder_name(label) or label in ("original", "retrained"):
+        # what lies beside models while they are made has names with a dot before or an ending
+        own = label in ("original", "retrained") or label.endswith(UNFINISHED) or label[:1] == "."
+        if own or not _is_folder_name(label):
             raise ConfigError(
                 "methods: expected labels fit for a folder, other than original and retrained, "
-                f"got {label!r}"
+                f"without a dot before them or {UNFINISHED} behind, got {brief(label)}"
             )
-    for name, value in (("epochs", config.train.epochs), ("batch_size", config.train.batch_size)):
-        if not 0 < value < math.inf:
-            raise ConfigError(f"train.{name}: expected a positive number, got {value:g}")
     make_optimizer(config.train, 1)
     make_augment(config.train.augment)
 
 
+def _check_memory(config: Config, model: Any, x: Any) -> None:
+    """Checks that the parameters and a batch fit into the memory of this machine."""
+    sizes = (
+        ("model.options", "parameters", jax.eval_shape(model.init, jax.random.key(0)), 1.0),
+        ("train.batch_size", "a batch", x, config.train.batch_size / 2),
+    )
+    for key, what, tree, times in sizes:
+        found = times * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        if found > most_bytes():
+            raise ConfigError(
+                f"{key}: expected {what} of at most {most_bytes():,} bytes, the memory of this "
+                f"machine, got {found:,.0f}"
+            )
+
+
 def _is_folder_name(text: str) -> bool:
-    return text not in ("", ".", "..") and Path(text).name == text
+    # room is left for what is written beside it
+    short = len(os.fsencode(text)) <= 200 if printable(text) == text else False
+    return short and "\n" not in text and text not in ("", ".", "..") and Path(text).name == text
 
 
 def stages_of(plan: Plan) -> dict[str, Stage]:

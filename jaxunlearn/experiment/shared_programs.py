@@ -10,6 +10,7 @@ from jaxunlearn.core.errors import CheckpointError, UserError
 from jaxunlearn.data.sets import stack_sets
 from jaxunlearn.engine import unlearn_many
 from jaxunlearn.engine.driver import Outcome, member_of
+from jaxunlearn.experiment.plan import Plan
 from jaxunlearn.experiment.stages import Keeper, Stage
 from jaxunlearn.experiment.trial import Made, Trial, named, timed
 
@@ -43,6 +44,17 @@ def make_unlearned(home: Trial, trials: Sequence[Trial], label: str) -> None:
             trial.make(name, one)
 
 
+def shared_keepers(home: Plan) -> list[Keeper]:
+    """Lists what keeps the unfinished models that a program makes together."""
+    names = ["retrained/others", *(f"unlearned/{label}" for label in home.methods)]
+    return [Keeper(_shared(home, name, [])) for name in names]
+
+
+def _shared(home: Plan, name: str, members: Sequence[Stage]) -> Stage:
+    inputs = {"members": [stage.inputs for stage in members]}
+    return Stage(home.folder / name.replace("/", "_"), inputs)
+
+
 @contextlib.contextmanager
 def _in_one_program(
     home: Trial, name: str, members: Sequence[Member], *, cold: bool
@@ -54,8 +66,7 @@ def _in_one_program(
       cold: whether its time counts.
     """
     missing = [(trial, stage) for trial, stage in members if not trial.there(stage)]
-    inputs = {"members": [trial.stages[stage].inputs for trial, stage in missing]}
-    shared = Stage(home.plan.folder / name.replace("/", "_"), inputs)
+    shared = _shared(home.plan, name, [trial.stages[stage] for trial, stage in missing])
     made: dict[Member, Made] = {}
     if len(missing) > 1 and home.plan.sharding is None:
         once, hooks = _program(missing, home.plan.config.at_a_time), home.hooks(shared, name)

@@ -22,6 +22,10 @@ SAVE_EVERY = 30.0
 """Seconds between two saves of an unfinished stage."""
 
 
+UNFINISHED = ".unfinished"
+"""What the name of an unfinished stage ends in."""
+
+
 class Stage(NamedTuple):
     """Folder of a model, and all that it depends on.
 
@@ -85,10 +89,33 @@ def load_stage(stage: Stage, like: Variables) -> tuple[Variables, dict[str, Any]
         raise CheckpointError(f"{error}; --force makes this model again") from error
 
 
-def finish_stage(stage: Stage, variables: Variables, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Saves a finished model and removes what was kept of its making."""
+def state_of(stage: Stage) -> str:
+    """Returns what tells the folder that lies in a stage's place now from any other; or nothing."""
+    try:
+        found = stage.path.stat()
+    except OSError:
+        return ""
+    return f"{found.st_dev}-{found.st_ino}-{found.st_mtime_ns}"
+
+
+def finish_stage(
+    stage: Stage, variables: Variables, record: Mapping[str, Any], *, replaces: str = ""
+) -> dict[str, Any]:
+    """Saves a finished model and removes what was kept of its making.
+
+    Args:
+      replaces: what :func:`state_of` said when the stage was checked: that is replaced.
+
+    Raises:
+      CheckpointError: something else lies there by now, which another process made.
+    """
     full = {"inputs": _plain(stage.inputs), **record}
-    checkpoint.save(stage.path, variables, full, overwrite=stage.path.exists())
+    if state_of(stage) != replaces:
+        raise CheckpointError(
+            f"{stage.path}: was made by another process meanwhile, and is left as it is; "
+            "the same command again takes it from there"
+        )
+    checkpoint.save(stage.path, variables, full, overwrite=bool(replaces))
     Keeper(stage).forget()
     return full
 
@@ -97,7 +124,7 @@ class Keeper:
     """Saves the state of an unfinished stage now and then, and finds it again."""
 
     def __init__(self, stage: Stage) -> None:
-        self.path = stage.path.with_name(stage.path.name + ".unfinished")
+        self.path = stage.path.with_name(stage.path.name + UNFINISHED)
         self.inputs = _plain(stage.inputs)
         self.saved = time.monotonic()
 

@@ -37,6 +37,7 @@ from jaxunlearn.experiment.stages import (
     finish_stage,
     load_stage,
     read_stage,
+    state_of,
 )
 from jaxunlearn.kinds.evaluate import costs
 from jaxunlearn.kinds.training import train
@@ -179,6 +180,7 @@ class Trial:
             self.listener(name, None)
             self.records[name] = read_stage(stage)
             return
+        before = state_of(stage)
         with named(name):
             outcome, sharing = make(self.hooks(stage, name))
         self.made.append(name)
@@ -195,7 +197,7 @@ class Trial:
             "sharing": sharing,
             "history": {key: value.tolist() for key, value in outcome.history.items()},
             "versions": checkpoint.versions(),
-        })  # fmt: skip
+        }, replaces=before)  # fmt: skip
 
     # Judging
 
@@ -232,7 +234,7 @@ class Trial:
             digests["original"],
             [digests[name] for name in retrained],
         )
-        judgement = Judgement({}, {}, {}, [])
+        judgement = Judgement({}, {}, {}, [], digests)
         entries = dict(known)  # of methods that this run leaves out, too
         for name, digest in digests.items():
             entry = known.get(name, {})
@@ -283,12 +285,14 @@ class Judgement(NamedTuple):
       failed: why a metric has no value.
       examples: values of each example that were measured now, by ``"<model>/<metric>"``.
       notes: sentences on how far the metrics can be trusted.
+      models: digests of what was judged.
     """
 
     values: dict[str, dict[str, Any]]
     failed: dict[str, dict[str, str]]
     examples: dict[str, np.ndarray]
     notes: list[str]
+    models: dict[str, str]
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -298,7 +302,7 @@ def _read(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text())
         sound = {k: v for k, v in found.items() if all(isinstance(v[w], dict) for w in wanted)}
         return _without_gaps(sound, math.nan)
-    except (OSError, ValueError, AttributeError, LookupError, TypeError):
+    except (OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError):
         return {}
 
 

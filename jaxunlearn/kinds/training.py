@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from jaxunlearn.config import TrainConfig
-from jaxunlearn.core.errors import ConfigError, expect
+from jaxunlearn.config.overrides import MOST_INT, check_bounds
+from jaxunlearn.core.errors import ConfigError, expect, expect_at_most
 from jaxunlearn.core.types import Apply, Gan, Key, Model, Sets, Subset, Unlearner
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.engine import unlearn, unlearn_many
@@ -79,9 +80,13 @@ def _checked(model: Any, part: Subset, config: TrainConfig, settings: Any) -> tu
             f"config: expected positive epochs and batch_size, got {config.epochs} and "
             f"{config.batch_size}"
         )
+    check_bounds(config, "config.")
     kind = kind_of(model)
     if settings is not None:
         expect("settings", settings, kind.section or type(None))
+        check_bounds(settings, "settings.")
     model = kind.given(model)
     kind.check_examples(model, part.examples)
-    return kind.recipe(model, config, num_examples(part), settings)
+    method, steps = kind.recipe(model, config, num_examples(part), settings)
+    expect_at_most(MOST_INT, steps=steps)
+    return method, steps

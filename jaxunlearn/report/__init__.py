@@ -14,9 +14,9 @@ mean difference between two of them, ``best`` the unlearned models closest to th
 ``failed`` why there is no value of a model; the last four may be ``None`` or absent, and a
 value too.
 
-A report may hold ``curves`` (``label``, ``along``, ``values``: a list for each model, and
-their ``spread`` over the retrained ones), for the picture; ``trials``, if it sums up several
-seeds or classes::
+A report may hold ``models`` (see :func:`other_models`); ``curves`` (``label``, ``along``,
+``values``: a list for each model, and their ``spread`` over the retrained ones), for the
+picture; ``trials``, if it sums up several seeds or classes::
 
     {"kind": "class", "numbers": [1, 3], "names": ["", "cat"]}
 
@@ -37,11 +37,11 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.core import files
-from jaxunlearn.core.errors import UserError
+from jaxunlearn.core.errors import UserError, sentence
 from jaxunlearn.report.picture import save_png
 from jaxunlearn.report.text import print_report, to_markdown, to_table
 
-__all__ = ["load", "print_report", "save", "save_png", "to_markdown", "to_table"]
+__all__ = ["load", "other_models", "print_report", "save", "save_png", "to_markdown", "to_table"]
 
 
 def save(
@@ -91,11 +91,30 @@ def load(folder: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(folder) / "report.json"
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"expected a report, got {file}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"expected a report, got {file}: {sentence(error)}") from error
     if not isinstance(report, dict) or not {"title", "columns", "rows"} <= set(report):
         raise UserError(f"expected a report with title, columns and rows, got {file}")
     return report
+
+
+def other_models(report: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[str]:
+    """Lists the checkpoints of a run that are not those that its report was made of.
+
+    Args:
+      report: its ``models`` hold the digest of each checkpoint, that of its manifest, by the
+        place in the folder.
+    """
+
+    def digest(name: str) -> str | None:
+        try:
+            return files.sha256(Path(folder) / name / "manifest.json")
+        except OSError:
+            return None
+
+    told = report.get("models")
+    found = told.items() if isinstance(told, Mapping) else ()
+    return [name for name, wanted in found if digest(name) != wanted]
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from jaxunlearn.core.errors import printable
+
 ORIGINAL, RETRAINED = "original", "retrained"
 
 FAILED = "failed"
@@ -249,6 +251,7 @@ def environment(report: Mapping[str, Any]) -> str:
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """Returns the report as GitHub Markdown; the best unlearned value of a row is bold."""
+    report = _printable(report)
     lines = [f"## {report['title']}"]
     for grid in grids(report):
         lines += ["", f"### {grid.title}"] if grid.title else []
@@ -288,11 +291,20 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     (console or Console()).print(to_table(report))
 
 
+def _printable(value: Any) -> Any:
+    """Returns a report whose texts, which may come from a file of others, terminals just show."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {_printable(key): _printable(inner) for key, inner in value.items()}
+    return [_printable(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 class ReportTable:
     """A Rich renderable that splits the models over several tables in a narrow console."""
 
     def __init__(self, report: Mapping[str, Any]) -> None:
-        self.report = report
+        self.report = _printable(report)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(self.report["title"], style="bold")

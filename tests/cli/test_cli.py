@@ -441,7 +441,7 @@ def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
         (["data.unseen=0"], "needs unseen examples, got none"),
         (["data.seed=-1"], "data.seed: expected a number >= 0, got -1"),
         (["sharding_rules=5"], "sharding_rules: expected tuple"),
-        (["methods.finetune=5"], "methods: expected Mapping"),
+        (["methods.finetune=5"], "methods.finetune: expected options, such as methods.finetune.steps=1"),
         (["methods.finetune.learning_rate=abc"], "learning_rate: expected float, got 'abc'"),
         (["name=.."], "name: expected the name of one folder, got '..'"),
         (["methods.original.method=finetune"], "other than original and retrained"),
@@ -474,7 +474,7 @@ def test_a_folder_that_cannot_be_written_and_a_broken_file(tmp_path, capsys):
     assert "file" in error(capsys)
     (tmp_path / "broken.py").write_text("def get_config(:")
     assert main(["run", str(tmp_path / "broken.py")]) == 1
-    assert "broken.py: SyntaxError" in error(capsys)
+    assert "broken.py:1: SyntaxError" in error(capsys)
     (tmp_path / "report.json").write_text("[]")
     assert main(["show", str(tmp_path)]) == 1
     assert "expected a report with title, columns and rows" in error(capsys)

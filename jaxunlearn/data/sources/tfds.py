@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.config import DataConfig
-from jaxunlearn.core.errors import DataError, did_you_mean
+from jaxunlearn.core.errors import DataError, brief, did_you_mean
 from jaxunlearn.data.dataset import Dataset, cache_root, read_entry, write_entry
 from jaxunlearn.data.sources import SOURCES, unknown_name
 from jaxunlearn.data.sources.tfds_decode import Shards, decode, prepare
@@ -23,6 +23,8 @@ _CACHE_FORMAT = 1
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 # NAME, NAME/CONFIG, either with :VERSION; nothing that climbs out of the folder
 _NAME = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)*)(:(?P<version>\d+\.\d+\.\d+))?")
+_FEATURES = "tensorflow_datasets.core.features."
+_FEATURE = re.compile(re.escape(_FEATURES) + r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -106,7 +108,7 @@ def _listed(names: Iterable[str]) -> str:
 def _check_folder(folder: Path) -> Shards:
     """Checks by names and sizes, without TFDS, that both splits are there in full."""
     info = _read_json(folder, "dataset_info.json")
-    _read_json(folder, "features.json")
+    _check_features(folder, _read_json(folder, "features.json"))
     formats = [info.get("fileFormat"), *info.get("alternativeFileFormats", [])]
     if "array_record" not in formats:
         raise DataError(
@@ -124,6 +126,25 @@ def _check_folder(folder: Path) -> Shards:
     return {split: _check_shards(folder, name, splits[split]) for split in ("train", test)}
 
 
+def _check_features(folder: Path, features: Any) -> None:
+    """Checks that ``features.json`` names TFDS's own classes alone: TFDS imports what it names."""
+    waiting = [features]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting += node
+        if not isinstance(node, dict):
+            continue
+        waiting += node.values()
+        for key in ("pythonClassName", "python_class_name", "type"):
+            name = node.get(key)
+            if isinstance(name, str) and not _FEATURE.fullmatch(name):
+                raise DataError(
+                    f"{folder / 'features.json'}: expected features of TFDS's own, "
+                    f"{_FEATURES}..., got {brief(name)}, which is not imported"
+                )
+
+
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -135,7 +156,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
             f"{folder}: expected a complete data set in TFDS layout, found no {name}, "
             f"only {_listed(_listing(folder))}"
         ) from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{folder / name}: expected JSON as TFDS writes it, got {error}") from error
 
 

@@ -1,0 +1,86 @@
+"""The folder of a run: held by one process, free of what killed runs left, its models known."""
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import jax
+
+from jaxunlearn import checkpoint
+from jaxunlearn.core.errors import CheckpointError
+from jaxunlearn.core.files import hold
+from jaxunlearn.experiment.stages import UNFINISHED
+
+LOCK = "run.lock"
+FILES = ("config.json", "sets.npz", "judgement.json", "metrics.jsonl", "examples.npz", "drawn.json")
+"""Files of a run, beside reports and pictures."""
+
+_HALF = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
+_ASIDE = re.compile(r"\.(?P<name>.+)\.(tmp|old)")
+
+
+def hold_run(folder: Path) -> AbstractContextManager[None]:
+    """Holds the folder of a run, so that no two processes work in it.
+
+    Raises:
+      CheckpointError: another process holds it; the message says which, and since when.
+    """
+    # of several processes of one program, one stands for all
+    return hold(folder / LOCK, folder) if jax.process_index() == 0 else nullcontext()
+
+
+def mend_run(folder: Path) -> None:
+    """Removes files and checkpoints that killed runs left half-written, and moves former ones back.
+
+    Folders and files of the user's are left alone, and what unfinished models were kept.
+    """
+    if jax.process_index() != 0:
+        return
+    for path in _walk(folder):
+        half, aside = _HALF.fullmatch(path.name), _ASIDE.fullmatch(path.name)
+        if path.is_file() and not path.is_symlink() and half:
+            name = half["name"]
+            if name in FILES or name.startswith("report.") or name.endswith(".png"):
+                path.unlink()
+        elif path.is_dir() and aside:
+            checkpoint.clean(path.with_name(aside["name"]))
+
+
+def drop_unfinished(folder: Path, wanted: Collection[Path]) -> None:
+    """Removes unfinished models that a run does not go on with: they hold what was forgotten.
+
+    Args:
+      wanted: places of those that it goes on with.
+    """
+    if jax.process_index() != 0:
+        return
+    for path in _walk(folder):
+        # a link, or a checkpoint that is none of a run's, is the user's
+        if path.name.endswith(UNFINISHED) and path not in wanted and not path.is_symlink():
+            try:
+                if "step" in checkpoint.read_record(path):
+                    checkpoint.remove(path)
+            except CheckpointError:
+                continue
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yields what lies in a run's folder and its folders, without the inside of checkpoints."""
+    for place, names, files in os.walk(folder):
+        found = [Path(place) / name for name in (*names, *files)]
+        names[:] = [
+            name for name in names if not name.startswith(".") and not name.endswith(UNFINISHED)
+            and not (Path(place) / name / "manifest.json").exists()
+        ]  # fmt: skip
+        yield from found
+
+
+def models_of(folder: Path) -> list[Path]:
+    """Lists the finished models of a run, complete or damaged."""
+    return sorted(
+        path
+        for path in _walk(folder)
+        if path.is_dir() and (path / "manifest.json").exists() and path.name[0] != "."
+    )

@@ -105,7 +105,7 @@ def written_out(v, x):
 )
 def test_softmax_takes_a_rule(softmax):
     rule, seen = recorded(gradient)
-    r = whole(lrp(softmax, [("softmax", rule), REST])({}, X, start=X))
+    r = whole(jax.jit(lrp(softmax, [("softmax", rule), REST]))({}, X, start=X))
     np.testing.assert_allclose(r.input, jax.vjp(lambda x: softmax({}, x), X)[1](X)[0], atol=1e-6)
     assert [one.name for one in seen] == ["softmax"]
     # a rule for a maximum elsewhere leaves the shift inside alone
@@ -153,8 +153,8 @@ class Normed(linen.Module):
     @linen.compact
     def __call__(self, x):
         for _ in range(2):
-            x = linen.gelu(linen.Dense(4)(linen.LayerNorm()(x)))
-        return linen.Dense(2)(x)
+            x = linen.gelu(linen.Dense(2)(linen.LayerNorm()(x)))
+        return x
 
 
 class Block(nnx.Module):
@@ -366,22 +366,36 @@ def test_what_a_rule_returns_is_checked(result, found):
 # --- conservation, half precision
 
 
+FOLD = new_primitive("fold", lambda x: x.reshape(-1))
+UNFOLD = new_primitive("unfold", lambda x: x.reshape(2, -1))
+
+
 def test_a_gap_is_told():
-    mixed = rules.operation(lambda op, r: [r[0] * jnp.nan])
-    net = lambda v, x: jnp.tanh(x) @ v  # noqa: E731
-    with pytest.warns(UserWarning, match="input and ledger miss the start"):
-        lrp(net, [("tanh", mixed), REST])(W, X)
-    r = jax.jit(lrp(net, [("tanh", mixed), REST]))(W, X)
-    with pytest.warns(UserWarning, match="input and ledger miss the start"):
+    """Relevance is doubled where nobody can tell the examples."""
+    fold = rules.operation(lambda op, r: [r[0].reshape(op.ins[0].shape) * 2])
+    unfold = rules.operation(lambda op, r: [r[0].reshape(-1)])
+    net = lambda v, x: UNFOLD.bind(FOLD.bind(x)) @ v  # noqa: E731
+    relevance = lrp(net, [("fold", fold), ("unfold", unfold), REST])
+    with pytest.warns(UserWarning, match="input and ledger miss the start by up to 1"):
+        relevance(W, X, start=START[:1] + 0 * START)
+    r = jax.jit(relevance)(W, X, start=START[:1] + 0 * START)
+    np.testing.assert_allclose(r.gap, [1, 1], rtol=1e-5)
+    with pytest.warns(UserWarning, match="2 of 2 examples"):
         r.check()
-    jax.jit(lrp(net))(W, X).check()
+    jax.jit(lrp(lambda v, x: jnp.tanh(x) @ v))(W, X).check()
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("rule", [rules.epsilon(), rules.alpha_beta(), rules.gamma()])
-def test_relevance_of_half_precision_is_carried_in_float32(dtype, rule):
+@pytest.mark.parametrize(
+    ("rule", "dtype"),
+    [
+        (rules.epsilon(), jnp.bfloat16),
+        (rules.alpha_beta(), jnp.bfloat16),
+        (rules.gamma(), jnp.float16),
+    ],
+)
+def test_relevance_of_half_precision_is_carried_in_float32(rule, dtype):
     """In a deep network the relevance is as exact as its forward pass, and adds up."""
-    depth, width = 6, 16
+    depth, width = 4, 16
     v = [nets.draw(k, width, width) / np.sqrt(width) for k in range(depth)]
     x = jnp.abs(nets.draw(50, 4, width))
 
@@ -402,3 +416,48 @@ def test_relevance_of_half_precision_is_carried_in_float32(dtype, rule):
     np.testing.assert_allclose(r.gap, 0, atol=1e-4)
     scale = float(jnp.max(jnp.abs(expected.input)))
     np.testing.assert_allclose(r.input, expected.input, atol=8 * jnp.finfo(dtype).eps * scale)
+
+
+# --- as the manual has them
+
+
+def of_unit(affine, a, z, relevance):
+    del a, z
+    return affine.transpose(relevance)
+
+
+SENT = {
+    "guided": lambda x, r: jnp.where(x > 0, jnp.maximum(r, 0), 0),
+    "deconvnet": lambda x, r: jnp.maximum(r, 0),
+}
+
+
+@pytest.mark.parametrize("name", SENT)
+@pytest.mark.parametrize("relu", ["relu", "max"])
+def test_guided_backpropagation_and_deconvnet(name, relu):
+    sent = SENT[name]
+    v = {"a": nets.draw(1, 3, 3, 2, 4), "b": nets.draw(2, 3, 3, 4, 4), "c": nets.draw(3, 4, 3)}
+
+    @jax.custom_vjp
+    def changed(x):
+        return jax.nn.relu(x)
+
+    changed.defvjp(lambda x: (jax.nn.relu(x), x), lambda x, r: (sent(x, r),))
+
+    def net(v, x, relu=jax.nn.relu):
+        h = relu(nets.conv({"kernel": v["a"]}, x))
+        h = h[:, 1:-1, 1:-1] + relu(nets.conv({"kernel": v["b"]}, h))
+        h = jax.lax.reduce_window(h, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        return jnp.mean(h, axis=(1, 2)) @ v["c"]
+
+    own = [
+        (relu, rules.operation(lambda op, r: [sent(op.ins[0], r[0])])),
+        ("add", rules.operation(lambda op, r: list(r) * len(op.data))),
+        ("reduce_sum", of_unit),
+        ("", of_unit),
+    ]
+    x, start = nets.draw(9, 2, 8, 8, 2), nets.draw(8, 2, 3)
+    found = jax.jit(lrp(net, own))(v, x, start=start).input
+    expected = jax.jit(lambda x: jax.vjp(lambda x: net(v, x, changed), x)[1](start)[0])(x)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.any(found != 0)

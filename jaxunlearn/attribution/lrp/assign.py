@@ -211,7 +211,7 @@ def _check_pair(pair: Any) -> None:
 
 def _check_made(rule: Any) -> None:
     """Refuses the constructor of a rule, which is a function, but no rule."""
-    name, module = (getattr(rule, key, "") for key in ("__qualname__", "__module__"))
+    name, module = (getattr(rule, key, None) or "" for key in ("__qualname__", "__module__"))
     if module.startswith(__package__ or "?") and "<locals>" not in name and callable(rule):
         raise TypeError(f"rules: expected a rule, got the function {name}; call it: {name}(...)")
 

@@ -207,6 +207,35 @@ def test_layer_ig_is_ig_of_the_head(case, chunk):
     chex.assert_trees_all_close(found, expected, atol=1e-5)
 
 
+def test_layer_ig_of_several_layers_is_that_of_each(case):
+    variables, x = case
+
+    def deep(variables, x):
+        h = checkpoint_name(tail(variables, x), "h")
+        return head(variables, checkpoint_name(jnp.sin(h), "g"))
+
+    rule = quadrature.gauss_legendre(6)
+    for own in (True, False):
+        options = {"multiply_by_inputs": own}
+        both = layer_integrated_gradients(deep, ("g", "h"), rule, **options)(variables, x, 1)
+        for layer in ("g", "h"):
+            alone = layer_integrated_gradients(deep, layer, rule, **options)(variables, x, 1)
+            chex.assert_trees_all_close(both[layer], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("transform", [conductance, layer_integrated_gradients])
+def test_layers_where_arrays_of_the_examples_are_closed_over(case, transform):
+    variables, x = case
+    gate = nets.draw(6, 4, 3)
+
+    def closed(variables, x):
+        return jax.nn.relu(fn(variables, x)) * gate
+
+    rule = quadrature.midpoint(4)
+    expected, found = (transform(closed, "h", rule, chunk=c)(variables, x, 1) for c in (1, 3))
+    chex.assert_trees_all_close(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_a_skip_around_the_layer_stays(case, chunk):
     variables, x = case

@@ -36,6 +36,18 @@ def test_a_border_lies_between_every_two_nodes():
         assert np.all((nodes[:-1] < borders) & (borders < nodes[1:]))
 
 
+def test_an_automatic_one_is_chosen_by_kinks():
+    rule = quadrature.check(quadrature.automatic(5))
+    for kinks, expected in ((True, quadrature.midpoint(5)), (False, quadrature.gauss_legendre(5))):
+        for found, wanted in zip(quadrature.choose(rule, kinks), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    own = quadrature.trapezoid(3)
+    assert quadrature.choose(own, True) is quadrature.choose(own, False) is own
+    for wrong in (0, 2.5, True):
+        with pytest.raises(ValueError, match="automatic: expected a number of nodes of at least 1"):
+            quadrature.automatic(wrong)
+
+
 def test_bad_quadratures_are_named():
     for rule in DEGREES:
         with pytest.raises(ValueError, match=rf"{rule.__name__}: expected .* at least . ?, got 0"):

@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 from jaxunlearn.attribution.lrp import lrp
+from jaxunlearn.attribution.lrp.rules import zero
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(4, 4)) + np.eye(4)
@@ -142,7 +143,7 @@ ARITHMETIC = {
 }
 
 MOVED = {
-    "stack": lambda w, x: jnp.stack([x, jnp.tanh(x @ w)], 1).sum(1),
+    "stack": lambda w, x: jnp.stack([x, jax.nn.relu(x @ w)], 1).sum(1),
     "stack of columns": lambda w, x: jnp.stack([x[:, 0], x[:, 2]], -1) @ w[:2],
     "tile": lambda w, x: jnp.tile(x, (1, 2)) @ jnp.concatenate([w, w**2]),
     "repeat": lambda w, x: jnp.repeat(x, 2, 1) @ jnp.concatenate([w, w**2]),
@@ -153,15 +154,15 @@ MOVED = {
     "element of each row": lambda w, x: (x @ w)[jnp.arange(3), jnp.array([1, 0, 3])][:, None],
     "along an axis": lambda w, x: jnp.take_along_axis(x @ w, jnp.array([[0], [3], [1]]), 1),
     "slice at a position": lambda w, x: lax.dynamic_slice(x, (0, 1), (3, 2)) @ w[:2],
-    "set": lambda w, x: x.at[:, IDS].set(jnp.tanh(x[:, 1:3])) @ w,
+    "set": lambda w, x: x.at[:, IDS].set(jax.nn.relu(x[:, 1:3])) @ w,
     "set to a constant": lambda w, x: x.at[:, 0].set(1.0) @ w,
     "set, the last one counts": lambda w, x: x.at[:, np.array([0, 0])].set(x[:, 2:]) @ w,
-    "added at positions": lambda w, x: x.at[:, IDS].add(jnp.tanh(x[:, 1:3])) @ w,
-    "taken away at positions": lambda w, x: x.at[:, IDS].subtract(jnp.tanh(x[:, 1:3])) @ w,
+    "added at positions": lambda w, x: x.at[:, IDS].add(jax.nn.relu(x[:, 1:3])) @ w,
+    "taken away at positions": lambda w, x: x.at[:, IDS].subtract(jax.nn.relu(x[:, 1:3])) @ w,
     "multiplied at positions": lambda w, x: x.at[:, IDS].multiply(x[:, 1:3]) @ w,
     "maximum at positions": lambda w, x: x.at[:, IDS].max(x[:, 1:3]) @ w,
     "minimum at positions": lambda w, x: x.at[:, IDS].min(x[:, 1:3]) @ w,
-    "slice written": lambda w, x: lax.dynamic_update_slice(x, jnp.tanh(x[:, :2]), (0, 1)) @ w,
+    "slice written": lambda w, x: lax.dynamic_update_slice(x, jax.nn.relu(x[:, :2]), (0, 1)) @ w,
     "sort": lambda w, x: jnp.sort(x, 1) @ w,
     "sort of pairs": lambda w, x: lax.sort((x @ w, x), num_keys=1)[1] @ w,
     "argsort": lambda w, x: jnp.take_along_axis(x, jnp.argsort(x @ w, 1), 1) @ w,
@@ -420,3 +421,33 @@ def test_a_function_that_is_not_covered_is_refused_with_name_and_line():
     assert set(refused) == REFUSED
     assert count >= 100
     assert len(refused) / count <= 0.08
+
+
+HOMOGENEOUS = {
+    "moved": (
+        "stack", "tile", "columns", "element of each row", "along an axis", "set",
+        "set, the last one counts", "added at positions", "taken away at positions",
+        "maximum at positions", "minimum at positions", "slice written", "sort", "sort of pairs",
+        "largest", "median", "running maximum", "running minimum",
+    ),
+    "arithmetic": ("running sum", "alternating", "maximum of two"),
+    "complex": ("spectrum", "real part of a spectrum", "filter", "operator", "complex layer"),
+    "algebra": ("solve", "triangular", "inverse"),
+    "graphs": ("sum over edges", "sum by segment", "maximum by segment", "adjacency"),
+}  # fmt: skip
+"""Functions that grow as their input does, for which the gradient says what each element adds."""
+
+
+@pytest.mark.parametrize("room", HOMOGENEOUS)
+def test_relevance_of_homogeneous_functions_is_gradient_times_input(room):
+    def error(fn, w, x):
+        r = lrp(fn, zero(), eps=1e-14)(w, x, start=fn(w, x))
+        return jnp.max(jnp.abs(r.input - x * jax.grad(lambda x: jnp.sum(fn(w, x)))(x)))
+
+    @jax.jit
+    def errors(w, x):
+        return {name: error(ROOMS[room][0][name], w, x) for name in HOMOGENEOUS[room]}
+
+    with jax.enable_x64(True):
+        found = jax.device_get(errors(*arguments(room, np.float64)))
+    assert {name: value for name, value in found.items() if not value < 1e-9} == {}

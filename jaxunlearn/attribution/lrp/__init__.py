@@ -147,17 +147,24 @@ def lrp(
       any other, and absorbs its share. Two exceptions: a number that is part of a function
       (``log(1 + exp(x))``), and what lies in front of a unit whose rule is not by value
       (``flat``, ``wsquare``, ``zbox``, ``identity``): there constants take nothing;
-    * layout, slices, gathers: relevance returns to where its elements came from;
-    * average pools and sums over positions: by value, the epsilon rule of the operation;
+    * layout, slices, gathers, elements written at positions, sorted or picked by size: relevance
+      returns to where its elements came from;
+    * average pools, sums over positions and along edges (``segment_sum``), Fourier transforms,
+      linear equations with a fixed matrix: by value, the epsilon rule of the operation;
+    * comparisons, ``argmax`` and what is made of them alone are constants, unless nothing else
+      leads to ``x``;
+    * complex numbers: both parts have relevance of their own; that of their size goes to the
+      parts by their squares;
     * maxima: all to the winner, of equals to the first; a bound that is reached absorbs;
     * a normaliser (layer, group and RMS norm): none to it, all to what it divides;
     * logits up to a shift common to all classes (``log_softmax``, ``x - max(x)``): passes to
       the logits; ``logsumexp``: its first-order expansion;
     * products of data: matrices half to each by the epsilon rule, gates (and what is divided
-      by anything but a normaliser) half to each;
+      by anything but a normaliser) half to each, products over positions to all alike;
     * softmax: its first-order expansion;
-    * ``jit``, ``remat``, ``custom_jvp``, ``custom_vjp`` are stepped into, ``scan`` is
-      written out step by step.
+    * ``jit``, ``remat``, ``custom_jvp``, ``custom_vjp`` are stepped into; ``scan``, and a
+      ``while`` that counts, are written out step by step; of ``cond`` and ``switch`` the branch
+      that was taken gets all.
 
     ``x`` is an array, or a pytree of arrays with one leading axis (an image with its
     metadata, tokens with their mask). Of several, relevance goes to floats, and to integers

@@ -21,7 +21,8 @@ def forget_class(label: int | str) -> Request:
     Raises:
       TypeError: anything else.
     """
-    if isinstance(label, Sequence | set | np.ndarray) and not isinstance(label, str | bytes):
+    several = isinstance(label, Sequence | set) and not isinstance(label, str | bytes)
+    if several or getattr(label, "ndim", 0):
         raise TypeError(f"label: expected one class, got {brief(label)}; use forget_classes")
     return Request(classes=(_label("label", label),))
 
@@ -59,7 +60,9 @@ def forget_random(share: float, seed: int = 0) -> Request:
       TypeError: the share is no number, or the seed no whole one.
     """
     if not _share("share", share):
-        raise RequestError(f"share: expected a share between 0 and 1, got {share}")
+        raise RequestError(
+            f"share: expected a share between 0 and 1, got {share}; forget_random(share, seed)"
+        )
     return Request(share=_share("share", share), seed=_seed("seed", seed))
 
 

@@ -19,7 +19,7 @@ from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Examples, Inputs, Sets, Subset
 from jaxunlearn.data.dataset import Dataset
 from jaxunlearn.data.examples import as_examples, stored
-from jaxunlearn.data.requests import describe, forget_mask, same_kind_mask
+from jaxunlearn.data.requests import describe, forget_mask, resolve, same_kind_mask
 
 
 def subset(examples: Examples, indices: ArrayLike, capacity: int | None = None) -> Subset:
@@ -70,6 +70,7 @@ def make_sets(
     reader: Callable[[Inputs], Inputs] | None = None,
     labels: str = "class",
     num_classes: int | None = None,
+    class_names: Sequence[str] = (),
 ) -> Sets:
     """Divides training, unseen and test examples by a request.
 
@@ -85,7 +86,8 @@ def make_sets(
         the examples of a batch, see :func:`as_examples`.
       labels: ``"class"``, or ``"any"`` for labels ``[N, ...]`` that are not classes, such as
         sequences: then nothing can be requested by class.
-      num_classes: ``K``; by default the largest training label plus one.
+      num_classes: ``K``; by default the number of names, or the largest training label plus one.
+      class_names: of the labels ``0 .. K - 1``: then ``forget_class("cat")`` is understood.
 
     Returns:
       The sets; a part without examples is ``None``.
@@ -100,8 +102,9 @@ def make_sets(
     if labels != "class":
         num_classes = None
     elif num_classes is None:
-        num_classes = int(own.max()) + 1
+        num_classes = len(class_names) or int(own.max()) + 1
     _check_labels("x, y", own, num_classes)
+    request = resolve(request, class_names, len(own))
     forget = forget_mask(request, own, num_classes)
     sets = Sets(forget=_where(train, forget), retain=_where(train, ~forget))
     for name, arrays, (alike, other) in (

@@ -15,7 +15,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from jaxunlearn.core.errors import DataError
+from jaxunlearn.core.errors import DataError, brief
 from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Examples, Inputs, Subset
 
@@ -40,9 +40,10 @@ def as_examples(
         axis ``N``, ``{"tokens": ..., "mask": ...}``. Floats are kept as float32, all else as
         it is; integers of 64 bits become int32.
       y: integers ``[N]``; with ``labels="any"`` numbers ``[N, ...]``.
-      mean, std: of an ``x`` that is one array, in its units; broadcast against one example:
-        the network gets ``(x - mean) / std``. Where only one is given, the other is 0, or
-        255 for ``uint8`` and 1 else.
+      mean, std: of an ``x`` that is one array, in its units; broadcast against one example,
+        whose shape they leave as it is: the network gets ``(x - mean) / std``. Where only one
+        is given, the other is 0, or 255 for ``uint8`` and 1 else. They should not be taken over
+        examples that are to be forgotten: a model retrained on the others would know of them.
       reader: instead of them, a function of a batch of ``x`` that returns what the network
         takes, with the same leading axis. Equal functions share compiled programs: give one
         object, not a new ``lambda`` each time, and what it reads as arguments of a
@@ -54,7 +55,8 @@ def as_examples(
 
     Raises:
       DataError: lengths differ, an array holds no numbers or such as are not finite, the
-        labels are not integers, the reader drops the leading axis.
+        labels are not integers of 32 bits, ``std`` is not positive or ``mean`` not finite, or
+        one of them has a shape that an example has not, the reader drops the leading axis.
       ValueError: ``mean`` or ``std`` beside ``reader``, unknown ``labels``.
     """
     if reader is not None and not (mean is None and std is None):
@@ -83,7 +85,11 @@ def as_examples(
                 f"{list(leaf.shape)}{path and f' at {path}'}"
             )
     x, classes = jax.tree.map(lambda leaf: stored(leaf, name), (x, classes))
-    classes = classes.astype(jnp.int32) if integers else classes
+    if integers and classes.dtype != jnp.int32:
+        # of 64 bits they were looked at before
+        if classes.dtype == jnp.uint32 and count and int(jnp.max(classes)) >= 2**31:
+            raise DataError(f"{name}: expected labels of 32 bits, got {int(jnp.max(classes))}")
+        classes = classes.astype(jnp.int32)
     examples = Examples(x, classes, _reader_of(x, mean, std, reader, name))
     if reader is not None:
         inputs_like(examples)
@@ -97,8 +103,12 @@ def _array(value: ArrayLike) -> Any:
 def stored(array: Any, name: str) -> jax.Array:
     """Checks the numbers of an array and puts it on the device, in at most 32 bits."""
     if jnp.issubdtype(array.dtype, jnp.floating):
-        if not np.isfinite(np.asarray(array)).all():
-            raise DataError(f"{name}: expected finite numbers, got NaN or infinity")
+        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
+            finite = np.isfinite(np.asarray(array, np.float32)).all()
+        if not finite:
+            raise DataError(
+                f"{name}: expected finite numbers, got NaN, infinity or more than float32 holds"
+            )
         return jnp.asarray(array, jnp.float32)
     if array.dtype.kind not in "iub":
         raise DataError(f"{name}: expected numbers, got an array of {array.dtype}")
@@ -127,15 +137,38 @@ def _reader_of(
             f"{name}: expected one array to normalise by mean and std, got a tree of "
             f"{', '.join(named_leaves(x))}; a reader can do that"
         )
-    rank = x.ndim - 1
-    center = _statistic(0.0 if mean is None else mean, rank)
-    spread = _statistic((255.0 if bytes_alone else 1.0) if std is None else std, rank)
+    shape = x.shape[1:]
+    center = _statistic("mean", 0.0 if mean is None else mean, shape)
+    spread = _statistic("std", (255.0 if bytes_alone else 1.0) if std is None else std, shape)
     return Partial(normalise, mean=center, std=spread)
 
 
-def _statistic(value: ArrayLike, rank: int) -> jax.Array:
-    array = jnp.asarray(value, jnp.float32)
-    return array.reshape((1,) * (rank - array.ndim) + array.shape)
+def _statistic(name: str, value: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+    """Returns a statistic of the rank of an example; :class:`DataError` says what is wrong."""
+    try:
+        found = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        raise DataError(f"{name}: expected numbers, got {brief(value)}") from None
+    # zeros, and what float32 takes for them, would make infinities of the examples
+    wrong = ~np.isfinite(found)
+    if name == "std":
+        wrong |= ~(found >= np.finfo(np.float32).tiny)
+    if wrong.any():
+        wanted = "positive numbers" if name == "std" else "finite numbers"
+        raise DataError(
+            f"{name}: expected {wanted}, got {found[wrong].flat[0]:g} in {wrong.sum()} of "
+            f"{wrong.size} places"
+        )
+    try:
+        fits = np.broadcast_shapes(found.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise DataError(
+            f"{name}: expected a shape that fits one example, {list(shape)}, "
+            f"got {list(found.shape)}"
+        )
+    return jnp.asarray(found.reshape((1,) * (len(shape) - found.ndim) + found.shape))
 
 
 def unchanged(x: Inputs) -> Inputs:

@@ -14,13 +14,14 @@ from jaxunlearn.config import Config
 from jaxunlearn.config.overrides import MOST_INT, check_types, check_value
 from jaxunlearn.core.errors import ConfigError, brief, did_you_mean, expect_at_most
 from jaxunlearn.core.types import Sets, Unlearner
+from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.data.sets import forgets_class
 from jaxunlearn.engine import Chain, chain, stop
 from jaxunlearn.engine.driver import visible_sets
 from jaxunlearn.engine.loop import Job, advance, begin
 from jaxunlearn.kinds import Kind
 from jaxunlearn.methods import METHODS, method_options
-from jaxunlearn.training.optimizers import make_optimizer, matching, only
+from jaxunlearn.training.optimizers import make_augment, make_optimizer, matching, only
 
 RUNNER_OPTIONS = ("method", "steps", "batch_size", "chunk", "stop")
 OPTIMIZER_OPTIONS = (
@@ -144,6 +145,9 @@ def build_method(label: str, options: Mapping[str, Any], problem: Problem) -> Bu
         if "optimizer" in own:
             optimizer = _optimizer(options, own["optimizer"], problem, steps)
             arguments |= {} if optimizer is None else {"optimizer": optimizer}
+        if "augment" in arguments and problem.sets.retain is not None:
+            x = inputs_like(problem.sets.retain, 2)
+            jax.eval_shape(make_augment(arguments["augment"]), x, jax.random.key(0))
         method = row.factory(problem.model, **arguments)
         _try(method, problem, runner, options.get("stop", ()))
     except (TypeError, ValueError) as error:

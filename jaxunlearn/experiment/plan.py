@@ -118,6 +118,7 @@ def make_plan(config: Config, runs: Path, data: Dataset | None = None) -> Plan:
     kind.check_sets(sets)
     assert sets.forget is not None
     x = inputs_like(sets.forget, 2)
+    jax.eval_shape(make_augment(config.train.augment), x, jax.random.key(0))
     model = kind.build(config.model, x, num_classes)
     _, steps = kind.recipe(model, config.train, retained, settings)
     expect_at_most(MOST_INT, **{"train.epochs: steps": steps})

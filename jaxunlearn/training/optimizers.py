@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.config import TrainConfig
-from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.errors import ConfigError, brief
 from jaxunlearn.core.trees import named_leaves, path_name
 from jaxunlearn.core.types import Apply, Key, Variables
 from jaxunlearn.jaxprs.structure import structure
@@ -33,7 +34,7 @@ def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformat
             f"train.learning_rate: expected a positive number, got {config.learning_rate}"
         )
     if config.schedule not in SCHEDULES:
-        raise ConfigError(f"train.schedule: expected one of {SCHEDULES}, got {config.schedule!r}")
+        raise ConfigError(f"train.schedule: expected one of {SCHEDULES}, got {brief(config.schedule)}")
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
         raise ConfigError(
             f"train.betas: expected two numbers from 0 to below 1, got {config.betas}"
@@ -49,7 +50,7 @@ def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformat
         return optax.chain(decay, optax.sgd(rate, momentum=config.momentum, nesterov=True))
     if config.optimizer == "adam":
         return optax.chain(decay, optax.adam(rate, b1, b2))
-    raise ConfigError(f"train.optimizer: expected one of {OPTIMIZERS}, got {config.optimizer!r}")
+    raise ConfigError(f"train.optimizer: expected one of {OPTIMIZERS}, got {brief(config.optimizer)}")
 
 
 Augment = Callable[[jax.Array, Key], jax.Array]
@@ -82,10 +83,28 @@ AUGMENTATIONS: dict[str, Augment] = {"none": _unchanged, "crop_flip": crop_flip}
 
 
 def make_augment(name: str) -> Augment:
-    """Returns the augmentation of that name; :class:`ConfigError` if there is none."""
+    """Returns the augmentation of that name; :class:`ConfigError` if there is none.
+
+    It raises one itself, when it is traced, for what is not images ``[B, H, W, C]``.
+    """
     if name not in AUGMENTATIONS:
-        raise ConfigError(f"train.augment: expected one of {list(AUGMENTATIONS)}, got {name!r}")
-    return AUGMENTATIONS[name]
+        raise ConfigError(f"train.augment: expected one of {list(AUGMENTATIONS)}, got {brief(name)}")
+    augment = AUGMENTATIONS[name]
+    return augment if augment is _unchanged else partial(_on_images, name, augment)
+
+
+def _on_images(name: str, augment: Augment, x: jax.Array, key: Key) -> jax.Array:
+    shape = list(getattr(x, "shape", ()))[1:]
+    if len(shape) != 3:
+        got = shape if hasattr(x, "shape") else f"a {type(x).__name__}"
+        raise ConfigError(f"augment: expected images [H, W, C] for {name!r}, got {got}")
+    # taken for rows and columns, channels would be moved and mirrored
+    if shape[0] < 5 <= min(shape[1:]):
+        raise ConfigError(
+            f"augment: expected images [H, W, C] for {name!r}, got {shape}, whose channels are "
+            "the first axis"
+        )
+    return augment(x, key)
 
 
 def only(

@@ -91,6 +91,66 @@ def test_wrong_arrays_are_named(x, y, message):
         as_examples(x, y, name="mine")
 
 
+IMAGES = np.zeros((3, 4, 5, 2), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"std": 0}, "std: expected positive numbers, got 0 in 1 of 1 places"),
+        ({"std": [1.0, 0.0]}, "std: expected positive numbers, got 0 in 1 of 2"),
+        ({"mean": 0, "std": [-1.0, -2.0]}, "std: expected positive numbers, got -1 in 2 of 2"),
+        ({"std": 1e-50}, "std: expected positive numbers"),
+        ({"std": np.inf}, "std: expected positive numbers, got inf"),
+        ({"mean": [np.nan, 1]}, "mean: expected finite numbers, got nan"),
+        ({"mean": "grey"}, "mean: expected numbers, got 'grey'"),
+        ({"mean": np.zeros(4)}, r"mean: expected a shape that fits one example, .* got \[4\]"),
+        ({"std": np.ones((3, 4, 5, 2))}, r"std: .* \[4, 5, 2\], got \[3, 4, 5, 2\]"),
+        ({"mean": np.zeros((7, 1, 1, 2))}, r"mean: .* got \[7, 1, 1, 2\]"),
+    ],
+)
+def test_wrong_statistics_are_named(options, message):
+    with pytest.raises(DataError, match=message):
+        ju.make_sets(IMAGES, [0, 1, 1], ju.forget_class(0), **options)
+
+
+def test_a_statistic_leaves_the_shape_of_an_example():
+    narrow = IMAGES[:, :1, :1]
+    for name in ("mean", "std"):
+        with pytest.raises(DataError, match=rf"{name}: expected a shape .*, \[1, 1, 2\], got"):
+            as_examples(narrow, [0, 1, 1], **{name: np.ones((4, 5, 2))})
+        assert array_shape(as_examples(IMAGES, [0, 1, 1], **{name: np.ones((4, 1, 2))})) == (
+            4,
+            5,
+            2,
+        )
+    with pytest.raises(DataError, match=r"mean: expected a shape .* \[6\], got \[3, 6\]"):
+        as_examples(np.ones((3, 6)), [0, 1, 1], mean=np.ones((3, 6)))
+
+
+WIDE = {
+    "list": [0, 1, 2**31],
+    "negative": [0, 1, -(2**31) - 1],
+    "beyond 64 bits": [0, 1, 2**70],
+    "uint32": np.array([0, 1, 2**32 - 1], np.uint32),
+    "uint64": np.array([0, 1, 2**64 - 1], np.uint64),
+    "jax": jnp.array([0, 1, 2**32 - 1], jnp.uint32),
+}
+
+
+@pytest.mark.parametrize("labels", ["class", "any"])
+@pytest.mark.parametrize("name", WIDE)
+def test_labels_beyond_32_bits_are_refused(name, labels):
+    with pytest.raises(DataError, match=r"expected (integers|integer labels|labels|numbers)"):
+        as_examples(np.zeros((3, 2)), WIDE[name], labels=labels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.uint64, jnp.uint32])
+def test_labels_of_32_bits_are_kept(dtype):
+    found = as_examples(np.zeros((3, 2)), np.array([0, 1, 2**31 - 1]).astype(dtype))
+    np.testing.assert_array_equal(found.y, [0, 1, 2**31 - 1])
+
+
 def test_labels_must_be_of_the_classes():
     x = np.zeros((3, 2), np.uint8)
     with pytest.raises(DataError, match="x, y: expected labels from 0 to 1, got -1 to 1"):

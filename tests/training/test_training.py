@@ -4,8 +4,11 @@ import numpy as np
 import optax
 import pytest
 
+import jaxunlearn as ju
 from jaxunlearn.config import TrainConfig
+from jaxunlearn.config.overrides import load_config
 from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.experiment.plan import make_plan
 from jaxunlearn.training.descent import cross_entropy, trained, with_trained
 from jaxunlearn.training.optimizers import crop_flip, make_augment, make_optimizer
 
@@ -90,3 +93,51 @@ def test_crop_flip_moves_and_mirrors_whole_images():
 def test_unknown_augmentation():
     with pytest.raises(ConfigError, match="expected one of"):
         make_augment("blur")
+
+
+CHANNELS_FIRST = {
+    "rgb": ((3, 32, 32), "whose channels are the first axis"),
+    "grey": ((1, 28, 28), "whose channels are the first axis"),
+    "vectors": ((64,), r"for 'crop_flip', got \[64\]"),
+    "maps": ((2, 8, 8, 3), r"got \[2, 8, 8, 3\]"),
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS_FIRST)
+def test_what_is_no_image_is_not_augmented(name):
+    shape, message = CHANNELS_FIRST[name]
+    x = jnp.zeros((4, *shape))
+    with pytest.raises(ConfigError, match=r"augment: expected images \[H, W, C\].*" + message):
+        make_augment("crop_flip")(x, jax.random.key(0))
+    sets = ju.make_sets(x, np.arange(4) % 2, ju.forget_class(0))
+    size = int(np.prod(shape))
+
+    def flat(variables, x):
+        return x.reshape(len(x), -1) @ variables["w"]
+
+    model = ju.functionalize(flat, init=lambda key: {"w": jax.random.normal(key, (size, 2))})
+    config = ju.TrainConfig(augment="crop_flip", batch_size=2)
+    with pytest.raises(ConfigError, match=message):
+        ju.train(model, sets.train, jax.random.key(0), config=config)
+    method = ju.finetune(model, augment="crop_flip")
+    with pytest.raises(ConfigError, match=message):
+        ju.unlearn(method, model.init(jax.random.key(1)), sets, jax.random.key(0), steps=1)
+    assert make_augment("none")(x, jax.random.key(0)) is x
+
+
+def test_images_of_many_channels_are_augmented():
+    for shape in ((4, 4, 13), (32, 32, 4), (2, 2, 1)):
+        x = jnp.ones((2, *shape))
+        assert make_augment("crop_flip")(x, jax.random.key(0)).shape == x.shape
+
+
+@pytest.mark.parametrize("word", ["train.augment", "methods.finetune.augment"])
+def test_a_run_refuses_to_augment_vectors_before_training(word, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {f"{s}_x": rng.normal(size=(30, 4)).astype(np.float32) for s in ("train", "test")}
+    labels = {f"{s}_y": np.arange(30) % 3 for s in ("train", "test")}
+    np.savez(tmp_path / "own.npz", **arrays, **labels)
+    words = [f"data.name={tmp_path / 'own.npz'}", "data.unseen=9", "methods=finetune"]
+    words += ["request.classes=1", f"{word}=crop_flip"]
+    with pytest.raises(ConfigError, match=r"expected images \[H, W, C\] for 'crop_flip', got"):
+        make_plan(load_config(None, words), tmp_path)

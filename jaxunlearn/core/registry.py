@@ -14,7 +14,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from jaxunlearn.core.errors import ConfigError, did_you_mean
+from jaxunlearn.core.errors import ConfigError, brief, did_you_mean
 
 Row = TypeVar("Row")
 
@@ -78,7 +78,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
         """
         if name not in self:
             raise ConfigError(
-                f"{key or self.noun}: expected one of {', '.join(self)}, got {name!r}"
+                f"{key or self.noun}: expected one of {', '.join(self)}, got {brief(name)}"
                 f"{did_you_mean(name, self)}"
             )
         return self[name]

@@ -11,14 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from jaxunlearn.config import Request
 from jaxunlearn.core.errors import DataError, RequestError, expect
 from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Examples, Inputs, Sets, Subset
-from jaxunlearn.data.dataset import Dataset
-from jaxunlearn.data.examples import as_examples, stored
+from jaxunlearn.data.dataset import Dataset, part_statistics
+from jaxunlearn.data.examples import as_examples, normalise, reader_of, stored
 from jaxunlearn.data.requests import describe, forget_mask, resolve, same_kind_mask
 
 
@@ -99,6 +100,8 @@ def make_sets(
     read = functools.partial(as_examples, mean=mean, std=std, reader=reader, labels=labels)
     train = read(x, y, name="x, y")
     own = np.asarray(train.y)
+    if not own.size:
+        raise DataError(f"x, y: expected examples, got arrays {list(own.shape)} without any")
     if labels != "class":
         num_classes = None
     elif num_classes is None:
@@ -190,21 +193,24 @@ def alone(sets: Sets) -> Sets:
 
 def request(sets: Sets, number: int) -> Sets:
     """Returns the sets of one request of several that were stacked; of one alone all of them."""
-    return Sets(*(
-        part if part is None or part.size.ndim == 0
-        else part._replace(indices=part.indices[number], size=part.size[number])
-        for part in sets
-    ))  # fmt: skip
+
+    def one(part: Subset) -> Subset:
+        examples = part.examples._replace(reader=reader_of(part.examples, number))
+        return Subset(examples, part.indices[number], part.size[number])
+
+    return Sets(*(part if part is None or part.size.ndim == 0 else one(part) for part in sets))
 
 
 def stack_sets(many: Sequence[Sets]) -> Sets:
     """Stacks the sets of several requests on the same arrays for one mapped program.
 
     ``indices`` become ``[R, M]`` and ``size`` ``[R]``, padded to the largest; the
-    examples stay shared, one copy.
+    examples stay shared, one copy. Where they are normalised by different statistics, these
+    become ``[R, ...]``.
 
     Raises:
-      ValueError: the sets do not share their arrays, or a part is missing in one.
+      ValueError: the sets do not share their arrays, or other readers than those that normalise,
+        or a part is missing in one.
     """
     stacked = {}
     for name in Sets._fields:
@@ -225,12 +231,43 @@ def stack_sets(many: Sequence[Sets]) -> Sets:
             )
         places = max(part.indices.shape[0] for part in parts)
         padded = [subset(p.examples, np.asarray(p.indices)[: int(p.size)], places) for p in parts]
+        reader = _stacked_reader(name, [part.examples.reader for part in parts])
         stacked[name] = Subset(
-            parts[0].examples,
+            parts[0].examples._replace(reader=reader),
             jnp.stack([part.indices for part in padded]),
             jnp.stack([part.size for part in padded]),
         )
     return Sets(**stacked)
+
+
+def _stacked_reader(name: str, readers: Sequence[Any]) -> Any:
+    leaves, trees = zip(*(jax.tree.flatten(reader) for reader in readers), strict=True)
+    if all(tree == trees[0] for tree in trees):
+        if all(np.array_equal(a, b) for own in leaves for a, b in zip(own, leaves[0], strict=True)):
+            return readers[0]
+        if readers[0].func is normalise:
+            return jax.tree.map(lambda *each: jnp.stack(each), *readers)
+    raise ValueError(f"sets: expected {name} to have one reader in all requests, got several")
+
+
+def normalise_by_retained(sets: Sets) -> Sets:
+    """Returns the same sets, normalised by mean and deviation of the retained examples alone.
+
+    Whatever is trained on what is retained then knows nothing of the other examples: statistics
+    of the whole training split tell of these, too. Of stacked sets, each request has its own.
+    Sets that are not normalised by ``mean`` and ``std`` are returned as they are.
+    """
+    retain = sets.retain
+    if retain is None or retain.examples.reader.func is not normalise:
+        return sets
+    x, several = np.asarray(retain.examples.x), retain.size.ndim > 0
+    pairs = zip(np.atleast_2d(retain.indices), np.atleast_1d(retain.size), strict=True)
+    found = part_statistics(x, [rows[:size] for rows, size in pairs])
+    mean, std = (np.stack(side) if several else side[0] for side in zip(*found, strict=True))
+    reader = Partial(normalise, mean=jnp.asarray(mean), std=jnp.asarray(std))
+    return Sets(*(
+        part and part._replace(examples=part.examples._replace(reader=reader)) for part in sets
+    ))  # fmt: skip
 
 
 def divide(data: Dataset, held: np.ndarray, requests: Sequence[Request]) -> Sets:

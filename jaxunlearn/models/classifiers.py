@@ -47,7 +47,7 @@ class MLP(nnx.Module):
         if not isinstance(features, Sequence) or isinstance(features, str):
             raise ConfigError(f"expected widths such as (64, 32) as features, got {features!r}")
         features = tuple(features)
-        if any(not isinstance(width, int) or width < 1 for width in features):
+        if any(type(width) is not int or width < 1 for width in features):
             raise ConfigError(f"expected positive integers as features of mlp, got {features!r}")
         self.depth = len(features)
         size = math.prod(input_shape)

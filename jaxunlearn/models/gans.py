@@ -23,7 +23,7 @@ SLOPE = 0.2
 def _widths(features: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(features, Sequence) or isinstance(features, str) or not features:
         raise ConfigError(f"expected widths such as (256, 256) as features, got {features!r}")
-    if any(not isinstance(width, int) or width < 1 for width in features):
+    if any(type(width) is not int or width < 1 for width in features):
         raise ConfigError(f"expected positive integers as features, got {features!r}")
     return tuple(features)
 

@@ -34,7 +34,9 @@ def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformat
             f"train.learning_rate: expected a positive number, got {config.learning_rate}"
         )
     if config.schedule not in SCHEDULES:
-        raise ConfigError(f"train.schedule: expected one of {SCHEDULES}, got {brief(config.schedule)}")
+        raise ConfigError(
+            f"train.schedule: expected one of {SCHEDULES}, got {brief(config.schedule)}"
+        )
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
         raise ConfigError(
             f"train.betas: expected two numbers from 0 to below 1, got {config.betas}"
@@ -50,7 +52,9 @@ def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformat
         return optax.chain(decay, optax.sgd(rate, momentum=config.momentum, nesterov=True))
     if config.optimizer == "adam":
         return optax.chain(decay, optax.adam(rate, b1, b2))
-    raise ConfigError(f"train.optimizer: expected one of {OPTIMIZERS}, got {brief(config.optimizer)}")
+    raise ConfigError(
+        f"train.optimizer: expected one of {OPTIMIZERS}, got {brief(config.optimizer)}"
+    )
 
 
 Augment = Callable[[jax.Array, Key], jax.Array]
@@ -88,7 +92,9 @@ def make_augment(name: str) -> Augment:
     It raises one itself, when it is traced, for what is not images ``[B, H, W, C]``.
     """
     if name not in AUGMENTATIONS:
-        raise ConfigError(f"train.augment: expected one of {list(AUGMENTATIONS)}, got {brief(name)}")
+        raise ConfigError(
+            f"train.augment: expected one of {list(AUGMENTATIONS)}, got {brief(name)}"
+        )
     augment = AUGMENTATIONS[name]
     return augment if augment is _unchanged else partial(_on_images, name, augment)
 

@@ -18,6 +18,10 @@ SMALL = {
         "--networks", "mlp", "--batches", "2", "--rounds", "1", "--steps", "3", "--chunks", "1",
     ],
     "many_models.py": ["--members", "2", "--steps", "2", "--batch", "8", "--repeats", "1"],
+    "path_networks.py": [
+        "--networks", "vit", "--width", "8", "--depth", "1", "--epochs", "1", "--labels", "3",
+        "--choices", "defaults",
+    ],
     "planted_paths.py": [
         "--features", "12", "8", "--seeds", "2", "--epochs", "1", "--steps", "2",
         "--rules", "epsilon",

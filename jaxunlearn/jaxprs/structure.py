@@ -63,8 +63,13 @@ def head(fn: Apply, variables: Any, x: Any) -> Unit | None:
 def _unshifted(planned: Plan) -> int:
     """Returns the logits that the output is, up to a shift that is common to all classes."""
     value, made_by = planned.program.out, {step.outs[0]: step for step in planned.steps}
-    while value not in planned.neurons and value in made_by and made_by[value].kind == "pass":
-        value = made_by[value].ins[0]
+    while value in made_by and made_by[value].kind == "pass":
+        step = made_by[value]
+        # what is taken off is a statistic of the logits: their maximum, their logsumexp
+        shift = step.ops[0].name == "sub" and len(planned.program.data_ins(step.ops[0])) > 1
+        if value in planned.neurons and not shift:
+            break
+        value = step.ins[0]
     return value
 
 
@@ -104,7 +109,7 @@ def sums_to_one(closed: Any) -> bool:
 
     def behind(value: int) -> int:
         """Returns the value that was only moved, repeated or rounded to make this one."""
-        while value in made_by and made_by[value].name in _MOVED:
+        while value in made_by and (made_by[value].row.keeps or made_by[value].row.still):
             value = made_by[value].ins[0]
         return value
 
@@ -117,12 +122,6 @@ def sums_to_one(closed: Any) -> bool:
         and total.name == "reduce_sum"
         and behind(total.ins[0]) == behind(last.ins[0])
     )
-
-
-_MOVED = (
-    "broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "squeeze",
-    "stop_gradient", "transpose",
-)  # fmt: skip
 
 
 class Read(NamedTuple):

@@ -17,6 +17,7 @@ from jaxunlearn.attribution.lrp.rule import Affine, Propagated
 from jaxunlearn.attribution.lrp.rules import epsilon_plus
 from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Apply, Model, Variables
+from jaxunlearn.jaxprs.structure import logits
 from jaxunlearn.models import functionalize
 from jaxunlearn.pictures import network, style
 
@@ -108,8 +109,8 @@ def edited(
     """Returns the share of its weights that an edit changed, for every neuron.
 
     The larger of the shares of the weights into it and of those out of it; the
-    latter only where another layer reads exactly this one's neurons. Zero where the neurons lie
-    along no one axis of a stored kernel.
+    latter only where another layer reads exactly this one's neurons. Zero where it is not known
+    which axes of a stored kernel the neurons lie along.
 
     Args:
       original, unlearned: variables of one structure.
@@ -127,18 +128,19 @@ def edited(
     }:
         raise ValueError("unlearned: expected the leaves and shapes of original, got others")
 
-    def share(unit: Unit, axis: int | None, size: int) -> np.ndarray:
-        if axis is None or unit.kernel not in before:
+    def share(unit: Unit, axes: tuple[int, ...], size: int) -> np.ndarray:
+        if not axes or unit.kernel not in before:
             return np.zeros(size)
         changed = before[unit.kernel] != after[unit.kernel]
-        along: np.ndarray = np.moveaxis(changed, axis, 0).reshape(changed.shape[axis], -1)
+        first = np.moveaxis(changed, axes, range(len(axes)))
+        along: np.ndarray = first.reshape(math.prod(first.shape[: len(axes)]), -1)
         return along.mean(1) if len(along) == size else np.zeros(size)
 
-    found = {unit.key: share(unit, unit.out_axis, unit.out_features) for unit in units}
+    found = {unit.key: share(unit, unit.out_axes, unit.out_features) for unit in units}
     for unit in units:
         for made in units:
-            if made.kernel == unit.producer:
-                outgoing = share(unit, unit.in_axis, made.out_features)
+            if made.kernel == unit.producer and unit.in_axis is not None:
+                outgoing = share(unit, (unit.in_axis,), made.out_features)
                 found[made.key] = np.maximum(found[made.key], outgoing)
     return found
 
@@ -242,7 +244,7 @@ def save_path(
     """
     if neurons < 1:
         raise ValueError(f"neurons: expected a positive number, got {neurons}")
-    fn, x = functionalize(model).apply, jnp.asarray(x)
+    fn, x = logits(functionalize(model).apply), jnp.asarray(x)
     units = structure(fn, original, x)
     shown = _shown(units, layers)
     rings = edited(original, unlearned, units)

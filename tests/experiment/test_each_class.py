@@ -257,7 +257,7 @@ from jaxunlearn.core.types import Info, Needs, Unlearner
 def fragile(model):
     """Fails where class 3 is to be forgotten."""
     def step(state, batches, key, count):
-        state = jax.tree.map(lambda leaf: leaf + 1, state)
+        state = jax.tree.map(lambda leaf: leaf * 1.00001, state)
         return state, Info({"loss": jnp.float32(0)}, jnp.all(batches.forget.y != 3))
     return Unlearner(lambda v, sets, key: v, step, lambda state: state, Needs(forget=True))
 '''

@@ -8,6 +8,7 @@ the keys of each path, the generators of typed keys, and arrays without elements
 import contextlib
 import glob
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ def write(path: Path, leaves: Leaves) -> None:
     arrays = {name: _storable(leaf) for name, (spec, leaf) in leaves.items() if not _empty(spec)}
     if not arrays:  # Orbax refuses an empty tree, and arrays without elements
         return
-    with _plain(path) as way:
+    with _for_orbax(path) as way:
         ocp.save(way / VARIABLES, arrays)
         found = ocp.load(way / VARIABLES, {n: _alike(leaf) for n, leaf in arrays.items()})
     for name, leaf in arrays.items():
@@ -90,19 +91,26 @@ def write(path: Path, leaves: Leaves) -> None:
 
 
 @contextlib.contextmanager
-def _plain(path: Path) -> Iterator[Path]:
-    """Yields a way to a folder without the characters ``*?[]``.
+def _for_orbax(path: Path) -> Iterator[Path]:
+    """Yields a way to a folder without the characters ``*?[]``; Orbax is silent meanwhile.
 
     Orbax looks for its files by patterns that begin with the path: where it holds such
-    characters it finds none, and leaves the parts of the arrays unmerged.
+    characters it finds none, and leaves the parts of the arrays unmerged. Its threads log the
+    tracebacks of errors that it raises, too.
     """
-    if glob.escape(str(path)) == str(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="jaxunlearn-") as folder:
-        way = Path(folder) / "checkpoint"
-        way.symlink_to(path, target_is_directory=True)
-        yield way
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        if glob.escape(str(path)) == str(path):
+            yield path
+            return
+        with tempfile.TemporaryDirectory(prefix="jaxunlearn-") as folder:
+            way = Path(folder) / "checkpoint"
+            way.symlink_to(path, target_is_directory=True)
+            yield way
+    finally:
+        logger.setLevel(level)
 
 
 def _alike(leaf: Any) -> Any:
@@ -133,7 +141,7 @@ def read(path: Path, like: Any = None) -> Any:
     arrays = {name: _zeros(targets[name]) for name, spec in stored.items() if _empty(spec)}
     rest = {name: target for name, target in targets.items() if name not in arrays}
     try:
-        with _plain(path) as way:
+        with _for_orbax(path) as way:
             arrays |= ocp.load(way / VARIABLES, rest) if rest else {}
     except Exception as error:  # Orbax has many kinds
         raise CheckpointError(f"cannot read checkpoint {path}: {sentence(error)}") from error

@@ -125,9 +125,10 @@ def brief(value: object) -> str:
 
 
 def sentence(error: BaseException) -> str:
-    """Returns the message of any error as one line of at most 400 characters."""
+    """Returns the message of any error as one line of at most 500 characters."""
     text = printable(" ".join(str(error).split()))
-    return text if len(text) <= 400 else f"{text[:400]}..."
+    # what went wrong stands at the begin or at the end
+    return text if len(text) <= 500 else f"{text[:300]} ... {text[-190:]}"
 
 
 def printable(text: str) -> str:

@@ -441,7 +441,15 @@ def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
         (["data.unseen=0"], "needs unseen examples, got none"),
         (["data.seed=-1"], "data.seed: expected a number >= 0, got -1"),
         (["sharding_rules=5"], "sharding_rules: expected tuple"),
-        (["methods.finetune=5"], "methods.finetune: expected options, such as methods.finetune.steps=1"),
+        (["methods.finetune=5"], "methods.finetune: expected options, such as methods.finetune."),
+        (["methods.finetune.stop={'bogus': 1}"], "finetune: stop: expected metrics among ['accu"),
+        (["methods.finetune.stop=[1]"], "methods.finetune.stop: expected Mapping[str, float], got"),
+        (["model.name=bogus"], "model.name: expected one of mlp, cnn"),
+        (["request.share=0.1"], "share=0.1; request.classes= clears the classes"),
+        (["seed=4294967295", "seeds=2"], "seeds: expected seeds below 4,294,967,296, got seed 429"),
+        (["model.options.features=(2000000000,2000000000)"], "model.options: expected parameters"),
+        (["methods=a.unfinished"], "without a dot before them or .unfinished behind"),
+        (["name=\x1b[31mred"], "name: expected the name of one folder, got '\\x1b[31mred'"),
         (["methods.finetune.learning_rate=abc"], "learning_rate: expected float, got 'abc'"),
         (["name=.."], "name: expected the name of one folder, got '..'"),
         (["methods.original.method=finetune"], "other than original and retrained"),
@@ -478,6 +486,81 @@ def test_a_folder_that_cannot_be_written_and_a_broken_file(tmp_path, capsys):
     (tmp_path / "report.json").write_text("[]")
     assert main(["show", str(tmp_path)]) == 1
     assert "expected a report with title, columns and rows" in error(capsys)
+
+
+def test_the_traceback_is_shown_when_asked(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return Config(epochs=3)\n")
+    words = ["run", str(tmp_path / "mine.py"), "--runs", str(tmp_path)]
+    assert main(words) == 1
+    assert error(capsys).count("\n") == 1
+    assert main([*words, "--debug"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.splitlines()[-1].startswith(f"error: {tmp_path / 'mine.py'}:2: NameError")
+
+
+def test_what_nobody_foresaw_is_one_line_too(tmp_path, capsys, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED:\n\x1b[2Jno memory")
+
+    monkeypatch.setattr("jaxunlearn.experiment.run", broken)
+    assert run(tmp_path) == 1
+    message = error(capsys)
+    assert message.count("\n") == 1
+    assert "RuntimeError: RESOURCE_EXHAUSTED: \\x1b[2Jno memory (--debug shows where)" in message
+
+
+def test_version_and_sections_of_the_list(capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"jaxunlearn {ju.__version__}\n"
+    for section, word, other in (
+        ("metrics", "accuracy_forget", "neuron_path"), ("models", "resnet18", "accuracy_forget"),
+        ("runs", "finished runs:", "resnet18"),
+    ):  # fmt: skip
+        assert main(["list", section, "--runs", str(tmp_path)]) == 0
+        shown = capsys.readouterr().out
+        assert word in shown
+        assert other not in shown
+    assert main(["list", "metric", "--runs", str(tmp_path)]) == 1
+    assert "expected one of configurations, methods" in error(capsys)
+
+
+def test_texts_of_files_are_shown_and_not_obeyed(finished, tmp_path, capsys):
+    shutil.copytree(finished / "digits", tmp_path / "a\x1b[31m")
+    file = tmp_path / "a\x1b[31m" / "report.json"
+    made = json.loads(file.read_text())
+    made["title"] += "\x1b]0;owned\x07"
+    made["notes"].append("see\x9b2J")
+    made["rows"][0]["metric"] = "\x1b[1A\u202eaccuracy"
+    file.write_text(json.dumps(made))
+    for words in (
+        ["show", str(file.parent)], ["list", "runs", "--runs", str(tmp_path)],
+        ["verify", str(file.parent)], ["show", "\x1b[31m", "--runs", str(tmp_path)],
+    ):  # fmt: skip
+        main(words)
+        shown = "".join(capsys.readouterr())
+        assert not set(shown) & set("\x1b\x07\x9b\u202e")
+    assert "\x1b" not in ju.report.to_markdown(made)
+
+
+def test_ctrl_c_ends_a_run_that_swallows_it():
+    code = (
+        "import os, signal, time\n"
+        "from jaxunlearn import cli\n"
+        "cli.GRACE = 0.1\n"
+        "with cli._ended_by_interrupts():\n"
+        "    while True:\n"
+        "        try:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "            time.sleep(60)\n"
+        "        except KeyboardInterrupt:\n"
+        "            pass\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert out.returncode == 130
+    assert out.stderr == "interrupted; run the same command again to continue\n"
 
 
 def test_a_diverging_training_names_stage_and_step(tmp_path, capsys):

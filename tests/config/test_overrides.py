@@ -195,3 +195,81 @@ def test_a_file_of_another_kind(tmp_path, text, message):
 def test_an_unknown_name():
     with pytest.raises(ConfigError, match="got 'digit'; did you mean 'digits'"):
         load_config("digit")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs=1e300", "train.epochs: expected at most 1,000,000, got 1e"),
+        ("train.epochs=1e400", "train.epochs: expected a positive number, got inf"),
+        ("train.epochs=-inf", "train.epochs: expected float, got '-inf'"),
+        ("train.batch_size=3000000000", "train.batch_size: expected at most 1,000,000, got 3000"),
+        ("train.momentum=-0.1", "train.momentum: expected a number >= 0, got -0.1"),
+        ("train.momentum=1", "train.momentum: expected below 1, got 1.0"),
+        ("train.weight_decay=-1e-9", "train.weight_decay: expected a number >= 0, got -1e-09"),
+        ("train.learning_rate=1e39", "train.learning_rate: expected a number of at most 3.4e"),
+        ("gan.classifier_train.momentum=2", "gan.classifier_train.momentum: expected below 1"),
+        ("seed=4294967296", "seed: expected at most 4,294,967,295, got 4294967296"),
+        ("request.seed=4294967296", "request.seed: expected at most 4,294,967,295"),
+        ("data.seed=-1", "data.seed: expected a number >= 0, got -1"),
+        ("seeds=" + "1" + "0" * 20, "seeds: expected at most 10,000, got 1000"),
+        ("data.image_size=" + "1" + "0" * 20, "data.image_size: expected at most 8,192"),
+        ("data.image_size=0", "data.image_size: expected at least 1, got 0"),
+        ("methods.finetune.chunk=" + "9" * 12, "methods.finetune.chunk: expected a whole number"),
+        ("model.options.x=1e39", "model.options.x: expected a number of at most 3.4e"),
+        ("model.options.x={1: 2}", "model.options.x: expected names that are text, got 1"),
+        ("model.options.x=1j", "model.options.x: expected numbers, texts, lists and mappings"),
+        ("methods.finetune=3", "methods.finetune: expected options, such as methods.finetune.st"),
+    ],
+)
+def test_values_are_bounded_by_what_can_be_meant(override, message):
+    with pytest.raises(ConfigError, match=message.replace("+", r"\+")):
+        check_types(changed(override))
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 3000 + "]" * 3000, "(" * 99, "{'a':" * 50 + "1" + "}" * 50, "-" * 9999 + "1"]
+)
+def test_deep_values_are_one_short_line(value):
+    for key in ("model.options.x", "request.classes", "methods.finetune.steps", "train.epochs"):
+        with pytest.raises(ConfigError, match=f"^{key}: expected") as error:
+            check_types(changed(f"{key}={value}"))
+        assert len(str(error.value)) < 300
+    deep = ()
+    for _ in range(5000):
+        deep = (deep,)
+    with pytest.raises(ConfigError, match="at most 20 levels of brackets"):
+        check_types(Config(model=parts.ModelConfig(options={"features": deep})))
+    with pytest.raises(ConfigError, match="a key of at most 200 characters"):
+        changed("methods.x." + "a." * 3000 + "b=1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Config(epochs=3)", r"mine.py:4: TypeError: .*'epochs'; it is a field of TrainConfig"),
+        ("Config(oracles=3)", r"mine.py:4: TypeError: .*; it is now 'retrained'"),
+        ("Config(train=TrainConfig(ema=1))", r"mine.py:4: .*; it is a field of GanConfig"),
+        ("1 / 0", r"mine.py:4: ZeroDivisionError: division by zero"),
+        ("{}['a']", r"mine.py:4: KeyError: 'a'"),
+        ("get_config()", r"mine.py:4: RecursionError: "),
+        ("exit(3)", r"mine.py:4: SystemExit: 3"),
+        ("(", r"mine.py:4: SyntaxError: '\(' was never closed"),
+        ("'two\\nlines'.nothing", r"mine.py:4: AttributeError: "),
+        ("3", "expected get_config\\(\\) to return a Config, got int"),
+    ],
+)
+def test_what_a_file_raises_is_one_line_with_its_number(tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    head = "from jaxunlearn.config import Config, TrainConfig\n\ndef get_config():\n"
+    file.write_text(f"{head}    return {text}\n")
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_library_that_a_file_calls_is_not_blamed(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import json\njson.loads('[')\n")
+    with pytest.raises(ConfigError, match=r"mine\.py:2: JSONDecodeError: Expecting value"):
+        load_config(str(file))

@@ -160,4 +160,4 @@ def test_values_are_quoted_briefly():
         deep = [deep]
     for value in ("x" * 1000, list(range(1000)), deep, 10**5000, {n: n for n in range(99)}):
         assert len(brief(value)) < 120
-    assert len(sentence(ValueError("word\n" * 1000))) < 410
+    assert len(sentence(ValueError("word\n" * 1000))) < 510

@@ -11,21 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from jaxunlearn.jaxprs.primitives import row_of
+from jaxunlearn.jaxprs.primitives import Row, row_of
 from jaxunlearn.jaxprs.program import held_by, traced
 
 _CONSTANT, _SMOOTH, _BOUNDED, _KINKED = range(4)
 """What is known of a value: it does not move with the data; it does; it is a smooth one held
 above a constant, which is a kink unless it guards a division or a root; its gradient jumps."""
 
-_JUMPS = {
-    "argmax", "argmin", "approx_top_k", "ceil", "clamp", "cummax", "cummin", "floor", "min",
-    "reduce", "reduce_max", "reduce_min", "reduce_window", "reduce_window_max",
-    "reduce_window_min", "rem", "round", "scatter_max", "scatter_min", "sign", "sort", "top_k",
-}  # fmt: skip
-_ALMOST_NEVER = {"eq", "ne", "is_finite", "stop_gradient"}
-"""Results that are the same almost everywhere, or have no gradient by decree."""
-_GUARDED = {"sqrt", "rsqrt", "log", "pow"}
 _SMOOTH_CALLS = {"logaddexp", "logaddexp2", "softplus"}
 """Functions written with a maximum of which nothing remains."""
 
@@ -70,27 +62,28 @@ def _follow(body: Any, states: Sequence[int]) -> list[int]:
 
 def _outs(eqn: Any, ins: list[int]) -> list[int]:
     """Returns what is known of the outputs of an equation that reads data."""
-    name = eqn.primitive.name
-    if row_of(name).role in ("call", "gradient"):
+    row = row_of(eqn.primitive.name)
+    if row.role in ("call", "gradient"):
         return _of_call(eqn, ins)
-    if name in ("scan", "while", "cond"):
-        return _of_loop(eqn, ins)
-    return [_of_one(eqn, name, ins)] * len(eqn.outvars)
+    match row.name:
+        case "scan" | "while" | "cond":
+            return _of_loop(eqn, ins)
+    return [_of_one(eqn, row, ins)] * len(eqn.outvars)
 
 
-def _of_one(eqn: Any, name: str, ins: list[int]) -> int:
-    if name in _ALMOST_NEVER:
+def _of_one(eqn: Any, row: Row, ins: list[int]) -> int:
+    # a result that is the same almost everywhere, or has no gradient by decree
+    if row.kink == "rare" or row.name == "stop_gradient":
         return _CONSTANT
     worst = max(ins)
-    if worst == _KINKED:
+    unknown = row.role == "unknown" and row.name.startswith("reduce")
+    if worst == _KINKED or row.kink == "jump" or unknown or _steps(eqn, ins):
         return _KINKED
-    if name in _JUMPS or _steps(eqn, ins):
-        return _KINKED
-    if name in ("max", "abs"):
+    if row.kink == "bound":
         # a bound that moves itself is no guard
         return _BOUNDED if worst == _SMOOTH and sum(map(bool, ins)) == 1 else _KINKED
     if worst == _BOUNDED:
-        return _behind_bound(eqn, name, ins)
+        return _behind_bound(row, ins)
     return _SMOOTH
 
 
@@ -103,11 +96,10 @@ def _steps(eqn: Any, ins: list[int]) -> bool:
     )
 
 
-def _behind_bound(eqn: Any, name: str, ins: list[int]) -> int:
-    row = row_of(name)
-    if name in _GUARDED or (name == "div" and ins[0] < _BOUNDED):
+def _behind_bound(row: Row, ins: list[int]) -> int:
+    if row.kink == "guards" or (row.name == "div" and ins[0] < _BOUNDED):
         return _SMOOTH
-    kept = row.keeps or row.still or (name in ("add", "max", "mul", "div") and min(ins) == 0)
+    kept = row.keeps or row.still or (row.affine in ("scale", "shift") and min(ins) == 0)
     return _BOUNDED if kept else _KINKED
 
 

@@ -301,15 +301,15 @@ class _Planner:
         return all(v in self.program.consts and not self.program.shape(v) for v in added)
 
     def mixes(self, op: Op, positions: list[int]) -> bool:
-        """Tells that an operation computes a statistic over the examples."""
-        for position in positions:
+        """Tells that an operation computes a statistic over the examples.
+
+        A product with a constant matrix is none: so the nodes of a graph see their neighbours.
+        """
+        products = op.row.role == "linear" and len(positions) > 1
+        find = kept if products else carry
+        for position in positions if products or op.row.role in ("pool", "max") else ():
             axis = self.examples.get(op.ins[position])
-            if axis is None or axis.size == 1:
-                continue
-            if op.row.role == "linear":
-                if kept(op, self.program, position, axis) is None:
-                    return True
-            elif op.row.role in ("pool", "max") and carry(op, self.program, position, axis) is None:
+            if axis and axis.size > 1 and find(op, self.program, position, axis) is None:
                 return True
         return False
 

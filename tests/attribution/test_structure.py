@@ -44,6 +44,7 @@ def test_mlp_is_a_chain(mlp):
         "params/fc2/kernel",
         0,
         1,
+        (1,),
     )
     assert third.producer == "params/fc2/kernel"
 

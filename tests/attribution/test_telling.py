@@ -1,4 +1,4 @@
-"""A map that shows nothing says so: in the result, in a warning and on the picture."""
+"""A map that shows nothing says so: in the result and on the picture."""
 
 import warnings
 
@@ -38,13 +38,10 @@ IMAGES = jnp.asarray([[[0.5, 0.5], [0.3, 0.2]], [[0.7, 0.7], [0.1, 0.9]]])
 
 @pytest.mark.parametrize("net", [swallowed, cancelled])
 def test_a_map_that_shows_nothing_says_so(net, weights, tmp_path, monkeypatch):
-    with pytest.warns(UserWarning, match="the map of 2 of 2 examples shows nothing"):
-        r = lrp(net, rules.epsilon(1e-12), eps=1e-12)(weights, IMAGES, starts.label(0))
+    r = lrp(net, rules.epsilon(1e-12), eps=1e-12)(weights, IMAGES, starts.label(0))
     np.testing.assert_array_equal(r.telling, [False, False])
     jitted = jax.jit(lrp(net, rules.epsilon(1e-12), eps=1e-12))(weights, IMAGES, starts.label(0))
     np.testing.assert_array_equal(jitted.telling, [False, False])
-    with pytest.warns(UserWarning, match="shows nothing"):
-        jitted.check()
     said = []
     text = style.Page.text
     monkeypatch.setattr(

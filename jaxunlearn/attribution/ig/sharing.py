@@ -174,7 +174,7 @@ def _keeps_straight(eqn: Any, affine: list[bool]) -> bool:
         return False
     if row.role == "linear":
         return affine == [True, False] and _reads(eqn) >= LEAST
-    if name == "stop_gradient" or name == "reduce_precision":
+    if row.stops:
         return False
     if row.role == "product":
         return (name == "mul" and sum(affine) == 1) or (name == "div" and affine == [True, False])

@@ -102,22 +102,11 @@ class Relevance(NamedTuple):
         return total, sum((jnp.abs(v).sum(1) for v in values), jnp.zeros_like(self.total))
 
     def check(self, tolerance: float = 1e-3) -> None:
-        """Warns of examples whose relevance does not add up, or whose map shows nothing.
+        """Warns if, for an example, the gap is above a share of ``sum |start|``, or no number.
 
-        The first where the gap is above a share of ``sum |start|``, or no number; the second
-        where :attr:`telling` is false. :func:`lrp` does so itself where its results are not
-        traced; of what a jitted function returned it is asked for here.
+        :func:`lrp` does so itself where its results are not traced; of what a jitted function
+        returned it is asked for here.
         """
-        silent = ~np.asarray(self.telling)
-        if silent.any():
-            worst = int(np.argmax(silent))
-            arrived, spread = float(self.arrived[worst]), float(self.spread[worst])
-            warnings.warn(
-                f"the map of {int(silent.sum())} of {silent.size} examples shows nothing: of "
-                f"example {worst} {arrived:.2g} of the start arrived at the input, where "
-                f"sum |R| is {spread:.2g} times the start",
-                stacklevel=3,
-            )
         allowed = tolerance * np.asarray(jnp.sum(jnp.abs(self.start), axis=1))
         gap = np.abs(np.asarray(self.gap))
         wrong = ~(gap <= allowed)
@@ -125,8 +114,8 @@ class Relevance(NamedTuple):
             worst = int(np.argmax(np.where(np.isfinite(gap), gap - allowed, np.inf)))
             warnings.warn(
                 f"input and ledger miss the start by up to {gap[worst]:.2g} (example {worst}; "
-                f"{int(wrong.sum())} of {gap.size} examples): a rule of one's own that mixes "
-                "examples or shapes, or relevance so large that it is rounding",
+                f"{int(wrong.sum())} of {gap.size} examples): examples that see each other, as "
+                "the nodes of a graph do, a rule of one's own, or relevance that is rounding",
                 stacklevel=3,
             )
 

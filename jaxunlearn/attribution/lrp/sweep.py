@@ -97,7 +97,7 @@ class Sweep:
         below, loss = self.cross(step, above)
         into = [v for v in step.ins if v in self.planned.program.data]
         for value, relevance in zip(into, below, strict=True):
-            assert relevance.shape == self.planned.program.shape(value), step
+            assert relevance.shape == self.planned.program.shape(value), step.key
             known = self.found.get(value)
             self.found[value] = relevance if known is None else known + relevance
         if step.unit is not None:

@@ -14,7 +14,9 @@ __all__, __getattr__, __dir__ = exports(
         "jaxunlearn.data.requests": [
             "describe", "forget_class", "forget_classes", "forget_indices", "forget_random",
         ],
-        "jaxunlearn.data.sets": ["make_sets", "num_examples", "stack_sets", "subset", "whole"],
+        "jaxunlearn.data.sets": [
+            "make_sets", "normalise_by_retained", "num_examples", "stack_sets", "subset", "whole",
+        ],
         "jaxunlearn.data.sources": ["SOURCES", "Source", "load_dataset", "register_source"],
     },
 )  # fmt: skip

@@ -148,11 +148,42 @@ def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count = x.size // x.shape[-1]
     mean = sum(block.sum(axis=axes) for block in _blocks(x)) / count
     square = sum(np.square(block - mean).sum(axis=axes) for block in _blocks(x)) / count
+    return _finished(mean, square, x.ndim)
+
+
+def part_statistics(
+    x: np.ndarray, parts: Sequence[np.ndarray]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Computes the same of parts of the examples, each from its own examples alone.
+
+    Args:
+      x: ``[N, ..., C]``.
+      parts: positions of the examples of each part.
+    """
+    if x.ndim == 2:
+        return [_statistics(x[rows]) for rows in parts]
+    # mean and squares of each example, of which those of any part are made without the others
+    axes, moments = tuple(range(1, x.ndim - 1)), []
+    for block in _blocks(x):
+        mean = block.mean(axis=axes, keepdims=True)
+        squares = np.square(block - mean).mean(axis=axes)
+        moments.append((mean.reshape(len(block), -1), squares))
+    means, squares = (np.concatenate(side) for side in zip(*moments, strict=True))
+    found = []
+    for rows in parts:
+        mean = means[rows].mean(axis=0)
+        square = (squares[rows] + np.square(means[rows] - mean)).mean(axis=0)
+        found.append(_finished(mean, square, x.ndim))
+    return found
+
+
+def _finished(mean: np.ndarray, square: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and deviation, of mean and variance, with the rank of an example."""
     std = np.sqrt(square).astype(np.float32)
     # a constant channel, whose deviation is nothing but rounding, is divided by 1
     constant = (std <= 1e-7 * np.abs(mean)) | (std < np.finfo(np.float32).tiny)
     std = np.where(constant, np.float32(1), std)
-    shape = (1,) * (x.ndim - 2) + (-1,)
+    shape = (1,) * (rank - 2) + (-1,)
     return np.asarray(mean, np.float32).reshape(shape), std.reshape(shape)
 
 

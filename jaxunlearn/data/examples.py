@@ -199,6 +199,29 @@ def normalise(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) - mean[None]) / std[None]
 
 
+def has_readers(examples: Examples) -> bool:
+    """Tells whether statistics are stacked, ``[R, ...]``: those of several requests, in order."""
+    reader = examples.reader
+    if getattr(reader, "func", None) is not normalise:
+        return False
+    return bool(reader.keywords["mean"].ndim == examples.x.ndim)
+
+
+def reader_of(examples: Examples, number: int) -> Partial:
+    """Returns the reader of one request of several; the one that all share, where they do."""
+    if not has_readers(examples):
+        return examples.reader
+    # of shapes instead of arrays no place can be taken
+    return jax.tree.map(
+        lambda leaf: (
+            jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+            else leaf[number]
+        ),
+        examples.reader,
+    )
+
+
 def inputs_like(part: Subset | Examples, batch: int = 1) -> Any:
     """Returns shapes and dtypes of what the network gets, as ``jax.ShapeDtypeStruct``.
 
@@ -213,7 +236,8 @@ def inputs_like(part: Subset | Examples, batch: int = 1) -> Any:
     stored = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), examples.x
     )
-    found = jax.eval_shape(lambda reader, x: reader(x), examples.reader, stored)
+    reader = reader_of(examples, 0)
+    found = jax.eval_shape(lambda reader, x: reader(x), reader, stored)
     shapes = {name: leaf.shape for name, leaf in named_leaves(found).items()}
     if not shapes or any(shape[:1] != (batch,) for shape in shapes.values()):
         raise DataError(

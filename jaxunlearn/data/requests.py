@@ -22,7 +22,7 @@ def forget_class(label: int | str) -> Request:
       TypeError: anything else.
     """
     several = isinstance(label, Sequence | set) and not isinstance(label, str | bytes)
-    if several or getattr(label, "ndim", 0):
+    if several or getattr(label, "ndim", None):
         raise TypeError(f"label: expected one class, got {brief(label)}; use forget_classes")
     return Request(classes=(_label("label", label),))
 

@@ -15,7 +15,17 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.trees import ensemble
-from jaxunlearn.core.types import Batches, Info, Key, Sets, State, Subset, Unlearner, Variables
+from jaxunlearn.core.types import (
+    Batches,
+    Examples,
+    Info,
+    Key,
+    Sets,
+    State,
+    Subset,
+    Unlearner,
+    Variables,
+)
 from jaxunlearn.data.batches import draw_batches
 from jaxunlearn.data.sets import alone
 from jaxunlearn.engine.sharding import Sharding, constrain, constrain_batches
@@ -30,6 +40,7 @@ class Job(NamedTuple):
       sharding: mesh and rules, or ``None``.
       mapped: whether state, keys and diagnostics have a leading axis of members.
       mapped_variables, mapped_sets: whether these have it, too.
+      mapped_readers: whether the statistics that examples are normalised by have it.
       vectorise: members at once, or one after the other.
       at_a_time: vectorised members at a time; ``None`` for all.
     """
@@ -40,6 +51,7 @@ class Job(NamedTuple):
     mapped: bool = False
     mapped_variables: bool = False
     mapped_sets: bool = False
+    mapped_readers: bool = False
     vectorise: bool = False
     at_a_time: int | None = None
 
@@ -54,7 +66,8 @@ def _sets_axes(job: Job) -> Any:
     if not job.mapped_sets:
         return None
     present = [name for name in Batches._fields if getattr(job.unlearner.needs, name)]
-    return Sets(**{name: Subset(None, 0, 0) for name in present})  # type: ignore[arg-type]
+    examples = Examples(None, None, 0) if job.mapped_readers else None  # type: ignore[arg-type]
+    return Sets(**{name: Subset(examples, 0, 0) for name in present})  # type: ignore[arg-type]
 
 
 def init_key(key: Key) -> Key:

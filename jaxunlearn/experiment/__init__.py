@@ -286,6 +286,7 @@ def _notes(plan: Plan, judged: Sequence[_Judged]) -> list[str]:
         "examples: " + ", ".join(f"{name} {size}" for name, size in sizes.items()),
         f"retrained: mean of {config.retrained}{each}; time of the first, trained alone; "
         "floor: mean difference between two of them",
+        *_statistics(plan),
         "memory: arguments, results and temporaries of a model's largest compiled program",
         *_shared(plan, judged),
     ]
@@ -295,6 +296,16 @@ def _notes(plan: Plan, judged: Sequence[_Judged]) -> list[str]:
         peak = stats["peak_bytes_in_use"] / 1e6
         notes.append(f"memory of the device at its peak, whole process: {peak:,.0f} MB")
     return notes
+
+
+def _statistics(plan: Plan) -> list[str]:
+    """Says what inputs are normalised by, where that is taken from the data."""
+    if plan.retraining is plan.judged:
+        return []
+    return [
+        "inputs: normalised by mean and standard deviation of the training split; of retrained "
+        "models by those of what they retain, so that they know nothing of the rest"
+    ]
 
 
 def _size(part: Subset) -> str:

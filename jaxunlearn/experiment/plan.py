@@ -20,7 +20,14 @@ from jaxunlearn.core.types import Key, Sets, Unlearner
 from jaxunlearn.data.dataset import Dataset
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.data.requests import resolve, separate
-from jaxunlearn.data.sets import divide, num_examples, positions, request, stratified_mask
+from jaxunlearn.data.sets import (
+    divide,
+    normalise_by_retained,
+    num_examples,
+    positions,
+    request,
+    stratified_mask,
+)
 from jaxunlearn.data.sources import load_dataset
 from jaxunlearn.engine import Chain
 from jaxunlearn.engine.sharding import Sharding, make_sharding
@@ -44,6 +51,8 @@ class Plan(NamedTuple):
       sets: of the request; stacked, where there are several.
       judged: the sets that models are judged on: those of ``sets``, but where requests are met
         one after another, all that was forgotten so far.
+      retraining: the same as retrained models read them, to be trained and judged on: normalised
+        by what they retain alone, so that they know nothing of the rest.
       retained: so many examples are an epoch of retraining and the steps of a method that
         was given none: the retain set's, and those without a class of average size where
         each class is forgotten by itself, since one program does as many steps for all.
@@ -66,6 +75,7 @@ class Plan(NamedTuple):
     requests: tuple[Request, ...]
     sets: Sets
     judged: Sets
+    retraining: Sets
     retained: int
     held: np.ndarray
     sharding: Sharding | None
@@ -138,6 +148,7 @@ def make_plan(config: Config, runs: Path, data: Dataset | None = None) -> Plan:
         requests=tuple(requests),
         sets=sets,
         judged=sets,
+        retraining=_retraining(data, read, sets),
         retained=retained,
         held=held,
         sharding=sharding if sharding.mesh.size > 1 else None,
@@ -172,6 +183,16 @@ def with_methods(plan: Plan, helpers: Mapping[str, Guide]) -> Plan:
     )
     methods, options, left_out = build_methods(problem)
     return plan._replace(helpers=helpers, methods=methods, options=options, left_out=left_out)
+
+
+def _retraining(data: Dataset, read: Dataset, sets: Sets) -> Sets:
+    """Returns sets as retrained models read them.
+
+    Args:
+      read: the data as the kind of models reads them; what it normalises by constants is left.
+    """
+    whole_split = read.mean is not None and read.mean is data.mean
+    return normalise_by_retained(sets) if whole_split else sets
 
 
 def groups(plan: Plan) -> list[Plan]:
@@ -223,6 +244,7 @@ def _class(plan: Plan, number: int) -> Plan:
         requests=(asked,),
         sets=own,
         judged=own,
+        retraining=own if plan.retraining is plan.sets else request(plan.retraining, number),
         identity={**plan.identity, **_identify(asked)},
         trial=Place("class", label, plan.class_names[label]),
     )
@@ -247,6 +269,7 @@ def _turn(plan: Plan, number: int) -> Plan:
         requests=(asked,),
         sets=own,
         judged=judged,
+        retraining=_retraining(plan.data, read, judged),
         retained=num_examples(judged.retain),
         identity={**plan.identity, **_identify(asked), "after": list(so_far[:-1])},
         trial=Place("turn", number, f"after {number} others" if number else "first"),
@@ -336,9 +359,10 @@ def stages_of(plan: Plan) -> dict[str, Stage]:
     own: dict[str, Mapping[str, Any]] = {"original": {}}
     if len(plan.requests) == 1:
         usual = plan.retained == num_examples(plan.judged.retain)
-        length = {} if usual else {"retained": plan.retained}
+        more: dict[str, Any] = {} if usual else {"retained": plan.retained}
+        more |= {} if plan.retraining is plan.judged else {"statistics": "retained"}
         for number in range(plan.config.retrained):
-            own[f"retrained/{number}"] = {"retrained": number, **length}
+            own[f"retrained/{number}"] = {"retrained": number, **more}
         for label, (_, runner) in plan.methods.items():
             asked = {key: value for key, value in runner.items() if key != "stop"}
             own[f"unlearned/{label}"] = {"method": label, **plan.options[label], **asked}

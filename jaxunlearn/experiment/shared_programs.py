@@ -81,7 +81,7 @@ def _in_one_program(
 def _program(members: Sequence[Member], at_a_time: int | None) -> Callable[..., Outcome]:
     """Returns what makes the models of all members, given hooks."""
     tasks = [trial.task(stage) for trial, stage in members]
-    sets = [trial.plan.sets for trial, _ in members]
+    sets = [trial.sets_of(stage) for trial, stage in members]
     alike = all(one is sets[0] for one in sets)
     return partial(
         unlearn_many,

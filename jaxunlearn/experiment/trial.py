@@ -24,7 +24,7 @@ from jaxunlearn.config import to_dict
 from jaxunlearn.core.errors import CheckpointError, DivergenceError, UserError
 from jaxunlearn.core.files import write_text
 from jaxunlearn.core.keys import Purpose, derive
-from jaxunlearn.core.types import Key, Unlearner, Variables
+from jaxunlearn.core.types import Key, Sets, Unlearner, Variables
 from jaxunlearn.data.requests import describe
 from jaxunlearn.engine import Chain, unlearn
 from jaxunlearn.engine.driver import Outcome, Progress
@@ -123,7 +123,7 @@ class Trial:
 
         def alone(hooks: Hooks) -> Made:
             task, plan = self.task(name), self.plan
-            once = partial(unlearn, task.method, task.variables, plan.sets, task.key)
+            once = partial(unlearn, task.method, task.variables, self.sets_of(name), task.key)
             once = partial(once, sharding=plan.sharding, **task.options)
             return Made(timed(once, hooks))
 
@@ -134,6 +134,10 @@ class Trial:
             if isinstance(error, CheckpointError) or not name.startswith("unlearned/"):
                 raise
             self.failed[name] = str(error)
+
+    def sets_of(self, name: str) -> Sets:
+        """Returns the sets that the model of a stage is made of."""
+        return self.plan.retraining if name.startswith("retrained/") else self.plan.sets
 
     def task(self, name: str) -> Task:
         """Returns what makes the model of a stage other than the original."""
@@ -213,8 +217,9 @@ class Trial:
         """Returns the evidence of a stage, computed as far as metrics ask for it."""
         if name not in self._evidence:
             plan = self.plan
+            sets = plan.retraining if name.startswith("retrained/") else plan.judged
             self._evidence[name] = plan.kind.observe(
-                plan.model, self.variables(name), plan.judged, derive(plan.key, Purpose.JUDGEMENT),
+                plan.model, self.variables(name), sets, derive(plan.key, Purpose.JUDGEMENT),
                 settings=plan.settings, **plan.helpers,
             )  # fmt: skip
         return self._evidence[name]

@@ -52,15 +52,15 @@ CONCEPTS = 4
 
 def draw_confusions(path: Path, view: View, label: str) -> None:
     """Draws confusion matrices of the models on the test images, side by side."""
-    parts = [view.sets.test_forget, view.sets.test_retain]
     names = list(view.variables)
     shown = [*names[: MODELS - 1], names[-1]] if len(names) > MODELS else names
     matrices = {}
     for name in shown:
         matrix = np.zeros((len(view.class_names), len(view.class_names)))
-        for part in parts:
-            if part is not None and num_examples(part):
-                found = predict(view.model.apply, view.variables[name], part)
+        seen = view.observe(name)  # each model by its own normalisation
+        for part in ("test_forget", "test_retain"):
+            if num_examples(getattr(seen.sets, part)):
+                found = seen.predictions[part]
                 np.add.at(matrix, (found.labels, found.classes), 1)
         matrices[name] = matrix
     if not any(matrix.any() for matrix in matrices.values()):

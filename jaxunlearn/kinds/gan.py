@@ -48,13 +48,21 @@ class GanKind(Kind):
         return isinstance(model, Gan)
 
     def read(self, data: Dataset) -> Dataset:
-        """Returns the data set normalised so that images lie between -1 and 1."""
+        """Returns the data set normalised so that images lie between -1 and 1.
+
+        By constants: bytes from 0 to 255, floats from 0 to 1, -1 to 1 or 0 to 255, the first of
+        these that holds the test images, or else by the extremes of these.
+        """
         if data.mean is None:  # a reader of its own, whose images check_examples looks at
             return data
         if data.train_x.dtype == np.uint8:
             low, high = 0.0, 255.0
         else:
-            low, high = float(np.min(data.train_x)), float(np.max(data.train_x))
+            # of images that no training sees: those that are to be forgotten tell nothing
+            low, high = float(np.min(data.test_x)), float(np.max(data.test_x))
+            usual = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+            whole = (pair for pair in usual if low < high and pair[0] <= low and high <= pair[1])
+            low, high = next(whole, (low, high))
         if high <= low:
             raise ConfigError(f"data: expected images to generate, got all values {low}")
         shape = data.mean.shape

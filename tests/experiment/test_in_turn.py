@@ -14,7 +14,7 @@ from jaxunlearn.cli import main
 from jaxunlearn.config.overrides import load_config
 from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.types import Info, Needs, Unlearner
-from jaxunlearn.data.sets import num_examples, subset, whole
+from jaxunlearn.data.sets import num_examples, subset
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.experiment import run as run_config
 from jaxunlearn.experiment import stages
@@ -162,7 +162,7 @@ class TestModels:
         data = ju.data.load_dataset(ju.data.DataConfig())
         own = np.flatnonzero(~np.isin(data.train_y, [3, 1]))
         key = derive(plan.key, Purpose.RETRAINED, 0, Purpose.TURN, 1)
-        part = subset(whole(plan.sets.forget.examples).examples, own)
+        part = subset(plan.retraining.forget.examples, own)
         made = ju.train(plan.model, part, key, config=plan.config.train)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),

@@ -31,6 +31,7 @@ SMALL = {
         "--features", "12", "8", "--neurons", "2", "--neighbours", "3", "--seeds", "2",
         "--epochs", "1", "--edits", "zero",
     ],
+    "third_party.py": ["--packages", "flax", "--only", "SimpleCell", "LayerNorm"],
 }  # fmt: skip
 
 

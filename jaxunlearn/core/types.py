@@ -224,8 +224,9 @@ class Preparation(NamedTuple):
     Attributes:
       run: ``variables, sets, key -> prepared``, any pytree of arrays, whose shapes do not
         depend on values; of several members it is run for each.
-      shapes: ``variables, sets -> prepared`` as ``jax.ShapeDtypeStruct``, from arrays or
-        their shapes; raises what ``run`` would, as far as that can be told.
+      shapes: ``variables, sets -> prepared`` as ``jax.ShapeDtypeStruct``; it is given shapes and
+        dtypes of the sets that the method declared, and of the model these or arrays. Raises
+        what ``run`` would, as far as that can be told.
     """
 
     run: Callable[[Variables, "Sets", Key], Any]
@@ -247,6 +248,7 @@ class Unlearner(NamedTuple):
       prepare: what is found out before ``init``, where that cannot be compiled.
       remarks: ``diagnostics of the last step -> sentences``, what a person should be told of
         the outcome; the runner warns of each.
+      model: the network whose variables it changes, where they can be checked against one.
     """
 
     init: Callable[..., State]
@@ -255,3 +257,4 @@ class Unlearner(NamedTuple):
     needs: Needs
     prepare: Preparation | None = None
     remarks: Callable[[Mapping[str, float]], list[str]] | None = None
+    model: Model | None = None

@@ -248,13 +248,24 @@ def prepare(unlearner: Unlearner, variables: Variables, sets: Sets, key: Key) ->
     return unlearner.prepare.run(variables, shown, derive(key, Purpose.PREPARATION))
 
 
+def prepared_like(unlearner: Unlearner, variables: Variables, sets: Sets) -> Any:
+    """Returns shapes and dtypes of what a preparation will find; ``None`` if there is none.
+
+    It is told shapes and dtypes of the sets that the method declared, and no values.
+    """
+    if unlearner.prepare is None:
+        return None
+    shown = jax.eval_shape(alone, visible_sets(unlearner.needs, sets))
+    return unlearner.prepare.shapes(variables, shown)
+
+
 def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
     """Runs the preparation; of several members one after the other."""
     if job.unlearner.prepare is None:
         return None
     # of one member; what cannot work is told before any work
     like = jax.eval_shape(lambda v: member(v, 0), variables) if job.mapped_variables else variables
-    job.unlearner.prepare.shapes(like, request(sets, 0))
+    prepared_like(job.unlearner, like, request(sets, 0))
     if not job.mapped:
         found = prepare(job.unlearner, variables, sets, key)
         return found if job.sharding is None else replicate(found, job.sharding)

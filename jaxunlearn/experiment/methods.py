@@ -15,9 +15,9 @@ from jaxunlearn.config.overrides import MOST_INT, check_types, check_value
 from jaxunlearn.core.errors import ConfigError, brief, did_you_mean, expect_at_most
 from jaxunlearn.core.types import Sets, Unlearner
 from jaxunlearn.data.examples import inputs_like
-from jaxunlearn.data.sets import forgets_class
+from jaxunlearn.data.sets import alone, forgets_class
 from jaxunlearn.engine import Chain, chain, stop
-from jaxunlearn.engine.driver import visible_sets
+from jaxunlearn.engine.driver import prepared_like, visible_sets
 from jaxunlearn.engine.loop import Job, advance, begin
 from jaxunlearn.kinds import Kind
 from jaxunlearn.methods import METHODS, method_options
@@ -125,7 +125,7 @@ def build_method(label: str, options: Mapping[str, Any], problem: Problem) -> Bu
     runner = _runner_options(label, options, problem)
     steps = runner.get("steps", math.ceil(problem.retained / runner["batch_size"]))
     arguments = {k: options[k] for k in options if k in own and k != "optimizer"}
-    kinds = typing.get_type_hints(row.factory)
+    kinds = _kinds_of(row.factory)
     for argument, value in arguments.items():
         check_value(f"{key}.{argument}", value, kinds.get(argument, Any))
     facts = {
@@ -157,6 +157,14 @@ def build_method(label: str, options: Mapping[str, Any], problem: Problem) -> Bu
     if "steps" in options:
         raise ConfigError(f"{key}.steps: expected none for a single pass, got {steps}")
     return method, runner
+
+
+def _kinds_of(factory: Any) -> dict[str, Any]:
+    """Returns the annotations of a function, a partial one, or an object that is called."""
+    while isinstance(factory, partial):
+        factory = factory.func
+    plain = inspect.isroutine(factory) or inspect.isclass(factory)
+    return typing.get_type_hints(factory if plain else type(factory).__call__)
 
 
 def _build_chain(label: str, options: Mapping[str, Any], problem: Problem) -> BuiltMethod:
@@ -203,9 +211,12 @@ def _try(
     """
     like = jax.eval_shape(problem.model.init, jax.random.key(0))
     shown = visible_sets(method.needs, problem.sets)
-    prepared = method.prepare and method.prepare.shapes(like, shown)
+    prepared = prepared_like(method, like, shown)
     key = jax.random.key(0)
-    state = jax.eval_shape(partial(begin, method), like, shown, key, prepared)
+    state = jax.eval_shape(
+        lambda *given: begin(method, given[0], alone(given[1]), *given[2:]),
+        like, shown, key, prepared,
+    )  # fmt: skip
     if not limits:
         return
     step = partial(advance, job=Job(method, runner["batch_size"]), length=1)

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from jaxunlearn.methods.neuron_path import neuron_path as neuron_path
     from jaxunlearn.methods.random_label import random_label as random_label
     from jaxunlearn.methods.retrain import retrain as retrain
-    from jaxunlearn.models import functionalize
+    from jaxunlearn.models import functionalize, into, variables_of
     from jaxunlearn.report import print_report
 
 _ROOMS = (
@@ -67,7 +67,7 @@ _HOME = {
     "kinds.evaluate": ["evaluate"],
     "kinds.training": ["train", "train_many"],
     "methods": ["register_method"],
-    "models": ["functionalize"],
+    "models": ["functionalize", "into", "variables_of"],
     "report": ["print_report"],
 }
 _WHERE = {name: home for home, names in _HOME.items() for name in names}
@@ -75,10 +75,10 @@ _WHERE = {name: home for home, names in _HOME.items() for name in names}
 __all__ = [
     "Config", "Model", "Needs", "Outcome", "Sets", "Subset", "TrainConfig", "Unlearner",
     "attribution", "chain", "checkpoint", "concepts", "config", "data", "evaluate", "forget_class",
-    "functionalize", "gan", "integrated_gradients", "kinds", "lrp", "make_sets", "make_sharding",
-    "methods", "metrics", "models", "pictures", "print_report", "register_method", "report",
-    "rules", "run", "starts", "stop", "train", "train_many", "training", "unlearn", "unlearn_many",
-    "whole",
+    "functionalize", "gan", "integrated_gradients", "into", "kinds", "lrp", "make_sets",
+    "make_sharding", "methods", "metrics", "models", "pictures", "print_report", "register_method",
+    "report", "rules", "run", "starts", "stop", "train", "train_many", "training", "unlearn",
+    "unlearn_many", "variables_of", "whole",
 ]  # fmt: skip
 
 

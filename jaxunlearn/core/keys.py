@@ -8,6 +8,7 @@ import enum
 
 import jax
 
+from jaxunlearn.core.errors import brief
 from jaxunlearn.core.types import Key
 
 
@@ -32,6 +33,29 @@ class Purpose(enum.IntEnum):
     PREPARATION = 19
     LINK = 20  # of a chain, then its number
     TURN = 21  # of requests one after another, then its number
+
+
+def check_key(key: Key, name: str = "key", *, several: bool = False) -> None:
+    """Checks a random key before it is used.
+
+    Args:
+      several: whether it is one key for each of ``R`` members, ``[R]``; those of the old kind,
+        ``uint32 [2]``, serve as one key.
+
+    Raises:
+      TypeError: it is no key.
+      ValueError: several keys where one is expected, or one for several.
+    """
+    wanted = "one key a member, jax.random.split(key, R)" if several else "jax.random.key(seed)"
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and not (dtype == "uint32" and key.shape == (2,) and not several):
+        got = "one key of the old kind" if dtype == "uint32" else brief(key)
+        if dtype == "uint32" and several and key.ndim != 1:
+            got = "keys of the old kind; jax.random.key makes new ones"
+        raise TypeError(f"{name}: expected {wanted}, got {got}")
+    if typed and key.ndim != int(several):
+        raise ValueError(f"{name}: expected {wanted}, got {list(key.shape)}")
 
 
 def derive(key: Key, *numbers: int | jax.Array) -> Key:

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.core.errors import expect
-from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.errors import ConfigError, expect
+from jaxunlearn.core.keys import Purpose, check_key, derive
 from jaxunlearn.core.trees import member
-from jaxunlearn.core.types import Key, Sets, Unlearner, Variables
+from jaxunlearn.core.types import Batches, Key, Sets, Unlearner, Variables
+from jaxunlearn.core.variables import check_variables, in_form_of
+from jaxunlearn.data.examples import has_readers, inputs_like
 from jaxunlearn.data.sets import request
 from jaxunlearn.engine import stop as stop
 from jaxunlearn.engine.driver import (
@@ -25,10 +27,12 @@ from jaxunlearn.engine.driver import (
     ResumeFrom,
     execute,
     loops_badly,
+    prepared_like,
     visible_sets,
 )
 from jaxunlearn.engine.loop import Job
 from jaxunlearn.engine.sharding import Sharding
+from jaxunlearn.models.adapt import check_given
 
 __all__ = ["Chain", "Outcome", "chain", "stop", "unlearn", "unlearn_many"]
 
@@ -113,14 +117,16 @@ def unlearn(
       DivergenceError: a step reported a loss or update that is not finite.
       ValueError: ``steps`` given or missing contrary to ``needs``, or stacked sets.
     """
-    _check_kinds(unlearner, variables, sets, sharding)
+    variables = _checked(unlearner, variables, sets, sharding)
+    check_key(key)
     if any(part is not None and part.size.ndim for part in sets):
         raise ValueError("sets: expected those of one request, got stacked ones: use unlearn_many")
     options = Options(steps, chunk, stop, on_chunk, resume)
     if isinstance(unlearner, Chain):
         return _unlearn_chain(unlearner, variables, sets, key, batch_size, sharding, options)
     job = Job(unlearner, _fitting(unlearner, batch_size), sharding)
-    return execute(job, variables, sets, key, options)
+    made = execute(job, variables, sets, key, options)
+    return _as_given(variables, made)
 
 
 def _unlearn_chain(
@@ -199,7 +205,8 @@ def unlearn_many(
       An outcome whose variables have a leading axis ``R``; every member equals its
       own single run up to rounding.
     """
-    _check_kinds(unlearner, variables, sets, None)
+    variables = _checked(unlearner, variables, sets, None, stacked_variables)
+    check_key(keys, "keys", several=True)
     mapped_sets = _check_members(variables if stacked_variables else None, sets, keys)
     at_once = jax.default_backend() != "cpu" if vectorise is None else vectorise
     if isinstance(unlearner, Chain):
@@ -223,6 +230,7 @@ def unlearn_many(
         mapped=True,
         mapped_variables=stacked_variables,
         mapped_sets=mapped_sets,
+        mapped_readers=any(part is not None and has_readers(part.examples) for part in sets),
         vectorise=at_once,
         at_a_time=at_a_time,
     )
@@ -232,22 +240,52 @@ def unlearn_many(
         return own, request(sets, n), keys[n]
 
     if at_once or not _loops_badly(alone, *arguments(0)):
-        return execute(job, variables, sets, keys, options)
+        return _as_given(variables, execute(job, variables, sets, keys, options))
     # one program for all would hold a loop over members, ruinous for such convolutions
     options = options._replace(resume=None)
-    return _stack([execute(alone, *arguments(n), options) for n in range(len(keys))])
+    each = [execute(alone, *arguments(n), options) for n in range(len(keys))]
+    return _as_given(variables, _stack(each))
 
 
-def _check_kinds(
-    unlearner: Unlearner | Chain, variables: Variables, sets: Sets, sharding: Sharding | None
-) -> None:
-    if isinstance(variables, Outcome):
-        raise TypeError("variables: expected those of a model, got Outcome; give its .variables")
+def _checked(
+    unlearner: Unlearner | Chain,
+    variables: Variables,
+    sets: Sets,
+    sharding: Sharding | None,
+    stacked: bool = False,
+) -> Variables:
+    """Checks what a run is given, against the network where the method tells it.
+
+    Returns:
+      The variables, numbers among them as arrays.
+    """
     if not isinstance(unlearner, Chain):
         expect("unlearner", unlearner, Unlearner)
+    variables = check_variables(variables)
     expect("sets", sets, Sets, "; make_sets or stack_sets makes them")
     if sharding is not None:
         expect("sharding", sharding, Sharding, "; make_sharding makes one")
+    # the links of a chain are checked one by one
+    if isinstance(unlearner, Chain) or unlearner.model is None:
+        return variables
+    if variables is None:
+        raise TypeError("variables: expected those of a model, got None")
+    names = [name for name in Batches._fields if getattr(unlearner.needs, name)]
+    parts = [part for name in names if (part := getattr(sets, name)) is not None]
+    if parts:
+        one = jax.eval_shape(lambda v: member(v, 0), variables) if stacked else variables
+        check_given(unlearner.model, one, inputs_like(parts[0], 2))
+    return variables
+
+
+def _as_given(variables: Variables, made: Outcome) -> Outcome:
+    """Puts the new model into the containers of the given one, also where it was drawn anew."""
+    if variables is None:
+        return made
+    try:
+        return made._replace(variables=in_form_of(variables, made.variables))
+    except ConfigError:  # a method may make another network
+        return made
 
 
 def _check_members(stacked: Variables, sets: Sets, keys: Key) -> bool:
@@ -273,8 +311,7 @@ def _fitting(unlearner: Unlearner, batch_size: int) -> int:
 
 def _loops_badly(job: Job, variables: Variables, sets: Sets, key: Key) -> bool:
     sets = visible_sets(job.unlearner.needs, sets)
-    prepare = job.unlearner.prepare
-    prepared = None if prepare is None else prepare.shapes(variables, sets)
+    prepared = prepared_like(job.unlearner, variables, sets)
     return loops_badly(job, variables, sets, key, prepared)
 
 

@@ -64,6 +64,14 @@ class Predictions:
         """Returns the share of examples whose largest logit is the label's."""
         return float(np.mean(self.classes == self.labels))
 
+    @property
+    def are_probabilities(self) -> bool:
+        """Tells whether outputs lie in [0, 1] and sum to 1, as those of a softmax do."""
+        z = self.logits
+        if z.ndim != 2 or z.shape[1] < 2 or not np.isfinite(z).all():
+            return False
+        return bool(z.min() >= 0 and np.allclose(z.sum(axis=1, dtype=np.float64), 1, atol=1e-2))
+
     def _finite(self) -> np.ndarray:
         wrong = ~np.isfinite(self.logits).reshape(len(self.logits), -1).all(axis=1)
         if wrong.any():

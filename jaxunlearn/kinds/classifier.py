@@ -11,6 +11,8 @@ from jaxunlearn.kinds import Kind
 from jaxunlearn.methods.retrain import retrain
 from jaxunlearn.metrics.classification import ClassifierEvidence
 from jaxunlearn.models import build, check_model, functionalize
+from jaxunlearn.models.adapt import check_given, warn_of_probabilities, warn_of_softmax
+from jaxunlearn.models.frameworks import is_equinox, is_haiku
 from jaxunlearn.training.optimizers import make_optimizer
 
 
@@ -22,7 +24,8 @@ class Classifier(Kind):
     evidence = ClassifierEvidence
 
     def owns(self, model: Any) -> bool:
-        return isinstance(model, Model) or (callable(model) and not isinstance(model, tuple))
+        known = isinstance(model, Model) or is_haiku(model) or is_equinox(model)
+        return known or (callable(model) and not isinstance(model, tuple))
 
     def given(self, model: Any) -> Model:
         return functionalize(model)
@@ -40,6 +43,7 @@ class Classifier(Kind):
 
     def check_examples(self, model: Model, examples: Examples) -> None:
         check_model(model, inputs_like(examples, 2), labels=examples.y)
+        warn_of_softmax(model, inputs_like(examples, 2))
 
     def observe(
         self, model: Model, variables: Variables, sets: Sets, key: Key, *, settings: Any = None
@@ -47,7 +51,10 @@ class Classifier(Kind):
         """Returns the evidence; :class:`ConfigError` where predictions do not suit the labels."""
         found = ClassifierEvidence(model, variables, sets, key)
         examples = found.part("forget").examples
+        check_given(model, variables, inputs_like(examples, 2), warn=False)
         check_model(model, inputs_like(examples, 2), variables=variables, labels=examples.y)
+        if found.predictions["forget"].are_probabilities:
+            warn_of_probabilities()
         return found
 
     def default_methods(self, config: Config) -> Mapping[str, Mapping[str, Any]]:

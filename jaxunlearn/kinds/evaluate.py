@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxunlearn.core.errors import ConfigError, expect
+from jaxunlearn.core.keys import check_key
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import Apply, Gan, Key, Model, Sets, Variables
+from jaxunlearn.core.variables import check_like, check_variables, in_form_of, leaves_of
 from jaxunlearn.engine.driver import Outcome, member_of
 from jaxunlearn.kinds import kind_of
 from jaxunlearn.metrics.registry import Evidence, Measured, mean_measured, measure, measure_ensemble
@@ -52,20 +54,25 @@ def evaluate(
         raise ValueError(f"models: expected an entry 'original', got {list(models)}")
     expect("sets", sets, Sets, "; make_sets makes them")
     key = jax.random.key(0) if key is None else key
+    check_key(key)
     kind = kind_of(model)
     network = kind.given(model)
 
+    given = _variables(_ensemble(models["original"])[0], "models.original")
+
     def observe(name: str, one: Variables | Outcome) -> Evidence:
-        variables = one.variables if isinstance(one, Outcome) else one
+        variables = _variables(one, name)
+        check_like(variables, given, name=name)
+        # weights of different models are compared: all in the containers of one
+        variables = in_form_of(given, variables)
         try:
             return kind.observe(network, variables, sets, key, settings=settings, **helpers)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
 
-    given = _ensemble(models["original"])[0]
-    references = _members(retrained, given.variables if isinstance(given, Outcome) else given)
     names = ["original", *(name for name in models if name != "original")]
     seen = {n: [observe(f"models.{n}", one) for one in _ensemble(models[n])] for n in names}
+    references = _members(retrained, given)
     original, others = seen["original"][0], [observe("retrained", one) for one in references]
     judged = judge(seen, original, others)
     values = {name: judged.models[name] | _mean_costs(_ensemble(models[name])) for name in names}
@@ -138,14 +145,25 @@ def _ensemble(given: Any) -> Sequence[Variables | Outcome]:
     return given if several else [given]
 
 
+def _variables(one: Variables | Outcome, name: str) -> Variables:
+    return check_variables(one.variables if isinstance(one, Outcome) else one, name=name)
+
+
 def _members(given: Any, original: Variables) -> Sequence[Variables | Outcome]:
     """Takes apart what retrained models were given as; told by the shapes of the original."""
     timed = isinstance(given, Outcome)
-    stacked = given.variables if timed else given
-    leaves, likes = jax.tree.leaves(stacked), jax.tree.leaves(original)
-    if str(jax.tree.structure(stacked)) != str(jax.tree.structure(original)):
+    several = isinstance(given, list | tuple) and not timed
+    if several and leaves_of(given).keys() != leaves_of(original).keys():
         return list(given)
-    if all(leaf.shape == like.shape for leaf, like in zip(leaves, likes, strict=True)):
+    stacked = _variables(given, "retrained")
+    shapes = {name: leaf.shape for name, leaf in leaves_of(original).items()}
+    members = {
+        leaf.shape[0] if leaf.ndim and leaf.shape[1:] == shapes.get(name) else None
+        for name, leaf in leaves_of(stacked).items()
+    }
+    count = members.pop() if len(members) == 1 else None
+    if count is None:
+        check_like(stacked, original, name="retrained")
         return [given]
     take = member_of if timed else member
-    return [take(given, number) for number in range(leaves[0].shape[0])]
+    return [take(given, number) for number in range(count)]

@@ -22,5 +22,5 @@ def finetune(
       augment: a name in ``AUGMENTATIONS``.
     """
     optimizer = optimizer or optax.sgd(0.01, momentum=0.9, nesterov=True)
-    objective = learn_retained(functionalize(model), augment)
-    return descent(objective, optimizer, Needs(retain=True))
+    model = functionalize(model)
+    return descent(learn_retained(model, augment), optimizer, Needs(retain=True), model=model)

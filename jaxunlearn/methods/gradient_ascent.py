@@ -31,4 +31,4 @@ def gradient_ascent(
         loss = cross_entropy(logits, batch.y, batch.weight)
         return -loss, (variables, {"accuracy_forget": accuracy(logits, batch)})
 
-    return descent(objective, optimizer, Needs(forget=True))
+    return descent(objective, optimizer, Needs(forget=True), model=model)

@@ -1,18 +1,56 @@
 """Fine-tuning with wrong labels on what is to be forgotten."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.core.types import Apply, Batches, Key, Model, Needs, Unlearner, Variables
+from jaxunlearn.core.types import (
+    Apply,
+    Batches,
+    Key,
+    Model,
+    Needs,
+    Sets,
+    Subset,
+    Unlearner,
+    Variables,
+)
+from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.models import functionalize
-from jaxunlearn.training.descent import Context, LossAndMore, accuracy, cross_entropy, descent
+from jaxunlearn.training.descent import (
+    Context,
+    DescentState,
+    LossAndMore,
+    accuracy,
+    cross_entropy,
+    descent,
+)
 
 
-def wrong_labels(labels: jax.Array, num_classes: int, key: Key) -> jax.Array:
-    """Draws labels uniformly from the ``K - 1`` others; ``int [B]``."""
-    shift = jax.random.randint(key, labels.shape, 1, num_classes, labels.dtype)
-    return (labels + shift) % num_classes
+def wrong_labels(labels: jax.Array, occurs: jax.Array, key: Key) -> jax.Array:
+    """Draws labels uniformly from the others that occur; ``int [B]``.
+
+    Args:
+      labels: ``int [B]``, of classes that occur.
+      occurs: ``bool [K]``; where fewer than two classes do, all ``K`` are drawn from.
+    """
+    occurs = occurs | (jnp.sum(occurs) < 2)
+    rank = jnp.cumsum(occurs, dtype=labels.dtype) - 1
+    classes = jnp.argsort(~occurs, stable=True).astype(labels.dtype)  # those that occur first
+    count = jnp.sum(occurs, dtype=labels.dtype)
+    shift = jax.random.randint(key, labels.shape, 1, count, labels.dtype)
+    return classes[(rank[labels] + shift) % count]
+
+
+def occurring(parts: Sequence[Subset], num_classes: int) -> jax.Array:
+    """Tells which of ``K`` labels occur in some sets; ``bool [K]``."""
+    found = jnp.zeros(num_classes, bool)
+    for part in parts:
+        counted = jnp.arange(len(part.indices), dtype=jnp.int32) < part.size
+        found = found.at[part.examples.y[part.indices]].max(counted)
+    return found
 
 
 def random_label(
@@ -23,9 +61,9 @@ def random_label(
 ) -> Unlearner:
     """Minimises ``l(B_r, y) + w l(B_f, y')`` with ``y' != y`` drawn anew at every visit.
 
-    Both batches go through the network as one, so that batch statistics see the
-    mixture. (Graves et al., "Amnesiac machine learning", AAAI 2021; Golatkar et al.,
-    CVPR 2020.)
+    Labels are drawn from those that occur in the two sets: a head may have more outputs. Both
+    batches go through the network as one, so that batch statistics see the mixture. (Graves
+    et al., "Amnesiac machine learning", AAAI 2021; Golatkar et al., CVPR 2020.)
 
     Args:
       model: see :func:`jaxunlearn.functionalize`.
@@ -45,7 +83,7 @@ def random_label(
         both = jax.tree.map(lambda *parts: jnp.concatenate(parts), forget.x, retain.x)
         logits, moved = model.apply_train(variables, both, dropout_key)
         z_forget, z_retain = jnp.split(logits, [len(forget.y)])
-        wrong = wrong_labels(forget.y, logits.shape[-1], label_key)
+        wrong = wrong_labels(forget.y, context.prepared, label_key)
         loss = cross_entropy(z_retain, retain.y, retain.weight)
         loss += forget_weight * cross_entropy(z_forget, wrong, forget.weight)
         metrics = {
@@ -54,4 +92,12 @@ def random_label(
         }
         return loss, (moved, metrics)
 
-    return descent(objective, optimizer, Needs(forget=True, retain=True))
+    method = descent(objective, optimizer, Needs(forget=True, retain=True), model=model)
+
+    def init(variables: Variables, sets: Sets, key: Key) -> DescentState:
+        assert sets.forget is not None
+        assert sets.retain is not None
+        shape = jax.eval_shape(model.apply, variables, inputs_like(sets.forget)).shape
+        return method.init(variables, sets, key, occurring([sets.forget, sets.retain], shape[-1]))
+
+    return method._replace(init=init)

@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxunlearn.core.registry import Registry
 
 if TYPE_CHECKING:
-    from jaxunlearn.models.adapt import check_model, functionalize
+    from jaxunlearn.models.adapt import check_model, functionalize, into, variables_of
     from jaxunlearn.models.builders import build, build_gan
     from jaxunlearn.models.classifiers import MLP, PaperCNN, ResNet
     from jaxunlearn.models.convolution import conv, max_pool
-    from jaxunlearn.models.nnx import variables_of
 
 _HOME = {
-    "adapt": ["check_model", "functionalize"],
+    "adapt": ["check_model", "functionalize", "into", "variables_of"],
     "builders": ["build", "build_gan"],
     "classifiers": ["MLP", "PaperCNN", "ResNet"],
     "convolution": ["conv", "max_pool"],
-    "nnx": ["variables_of"],
 }
 _WHERE = {name: home for home, names in _HOME.items() for name in names}
 
@@ -33,6 +31,7 @@ __all__ = [
     "check_model",
     "conv",
     "functionalize",
+    "into",
     "max_pool",
     "variables_of",
 ]

@@ -21,7 +21,8 @@ from jaxunlearn.core.errors import ConfigError, did_you_mean
 from jaxunlearn.core.types import Gan, Key, Model, Variables
 from jaxunlearn.models import NETWORKS
 from jaxunlearn.models.adapt import functionalize
-from jaxunlearn.models.nnx import from_nnx, signature
+from jaxunlearn.models.calls import signature
+from jaxunlearn.models.nnx import from_nnx
 
 # standard deviation of the standard normal distribution cut off at two
 _CUT_DEVIATION = 0.87962566103423978

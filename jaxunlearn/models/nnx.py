@@ -1,7 +1,5 @@
-"""Modules of Flax NNX as pure functions, called as their signatures ask."""
+"""Modules of Flax NNX as pure functions: their state as variables, and back."""
 
-import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,64 +9,16 @@ from flax import nnx
 
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.types import Key, Model, Variables
-
-# arguments of a network's call that switch it between training and inference:
-# their value in training
-_SWITCHES = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "use_running_average": False,
-}
-
-
-def signature(call: Any) -> inspect.Signature:
-    """Returns the arguments of a callable; any, for one that does not tell them."""
-    part = call if isinstance(call, functools.partial) else functools.partial(call)
-    try:
-        if isinstance(part.func, type):  # the metaclass of NNX hides the constructor's arguments
-            own = functools.partial(part.func.__init__, None, *part.args, **part.keywords)  # type: ignore[misc]
-            return inspect.signature(own)
-        return inspect.signature(call)
-    except (TypeError, ValueError):  # some callables have no signature
-        return inspect.signature(lambda *args, **kwargs: None)
-
-
-def switches(call: Any, train: bool) -> dict[str, bool]:
-    """Returns the arguments of ``call`` that select the mode, set for ``train``."""
-    parameters = signature(call).parameters
-    return {name: value is train for name, value in _SWITCHES.items() if name in parameters}
-
-
-def is_apply(call: Any) -> bool:
-    """Tells a function ``(variables, x)``, mode switches apart, from a constructor.
-
-    It can be called with two positional arguments, and neither is optional or named
-    ``rngs``: such are the options of a constructor.
-    """
-    own = signature(call)
-    keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
-    first = [p for p in own.parameters.values() if p.kind not in keyword][:2]
-    if any(p.name == "rngs" or p.default is not p.empty for p in first):
-        return False
-    return _fits(own, None, None, **switches(call, train=True))
-
-
-def constructor(call: Any) -> Callable[[Any], Any] | None:
-    """Returns ``rngs -> module`` if ``call`` can do with ``rngs`` alone, else ``None``."""
-    own = signature(call)
-    if _fits(own, rngs=None):
-        return lambda rngs: call(rngs=rngs)
-    return call if _fits(own, None) else None
-
-
-def _fits(own: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
-    try:
-        own.bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True
+from jaxunlearn.core.variables import as_dicts, check_like, in_form_of, leaves_of
+from jaxunlearn.models.calls import (
+    SWITCHES,
+    UNSAID,
+    Modes,
+    arguments,
+    random_argument,
+    signature,
+    with_axes,
+)
 
 
 class _Slot(NamedTuple):
@@ -128,20 +78,46 @@ def _stream(key: Key, number: int, shape: tuple[int, ...]) -> Key:
     return jax.random.split(key, shape) if shape else key
 
 
-def variables_of(module: nnx.Module) -> Variables:
-    """Returns the variables of an ``nnx.Module`` as plain nested dictionaries.
+def arrays_of(module: Any) -> Variables:
+    """Returns the variables of an ``nnx.Module``, or of the ``nnx.State`` of one."""
+    return _collect(nnx.split(module)[1] if isinstance(module, nnx.Module) else module)
+
+
+def with_arrays(module: Any, variables: Variables) -> Any:
+    """Returns a copy of an ``nnx.Module``, or of its ``nnx.State``, with these variables.
+
+    Random state, modes and whatever else the module holds stay as they are.
+    """
+    graph, state = nnx.split(module) if isinstance(module, nnx.Module) else (None, module)
+    check_like(variables, _collect(state))
+    values = leaves_of(variables)
+    made = []
+    for path, leaf in nnx.to_flat_state(state):
+        slot = _slot(path, leaf)
+        if not slot.collection.startswith("rng"):
+            value = jnp.asarray(values["/".join((slot.collection, *map(str, path)))])
+            leaf = leaf.replace(value) if isinstance(leaf, nnx.Variable) else value
+        made.append((path, leaf))
+    new = nnx.from_flat_state(made)
+    return new if graph is None else nnx.merge(graph, new, copy=True)
+
+
+def _set_mode(module: nnx.Module, train: bool) -> None:
+    # of the base class: a network may have a `train` of its own
+    (nnx.Module.train if train else nnx.Module.eval)(module)
+    for _, part in nnx.iter_modules(module):
+        for name, value in vars(part).items():
+            if name in SWITCHES and isinstance(value, bool):
+                setattr(part, name, SWITCHES[name] is train)
+
+
+def from_nnx(
+    construct: Callable[[nnx.Rngs], nnx.Module], modes: Modes = UNSAID
+) -> tuple[Model, Variables]:
+    """Builds the model of what ``construct`` makes, which is called once here, abstractly.
 
     Args:
-      module: any NNX module; its arrays are shared, not copied.
-
-    Returns:
-      ``{"params": ..., "batch_stats": ..., "other": ...}``, empty ones left out.
-    """
-    return _collect(nnx.split(module)[1])
-
-
-def from_nnx(construct: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Model, Variables]:
-    """Builds the model of what ``construct`` makes, which is called once here, abstractly.
+      modes: what the user said of the module's call.
 
     Returns:
       The model, and its variables as ``jax.ShapeDtypeStruct``.
@@ -152,10 +128,9 @@ def from_nnx(construct: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Model, Variab
 
     def describe(key: Key) -> Variables:
         module = _construct(construct, key)
-        # of the base class: a network may have a `train` of its own
-        nnx.Module.eval(module)
+        _set_mode(module, train=False)
         graphs[False] = nnx.split(module)[0]
-        nnx.Module.train(module)
+        _set_mode(module, train=True)
         graphs[True], state = nnx.split(module)
         slots.extend(_slot(path, leaf) for path, leaf in nnx.to_flat_state(state))
         calls.append(type(module).__call__)
@@ -165,25 +140,29 @@ def from_nnx(construct: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Model, Variab
     # user's is put into another mode.
     shapes = jax.eval_shape(describe, jax.random.key(0))
     (call,) = calls
+    if modes.streams is not None:
+        raise ConfigError("streams: expected none for an NNX module, which has its own, got some")
+    options = dict(zip((False, True), arguments(call, 2, modes), strict=True))
     rngs = signature(call).parameters.get("rngs")
 
     def run(variables: Variables, x: jax.Array, key: Key | None) -> tuple[jax.Array, nnx.Module]:
         train = key is not None
-        module = nnx.merge(graphs[train], _distribute(variables, slots, key))
-        arguments: dict[str, Any] = dict(switches(call, train))
+        check_like(variables, shapes)
+        module = nnx.merge(graphs[train], _distribute(as_dicts(variables), slots, key))
+        own: dict[str, Any] = random_argument(call, key)
         if rngs is not None and (train or rngs.default is rngs.empty):
             stream = _stream(jax.random.key(0) if key is None else key, len(slots), ())
-            arguments["rngs"] = nnx.Rngs(stream)
-        return module(x, **arguments), module
+            own["rngs"] = nnx.Rngs(stream)
+        return module(x, **{**own, **options[train]}), module
 
     def apply_train(variables: Variables, x: jax.Array, key: Key) -> tuple[jax.Array, Variables]:
         logits, module = run(variables, x, key)
-        return logits, _collect(nnx.split(module)[1])
+        return logits, in_form_of(variables, _collect(nnx.split(module)[1]))
 
     model = Model(
-        init=lambda key: variables_of(_construct(construct, key)),
+        init=lambda key: arrays_of(_construct(construct, key)),
         apply=lambda variables, x: run(variables, x, None)[0],
-        apply_train=apply_train,
+        apply_train=with_axes(apply_train),
     )
     return model, shapes
 

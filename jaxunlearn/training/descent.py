@@ -3,7 +3,7 @@
 A method differs in its objective, in the sets it reads and in where it starts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import (
     Batch,
     Batches,
@@ -23,6 +24,7 @@ from jaxunlearn.core.types import (
     Unlearner,
     Variables,
 )
+from jaxunlearn.core.variables import children
 
 
 class Context(NamedTuple):
@@ -61,16 +63,24 @@ that are not trained are taken from the variables returned."""
 
 def trained(variables: Variables) -> Any:
     """Returns the part that is trained: the ``"params"`` collection, or all where there is none."""
-    if isinstance(variables, Mapping) and "params" in variables:
-        return variables["params"]
-    return variables
+    return children(variables)[0].get("params", variables)
 
 
 def with_trained(variables: Variables, params: Any) -> Variables:
     """Returns the same variables with another trained part."""
-    if isinstance(variables, Mapping) and "params" in variables:
-        return {**variables, "params": params}
-    return params
+    held, form = children(variables)
+    if "params" not in held:
+        return params
+    return form.unflatten({**held, "params": params}.values())
+
+
+def _expect_floats(params: Any) -> None:
+    for path, leaf in named_leaves(params).items():
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ConfigError(
+                f"variables: expected floats in what is trained, got {jnp.result_type(leaf)} at "
+                f"{path}; what is not trained stands beside 'params'"
+            )
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> jax.Array:
@@ -103,6 +113,7 @@ def descent(
     *,
     fresh: Model | None = None,
     prepare: Preparation | None = None,
+    model: Model | None = None,
 ) -> Unlearner:
     """Makes a method that follows the gradient of an objective, ``theta <- theta - u(grad J)``.
 
@@ -123,12 +134,14 @@ def descent(
       optimizer: any optax transformation.
       needs: the sets that the objective reads, and whether it reads the original.
       fresh: start from this model's ``init`` instead of the given variables.
-      prepare: see :class:`jaxunlearn.core.types.Unlearner`; its finding is in the context.
+      prepare, model: see :class:`jaxunlearn.core.types.Unlearner`; what is prepared is in the
+        context.
     """
 
     def init(variables: Variables, sets: Sets, key: Key, prepared: Any = None) -> DescentState:
         del sets
         start = variables if fresh is None else fresh.init(key)
+        _expect_floats(trained(start))
         with jax.numpy_dtype_promotion("standard"):
             opt_state = optimizer.init(trained(start))
         return DescentState(start, opt_state, variables if needs.original else None, prepared)
@@ -150,7 +163,7 @@ def descent(
     def result(state: DescentState) -> Variables:
         return state.variables
 
-    return Unlearner(init, step, result, needs, prepare)
+    return Unlearner(init, step, result, needs, prepare, model=model)
 
 
 def apply_update(

@@ -65,7 +65,7 @@ def test_gradient_ascent_is_one_step_up_the_mean_loss():
 
 def test_wrong_labels_are_wrong_and_uniform():
     labels = jnp.tile(jnp.arange(5, dtype=jnp.int32), 4000)
-    wrong = np.asarray(wrong_labels(labels, 5, KEY))
+    wrong = np.asarray(wrong_labels(labels, jnp.ones(5, bool), KEY))
     assert (wrong != np.asarray(labels)).all()
     counts = np.bincount((wrong - np.asarray(labels)) % 5, minlength=5)
     assert counts[0] == 0

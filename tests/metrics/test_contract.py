@@ -227,5 +227,5 @@ def split(line):
 def test_a_model_of_another_form_is_an_error_that_says_so():
     original = toy.trained().variables
     for wrong in ({}, {"params": {}}, {"params": {**original["params"], "head": {}}}):
-        with pytest.raises(ConfigError, match=r"models\.x: expected a network"):
+        with pytest.raises(ConfigError, match=r"models\.x: expected params/"):
             ju.evaluate(toy.mlp(), {"original": original, "x": wrong}, [], toy.sets())

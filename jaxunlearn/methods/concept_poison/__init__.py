@@ -281,7 +281,7 @@ def concept_poison(
     def result(state: DescentState) -> Variables:
         return state.variables
 
-    return Unlearner(init, step, result, NEEDS, Preparation(prepare, shapes))
+    return Unlearner(init, step, result, NEEDS, Preparation(prepare, shapes), model=model)
 
 
 def _names_of(bank: str, class_names: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -344,4 +344,4 @@ def neuron_path(
         ]
 
     needs = Needs(unseen=True, holdout=compared or guarded, once=True, samples=samples)
-    return Unlearner(init, step, result, needs, remarks=remarks)
+    return Unlearner(init, step, result, needs, remarks=remarks, model=model)

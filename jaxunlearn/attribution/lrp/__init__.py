@@ -215,7 +215,7 @@ def lrp(
             logits=logits,
             start=above,
         )
-        if not isinstance(found.gap, jax.core.Tracer):
+        if not isinstance(total, jax.core.Tracer):
             found.check()
         return found
 

@@ -187,7 +187,8 @@ def by_value(
 
     The epsilon rule of the operation itself; constants absorb their share, as a bias does.
     """
-    s, loss = share(relevance, affine.linear(), affine.bias(), eps, drop=True)
+    shift = affine.bias() if affine.step.kind == "affine" else None
+    s, loss = share(relevance, affine.linear(), shift, eps, drop=True)
     return [a * affine.transpose(s)], loss
 
 

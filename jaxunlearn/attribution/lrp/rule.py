@@ -198,6 +198,8 @@ class Affine:
 class Loss(NamedTuple):
     """Relevance that a rule absorbs, element by element of the outputs of its step.
 
+    A cause that absorbs nothing may be the scalar 0, which costs nothing.
+
     Attributes:
       bias: by the bias, batch norm's shift included.
       stabilizer: by what keeps a denominator from zero.
@@ -210,8 +212,8 @@ class Loss(NamedTuple):
 
 
 def no_loss(like: jax.Array) -> Loss:
-    """Returns a loss of nothing."""
-    nothing = jnp.zeros_like(like)
+    """Returns a loss of nothing, of the type of an array."""
+    nothing = jnp.zeros((), like.dtype)
     return Loss(nothing, nothing, nothing)
 
 
@@ -275,15 +277,14 @@ def share(
     exact = isinstance(eps, float | int) and eps == 0
     dead = linear == 0
     below = z if exact else stabilize(z, eps)
-    if not (exact or drop):
-        s = portion / below
-    else:
-        empty = z == 0
-        s = jnp.where(empty, 0, portion / jnp.where(empty, 1, below))
-        dead = dead | empty
-    nothing = jnp.zeros_like(z)
+    if exact or drop:
+        empty = dead if shift is None else z == 0
+        below = jnp.where(empty, jnp.inf, below)  # compiles faster than a choice of the quotient
+        dead = dead if shift is None else dead | empty
+    s = portion / below
+    nothing = no_loss(z).dead
     return s, Loss(
-        bias=nothing if shift is None else jnp.where(dead, nothing, shift * s),
-        stabilizer=jnp.where(dead, nothing, (below - z) * s) if not exact else nothing,
-        dead=jnp.where(dead, portion, nothing),
+        bias=nothing if shift is None else jnp.where(dead, 0, shift * s),
+        stabilizer=nothing if exact else jnp.where(dead, 0, (below - z) * s),
+        dead=jnp.where(dead, portion, 0),
     )

@@ -275,16 +275,18 @@ def _entry(
       below: the same of each input.
       loss: shaped like the first output; ``None`` if the rule does not say.
     """
-    gap = _summed(above) - _summed(below)
-    nothing = jnp.zeros_like(gap)
-    if loss is None:
-        return Absorbed(nothing, nothing, nothing, gap)
-    bias, stabilizer, dead = (_per_index(cause, above[0][1]) for cause in loss)
-    return Absorbed(bias, stabilizer, dead, gap - bias - stabilizer - dead)
+    other = _summed(above) - _summed(below)
+    causes = [jnp.zeros_like(other)] * 3
+    for place, cause in enumerate(loss or ()):
+        if cause.ndim or not above[0][0].ndim:  # otherwise it absorbs nothing
+            causes[place] = _per_index(cause, above[0][1])
+            other = other - causes[place]
+    return Absorbed(*causes, other)
 
 
 def _summed(parts: list[tuple[jax.Array, Axis | None]]) -> jax.Array:
-    return jnp.sum(jnp.stack([_per_index(*one) for one in parts]), axis=0)
+    first, *others = (_per_index(*one) for one in parts)
+    return sum(others, first)
 
 
 def _per_index(values: jax.Array, axis: Axis | None) -> jax.Array:

@@ -10,6 +10,7 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
     "conv_gradient.py": ["--small", "--batch", "2", "--steps", "1", "--repeats", "1"],
+    "fuzz.py": ["--cases", "5"],
     "gan_throughput.py": [
         "--size", "8", "--width", "4", "--latent", "4", "--batch", "4", "--steps", "2",
         "--rounds", "1",
@@ -31,6 +32,7 @@ SMALL = {
         "--features", "12", "8", "--neurons", "2", "--neighbours", "3", "--seeds", "2",
         "--epochs", "1", "--edits", "zero",
     ],
+    "soak.py": ["--kills", "0", "--saves", "1", "--pairs", "0"],
     "third_party.py": ["--packages", "flax", "--only", "SimpleCell", "LayerNorm"],
 }  # fmt: skip
 

@@ -42,6 +42,34 @@ CASES = {
         ConfigError,
         "expected positive epochs",
     ),
+    "momentum": (
+        lambda: ju.train(toy.mlp(), toy.sets().retain, KEY, config=ju.TrainConfig(momentum=-1.0)),
+        ConfigError,
+        r"config\.momentum: expected a number >= 0, got -1\.0",
+    ),
+    "weight decay": (
+        lambda: ju.train(toy.mlp(), toy.sets().retain, KEY, config=ju.TrainConfig(weight_decay=-1)),
+        ConfigError,
+        r"config\.weight_decay: expected a number >= 0, got -1",
+    ),
+    "too many epochs": (
+        lambda: ju.train(toy.mlp(), toy.sets().retain, KEY, config=ju.TrainConfig(epochs=1e300)),
+        ConfigError,
+        r"config\.epochs: expected at most 1,000,000, got 1e\+300",
+    ),
+    "too large a batch": (
+        lambda: ju.train(
+            toy.mlp(), toy.sets().retain, KEY, config=ju.TrainConfig(batch_size=3_000_000_000)
+        ),
+        ConfigError,
+        r"config\.batch_size: expected at most 1,000,000",
+    ),
+    "beyond float32": (
+        lambda: ju.make_sets(X.astype(np.float64) + 1e300, Y, REQUEST),
+        DataError,
+        "more than float32",
+    ),
+    "no examples": (lambda: ju.make_sets(X[:0], Y[:0], REQUEST), DataError, "without any"),
     "too few classes": (
         lambda: ju.train(
             ju.functionalize(narrow, init=lambda key: {"w": jax.numpy.ones((1, 2))}),

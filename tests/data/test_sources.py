@@ -282,7 +282,9 @@ def test_fingerprint_follows_the_contents(shapes, config, tmp_path, size):
     assert len(first.fingerprint) == 64
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "remove", "json", "meta"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flip", "empty", "remove", "json", "meta", "mean", "std"]
+)
 def test_damaged_entry_is_rebuilt(shapes, config, tmp_path, damage):
     first = load_dataset(config())
     (entry,) = (tmp_path / "cache").iterdir()
@@ -296,6 +298,10 @@ def test_damaged_entry_is_rebuilt(shapes, config, tmp_path, damage):
         array.write_bytes(b"")
     elif damage == "remove":
         array.unlink()
+    elif damage in ("mean", "std"):
+        told = json.loads(meta.read_text())
+        told[damage] = [number + 1 for number in told[damage]]
+        meta.write_text(json.dumps(told))
     else:
         meta.write_text("{" if damage == "json" else "[]")
     assert_same(load_dataset(config()), first)
@@ -402,6 +408,27 @@ def test_wrong_format_and_splits(shapes, config):
 def test_wrong_features(tmp_path, config):
     write_tfds(tmp_path / "tfds", image="picture")
     fails(config(), "features image", "picture: Image", "label: ClassLabel")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["own_features.Image", "os.system", "tensorflow_datasets.core.features.x;y", "", "..",
+     "builtins", "tensorflow_datasets.testing.Image", "x" * 9999,
+     "tensorflow_datasets.core.features."],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_a_class_of_another_package_is_not_imported(shapes, config, no_tfds, name, key):
+    """Neither TFDS nor what the file names, however deep."""
+    file = shapes[0] / "features.json"
+    told = json.loads(file.read_text())
+    told["featuresDict"]["features"]["more"] = {"sequence": {"inner": [{key: name}]}}
+    file.write_text(json.dumps(told))
+    fails(config(), "features.json: expected features of TFDS's own", "which is not imported")
+
+
+def test_images_beyond_the_memory_are_not_made(config, monkeypatch):
+    monkeypatch.setattr("jaxunlearn.data.dataset.most_bytes", lambda: 10**6)
+    fails(config("digits", image_size=512), "data.image_size: expected images of at most 1,000,000")
 
 
 def test_labels_out_of_range(tmp_path, config):

@@ -1,0 +1,324 @@
+"""Do runs survive kills, and each other? Many times, at random points, drawn from a seed.
+
+    nice python benchmarks/soak.py                          # 50, 20 and 20, about 20 minutes
+    nice python benchmarks/soak.py --kills 6 --saves 4 --pairs 2 --json
+
+``kills``: a run of a classifier or of a GAN is ended by SIGKILL at a random time after it
+started, and started again, several times, until it is left to finish. Every model has to be
+bit-equal to that of a run which nobody disturbed, every number of the report the same
+(but times), and nothing may be left of the kills.
+
+``saves``: a process that writes one checkpoint after the other to the same place is ended by
+SIGKILL. What lies there, once mended, has to be one of them, bit-equal, and the next save has
+to succeed.
+
+``pairs``: two processes make the same run at once, the second begins at a random time. One
+has to end well, the other well or with the line that says who works there; a third finds
+every model, bit-equal.
+
+Progress is saved ten times a second instead of every 30 seconds, programs are compiled once
+for all, and no pictures are drawn, so that more of the time is that of making models. Each
+process imports the library once, in a server that forks the others.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import platform
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn import __version__, checkpoint, experiment, report
+from jaxunlearn.cli import main as command
+from jaxunlearn.experiment import stages, trial
+
+CLASSIFIER = (
+    "train.epochs=400", "model.options.features=(24,16)", "retrained=2",
+    "methods=neuron_path,finetune", "methods.neuron_path.per_sample=6",
+    "methods.neuron_path.neurons=6", "methods.finetune.steps=2000", "methods.finetune.chunk=20",
+)  # fmt: skip
+GAN = (
+    "model.name=mlp_gan", "model.options.latent=8", "model.options.features=(32,32)",
+    "train.epochs=30", "train.batch_size=64", "retrained=1", "gan.samples=300", "gan.inverted=2",
+    "gan.inversion_steps=2", "gan.downstream_steps=5", "gan.classifier.options.features=(16,)",
+    "gan.classifier_train.epochs=3", "methods=cascade", "methods.cascade.steps=20",
+    "methods.cascade.pool=512", "methods.cascade.latents=16", "methods.cascade.references=64",
+    "methods.cascade.inversion_steps=4", "methods.cascade.chunk=5", "request.classes=0",
+)  # fmt: skip
+KINDS = {"classifier": CLASSIFIER, "gan": GAN}
+MOST_KILLS = 8
+"""Kills before a run is left to finish."""
+
+
+# what processes do
+
+
+def make_run(words: list[str], runs: str, programs: str, log: str) -> None:
+    """Makes a run as the command line does, its output in a file; ends with its status."""
+    with open(log, "wb", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", programs)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+    stages.SAVE_EVERY = 0.1
+    trial.REPEATS = 1
+    trial._cold_compilation = contextlib.nullcontext  # type: ignore[assignment]
+    report.save_png = lambda made, path: None
+    experiment.draw_album = lambda made: []
+    os._exit(command(["run", *words, "--runs", runs]))
+
+
+def tree_of(number: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of the checkpoint of a number."""
+    rng = np.random.default_rng(number)
+    return {name: rng.normal(size=(200, 300)).astype(np.float32) for name in "abc"}
+
+
+def save_forever(path: str) -> None:
+    for number in range(1, 10**6):
+        checkpoint.save(path, tree_of(number), {"n": number}, overwrite=True)
+
+
+def save_once(path: str, number: int) -> None:
+    checkpoint.clean(path)
+    checkpoint.save(path, tree_of(number), {"n": number}, overwrite=True)
+
+
+# what is made of them
+
+
+class Soak:
+    """Processes, their folders, and what is found wrong."""
+
+    def __init__(self, home: Path, seed: int) -> None:
+        self.home, self.draw = home, random.Random(seed)
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["__main__", "jaxunlearn.cli", "jaxunlearn.experiment"])
+        self.wrong: list[str] = []
+        self.whole: dict[str, dict[str, Any]] = {}
+        self.seconds: dict[str, float] = {}
+
+    def start(self, kind: str, folder: str, log: str = "log") -> Any:
+        runs = self.home / folder
+        runs.mkdir(exist_ok=True)
+        given = (list(KINDS[kind]), str(runs), str(self.home / "programs"), str(runs / log))
+        process = self.context.Process(target=make_run, args=given, daemon=True)
+        process.start()
+        return process
+
+    def reference(self, kind: str) -> None:
+        """Makes the run that nobody disturbs, twice: the second time is that with programs."""
+        for name in (f"{kind}-first", f"{kind}-whole"):
+            start = time.perf_counter()
+            process = self.start(kind, name)
+            process.join()
+            self.seconds[kind] = time.perf_counter() - start
+            if process.exitcode != 0:
+                raise RuntimeError((self.home / name / "log").read_text()[-3000:])
+        self.whole[kind] = self.found(f"{kind}-whole")
+        self.compare(kind, f"{kind}-first")
+
+    def found(self, folder: str) -> dict[str, Any]:
+        """Returns the bytes of all models and the numbers of the report, but those of cost."""
+        home = self.home / folder / "digits"
+        table = json.loads((home / "report.json").read_text())
+        models = {}
+        for name in table["models"]:
+            tree, _ = checkpoint.load(home / name)
+            models[name] = repr(sorted(_flat(tree).items()))
+        rows = {
+            row["name"]: (row["values"], row.get("spread"), row.get("floor"))
+            for row in table["rows"]
+            if row["group"] != "cost" and "speed" not in row["name"]
+        }
+        return {"models": models, "rows": json.dumps(rows, sort_keys=True)}
+
+    def compare(self, kind: str, folder: str) -> None:
+        """Notes what is not as in the run that nobody disturbed, and what is left of kills."""
+        try:
+            found, wanted = self.found(folder), self.whole[kind]
+        except Exception as error:
+            self.wrong.append(f"{folder}: {type(error).__name__}: {error}")
+            return
+        for name, model in wanted["models"].items():
+            if found["models"].get(name) != model:
+                self.wrong.append(f"{folder}: {name} is another model")
+        if found["rows"] != wanted["rows"]:
+            self.wrong.append(f"{folder}: the report has other numbers")
+        ends = (".tmp", ".old", ".unfinished", ".lock")
+        left = [p.name for p in (self.home / folder).rglob("*") if p.name.endswith(ends)]
+        if left:
+            self.wrong.append(f"{folder}: left over: {left}")
+
+    def kills(self, kind: str, count: int) -> dict[str, Any]:
+        """Kills runs so many times together."""
+        done, runs, during = 0, 0, 0
+        start = time.perf_counter()
+        while done < count:
+            folder = f"{kind}-killed-{runs}"
+            for _ in range(min(self.draw.randint(1, MOST_KILLS), count - done)):
+                process = self.start(kind, folder)
+                time.sleep(self.draw.uniform(0, self.seconds[kind]))
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGKILL)
+                    done += 1
+                process.join()
+                during += any((self.home / folder).rglob("*.unfinished"))
+            self.finish(kind, folder)
+            runs += 1
+        return {
+            "what": f"kills of a run ({kind})", "times": done, "runs": runs,
+            "left unfinished models": during, "seconds": time.perf_counter() - start,
+        }  # fmt: skip
+
+    def finish(self, kind: str, folder: str) -> None:
+        process = self.start(kind, folder)
+        process.join()
+        if process.exitcode != 0:
+            text = (self.home / folder / "log").read_text()[-500:]
+            self.wrong.append(f"{folder}: ended with {process.exitcode}: {text}")
+        else:
+            self.compare(kind, folder)
+        if not any(line.startswith(f"{folder}:") for line in self.wrong):
+            shutil.rmtree(self.home / folder)
+
+    def saves(self, count: int) -> dict[str, Any]:
+        """Kills processes that write checkpoints."""
+        path, during, mended = self.home / "saves" / "c", 0, 0
+        start = time.perf_counter()
+        for number in range(count):
+            process = self.context.Process(target=save_forever, args=(str(path),), daemon=True)
+            process.start()
+            deadline = time.monotonic() + 60
+            while not path.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(self.draw.uniform(0, 0.5))
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            during += any(one.name != "c" for one in path.parent.iterdir())
+            mended += not path.exists()
+            self.check_saved(path, f"kill {number}")
+            again = self.context.Process(target=save_once, args=(str(path), 7))
+            again.start()
+            again.join()
+            self.check_saved(path, f"save after kill {number}", 7)
+            shutil.rmtree(path.parent)
+        return {
+            "what": "kills of a checkpoint", "times": count, "runs": count,
+            "while it was written": during, "moved back": mended,
+            "seconds": time.perf_counter() - start,
+        }  # fmt: skip
+
+    def check_saved(self, path: Path, when: str, wanted: int | None = None) -> None:
+        """Notes what is not one of the checkpoints that were written."""
+        try:
+            checkpoint.clean(path)
+            tree, record = checkpoint.load(path)
+            sound = _flat(tree) == _flat(tree_of(record["n"]))
+            if not sound or (wanted is not None and record["n"] != wanted):
+                self.wrong.append(f"{when}: another checkpoint")
+            if left := [one.name for one in path.parent.iterdir() if one.name != "c"]:
+                self.wrong.append(f"{when}: left over: {left}")
+        except Exception as error:
+            self.wrong.append(f"{when}: {type(error).__name__}: {error}")
+
+    def pairs(self, count: int) -> dict[str, Any]:
+        """Makes the same run in two processes at once."""
+        told, kinds = 0, list(self.whole)
+        start = time.perf_counter()
+        for number in range(count):
+            kind = kinds[number % len(kinds)]
+            folder = f"{kind}-pair-{number}"
+            first = self.start(kind, folder, "first")
+            time.sleep(self.draw.uniform(0, self.seconds[kind]))
+            second = self.start(kind, folder, "second")
+            for name, process in (("first", first), ("second", second)):
+                process.join()
+                text = (self.home / folder / name).read_text()
+                refused = process.exitcode == 1 and "digits: in use by process" in text
+                told += refused
+                if "Traceback" in text or (process.exitcode != 0 and not refused):
+                    self.wrong.append(
+                        f"{folder}: {name} ended with {process.exitcode}: {text[-500:]}"
+                    )
+            if first.exitcode and second.exitcode:
+                self.wrong.append(f"{folder}: neither ended well")
+            self.finish(kind, folder)
+        return {
+            "what": "two processes at once", "times": count, "runs": count,
+            "told of the other": told, "seconds": time.perf_counter() - start,
+        }  # fmt: skip
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        parts = [_flat(inner, f"{prefix}/{name}") for name, inner in tree.items()]
+        return {name: leaf for part in parts for name, leaf in part.items()}
+    return {prefix: (str(tree.dtype), tree.shape, hash(tree.tobytes()))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=50, help="of runs, half of each kind (50)")
+    parser.add_argument("--saves", type=int, default=20, help="kills of checkpoints (20)")
+    parser.add_argument("--pairs", type=int, default=20, help="of processes at once (20)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="jaxunlearn-soak-") as home:
+        soak, rows = Soak(Path(home), options.seed), []
+
+        def add(row: dict[str, Any]) -> None:
+            rows.append({**row, "seconds": round(row["seconds"], 1)})
+            print(*(f"{key} {value}" for key, value in rows[-1].items()), sep=", ", file=sys.stderr)
+
+        if options.saves:
+            add(soak.saves(options.saves))
+        if options.kills or options.pairs:
+            for kind in options.kinds:
+                soak.reference(kind)
+        for number, kind in enumerate(options.kinds):
+            share = (options.kills + number) // len(options.kinds)
+            if share:
+                add(soak.kills(kind, share))
+        if options.pairs:
+            add(soak.pairs(options.pairs))
+    import jax
+
+    about = {
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxunlearn": __version__,
+        "seed": options.seed,
+        "seconds of a run": {kind: round(value, 1) for kind, value in soak.seconds.items()},
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    if options.json:
+        print(json.dumps({"about": about, "rows": rows, "wrong": soak.wrong}, indent=2))
+    else:
+        print(", ".join(f"{key} {value}" for key, value in about.items()))
+        for row in rows:
+            print(", ".join(f"{key} {value}" for key, value in row.items()))
+        print(*soak.wrong, f"{len(soak.wrong)} faults", sep="\n")
+    sys.exit(1 if soak.wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,13 @@ from jaxunlearn.core.errors import ConfigError, brief, did_you_mean
 Row = TypeVar("Row")
 
 
+class UnknownNameError(ConfigError, KeyError):
+    """No row has this name; the message lists the names and the nearest."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a KeyError would quote it
+
+
 class Registry(Mapping[str, Row], Generic[Row]):
     """Rows by name: a mapping whose lookup of an unknown name says which names there are.
 
@@ -51,11 +58,14 @@ class Registry(Mapping[str, Row], Generic[Row]):
         self._rows[name] = row
 
     def __getitem__(self, name: str) -> Row:
-        if name in self._rows:
+        if isinstance(name, str) and name in self._rows:
             return self._rows[name]
-        point = self._others().get(name)
+        point = self._others().get(name) if isinstance(name, str) else None
         if point is None:
-            raise KeyError(name)
+            raise UnknownNameError(
+                f"{self.noun}: expected one of {', '.join(self)}, got {brief(name)}"
+                f"{did_you_mean(str(name), self)}"
+            )
         try:
             row = point.load()
             self.register(name, row, overwrite=True)
@@ -77,13 +87,15 @@ class Registry(Mapping[str, Row], Generic[Row]):
           ConfigError: there is none; the message lists the names and the nearest.
         """
         if name not in self:
-            raise ConfigError(
+            raise UnknownNameError(
                 f"{key or self.noun}: expected one of {', '.join(self)}, got {brief(name)}"
-                f"{did_you_mean(name, self)}"
+                f"{did_you_mean(str(name), self)}"
             )
         return self[name]
 
     def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):  # of a list, say, no name can be made
+            return False
         return name in self._rows or name in self._others()
 
     def __iter__(self) -> Iterator[str]:

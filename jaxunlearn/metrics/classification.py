@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxunlearn.attribution import features
 from jaxunlearn.core.types import Apply
-from jaxunlearn.data.sets import num_examples
+from jaxunlearn.data.sets import forgets_class, num_examples
 from jaxunlearn.engine.predict import Predictions, predict
 from jaxunlearn.metrics import attacks, relearning
 from jaxunlearn.metrics.registry import Evidence, Metric, Missing
@@ -111,26 +111,50 @@ def judged_unseen(evidence: ClassifierEvidence, original: ClassifierEvidence) ->
 
 
 def linear_probe(evidence: ClassifierEvidence) -> float:
-    """Computes the accuracy of a probe on frozen features; see ``relearning.linear_probe``."""
+    """Computes the balanced accuracy of a probe on frozen features.
+
+    On test examples, of what is retained on training examples where there are no others; see
+    ``relearning.linear_probe``.
+    """
     parts = (evidence.part("forget"), evidence.part("retain"))
-    test = evidence.part("test_forget")
-    return relearning.linear_probe(evidence.feature_fn, evidence.variables, parts, test)
+    test, others = evidence.part("test_forget"), evidence.sets.test_retain
+    others = others if num_examples(others) else parts[1]
+    apply, variables = evidence.feature_fn, evidence.variables
+    return relearning.linear_probe(apply, variables, parts, test, others=others)
 
 
 def relearn_steps(evidence: ClassifierEvidence, original: ClassifierEvidence) -> float:
     """Counts the steps until .95 of the original's forget accuracy is reached again."""
+    _expect_knowledge(original)
     target = RELEARNED * original.predictions["forget"].accuracy
     return relearning.relearn_steps(_finite_start(evidence), target)
 
 
-def mean_relearning(evidence: ClassifierEvidence) -> float:
+def mean_relearning(evidence: ClassifierEvidence, original: ClassifierEvidence) -> float:
     """Computes the mean of the curve of relearning."""
+    _expect_knowledge(original)
     return float(_finite_start(evidence).mean())
 
 
-def relearn_curve(evidence: ClassifierEvidence) -> list[float]:
+def relearn_curve(evidence: ClassifierEvidence, original: ClassifierEvidence) -> list[float]:
     """Returns the curve of relearning."""
+    _expect_knowledge(original)
     return [round(value, 4) for value in _finite_start(evidence).tolist()]
+
+
+def _expect_knowledge(original: ClassifierEvidence) -> None:
+    """Raises :class:`Missing` where the original never knew what was to be forgotten.
+
+    That is: it named no more forget examples correctly than chance does, ``1 / K`` or, of whole
+    classes, the share of retained examples that it gives their labels.
+    """
+    found = original.predictions["forget"]
+    chance = 1 / found.logits.shape[1]
+    if forgets_class(original.sets):
+        named = original.predictions["retain"].classes
+        chance = max(chance, float(np.mean(np.isin(named, np.unique(found.labels)))))
+    if found.accuracy <= chance:
+        raise Missing("what the original knew")
 
 
 def _finite_start(evidence: ClassifierEvidence) -> np.ndarray:
@@ -174,12 +198,18 @@ def js_to_retrained(
     """Computes each forget example's Jensen-Shannon divergence to the retrained models, ``[N]``.
 
     ``JS(p, q) = KL(p || m) / 2 + KL(q || m) / 2``, ``m = (p + q) / 2``, in nats, from 0 to
-    log 2; averaged over the retrained models other than the one that is measured.
+    log 2; averaged over the retrained models other than the one that is measured, without
+    those whose predictions are not finite: they have failed in their own cells.
+
+    Raises:
+      ValueError: no other has finite predictions, or the model itself has none.
     """
-    others = [one for one in retrained if one is not evidence]
-    if not others:
+    if not [one for one in retrained if one is not evidence]:
         raise Missing("another retrained model")
     own = evidence.predictions["forget"].softmax
+    others = [one for one in _sound(retrained) if one is not evidence]
+    if not others:
+        raise ValueError("expected a retrained model with finite predictions, got none")
     return np.mean([_js(own, one.predictions["forget"].softmax) for one in others], axis=0)
 
 
@@ -187,11 +217,19 @@ def js_of_means(members: list[ClassifierEvidence], retrained: list[ClassifierEvi
     """Computes the divergence of the members' mean forget predictions from the retrained ones'."""
     if len(members) < 2 or len(retrained) < 2:
         raise Missing("several members")
+    retrained = _sound(retrained)
+    if len(retrained) < 2:
+        raise ValueError("expected two retrained models with finite predictions, got fewer")
     means = [
         np.mean([one.predictions["forget"].softmax for one in side], axis=0)
         for side in (members, retrained)
     ]
     return float(_js(*means).mean())
+
+
+def _sound(retrained: list[ClassifierEvidence]) -> list[ClassifierEvidence]:
+    """Returns the retrained models whose predictions are finite."""
+    return [one for one in retrained if np.isfinite(one.predictions["forget"].logits).all()]
 
 
 def _js(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -250,7 +288,8 @@ ROWS = {
         ("predictions", "unseen_judge"), "original", short="Fr",
     ),
     "linear_probe": Metric(
-        "linear probe, forget (test)", "truth", "as retrained", ".3f", linear_probe, ("feature_fn",)
+        "linear probe, forget (test), chance 0.5", "truth", "as retrained", ".3f", linear_probe,
+        ("feature_fn",),
     ),
     "relearn_steps": Metric(
         f"steps to relearn (of {_STEPS})", "truth", "as retrained", "d", relearn_steps,
@@ -258,11 +297,11 @@ ROWS = {
     ),
     "relearning": Metric(
         f"accuracy in relearning, mean of {_STEPS} steps", "truth", "as retrained", ".3f",
-        mean_relearning, ("relearning",),
+        mean_relearning, ("relearning", "predictions"), "original",
     ),
     "relearn_curve": Metric(
         "accuracy on the forget set in relearning", "truth", "as retrained", ".3f", relearn_curve,
-        ("relearning",), along="steps",
+        ("relearning", "predictions"), "original", along="steps",
     ),
     "exact_zeros": Metric(
         "weights that became exactly 0", "truth", "as retrained", ".2g", exact_zeros, ("weights",),

@@ -326,9 +326,12 @@ def ret_fid(evidence: GanEvidence, retrained: Sequence[GanEvidence]) -> float:
     """Computes Ret-FID, C-FID between samples and those of the first retrained model.
 
     Its own come from latents of their own, so that its value says what two samples of one model
-    differ by.
+    differ by. A retrained model whose images are not finite has failed in its own cells: the
+    next one counts.
     """
-    return distances.frechet_distance(evidence.features, retrained[0].features_again)
+    finite = (one for one in retrained if np.isfinite(one.samples.images).all())
+    first = next(finite, retrained[0])
+    return distances.frechet_distance(evidence.features, first.features_again)
 
 
 def classifier_score(evidence: GanEvidence) -> float:

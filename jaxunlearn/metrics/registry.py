@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxunlearn.core.errors import expect
+from jaxunlearn.core.errors import brief, did_you_mean, expect
 from jaxunlearn.core.registry import Registry
 from jaxunlearn.core.types import Key, Sets, Subset, Variables
 from jaxunlearn.data.sets import num_examples
@@ -94,7 +94,51 @@ class Evidence:
         return part
 
 
-METRICS: Registry[Metric] = Registry("metrics", Metric, {})
+class _Metrics(Registry[Metric]):
+    """Registry that checks what is misspelt in a row, wherever the row comes from."""
+
+    def register(self, name: str, row: Metric, *, overwrite: bool = False) -> None:
+        expect(f"metrics.{name}", row, Metric)
+        _check_row(row)
+        super().register(name, row, overwrite=overwrite)
+
+
+def _check_row(row: Metric) -> None:
+    for field, known in (("scope", SCOPES), ("ideal", IDEALS)):
+        if getattr(row, field) not in known:
+            raise ValueError(f"{field}: expected one of {known}, got {getattr(row, field)!r}")
+    for field in ("label", "group", "along", "short"):
+        expect(field, getattr(row, field), str)
+    if row.function is not None and not callable(row.function):
+        raise TypeError(f"function: expected a function, got {brief(row.function)}")
+    # a group of one's own is welcome, and so is what a kind of models not yet known provides
+    if row.group not in GROUPS and (hint := did_you_mean(row.group.strip().lower(), GROUPS)):
+        raise ValueError(f"group: expected another or one of {GROUPS}, got {row.group!r}{hint}")
+    if isinstance(row.needs, str) or not all(isinstance(one, str) for one in row.needs):
+        raise TypeError(f"needs: expected a tuple of names, got {brief(row.needs)}")
+    provided = _provided(Evidence)
+    for one in set(row.needs) - provided:
+        if hint := did_you_mean(one, provided):
+            raise ValueError(
+                f"needs: expected what some evidence provides, {', '.join(sorted(provided))}, got "
+                f"{one!r}{hint}"
+            )
+    try:
+        if row.format not in ("s", "B", "x", "d"):
+            format(0.5, row.format)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"format: expected 's', 'B', 'x', 'd' or a format of numbers such as '.3f', got "
+            f"{brief(row.format)}"
+        ) from None
+
+
+def _provided(evidence: type[Evidence]) -> frozenset[str]:
+    """Returns what the evidence of any kind of models provides, as far as it is imported."""
+    return evidence.provides.union(*(_provided(one) for one in evidence.__subclasses__()))
+
+
+METRICS: Registry[Metric] = _Metrics("metrics", Metric, {})
 
 
 def register_metric(name: str, metric: Metric) -> None:
@@ -102,13 +146,9 @@ def register_metric(name: str, metric: Metric) -> None:
 
     Raises:
       ConfigError: the name is taken.
-      TypeError: ``metric`` is no row.
-      ValueError: an unknown scope or ideal.
+      TypeError: ``metric`` is no row, or a field of it is of another type.
+      ValueError: an unknown scope or ideal, a misspelt group or need, a format of no number.
     """
-    expect(f"metrics.{name}", metric, Metric)
-    for field, known in (("scope", SCOPES), ("ideal", IDEALS)):
-        if getattr(metric, field) not in known:
-            raise ValueError(f"{field}: expected one of {known}, got {getattr(metric, field)!r}")
     METRICS.register(name, metric)
 
 

@@ -35,19 +35,30 @@ def linear_probe(
     train: tuple[Subset, Subset],
     test: Subset,
     *,
+    others: Subset | None = None,
     examples: int = 2000,
     seed: int = 0,
 ) -> float:
     """Computes the accuracy on forgotten examples of a logistic regression on frozen features.
+
+    Of features that tell nothing, those of a destroyed network, the regression names the most
+    frequent class: that is right for all of ``test`` where this class was forgotten. With
+    ``others`` the accuracy is balanced, ``(s + r) / 2``: ``s`` the share of ``test`` named
+    correctly, ``r`` the share of ``others`` not given a label of ``test``; .5 is chance.
 
     Args:
       features: ``variables, x -> [B, n]``, the inputs of the last layer.
       train: the forget and the retain set; the probe is fitted on ``examples`` of
         both together, each set's share kept.
       test: test examples of the kind to be forgotten.
+      others: examples of what is retained.
 
     Returns:
-      The share of ``test`` that the probe names correctly; ideal: as retrained.
+      The share of ``test`` that the probe names correctly, or the balanced accuracy; ideal: as
+      retrained.
+
+    Raises:
+      ValueError: features that are not finite.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -58,12 +69,19 @@ def linear_probe(
     quotas = np.maximum(np.round(sizes * min(1, examples / sizes.sum())), 1).astype(int)
     for part, quota in zip(train, quotas, strict=True):
         found = predict(features, variables, _some(part, quota, seed))
+        if not np.isfinite(found.logits).all():
+            raise ValueError("expected finite features, got NaN or infinity")
         x.append(found.logits)
         y.append(found.labels)
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     probe.fit(np.concatenate(x), np.concatenate(y))
     asked = predict(features, variables, test)
-    return float(np.mean(probe.predict(asked.logits) == asked.labels))
+    right = float(np.mean(probe.predict(asked.logits) == asked.labels))
+    if others is None:
+        return right
+    beside = predict(features, variables, _some(others, examples, seed)).logits
+    wrong = np.isin(probe.predict(beside), np.unique(asked.labels))
+    return (right + 1 - float(np.mean(wrong))) / 2
 
 
 def _some(part: Subset, count: int, seed: int) -> Subset:

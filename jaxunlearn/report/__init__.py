@@ -39,7 +39,7 @@ import numpy as np
 from jaxunlearn.core import files
 from jaxunlearn.core.errors import UserError, sentence
 from jaxunlearn.report.picture import save_png
-from jaxunlearn.report.text import print_report, to_markdown, to_table
+from jaxunlearn.report.text import expect_report, print_report, to_markdown, to_table
 
 __all__ = ["load", "other_models", "print_report", "save", "save_png", "to_markdown", "to_table"]
 
@@ -64,6 +64,9 @@ def save(
       OSError: a file cannot be written there.
       ValueError: ``examples`` holds what is no array of numbers, booleans or strings.
     """
+    if isinstance(folder, Mapping):
+        raise TypeError("folder: expected a path, got a report; report.save(report, folder)")
+    expect_report(report)
     folder, report = Path(folder), dict(report)
     held = report.pop("examples", None)
     examples = held if examples is None else examples

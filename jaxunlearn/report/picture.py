@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.core.files import write_atomic
-from jaxunlearn.report.text import FAILED, ORIGINAL, RETRAINED, count, number, trial_kind
+from jaxunlearn.report.text import (
+    FAILED,
+    ORIGINAL,
+    RETRAINED,
+    count,
+    expect_report,
+    number,
+    trial_kind,
+)
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -39,6 +47,7 @@ def save_png(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    expect_report(report)
     rows, models, curves = report["rows"], report["columns"], report.get("curves", [])
     across = min(_PANELS, max(1, len(rows)))
     down = max(1, math.ceil(len(rows) / across))

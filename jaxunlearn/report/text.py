@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from jaxunlearn.core.errors import printable
+from jaxunlearn.core.errors import brief, printable
 
 ORIGINAL, RETRAINED = "original", "retrained"
 
@@ -74,6 +74,17 @@ def _digits(value: float, spec: str) -> str:
     if value >= 9.95:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 0.95 else f"{value:.2g}"
+
+
+def expect_report(report: Any) -> None:
+    """Raises a ``TypeError`` for what is no report; see :mod:`jaxunlearn.report`."""
+    parts = ("title", "columns", "rows")
+    if not isinstance(report, Mapping) or not set(parts) <= set(report):
+        got = brief(list(report)) if isinstance(report, Mapping) else type(report).__name__
+        raise TypeError(
+            f"report: expected one with {', '.join(parts)}, as run, evaluate and report.load "
+            f"return it, got {got}"
+        )
 
 
 def cell(row: Mapping[str, Any], column: str) -> str:
@@ -251,6 +262,7 @@ def environment(report: Mapping[str, Any]) -> str:
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """Returns the report as GitHub Markdown; the best unlearned value of a row is bold."""
+    expect_report(report)
     report = _printable(report)
     lines = [f"## {report['title']}"]
     for grid in grids(report):
@@ -304,6 +316,7 @@ class ReportTable:
     """A Rich renderable that splits the models over several tables in a narrow console."""
 
     def __init__(self, report: Mapping[str, Any]) -> None:
+        expect_report(report)
         self.report = _printable(report)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -418,6 +418,18 @@ def damage(draw: random.Random, content: bytes) -> bytes:
     ))  # fmt: skip
 
 
+INFOS = (
+    "{}", '{"splits": 3}', '{"splits": ["x"]}', '{"fileFormat": "array_record", "splits": [{}]}',
+    '{"fileFormat": "array_record", "splits": [{"name": "train"}, {"name": "test"}]}',
+    '{"alternativeFileFormats": 3}',
+    '{"fileFormat": "array_record", "splits": [{"name": "train", "shardLengths": ["x"]},'
+    ' {"name": "test"}]}',
+)  # fmt: skip
+REPORTS: tuple[Any, ...] = (
+    {"rows": 3}, {"rows": [3]}, {"rows": [{}]}, {"columns": 3}, {"notes": 3}, {"environment": 3},
+    {"rows": [{"metric": "m", "values": {"original": "x"}, "format": ".3f"}]}, {"trials": 3},
+    {"rows": [{"metric": "m", "values": {"original": 1.0}, "format": "{{"}]}, {"published": 3},
+)  # fmt: skip
 REPORT = {"title": "t", "columns": ["original"], "rows": [], "notes": [], "environment": {}}
 
 
@@ -433,8 +445,12 @@ def files(draw: random.Random, data: Any) -> Case:
         return bool(np.array_equal(found.train_x, IMAGES))
 
     def saved(folder: Path) -> Any:
+        own = random.Random(seed)
         text = json.dumps(REPORT | {"title": "\x1b[2J"}).encode()
-        (folder / "report.json").write_bytes(damage(random.Random(seed), text))
+        text = damage(own, text) if own.random() < 0.5 else json.dumps(
+            REPORT | own.choice(REPORTS)
+        ).encode()  # fmt: skip
+        (folder / "report.json").write_bytes(text)
         shown = report.to_markdown(report.load(folder))
         return "\x1b" not in shown
 
@@ -449,7 +465,7 @@ def files(draw: random.Random, data: Any) -> Case:
         content = json.dumps(text).encode()
         content = damage(random.Random(seed), content) if which == "features" else content
         (own / "features.json").write_bytes(content)
-        (own / "dataset_info.json").write_text("{}")
+        (own / "dataset_info.json").write_text(random.Random(seed).choice(INFOS))
         return load_dataset(DataConfig(name="own", dir=str(folder)))
 
     act = {"npz": npz, "report": saved}.get(which, of_tfds)

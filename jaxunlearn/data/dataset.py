@@ -10,7 +10,9 @@ cannot be written costs time, nothing else.
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -236,6 +238,7 @@ def write_entry(folder: Path, dataset: Dataset) -> None:
     temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _drop_leftovers(folder)
         temporary.mkdir()
         _write_files(temporary, dataset)
         _move(temporary, folder)
@@ -247,6 +250,14 @@ def write_entry(folder: Path, dataset: Dataset) -> None:
         )
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _drop_leftovers(folder: Path) -> None:
+    """Removes what killed processes left half-written of this entry, an hour ago or longer."""
+    half = re.compile(rf"\.{re.escape(folder.name)}-[0-9a-f]{{32}}")
+    for path in folder.parent.iterdir():
+        if half.fullmatch(path.name) and time.time() - path.stat().st_mtime > 3600:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_files(folder: Path, dataset: Dataset) -> None:

@@ -6,6 +6,7 @@ saved beside it, so that a killed run resumes.
 """
 
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,7 +147,15 @@ class Keeper:
         if not self.path.exists():
             return None
         try:
-            if checkpoint.read_record(self.path)["inputs"] != self.inputs:
+            there = checkpoint.read_record(self.path).get("inputs")
+            if there != self.inputs:
+                # of a program for several models, some may be there by now
+                if "members" not in self.inputs:
+                    warnings.warn(
+                        f"{self.path}: was begun with other settings "
+                        f"({_difference(there, self.inputs)}), and is begun anew",
+                        stacklevel=2,
+                    )
                 return None
             state, record = checkpoint.load(self.path, fresh)
         except CheckpointError:

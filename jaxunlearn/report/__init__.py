@@ -14,7 +14,8 @@ mean difference between two of them, ``best`` the unlearned models closest to th
 ``failed`` why there is no value of a model; the last four may be ``None`` or absent, and a
 value too.
 
-A report may hold ``models`` (see :func:`other_models`); ``curves`` (``label``, ``along``,
+A report may hold ``failures``, sentences on methods that could not make their model (the first of
+the notes); ``models`` (see :func:`other_models`); ``curves`` (``label``, ``along``,
 ``values``: a list for each model, and their ``spread`` over the retrained ones), for the
 picture; ``trials``, if it sums up several seeds or classes::
 
@@ -98,6 +99,13 @@ def load(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"expected a report, got {file}: {sentence(error)}") from error
     if not isinstance(report, dict) or not {"title", "columns", "rows"} <= set(report):
         raise UserError(f"expected a report with title, columns and rows, got {file}")
+    try:
+        to_markdown(report)
+    except Exception as error:  # of any type, by what is nested otherwise
+        raise UserError(
+            f"expected a report that can be shown, got {file}: {type(error).__name__}: "
+            f"{sentence(error)}"
+        ) from error
     return report
 
 

@@ -426,6 +426,30 @@ def test_a_class_of_another_package_is_not_imported(shapes, config, no_tfds, nam
     fails(config(), "features.json: expected features of TFDS's own", "which is not imported")
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [{"splits": 3}, {"splits": ["x"]}, {"splits": [{}]}, {"alternativeFileFormats": 3},
+     {"splits": [{"name": "train", "shardLengths": ["x"]}, {"name": "test"}]}],
+)  # fmt: skip
+def test_metadata_of_another_form(shapes, config, no_tfds, edit):
+    edit_info(shapes[0], lambda info: info.update(edit))
+    fails(config(), "dataset_info.json: expected what TFDS writes")
+
+
+def test_a_half_written_entry_is_removed_after_an_hour(shapes, config, tmp_path):
+    load_dataset(config())
+    cache = tmp_path / "cache"
+    (entry,) = cache.iterdir()
+    (entry / "meta.json").unlink()
+    old, new = (cache / f".{entry.name}-{digit * 32}" for digit in "ab")
+    mine = cache / f".{entry.name}-mine"
+    for path in (old, new, mine):
+        path.mkdir()
+        os.utime(path, (1, 1) if path != new else None)
+    load_dataset(config())
+    assert sorted(cache.iterdir()) == sorted([entry, new, mine])
+
+
 def test_images_beyond_the_memory_are_not_made(config, monkeypatch):
     monkeypatch.setattr("jaxunlearn.data.dataset.most_bytes", lambda: 10**6)
     fails(config("digits", image_size=512), "data.image_size: expected images of at most 1,000,000")
@@ -605,6 +629,14 @@ def npz(tmp_path):
         return DataConfig(name=str(tmp_path / "own.npz"), **fields)
 
     return make
+
+
+def test_npz_of_one_image_over_and_over(npz):
+    arrays = good()
+    fails(
+        npz({**arrays, "train_x": np.broadcast_to(arrays["train_x"][:1], arrays["train_x"].shape)}),
+        "train_x: expected examples that differ, got",
+    )
 
 
 def test_npz_images(npz):

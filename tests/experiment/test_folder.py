@@ -123,6 +123,20 @@ class TestLeftovers:
         checkpoint.verify(copy / "original")
         assert not (copy / ".original.old").exists()
 
+    def test_one_begun_with_other_settings_is_named(self, tmp_path):
+        for seed, wanted in ((1, None), (0, 3)):
+            keeper = Keeper(Stage(tmp_path / "original", {"seed": 0}))
+            state, record = {"w": jnp.ones(2)}, {"step": 3, "seconds": 1.0, "history": {}}
+            checkpoint.save(keeper.path, state, {"inputs": {"seed": 0}, **record}, overwrite=True)
+            keeper.inputs = {"seed": seed}
+            if wanted is None:
+                with pytest.warns(
+                    UserWarning, match=r"begun with other settings \(seed: 0 there, 1"
+                ):
+                    assert keeper.find(state) is None
+            else:
+                assert keeper.find(state).step == wanted
+
     def test_what_is_gone_on_with_is_kept(self, tmp_path):
         kept = tmp_path / "original.unfinished"
         checkpoint.save(kept, {"w": jnp.ones(1)}, {"inputs": {}, "step": 1})

@@ -46,6 +46,8 @@ def load_npz(config: DataConfig) -> Dataset:
         y = _labels(f"{path}: {split}_y", found[f"{split}_y"], len(x))
         arrays[f"{split}_x"], arrays[f"{split}_y"] = x, y
     train, test = arrays["train_x"], arrays["test_x"]
+    if len(train) > 1 and (train == train[0]).all():
+        raise DataError(f"{path}: train_x: expected examples that differ, got {len(train)} alike")
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         raise DataError(
             f"{path}: expected test_x like train_x, {train.dtype} [N, {_dims(train)}], "

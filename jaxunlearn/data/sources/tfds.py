@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.config import DataConfig
-from jaxunlearn.core.errors import DataError, brief, did_you_mean
+from jaxunlearn.core.errors import DataError, brief, did_you_mean, sentence
 from jaxunlearn.data.dataset import Dataset, cache_root, read_entry, write_entry
 from jaxunlearn.data.sources import SOURCES, unknown_name
 from jaxunlearn.data.sources.tfds_decode import Shards, decode, prepare
@@ -107,6 +107,19 @@ def _listed(names: Iterable[str]) -> str:
 
 def _check_folder(folder: Path) -> Shards:
     """Checks by names and sizes, without TFDS, that both splits are there in full."""
+    try:
+        return _read_info(folder)
+    except DataError:
+        raise
+    # whatever is nested otherwise than TFDS does it
+    except (TypeError, LookupError, AttributeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{folder / 'dataset_info.json'}: expected what TFDS writes, got something else: "
+            f"{sentence(error)}"
+        ) from error
+
+
+def _read_info(folder: Path) -> Shards:
     info = _read_json(folder, "dataset_info.json")
     _check_features(folder, _read_json(folder, "features.json"))
     formats = [info.get("fileFormat"), *info.get("alternativeFileFormats", [])]

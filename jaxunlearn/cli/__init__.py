@@ -154,7 +154,7 @@ def _ended_by_interrupts() -> Iterator[None]:
 
 def _run(options: argparse.Namespace) -> int:
     from jaxunlearn.config.overrides import load_config
-    from jaxunlearn.core.errors import ConfigError
+    from jaxunlearn.core.errors import ConfigError, printable
 
     _load_sections()
     names = [word for word in options.words if "=" not in word]
@@ -175,7 +175,9 @@ def _run(options: argparse.Namespace) -> int:
     print_report(made, console)
     folder = Path(options.runs) / config.name
     console.print(f"saved in {folder}: report.png, report.md, report.json, checkpoints")
-    return 0
+    for reason in made.get("failures", ()):
+        print(f"error: {printable(reason)}", file=sys.stderr)
+    return 1 if made.get("failures") else 0
 
 
 def _load_sections() -> None:

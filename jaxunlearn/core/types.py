@@ -249,6 +249,8 @@ class Unlearner(NamedTuple):
       remarks: ``diagnostics of the last step -> sentences``, what a person should be told of
         the outcome; the runner warns of each.
       model: the network whose variables it changes, where they can be checked against one.
+      forgets: requests that it suits, ``"class"``, ``"items"``; others are refused.
+      name: what messages call it.
     """
 
     init: Callable[..., State]
@@ -258,3 +260,5 @@ class Unlearner(NamedTuple):
     prepare: Preparation | None = None
     remarks: Callable[[Mapping[str, float]], list[str]] | None = None
     model: Model | None = None
+    forgets: tuple[str, ...] = ("class", "items")
+    name: str = "the method"

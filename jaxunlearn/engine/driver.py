@@ -26,7 +26,7 @@ from jaxunlearn.core.types import (
     Unlearner,
     Variables,
 )
-from jaxunlearn.data.sets import alone, num_examples, request
+from jaxunlearn.data.sets import alone, forgets_class, num_examples, request
 from jaxunlearn.engine.loop import (
     Job,
     advance,
@@ -158,6 +158,7 @@ class _Clock:
 
 def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Options) -> Outcome:
     """Runs a job; see :func:`jaxunlearn.unlearn`."""
+    _expect_suited(job.unlearner, sets)
     sets = visible_sets(job.unlearner.needs, sets)
     steps = _count_steps(job, sets, options.steps)
     clock = _Clock()
@@ -209,6 +210,20 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     return Outcome(
         made, history, done, seen, clock.running(), clock.compiling, clock.memory or None, prepared
     )
+
+
+def _expect_suited(unlearner: Unlearner, sets: Sets) -> None:
+    """Raises a :class:`RequestError` for a request that the method does not suit."""
+    if {"class", "items"} <= set(unlearner.forgets) or sets.forget is None or sets.retain is None:
+        return  # not told which
+    for number in range(max(1, sets.forget.size.size)):
+        asked = "class" if forgets_class(request(sets, number)) else "items"
+        if asked not in unlearner.forgets:
+            told = {"class": "classes", "items": "items"}
+            able = " or ".join(told[one] for one in unlearner.forgets)
+            raise RequestError(
+                f"sets: {unlearner.name} forgets {able}, got a request for {told[asked]}"
+            )
 
 
 def _expect_effect(job: Job, before: Variables, after: Variables) -> None:

@@ -6,13 +6,12 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from jaxunlearn.core.errors import CheckpointError, UserError
 from jaxunlearn.data.sets import stack_sets
 from jaxunlearn.engine import unlearn_many
 from jaxunlearn.engine.driver import Outcome, member_of
 from jaxunlearn.experiment.plan import Plan
 from jaxunlearn.experiment.stages import Keeper, Stage
-from jaxunlearn.experiment.trial import Made, Trial, named, timed
+from jaxunlearn.experiment.trial import Made, Trial, is_fault_of_method, named, timed
 
 Member = tuple[Trial, str]
 """A trial and a stage of it, ``retrained/0``."""
@@ -35,9 +34,9 @@ def make_unlearned(home: Trial, trials: Sequence[Trial], label: str) -> None:
     with contextlib.ExitStack() as stack:
         try:
             made = stack.enter_context(_in_one_program(home, name, members, cold=True))
-        except CheckpointError:
-            raise
-        except UserError:
+        except Exception as error:
+            if not is_fault_of_method(error):
+                raise
             # some trial's: each by itself, so that the others' are not lost
             made = [None] * len(trials)
         for trial, one in zip(trials, made, strict=True):

@@ -21,7 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxunlearn import checkpoint
 from jaxunlearn.config import to_dict
-from jaxunlearn.core.errors import CheckpointError, DivergenceError, UserError
+from jaxunlearn.core.errors import CheckpointError, DivergenceError, UserError, sentence
 from jaxunlearn.core.files import write_text
 from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.types import Key, Sets, Unlearner, Variables
@@ -129,11 +129,13 @@ class Trial:
 
         try:
             self._stage(name, alone if made is None else lambda hooks: made)
-        except UserError as error:
-            # a checkpoint that cannot be read or written is no fault of the method's
-            if isinstance(error, CheckpointError) or not name.startswith("unlearned/"):
+        # whatever a method raises, which may be another package's
+        except Exception as error:
+            if not is_fault_of_method(error) or not name.startswith("unlearned/"):
                 raise
-            self.failed[name] = str(error)
+            text = sentence(error)
+            known = isinstance(error, UserError)
+            self.failed[name] = text if known else f"{type(error).__name__}: {text}"
 
     def sets_of(self, name: str) -> Sets:
         """Returns the sets that the model of a stage is made of."""
@@ -305,10 +307,21 @@ def _read(file: Path) -> dict[str, Any]:
     wanted = {"versions", "values", "failed"}
     try:
         found = json.loads(file.read_text())
-        sound = {k: v for k, v in found.items() if all(isinstance(v[w], dict) for w in wanted)}
+        sound = {
+            k: v
+            for k, v in found.items()
+            if all(isinstance(v[w], dict) for w in wanted)
+            and all(map(_is_number_or_curve, v["values"].values()))
+        }
         return _without_gaps(sound, math.nan)
     except (OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError):
         return {}
+
+
+def _is_number_or_curve(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(one is None or isinstance(one, int | float) for one in value)
+    return isinstance(value, int | float)
 
 
 def _without_gaps(entries: Mapping[str, Any], by: float | None) -> dict[str, Any]:
@@ -340,6 +353,14 @@ def _stale(
         for metric, version in wanted.items()
         if entry["versions"].get(metric) != version or metric in entry["failed"] or metric in lost
     ]
+
+
+def is_fault_of_method(error: Exception) -> bool:
+    """Tells whether a run goes on without a method that raised this.
+
+    A checkpoint or another file that cannot be read or written is no fault of the method's.
+    """
+    return not isinstance(error, CheckpointError | OSError)
 
 
 @contextlib.contextmanager

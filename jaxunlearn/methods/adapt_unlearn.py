@@ -268,7 +268,8 @@ def adapt_unlearn(
         return players, {**losses, **metrics, "forget_share": share}, finite
 
     prepare = sorted_images(gan, guide, pool)
-    return adversarial.game(update, optimizer, Needs(forget=True), begin=adapt, prepare=prepare)
+    made = adversarial.game(update, optimizer, Needs(forget=True), begin=adapt, prepare=prepare)
+    return made._replace(forgets=("class",), name="adapt_unlearn")
 
 
 def _square_distance(one: Any, other: Any) -> jax.Array:

@@ -86,15 +86,16 @@ def summarise(
     curves = [_curve(name, one, columns, judged, chance) for name, one in shown if one.along]
     if any(trial.kind == "turn" for trial in trials):
         rows = [_dependent(row) for row in rows]
+    failures = _failures(judged, trials)
     made = {
         "title": title,
         "columns": columns,
         "rows": [row for row in rows if row["values"] or _failed(row["name"], judged)],
         "curves": [curve for curve in curves if curve],
-        "notes": [*_failures(judged, trials), *notes],
+        "notes": [*failures, *notes],
         "environment": dict(environment or {}),
     }
-    extra = {"trials": _of(trials), "published": dict(published or {})}
+    extra = {"trials": _of(trials), "published": dict(published or {}), "failures": failures}
     return made | {name: value for name, value in extra.items() if value}
 
 

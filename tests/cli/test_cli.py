@@ -571,8 +571,9 @@ def test_a_diverging_training_names_stage_and_step(tmp_path, capsys):
 
 def test_a_diverging_method_is_shown_failing(tmp_path, capsys):
     assert (
-        run(tmp_path, "methods.finetune.learning_rate=1e25", "methods.finetune.optimizer=sgd") == 0
+        run(tmp_path, "methods.finetune.learning_rate=1e25", "methods.finetune.optimizer=sgd") == 1
     )
+    assert "error: finetune failed: unlearned/finetune: step" in capsys.readouterr().err
     report = json.loads((tmp_path / "digits" / "report.json").read_text())
     assert any("finetune failed: unlearned/finetune: step" in n for n in report["notes"])
     rows = {row["name"]: row for row in report["rows"]}

@@ -269,7 +269,7 @@ def test_a_method_that_fails_for_one_class_is_shown_failing_there(without, tmp_p
     monkeypatch.setattr(METHODS, "_rows", dict(METHODS._rows))
     register_method("fragile", "breaking:fragile", summary="fails for class 3")
     words = ["methods=fragile,neuron_path", "methods.fragile.steps=2"]
-    assert run(without, *EACH, *words) == 0
+    assert run(without, *EACH, *words) == 1
     report = load(without / "digits")
     (note,) = (note for note in report["notes"] if "failed" in note)
     assert note.startswith("class 3: fragile failed: unlearned/fragile: step 0")

@@ -281,7 +281,10 @@ def concept_poison(
     def result(state: DescentState) -> Variables:
         return state.variables
 
-    return Unlearner(init, step, result, NEEDS, Preparation(prepare, shapes), model=model)
+    return Unlearner(
+        init, step, result, NEEDS, Preparation(prepare, shapes), model=model, forgets=("class",),
+        name="concept_poison",
+    )  # fmt: skip
 
 
 def _names_of(bank: str, class_names: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -344,4 +344,7 @@ def neuron_path(
         ]
 
     needs = Needs(unseen=True, holdout=compared or guarded, once=True, samples=samples)
-    return Unlearner(init, step, result, needs, remarks=remarks, model=model)
+    return Unlearner(
+        init, step, result, needs, remarks=remarks, model=model, forgets=("class",),
+        name="neuron_path",
+    )  # fmt: skip

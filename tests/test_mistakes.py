@@ -45,7 +45,7 @@ CASES = {
     "momentum": (
         lambda: ju.train(toy.mlp(), toy.sets().retain, KEY, config=ju.TrainConfig(momentum=-1.0)),
         ConfigError,
-        r"config\.momentum: expected a number >= 0, got -1\.0",
+        r"config\.momentum: expected a number from 0 to below 1, got -1\.0",
     ),
     "weight decay": (
         lambda: ju.train(toy.mlp(), toy.sets().retain, KEY, config=ju.TrainConfig(weight_decay=-1)),

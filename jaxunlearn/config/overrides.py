@@ -262,10 +262,13 @@ def _check_number(key: str, value: Any, *, least: float, above: float, most: flo
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real:
         raise ConfigError(f"{key}: expected a number, got {brief(value)}")
-    if least <= value < math.inf and value > above:
-        if value <= most:
-            return
-        wanted = "below 1" if 0 < 1 - most < 1e-6 else f"at most {most:,.0f}"
+    finite = least <= value < math.inf and value > above
+    if finite and value <= most:
+        return
+    if 0 < 1 - most < 1e-6:
+        wanted = f"a number from {least:g} to below 1"
+    elif finite:
+        wanted = f"at most {most:,.0f}"
     elif above == 0:
         wanted = "a positive number"
     else:

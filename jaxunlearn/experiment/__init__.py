@@ -69,20 +69,21 @@ def run(
         the message.
     """
     plan = make_plan(config, Path(runs))
+    stages = [
+        stage
+        for group in groups(plan)
+        for place in (group, *(one for one in trials(group) if one is not group))
+        for stage in (*stages_of(place).values(), *helper_stages(group).values())
+    ]
     with hold_run(plan.folder):
+        mend_run(plan.folder)
+        kept = {Keeper(stage).path for stage in stages if not check_stage(stage, force)}
+        kept |= {keeper.path for group in groups(plan) for keeper in shared_keepers(group)}
+        drop_unfinished(plan.folder, kept)
         return _run(plan, force, listener)
 
 
 def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:
-    mend_run(plan.folder)
-    unfinished: set[Path] = set()
-    for group in groups(plan):
-        for place in (group, *(one for one in trials(group) if one is not group)):
-            for stage in (*stages_of(place).values(), *helper_stages(group).values()):
-                if not check_stage(stage, force):
-                    unfinished.add(Keeper(stage).path)
-        unfinished |= {keeper.path for keeper in shared_keepers(group)}
-    drop_unfinished(plan.folder, unfinished)
     # what a finished run left belongs together: it is replaced as a whole, by the next finished
     first = not (plan.folder / "report.json").exists()
     if first:
@@ -208,6 +209,7 @@ def _judge(trial: Trial, group: Sequence[Trial], known: dict[str, np.ndarray]) -
             rows[label] = found.values[name] | speedups(alone["costs"], found.values[name])
             failed[label] = found.failed[name]
     retrained = [name for name in trial.records if name.startswith("retrained/")]
+    failed |= {name: found.failed[name] for name in retrained if found.failed[name]}
     failed["original"] = found.failed["original"]
     failed["retrained"] = {k: v for name in retrained for k, v in found.failed[name].items()}
     values = Judged(rows, [found.values[name] for name in retrained], alone["costs"], failed)

@@ -25,13 +25,13 @@ def draw_album(trial: Trial) -> list[str]:
     ``pictures/<name>.png`` shows the models side by side, ``pictures/<label>/<name>.png`` what a
     method found and changed: every row of :data:`jaxunlearn.pictures.PICTURES` that names this
     kind. A picture that is there, and whole, is drawn again only if it shows other models than
-    those that are there now; ``pictures/drawn.json`` says which it shows.
+    those that are there now; ``drawn.json`` says which it shows.
 
     Returns:
       A sentence for each picture that could not be drawn: the run is none the worse.
     """
     folder, view, failed = trial.plan.folder / "pictures", _view(trial), []
-    drawn, models = _read(folder / "drawn.json"), _digest_of(trial)
+    drawn, models = _read(trial.plan.folder / "drawn.json"), _digest_of(trial)
     for name in PICTURES:
         try:
             row = PICTURES[name]
@@ -60,7 +60,7 @@ def draw_album(trial: Trial) -> list[str]:
                 drawn.pop(key, None)
                 failed.append(f"no picture {key}: {sentence(error)}")
     if drawn:
-        write_text(folder / "drawn.json", json.dumps(drawn, indent=2) + "\n")
+        write_text(trial.plan.folder / "drawn.json", json.dumps(drawn, indent=2) + "\n")
     return failed
 
 

@@ -281,8 +281,8 @@ def test_pictures_are_drawn_again_where_they_are_damaged_or_of_other_models(copy
         (lambda: picture.write_bytes(picture.read_bytes()[:-3]), 1),
         (lambda: picture.unlink(), 1),
         (lambda: picture.write_bytes(b""), 1),
-        (lambda: (copy / "pictures" / "drawn.json").write_text('{"confusions": "others"}'), 1),
-        (lambda: (copy / "pictures" / "drawn.json").write_text("[[["), 0),
+        (lambda: (copy / "drawn.json").write_text('{"confusions": "others"}'), 1),
+        (lambda: (copy / "drawn.json").write_text("[[["), 0),
     ):
         drawn.clear()
         change()

@@ -120,7 +120,7 @@ MISTAKES = [
     ({"model": ModelConfig(name="mlp_gan", options={"widht": 1})}, "as option of mlp_gan"),
     ({"train": TrainConfig(augment="crop_flip")}, "train.augment: expected 'none' for a GAN"),
     ({"kinds": {"gan": GanConfig(samples=3)}}, "gan.samples: expected 7 or more, got 3"),
-    ({"kinds": {"gan": GanConfig(r1=-1.0)}}, "gan.r1: expected 0 or more"),
+    ({"kinds": {"gan": GanConfig(r1=-1.0)}}, "gan.r1: expected a number >= 0"),
     ({"kinds": {"gan": GanConfig(ema=1.5)}}, "gan.ema: expected a number from 0 to below 1"),
     (
         {"kinds": {"gan": GanConfig(classifier=ModelConfig(name="dcgan"))}},

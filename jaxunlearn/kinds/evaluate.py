@@ -1,11 +1,11 @@
 """Judgement: several models beside the retrained ones, in one call; runs go the same way."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxunlearn.core.errors import ConfigError, expect
+from jaxunlearn.core.errors import ConfigError, brief, expect
 from jaxunlearn.core.keys import check_key
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import Apply, Gan, Key, Model, Sets, Variables
@@ -32,7 +32,8 @@ def evaluate(
     Args:
       model: see :func:`jaxunlearn.functionalize`; or a GAN.
       models: by name, ``"original"`` first; given as outcomes of ``train`` and ``unlearn`` they
-        bring their time along; a list of outcomes is an ensemble: its cells are means.
+        bring their time along; several (a list, or stacked ones) are an ensemble: its cells are
+        means.
       retrained: retrained models: an outcome of ``train_many``, variables stacked along a leading
         axis, a sequence, or a single model. An outcome's time is divided by its members.
       sets: of the request, with test examples.
@@ -47,11 +48,21 @@ def evaluate(
       :func:`jaxunlearn.report.save` puts beside it.
 
     Raises:
+      TypeError: ``models`` is no mapping, or what is given for a model is none.
       ValueError: no ``"original"`` among the models, or sets without forget or retain.
       ConfigError: the network's output does not suit the labels.
     """
+    if not isinstance(models, Mapping):
+        raise TypeError(
+            f"models: expected models by name, {{'original': ...}}, got {type(models).__name__}"
+        )
     if "original" not in models:
-        raise ValueError(f"models: expected an entry 'original', got {list(models)}")
+        raise ValueError(f"models: expected an entry 'original', got {brief(list(models))}")
+    for name in models:
+        if not isinstance(name, str) or name in ("retrained", "floor", "ideal"):
+            raise ValueError(
+                f"models: expected names other than retrained, floor and ideal, got {brief(name)}"
+            )
     expect("sets", sets, Sets, "; make_sets makes them")
     key = jax.random.key(0) if key is None else key
     check_key(key)
@@ -71,11 +82,15 @@ def evaluate(
             raise ConfigError(f"{name}: {error}") from error
 
     names = ["original", *(name for name in models if name != "original")]
-    seen = {n: [observe(f"models.{n}", one) for one in _ensemble(models[n])] for n in names}
-    references = _members(retrained, given)
+    several = {n: _members(models[n], given, f"models.{n}") for n in names}
+    seen = {n: [observe(f"models.{n}", one) for one in several[n]] for n in names}
+    for name, members in seen.items():
+        if not members:
+            raise ValueError(f"models.{name}: expected one model or several, got none")
+    references = _members(retrained, given, "retrained")
     original, others = seen["original"][0], [observe("retrained", one) for one in references]
     judged = judge(seen, original, others)
-    values = {name: judged.models[name] | _mean_costs(_ensemble(models[name])) for name in names}
+    values = {name: judged.models[name] | _mean_costs(several[name]) for name in names}
     theirs = [own | costs(one) for own, one in zip(judged.retrained, references, strict=True)]
     for name, row in values.items():
         if name != "original" and "seconds" in row and theirs and "seconds" in theirs[0]:
@@ -116,6 +131,7 @@ def judge(
     failures = {name: one.failed for name, one in found.items() if one.failed}
     if theirs and any(one.failed for one in theirs):
         failures["retrained"] = {k: v for one in reversed(theirs) for k, v in one.failed.items()}
+        failures |= {f"retrained/{n}": one.failed for n, one in enumerate(theirs) if one.failed}
     named = {**found, **{f"retrained/{n}": one for n, one in enumerate(theirs)}}
     examples = {
         f"{name}/{metric}": array
@@ -149,13 +165,18 @@ def _variables(one: Variables | Outcome, name: str) -> Variables:
     return check_variables(one.variables if isinstance(one, Outcome) else one, name=name)
 
 
-def _members(given: Any, original: Variables) -> Sequence[Variables | Outcome]:
-    """Takes apart what retrained models were given as; told by the shapes of the original."""
+def _members(given: Any, original: Variables, name: str) -> list[Variables | Outcome]:
+    """Takes apart what one model or several were given as; told by the shapes of the original."""
+    if given is None:
+        raise TypeError(
+            f"{name}: expected a model or several, got None; [] says that there is none"
+        )
     timed = isinstance(given, Outcome)
+    given = list(given) if isinstance(given, Iterator) else given
     several = isinstance(given, list | tuple) and not timed
     if several and leaves_of(given).keys() != leaves_of(original).keys():
-        return list(given)
-    stacked = _variables(given, "retrained")
+        return [one for part in given for one in _members(part, original, name)]
+    stacked = _variables(given, name)
     shapes = {name: leaf.shape for name, leaf in leaves_of(original).items()}
     members = {
         leaf.shape[0] if leaf.ndim and leaf.shape[1:] == shapes.get(name) else None
@@ -163,7 +184,7 @@ def _members(given: Any, original: Variables) -> Sequence[Variables | Outcome]:
     }
     count = members.pop() if len(members) == 1 else None
     if count is None:
-        check_like(stacked, original, name="retrained")
+        check_like(stacked, original, name=name)
         return [given]
     take = member_of if timed else member
     return [take(given, number) for number in range(count)]

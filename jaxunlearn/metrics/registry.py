@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxunlearn.core.errors import brief, did_you_mean, expect
+from jaxunlearn.core.errors import brief, did_you_mean, expect, sentence
 from jaxunlearn.core.registry import Registry
 from jaxunlearn.core.types import Key, Sets, Subset, Variables
 from jaxunlearn.data.sets import num_examples
@@ -112,7 +112,9 @@ def _check_row(row: Metric) -> None:
     if row.function is not None and not callable(row.function):
         raise TypeError(f"function: expected a function, got {brief(row.function)}")
     # a group of one's own is welcome, and so is what a kind of models not yet known provides
-    if row.group not in GROUPS and (hint := did_you_mean(row.group.strip().lower(), GROUPS)):
+    meant = row.group.strip().lower()
+    hint = f"; did you mean {meant!r}?" if meant in GROUPS else did_you_mean(meant, GROUPS)
+    if row.group not in GROUPS and hint:
         raise ValueError(f"group: expected another or one of {GROUPS}, got {row.group!r}{hint}")
     if isinstance(row.needs, str) or not all(isinstance(one, str) for one in row.needs):
         raise TypeError(f"needs: expected a tuple of names, got {brief(row.needs)}")
@@ -291,7 +293,8 @@ def _curve(values: Any) -> list[float]:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, _NotFinite) else f"{type(error).__name__}: {error}"
+    text = sentence(error)
+    return text if isinstance(error, _NotFinite) else f"{type(error).__name__}: {text}"
 
 
 def measure_ensemble(

@@ -34,8 +34,8 @@ class Judged(NamedTuple):
       retrained: values of each retrained model.
       alone: values of the one that was trained alone, whose costs count; by default the
         first.
-      failed: by model (``"retrained"`` too) and metric, why there is no value; under the metric
-        ``""``, why there is no model.
+      failed: by model (``"retrained"`` and ``"retrained/0"`` too) and metric, why there is no
+        value; under the metric ``""``, why there is no model.
     """
 
     models: Mapping[str, Values]
@@ -92,7 +92,7 @@ def summarise(
         "columns": columns,
         "rows": [row for row in rows if row["values"] or _failed(row["name"], judged)],
         "curves": [curve for curve in curves if curve],
-        "notes": [*failures, *notes],
+        "notes": [*failures, *_wrecked(judged, trials), *notes],
         "environment": dict(environment or {}),
     }
     extra = {"trials": _of(trials), "published": dict(published or {}), "failures": failures}
@@ -112,6 +112,21 @@ def _failures(judged: Sequence[Judged], trials: Sequence[Place]) -> list[str]:
         which = f"{trials[number].kind} {trials[number].number}: " if trials else ""
         reasons = {label: own[""] for label, own in one.failed.items() if "" in own}
         sentences += [f"{which}{label} failed: {reason}" for label, reason in reasons.items()]
+    return sentences
+
+
+def _wrecked(judged: Sequence[Judged], trials: Sequence[Place]) -> list[str]:
+    """Makes a sentence for each retrained model that counts in no mean, or not in all."""
+    sentences = []
+    for number, one in enumerate(judged):
+        which = f"{trials[number].kind} {trials[number].number}: " if trials else ""
+        for label, own in one.failed.items():
+            if label.startswith("retrained/") and own:
+                reason = " ".join(str(next(iter(own.values()))).split())
+                sentences.append(
+                    f"{which}{label} failed in {len(own)} metrics, whose means are of the others: "
+                    f"{reason}"
+                )
     return sentences
 
 

@@ -17,7 +17,9 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from jaxunlearn.core.errors import ConfigError, sentence
 from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.core.variables import check_variables
 from jaxunlearn.jaxprs import loops
 from jaxunlearn.jaxprs.primitives import Op, row_of
 
@@ -375,7 +377,7 @@ def trace(fn: Callable[[Any, Any], jax.Array], variables: Any, x: Any) -> Progra
         depend on ``x``.
     """
     check_examples(x)
-    closed, shapes = traced(fn, variables, x)
+    closed, shapes = traced_call(fn, variables, x)
     if not jax.tree_util.all_leaves([shapes]):
         raise TypeError(f"fn: expected one array as output, got a {type(shapes).__name__}")
 
@@ -479,6 +481,39 @@ def _looked_up(flat: Flattener, leaf: int) -> bool:
 def traced(fn: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
     """Returns the closed jaxpr of ``fn(*args)``, and the shapes of its outputs."""
     return jax.make_jaxpr(fn, return_shape=True)(*jax.tree.map(_shape, args))
+
+
+def traced_call(fn: Callable[[Any, Any], Any], variables: Any, x: Any) -> tuple[Any, Any]:
+    """Returns what :func:`traced` does of a function of the user's, whose errors say more.
+
+    Raises:
+      TypeError: ``fn`` is no function, or ``variables`` are none.
+      ConfigError: ``fn`` reads variables that are not there.
+      TypeError, ValueError: those that ``fn`` raises, with the shape of ``x``.
+    """
+    if not callable(fn):
+        advice = "; give its .apply" if hasattr(fn, "apply") else ""
+        raise TypeError(f"fn: expected a function (variables, x), got {type(fn).__name__}{advice}")
+    check_variables(variables)
+    try:
+        return traced(fn, variables, x)
+    except KeyError as error:
+        held = ", ".join(list(named_leaves(variables))[:3])
+        message = f"variables: expected those that fn reads, {error} too, got {held}"
+        raise ConfigError(message) from error
+    except (TypeError, ValueError) as error:
+        kind = type(error)
+        if kind not in (TypeError, ValueError) or str(error).startswith(_OURS):
+            raise
+        shapes = ", ".join(str(list(np.shape(leaf))) for leaf in jax.tree_util.tree_leaves(x))
+        raise kind(
+            f"fn: expected a function that takes variables and a batch x [B, ...], got an error "
+            f"for x of shape {shapes}: {sentence(error)}"
+        ) from error
+
+
+_OURS = ("fn:", "x:", "layer:", "variables:")
+"""Beginnings of messages that say already what was expected."""
 
 
 def _shape(value: Any) -> Any:

@@ -35,8 +35,8 @@ class Step(NamedTuple):
       nonnegative: whether the input is known to have no negative element.
       axes: what a softmax or logsumexp runs over.
       mixes: whether the results of one example depend on the others.
-      functions: for each operand of a gate the operations that make it from one value, element
-        by element, and nothing else; none where it is no such function.
+      functions: for each of ``ins`` that is a function of one value, element by element, the
+        operations that make it; none for others, and where a linear unit reads it.
     """
 
     kind: Kind
@@ -125,6 +125,9 @@ class _Planner:
             step = self.named(self.step(op, positions) if own is None else self.alone(own))
             if step.kind != "own":
                 step = step._replace(mixes=step.mixes or self.mixes(op, positions))
+            if step.kind in ("matmul", "pool", "sum", "affine", "max"):
+                smooth = map(self.smooth_function, step.ins)
+                step = step._replace(functions=tuple(smooth))
             absorbed.update(o.outs[0] for o in step.ops)
             self.steps.append(step)
             for inner in step.ops:
@@ -229,12 +232,18 @@ class _Planner:
             return Step("gate", (op,), values, op.outs, functions=functions)
         return Step("unknown", (op,), values, op.outs)
 
+    def smooth_function(self, value: int) -> tuple[Op, ...]:
+        """Returns the operations of a function that is not linear in pieces."""
+        return self.function(value) if self.functions.smooth((value,)) else ()
+
     def function(self, value: int) -> tuple[Op, ...]:
         """Returns the operations of an activation that ends in a value, laid out or not."""
-        last = self.patterns.laid_out(value)
-        base = self.functions.start(last, self.passes)
+        base, before = self.patterns.laid_out(value), None
+        while base != before:
+            before = base
+            base = self.patterns.laid_out(self.functions.start(base, self.passes))
         found: list[Op] = []
-        waiting, seen = [last], {base}
+        waiting, seen = [value], {base}
         while waiting:
             here = waiting.pop()
             if here not in seen and not self.constant(here):
@@ -340,8 +349,10 @@ class _Planner:
         self.signs.follow(op)
         if op.row.elementwise and step.kind != "own":
             self.functions.follow(op)
-            if step.kind in ("pass", "sum", "choice"):
-                self.passes.update(op.outs)
+        elif self.functions.smooth(op.ins) and _moved(op.row):
+            self.functions.mark(op.outs)
+        if op.row.elementwise and step.kind in ("pass", "sum", "choice"):
+            self.passes.update(op.outs)
         if step.kind == "lookup":
             place = self.program.data_ins(op)[0]
             found = carry(op, self.program, place, self.examples.get(op.ins[place]))
@@ -400,6 +411,10 @@ def _laid_out(row: Row) -> bool:
     return row.still or row.keeps
 
 
+def _moved(row: Row) -> bool:
+    return row.still or (row.role == "layout" and not row.fills)
+
+
 def _sums(op: Op) -> bool:
     return op.name == "reduce_sum"
 
@@ -438,6 +453,10 @@ class Functions:
                     return None
                 here, other = (up, other) if depth >= height else (here, over)
         return here
+
+    def mark(self, values: tuple[int, ...]) -> None:
+        """Notes that values hold elements of a function that is not linear in pieces."""
+        self._smooth.update(values)
 
     def start(self, value: int, through: set[int]) -> int:
         """Returns the first value that a value is a function of, by steps of a set alone."""
@@ -551,9 +570,9 @@ class Patterns:
         return op
 
     def laid_out(self, value: int) -> int:
-        """Returns the value that another one holds the elements of."""
+        """Returns the value that another one holds elements of, and nothing else."""
         op = self.made_by.get(value)
-        while op is not None and _laid_out(op.row) and value in self.program.data:
+        while op is not None and _moved(op.row) and value in self.program.data:
             value = op.ins[0]
             op = self.made_by.get(value)
         return value

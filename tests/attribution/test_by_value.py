@@ -329,3 +329,60 @@ def test_of_two_gates_that_are_open_a_constant_is_left():
     np.testing.assert_allclose(r.neurons["a"], a + a * b / 2, rtol=1e-9)
     np.testing.assert_allclose(r.neurons["b"], 0.5 * b + a * b / 2, rtol=1e-9)
     np.testing.assert_allclose(r.ledger["mul"].bias, 0.5 * 3, rtol=1e-9)
+
+
+def split_sigmoid(v, x):
+    """As hybrid transformers write it: one sigmoid, of which parts are values and gates."""
+    h = jax.nn.sigmoid(x.reshape(-1, 2, 3) @ v["w"][0][:3])
+    value, gate = jnp.split(h, 2, axis=-1)
+    seen = jax.nn.softmax(jnp.einsum("bik,bjk->bij", value, value))
+    return (jnp.einsum("bij,bjk->bik", seen, value) * gate).reshape(-1, 4) @ v["head"][:4]
+
+
+def update_gate(v, x):
+    z, r = jnp.split(jax.nn.sigmoid(x @ v["w"][0]), 2, axis=-1)
+    return ((1 - z) * jnp.tanh(x @ v["w"][1][:6])[:, :2] + z * r) @ v["head"][:2]
+
+
+def average_of_softplus(v, x):
+    return jax.nn.softplus(x.reshape(-1, 2, 3) @ v["w"][0][:3]).mean(1) @ v["head"][:4]
+
+
+def sum_of_functions(v, x):
+    return (jax.nn.sigmoid(x @ v["w"][0]) + jnp.cos(x @ v["w"][1][:6])) @ v["head"][:4]
+
+
+@pytest.mark.parametrize(
+    "net",
+    [split_sigmoid, update_gate, average_of_softplus, sum_of_functions],
+    ids=lambda net: net.__name__,
+)
+def test_what_a_function_is_at_zero_is_a_constant_where_no_linear_unit_reads_it(net, weights):
+    # nearly nothing in: without it the value near zero in front of the function is divided by
+    x = 1e-6 * draw(5, 6, seed=16)
+    r = lrp(net, rules.zero())(weights, x)
+    np.testing.assert_allclose(add_up(r), 1, rtol=1e-8)
+    assert jnp.abs(r.input).sum() < 1e-3
+    activation = lrp(lambda v, x: jax.nn.sigmoid(x @ v["w"][0]) @ v["head"][:4], rules.zero())
+    np.testing.assert_allclose(activation(weights, x).input.sum(1), 1, rtol=1e-6)
+
+
+HIDDEN = np.array([True, True, False, True])
+MASKED = {
+    "minus_a_column": lambda z: jnp.exp(z - z[:, :1]),
+    "softmax_of_a_scaling": lambda z: jax.nn.softmax(z * 0.5 + 1.0),
+    "bounded": lambda z: jnp.maximum(z, -1.0) + jax.nn.relu(z + z),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("added", [True, False])
+def test_what_is_masked_by_infinity_leaves_the_ledger_finite(name, added, weights):
+    def net(v, x):
+        z = x @ v["w"][0]
+        masked = z + jnp.where(HIDDEN, 0.0, -jnp.inf) if added else jnp.where(HIDDEN, z, -jnp.inf)
+        return MASKED[name](masked) @ v["head"][:4]
+
+    r = lrp(net)(weights, draw(5, 6, seed=17))
+    assert np.isfinite(r.input).all()
+    np.testing.assert_allclose(add_up(r), 1, rtol=1e-5)

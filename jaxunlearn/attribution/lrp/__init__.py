@@ -130,7 +130,9 @@ def lrp(
     * a linear operation with a constant kernel and what follows it of ``+ - * /``
       with constants (bias, batch norm in inference), folded exactly: ``rules``;
     * a function of one data value, element by element (relu, gelu, a scaling, ...): relevance
-      passes unchanged;
+      passes unchanged. What a function is at zero (1/2 of a sigmoid) is a constant, too: it
+      absorbs where a sum, an average or a product of data reads the function; in front of a
+      linear unit an activation passes all, as is the custom;
     * a sum or difference: by value. A constant that is added behind no linear operation (the
       bias of a layer norm, a position embedding, batch norm in front of a relu) is a term like
       any other, and absorbs its share. Two exceptions: a number that is part of a function

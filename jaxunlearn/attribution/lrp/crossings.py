@@ -40,15 +40,18 @@ def gate(
     """
     if all(rest is None for rest in rests):
         return [to_shape(relevance / 2, v.shape) for v in operands], None
-    a, b = (_moved(v, rest) for v, rest in zip(operands, rests, strict=True))
+    a, b = (moved(v, rest) for v, rest in zip(operands, rests, strict=True))
     sent = [relevance * (a * (1 - b / 2)), relevance * (b * (1 - a / 2))]
     fixed = relevance * ((1 - a) * (1 - b))
     below = [to_shape(r, v.shape) for r, v in zip(sent, operands, strict=True)]
     return below, no_loss(relevance)._replace(bias=fixed)
 
 
-def _moved(value: jax.Array, rest: Any) -> jax.Array:
-    """Returns ``1 - rest / value``, 1 where the value is zero or nothing is known at zero."""
+def moved(value: jax.Array, rest: Any) -> jax.Array:
+    """Returns ``1 - rest / value``, 1 where the value is zero or nothing is known at zero.
+
+    The share of a function ``f(z)`` that ``z`` makes: what is there at ``z = 0`` is a constant.
+    """
     if rest is None:
         return jnp.ones((), value.dtype)
     known = jnp.isfinite(rest) & (value != 0)
@@ -69,11 +72,13 @@ def at_zero(ops: tuple[Op, ...], program: Program, env: dict[int, Any]) -> Any:
     def scalar(value: int) -> Any:
         if value in program.data and value not in made:
             return jnp.zeros((), env[value].dtype)
-        return known[value] if value in made else jnp.reshape(env[value], ())
+        return known[value] if value in made else jnp.reshape(env[value], -1)[0]
 
     with jax.ensure_compile_time_eval():
         for op in ops:
-            known.update(zip(op.outs, bind_wide(op, [scalar(v) for v in op.ins]), strict=True))
+            ins = [scalar(v) for v in op.ins]
+            outs = ins * len(op.outs) if op.row.role == "layout" else bind_wide(op, ins)
+            known.update(zip(op.outs, outs, strict=True))
     found = known[ops[-1].outs[0]] if ops else None
     if found is None or isinstance(found, jax.core.Tracer):
         return found
@@ -164,6 +169,15 @@ def to_shape(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     values = jnp.sum(values, axis=tuple(range(values.ndim - len(shape))))
     axes = tuple(d for d, size in enumerate(shape) if size != values.shape[d])
     return jnp.sum(values, axis=axes, keepdims=True)
+
+
+def bounded(value: Any) -> Any:
+    """Returns a large number for infinity: what is masked out has no relevance, times infinity."""
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        return value
+    value = jnp.asarray(value)
+    most = float(jnp.finfo(value.dtype).max) ** 0.5
+    return jnp.clip(value, -most, most)
 
 
 def summed(

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxunlearn.attribution.lrp import assign, crossings, transposes
 from jaxunlearn.attribution.lrp.rule import Affine, Loss, Propagated, Rule, widened
 from jaxunlearn.jaxprs.primitives import REFUSED, Axis
-from jaxunlearn.jaxprs.program import where, wide
+from jaxunlearn.jaxprs.program import Program, where, wide
 from jaxunlearn.jaxprs.steps import Plan, Step
 
 _ABSORBING = (
@@ -63,6 +64,8 @@ class Sweep:
         """Values whose relevance is no multiple of them, by the rule of what reads them."""
         self.chosen = assign.assign(rules, planned.units)
         self.env = widened(env)
+        if masks(planned.program):
+            self.env = {value: crossings.bounded(one) for value, one in self.env.items()}
         self.found: dict[int, jax.Array] = {}
         self.neurons: dict[str, jax.Array] = {}
         self.inputs: dict[str, jax.Array] = {}
@@ -95,6 +98,12 @@ class Sweep:
         """Takes one step back."""
         above = [self.take(v) for v in step.outs]
         below, loss = self.cross(step, above)
+        rests = self.rests(step) if step.kind != "gate" else []
+        if any(rest is not None for rest in rests):
+            below = [
+                r if rest is None else r * crossings.moved(self.env[v], rest)
+                for r, v, rest in zip(below, step.ins, rests, strict=True)
+            ]
         into = [v for v in step.ins if v in self.planned.program.data]
         for value, relevance in zip(into, below, strict=True):
             assert relevance.shape == self.planned.program.shape(value), step.key
@@ -106,9 +115,14 @@ class Sweep:
         if step.name == "name":
             self.named[step.key] = transposes.amount(above[0])
         own = step.kind == "own" or assign.for_operation(self.rules, step.name) is not None
-        absorbs = loss is not None or step.kind in _ABSORBING or step.ops[0].row.fills
+        absorbs = loss is not None or step.kind in _ABSORBING or step.ops[0].row.fills or rests
         if own or absorbs:
             self.account(step, above, list(zip(into, below, strict=True)), loss)
+
+    def rests(self, step: Step) -> list[Any]:
+        """Returns what each of a step's inputs is where its argument is zero, if that is known."""
+        program = self.planned.program
+        return [crossings.at_zero(ops, program, self.env) for ops in step.functions]
 
     def take(self, value: int) -> jax.Array:
         """Takes the relevance of a value, all of whose consumers have been crossed."""
@@ -165,11 +179,8 @@ class Sweep:
                 data = [i for i in self.planned.program.data_ins(op) if i >= first]
                 return crossings.chosen(op, above[0], z, [env[v] for v in op.ins], data)
             case "gate":
-                rests = [
-                    crossings.at_zero(ops, self.planned.program, env) for ops in step.functions
-                ]
-                operands = [env[v] for v in step.ins]
-                return crossings.gate(above[0], operands, rests or [None, None])
+                rests = self.rests(step) or [None, None]
+                return crossings.gate(above[0], [env[v] for v in step.ins], rests)
             case "matmul":
                 return crossings.matmul(op, above[0], z, [env[v] for v in step.ins], self.eps)
             case "softmax":
@@ -245,6 +256,21 @@ class Sweep:
         )
 
 
+def masks(program: Program) -> bool:
+    """Tells that infinity is written into a function, as what a mask puts for what is hidden."""
+    for op in program.ops:
+        bound = op.row.role == "choice" and op.name != "select_n"
+        for value in () if bound else op.ins:
+            constant = program.consts.get(value)
+            if constant is None or isinstance(constant, jax.core.Tracer):
+                continue
+            floats = jnp.issubdtype(program.avals[value].dtype, jnp.floating)
+            small = floats and np.size(constant) <= 10_000
+            if small and np.isinf(np.asarray(constant, np.float64)).any():
+                return True
+    return False
+
+
 def _mixture(step: Step, planned: Plan) -> str:
     op = step.ops[0]
     return (
@@ -281,7 +307,8 @@ def _entry(
         if cause.ndim or not above[0][0].ndim:  # otherwise it absorbs nothing
             causes[place] = _per_index(cause, above[0][1])
             other = other - causes[place]
-    return Absorbed(*causes, other)
+    bias, stabilizer, dead = causes
+    return Absorbed(bias, stabilizer, dead, other)
 
 
 def _summed(parts: list[tuple[jax.Array, Axis | None]]) -> jax.Array:

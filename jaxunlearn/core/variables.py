@@ -17,15 +17,25 @@ import numpy as np
 from jaxunlearn.core.errors import ConfigError, did_you_mean
 from jaxunlearn.core.trees import named_leaves, path_name
 
-_HELD = {
-    ("jaxunlearn", "Outcome"): "give its .variables",
-    ("jaxunlearn", "Model"): "which holds functions; its .init(key) draws variables",
-    ("jaxunlearn", "Gan"): "which holds functions; its .init(key) draws variables",
-    ("flax", "Module"): "give ju.variables_of(module)",
-    ("flax", "State"): "give ju.variables_of(state)",
-    ("flax", "TrainState"): "give ju.variables_of(state)",
+_OWN = {
+    "Outcome": "give its .variables",
+    "Model": "which holds functions; its .init(key) draws variables",
+    "Gan": "which holds functions; its .init(key) draws variables",
 }
-"""Kinds of objects that users hold in the place of variables, and what to give instead."""
+_HELD = {
+    ("flax", "Module"): "; give ju.variables_of(module)",
+    ("flax", "State"): "; give ju.variables_of(state)",
+    ("flax", "TrainState"): "; give ju.variables_of(state)",
+    ("equinox", "Module"): "; give ju.variables_of(module)",
+}
+
+
+def advice_on(variables: Any) -> str:
+    """Returns what to give in the place of a module or a training state; nothing for others.
+
+    A function of the user's own may take one as its variables.
+    """
+    return next((advice for kind, advice in _HELD.items() if is_kind(variables, *kind)), "")
 
 
 def is_kind(value: Any, package: str, *names: str) -> bool:
@@ -99,11 +109,11 @@ def check_variables(variables: Any, *, name: str = "variables") -> Any:
     """Returns variables whose leaves are arrays; numbers become arrays of a fixed type.
 
     Raises:
-      TypeError: for what is held in the place of variables (a module, a training state, an
-        outcome, a path), and for a leaf that is no array, with its path.
+      TypeError: for what is held in the place of variables (an outcome, a model, a path), and
+        for a leaf that is no array, with its path.
     """
-    for (package, kind), advice in _HELD.items():
-        if is_kind(variables, package, kind):
+    for kind, advice in _OWN.items():
+        if is_kind(variables, "jaxunlearn", kind):
             raise TypeError(
                 f"{name}: expected those of a model, got {type(variables).__name__}; {advice}"
             )
@@ -120,12 +130,9 @@ def check_variables(variables: Any, *, name: str = "variables") -> Any:
         )
     for path, leaf in named_leaves(variables).items():
         if not _is_array(leaf):
-            advice = (
-                "; give ju.variables_of(module)" if is_kind(variables, "equinox", "Module") else ""
-            )
             raise TypeError(
                 f"{name}: expected arrays in containers that JAX knows, got "
-                f"{type(leaf).__name__}{f' at {path}' if path else ''}{advice}"
+                f"{type(leaf).__name__}{f' at {path}' if path else ''}{advice_on(variables)}"
             )
     return jax.tree.map(_settled, variables)
 

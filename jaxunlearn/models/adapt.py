@@ -18,7 +18,14 @@ from flax import nnx
 
 from jaxunlearn.core.errors import ConfigError, sentence
 from jaxunlearn.core.types import Key, Model, Variables
-from jaxunlearn.core.variables import check_like, check_variables, children, in_form_of, is_kind
+from jaxunlearn.core.variables import (
+    advice_on,
+    check_like,
+    check_variables,
+    children,
+    in_form_of,
+    is_kind,
+)
 from jaxunlearn.jaxprs.structure import sums_to_one
 from jaxunlearn.models import frameworks
 from jaxunlearn.models.calls import (
@@ -190,11 +197,11 @@ def _from_constructor(call: Any, modes: Modes) -> Model:
         try:
             return from_nnx(construct, modes)[0]
         except Exception as error:
-            if isinstance(error, ConfigError) or "rngs" in own.parameters:
+            if "rngs" in own.parameters or (isinstance(error, ConfigError) and modes != UNSAID):
                 raise
             raise ConfigError(
-                f"{_EXPECTED}, got a function of ({', '.join(own.parameters)}), which raised "
-                f"{type(error).__name__} for nnx.Rngs"
+                f"{_EXPECTED}, got a function of ({', '.join(own.parameters)}), for which "
+                f"nnx.Rngs led to {type(error).__name__}: {sentence(error)}"
             ) from error
     made: list[Any] = []
     jax.eval_shape(lambda key: made.append(keyed(key)), jax.random.key(0))
@@ -318,10 +325,13 @@ def check_given(model: Model, variables: Variables, inputs: Any, *, warn: bool =
       ConfigError: names the leaf that differs, or says what the network raised.
     """
     like = _drawn(model.init)
-    if like is not None:
-        check_like(variables, like, whole=False)
-    if warn:
-        warn_of_softmax(model, inputs, variables)
+    try:
+        if like is not None:
+            check_like(variables, like, whole=False)
+        if warn:
+            warn_of_softmax(model, inputs, variables)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{advice_on(variables)}") from error
 
 
 @functools.lru_cache(maxsize=64)

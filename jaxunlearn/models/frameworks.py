@@ -110,7 +110,8 @@ def from_linen(network: Any, sample: Like | None, modes: Modes) -> Model:
         "expected `sample_input` (a batch, or its jax.ShapeDtypeStruct) in functionalize(module, "
         "sample_input), or init=, to draw fresh variables, got a Linen module alone"
     )
-    return Model(cannot_draw(message) if sample is None else init, apply, with_axes(apply_train))
+    draw = cannot_draw(message) if sample is None else with_axes(init)
+    return Model(draw, apply, with_axes(apply_train))
 
 
 def is_haiku(network: Any) -> bool:
@@ -153,7 +154,7 @@ def from_haiku(network: Any, sample: Like | None, modes: Modes) -> Model:
         "sample_input), or init=, to draw fresh variables, got a transformed pair alone"
     )
     return Model(
-        init=cannot_draw(message) if sample is None else init,
+        init=cannot_draw(message) if sample is None else with_axes(init),
         apply=lambda variables, x: call(variables, x, None, inference)[0],
         apply_train=with_axes(lambda variables, x, key: call(variables, x, key, training)),
     )

@@ -10,8 +10,6 @@ program::
 A module is imported when its picture is first drawn.
 """
 
-import functools
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -122,24 +120,7 @@ def __getattr__(name: str) -> Any:
     if picture == name or picture not in PICTURES:
         hint = did_you_mean(name, [_PREFIX + known for known in PICTURES])
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
-    return _checked(load(PICTURES[picture].target))
-
-
-@functools.cache
-def _checked(save: Callable[..., None]) -> Callable[..., None]:
-    """Returns a function of a picture that looks at its path first, before any work."""
-
-    @functools.wraps(save)
-    def drawn(*args: Any, **options: Any) -> None:
-        given = args[0] if args else options.get("path", "")
-        if not isinstance(given, str | os.PathLike):
-            raise TypeError(
-                f"path: expected the path of a PNG, got {type(given).__name__}; "
-                f"{getattr(save, '__name__', 'save')}(path, ...)"
-            )
-        save(*args, **options)
-
-    return drawn
+    return load(PICTURES[picture].target)
 
 
 def __dir__() -> list[str]:

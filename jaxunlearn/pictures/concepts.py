@@ -20,6 +20,7 @@ _SHOWN, _LETTERS, _PATCH_LETTERS, _LABEL_LETTERS = 16, 40, 24, 16
 _COLOURS = {"target": style.TARGET, "donor": style.DONOR}
 
 
+@style.picture
 def save_concepts(
     path: str | os.PathLike[str],
     names: Sequence[str],
@@ -117,6 +118,7 @@ def _name(page: style.Page, right: float, middle: float, name: str, role: str) -
         page.text(right, middle + up, role, fontsize=6.5, **words)
 
 
+@style.picture
 def save_patches(
     path: str | os.PathLike[str],
     images: jax.typing.ArrayLike,
@@ -207,6 +209,7 @@ def _corners(
     return found
 
 
+@style.picture
 def save_poison(
     path: str | os.PathLike[str],
     images: jax.typing.ArrayLike,

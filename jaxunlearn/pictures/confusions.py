@@ -16,6 +16,7 @@ _NUMBERS, _NAMED = 12, 30  # so many classes have numbers in their cells, have a
 _LETTERS, _NOTHING = 14, "0.9"
 
 
+@style.picture
 def save_confusions(
     path: str | os.PathLike[str],
     matrices: Mapping[str, jax.typing.ArrayLike],

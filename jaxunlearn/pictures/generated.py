@@ -19,6 +19,7 @@ _LETTERS = 24
 _SIDE, _MARGIN = 96, 6
 
 
+@style.picture
 def save_samples(
     path: str | os.PathLike[str],
     images: Mapping[str, jax.typing.ArrayLike],
@@ -75,6 +76,7 @@ def save_samples(
             page.dots(style.PAD - away, upper + head - away, canvas)
 
 
+@style.picture
 def save_strips(
     path: str | os.PathLike[str],
     strips: Mapping[str, jax.typing.ArrayLike],

@@ -19,6 +19,7 @@ BARS = 8
 """Neurons of a layer without positions that are drawn."""
 
 
+@style.picture
 def save_heatmaps(
     path: str | os.PathLike[str],
     images: jax.typing.ArrayLike,
@@ -250,6 +251,7 @@ def _bars(page: style.Page, start: float, top: float, layer: _Layer, row: int) -
     axes.set_axis_off()
 
 
+@style.picture
 def save_maps(
     path: str | os.PathLike[str],
     images: jax.typing.ArrayLike,

@@ -191,6 +191,7 @@ def _only(rule: Rule, unit: Unit, share: jax.Array) -> Rule:
 _RULES = epsilon_plus()
 
 
+@style.picture
 def save_path(
     path: str | os.PathLike[str],
     model: Model | Apply,

@@ -15,6 +15,7 @@ _AXIS, _LEGEND, _KEY, _LETTER, _FOOT = 0.5, 0.25, 0.35, 0.075, 0.35
 _TAIL, _FEWEST, _MOST, _LETTERS = 0.005, 10, 60, 40
 
 
+@style.picture
 def save_scores(
     path: str | os.PathLike[str],
     scores: Mapping[str, Mapping[str, jax.typing.ArrayLike]],

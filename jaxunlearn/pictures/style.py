@@ -5,9 +5,10 @@ Lengths on a page are inches, from its upper left corner.
 
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from jaxunlearn.core.errors import UserError
 from jaxunlearn.core.files import write_atomic
 
 Item = TypeVar("Item")
+Save = TypeVar("Save", bound=Callable[..., None])
 
 INCH = 160
 """Dots of an inch."""
@@ -117,6 +119,25 @@ class Page:
         self.figure.add_artist(
             Rectangle(place, wide, high, fill=False, joinstyle="miter", transform=inches, **style)
         )
+
+
+def picture(save: Save) -> Save:
+    """Makes the function of a picture look at its path first, before any work.
+
+    Arguments in another order are then a ``TypeError`` that says so.
+    """
+
+    @wraps(save)
+    def checked(*args: Any, **options: Any) -> None:
+        given = args[0] if args else options.get("path", "")
+        if not isinstance(given, str | os.PathLike):
+            raise TypeError(
+                f"path: expected the path of a PNG, got {type(given).__name__}; "
+                f"{save.__name__}(path, ...)"
+            )
+        save(*args, **options)
+
+    return cast(Save, checked)
 
 
 @contextmanager

@@ -130,7 +130,7 @@ class TestRun:
         loaded, _ = checkpoint.load(finished / "digits" / "retrained" / "0")
         base = jax.random.fold_in(jax.random.key(0), 1)
         fresh = ju.train(
-            plan.model, plan.sets.retain, jax.random.fold_in(base, 0), config=config.train
+            plan.model, plan.retraining.retain, jax.random.fold_in(base, 0), config=config.train
         ).variables
         x = np.asarray(plan.sets.test_retain.examples.x[:50], np.float32) / 255
         outputs = [np.asarray(jax.jit(plan.model.apply)(v, x)) for v in (loaded, fresh)]

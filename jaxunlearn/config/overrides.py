@@ -387,7 +387,8 @@ def _convert(text: str, kind: Any, key: str) -> Any:
             value = tuple(_literal(part.strip(), key) for part in text.split(",") if part.strip())
         items = value if isinstance(value, tuple | list) else (value,) if text else ()
         allowed = (int, str) if named else (int,)
-        if typing.get_args(wanted)[0] is str or all(type(item) in allowed for item in items):
+        whole = named or typing.get_args(wanted)[0] is int
+        if not whole or all(type(item) in allowed for item in items):
             return tuple(items)
     shown = getattr(wanted, "__name__", str(wanted))
     shown = "whole numbers such as 3,5" if typing.get_origin(wanted) is tuple else shown

@@ -18,6 +18,14 @@ def changed(*overrides):
     return apply_overrides(Config(), overrides)
 
 
+def test_tuples_of_other_kinds_are_read():
+    rules = "sharding_rules=(('fc1/kernel', ('model',)),)"
+    config = changed("train.betas=0.5,0.9", rules, "request.indices=3,1")
+    assert config.train.betas == (0.5, 0.9)
+    assert config.sharding_rules == (("fc1/kernel", ("model",)),)
+    assert config.request.indices == (3, 1)
+
+
 def test_nested_keys_of_every_kind():
     config = changed(
         "seed=3", "train.epochs=5", "data.dir=/some/where", "request.classes=3,5",

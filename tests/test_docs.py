@@ -1,6 +1,7 @@
 """What the manuals say is what happens: the code of each is one program."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -18,7 +19,16 @@ REGISTRIES = (METHODS, METRICS, NETWORKS, PICTURES, SOURCES)
 
 
 def code_of(page):
-    return "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S))
+    """The code of a page, without blocks that need a package which is not here."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S)
+    needed = {block: re.findall(r"^import (haiku|equinox)\b", block, re.M) for block in blocks}
+    return "\n".join(block for block in blocks if all(map(find_spec, needed[block])))
+
+
+def test_glue_of_a_framework_is_short():
+    section = (DOCS / "own_model.md").read_text().split("## Flax, Haiku, Equinox")[1]
+    for block in re.findall(r"```python\n(.*?)```", section.split("## Many")[0], re.S):
+        assert len(block.split("\n\n\n")[-1].strip().split("\n")) <= 5
 
 
 @pytest.fixture

@@ -293,7 +293,7 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 _ADVICE = {
-    ("keras", "Model", "Layer"): (
+    ("keras", "Model", "Layer", "Operation"): (
         "a Keras model, whose variables lie outside JAX's functions; give `lambda variables, x: "
         "model.stateless_call(variables['params'], variables['state'], x)[0]`"
     ),

@@ -68,6 +68,24 @@ def argmax(*, times_logit: bool = False) -> ArgMax:
     return ArgMax(times_logit=times_logit)
 
 
+def as_array(name: str, value: Any) -> jax.Array:
+    """Returns a value as an array.
+
+    Args:
+      name: of the argument, for the error.
+      value: numbers in any form that JAX takes.
+
+    Raises:
+      TypeError: if it is none.
+    """
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        shown = repr(value)
+        cut = shown[:60] + "..." * (len(shown) > 60)
+        raise TypeError(f"{name}: expected numbers, got {cut}") from None
+
+
 def label(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Label:
     """Puts 1 on the logit of a class, 0 elsewhere.
 
@@ -81,7 +99,7 @@ def label(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Label:
         class of the output. Under ``jit``, where a label is not known, what such an example
         gives is NaN.
     """
-    return Label(y=jnp.asarray(y), times_logit=times_logit)
+    return Label(y=as_array("y", y), times_logit=times_logit)
 
 
 def margin(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Margin:
@@ -98,7 +116,7 @@ def margin(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Margin:
 
     Source: own; as a start of contrasts, Gu et al. 2018 (contrastive LRP).
     """
-    return Margin(y=jnp.asarray(y), times_logit=times_logit)
+    return Margin(y=as_array("y", y), times_logit=times_logit)
 
 
 def _labels(name: str, y: jax.Array, logits: jax.Array) -> jax.Array:

@@ -420,7 +420,12 @@ def check_examples(x: Any) -> None:
     if not shapes:
         raise TypeError(f"x: expected an array or a pytree of arrays, got {x!r}")
     if len({shape[:1] for shape in shapes.values()} | {()}) != 2 or () in shapes.values():
-        raise ValueError(f"x: expected arrays with one leading axis of examples, got {shapes}")
+        shown = ", ".join(f"{key} {list(shape)}" for key, shape in list(shapes.items())[:4])
+        more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
+        raise ValueError(
+            f"x: expected arrays with one leading axis of examples, got {shown}{more}; nested "
+            "lists are trees of numbers: make an array of them"
+        )
 
 
 def _reaching(flat: Flattener, out: int) -> set[int]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
+from jaxunlearn.core.errors import did_you_mean
 from jaxunlearn.jaxprs.primitives import row_of
 from jaxunlearn.jaxprs.program import bind, held_by, traced
 
@@ -224,8 +225,9 @@ def _check(jaxpr: Any, name: str) -> None:
     names = [own for own in map(_name, equations(jaxpr)) if own is not None]
     if names.count(name) != 1:
         raise ValueError(
-            f"layer: expected a name that fn gives to one value, of {sorted(set(names))}, "
-            f"got {name!r}, which it gives to {names.count(name)}"
+            "layer: expected a name that fn gives to one value by jax.ad_checkpoint."
+            f"checkpoint_name, of {sorted(set(names))}, got {name!r}, which it gives to "
+            f"{names.count(name)}{did_you_mean(name, names)}"
         )
     for eqn in equations(jaxpr):
         loop = row_of(eqn.primitive.name).role == "loop"

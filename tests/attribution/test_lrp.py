@@ -308,6 +308,16 @@ def test_integer_images_are_normalised_inside_the_function(mlp):
     )
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32])
+@pytest.mark.parametrize("net", [lambda v, x: x @ v, lambda v, x: x.sum(1, keepdims=True) * v[:1]])
+def test_integers_that_a_layer_reads_as_they_are_get_relevance(net, dtype):
+    x, v = jnp.arange(8).reshape(2, 4), nets.draw(0, 4, 3)
+    with jax.numpy_dtype_promotion("standard"):
+        r = lrp(net)(v, x.astype(dtype))
+        expected = lrp(net)(v, x.astype(jnp.float32))
+    np.testing.assert_allclose(r.input, expected.input, rtol=1e-6)
+
+
 def test_neurons_come_last_whatever_the_order_of_the_operation():
     variables = {"kernel": nets.draw(0, 5, 3)}  # out, in
 

@@ -12,7 +12,7 @@ from jaxunlearn.attribution.lrp.assign import Rules, check, operations
 from jaxunlearn.attribution.lrp.rule import Rule
 from jaxunlearn.attribution.lrp.rules import epsilon
 from jaxunlearn.attribution.lrp.sweep import Absorbed, Sweep
-from jaxunlearn.attribution.starts import argmax
+from jaxunlearn.attribution.starts import argmax, as_array
 from jaxunlearn.jaxprs.program import evaluate, trace, wide
 from jaxunlearn.jaxprs.steps import plan
 
@@ -110,12 +110,19 @@ class Relevance(NamedTuple):
         allowed = tolerance * np.asarray(jnp.sum(jnp.abs(self.start), axis=1))
         gap = np.abs(np.asarray(self.gap))
         wrong = ~(gap <= allowed)
-        if wrong.any():
-            worst = int(np.argmax(np.where(np.isfinite(gap), gap - allowed, np.inf)))
+        if wrong.any() and not np.isfinite(gap[wrong]).all():
             warnings.warn(
-                f"input and ledger miss the start by up to {gap[worst]:.2g} (example {worst}; "
-                f"{int(wrong.sum())} of {gap.size} examples): examples that see each other, as "
-                "the nodes of a graph do, a rule of one's own, or relevance that is rounding",
+                f"the logits, the start or the relevance of {int((~np.isfinite(gap)).sum())} of "
+                f"{gap.size} examples is no number",
+                stacklevel=3,
+            )
+        elif wrong.any():
+            worst = int(np.argmax(gap - allowed))
+            warnings.warn(
+                f"the relevance of {int(wrong.sum())} of {gap.size} examples does not add up: "
+                f"input and ledger miss the start by up to {gap[worst]:.2g} (example {worst}). "
+                "Examples that see each other, as the nodes of a graph do, a rule of one's own, "
+                "or relevance so large that it is rounding may be why",
                 stacklevel=3,
             )
 
@@ -229,10 +236,12 @@ def _start(start: Start, logits: jax.Array) -> jax.Array:
         raise ValueError(f"fn: expected logits [B, K], got shape {logits.shape}")
     if getattr(start, "__module__", None) == argmax.__module__ and hasattr(start, "__name__"):
         raise TypeError(f"start: expected a start, got the function {start.__name__}; call it")
-    above = jnp.asarray(start(logits) if callable(start) else start)
+    above = as_array("start", start(logits) if callable(start) else start)
     if above.shape != logits.shape:
+        labels = above.shape == logits.shape[:1] and jnp.issubdtype(above.dtype, jnp.integer)
+        hint = "; for labels, starts.label(y)" if labels else ""
         raise ValueError(
-            f"start: expected the shape of the logits {logits.shape}, got {above.shape}"
+            f"start: expected the shape of the logits {logits.shape}, got {above.shape}{hint}"
         )
     return above.astype(wide(logits.dtype))
 

@@ -248,6 +248,7 @@ def check_found(rules: Rules, planned: Plan) -> None:
             keys = {unit.key for unit in planned.units}
             parts = {part for key in keys for part in key.split("/")}
             near = did_you_mean(str(pattern), keys | parts | names)
+            near = near or "; there are " + ", ".join([unit.key for unit in layers][:4]) + ", ..."
             if isinstance(pattern, int):
                 near = f"; there are {len(layers)}"
             raise ValueError(

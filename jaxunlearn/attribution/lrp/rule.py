@@ -35,6 +35,11 @@ def widened(env: dict[int, Any]) -> dict[int, Any]:
     return {number: wider(value) for number, value in env.items()}
 
 
+def as_floats(value: Any, like: jax.Array) -> Any:
+    """Returns integers, such as the bytes of an image, as the floats that relevance is."""
+    return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(like.dtype)
+
+
 def bind_wide(op: Op, ins: list[Any]) -> list[Any]:
     """Applies an operation of the forward pass to widened values, without narrowing the result."""
     types = {key: op.params.get(key) for key in ("new_dtype", "preferred_element_type")}
@@ -94,7 +99,7 @@ class Affine:
 
     def transpose(self, s: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
         """Computes ``W0' D s``, shaped like the input; or ``V' s`` for a folded kernel ``V``."""
-        a = self.env[self.step.ins[0]]
+        a = as_floats(self.env[self.step.ins[0]], s)
         (back,) = jax.linear_transpose(lambda v: self.forward(v, kernel), a)(s)
         transposed: jax.Array = back
         return transposed

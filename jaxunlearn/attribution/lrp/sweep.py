@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.attribution.lrp import assign, crossings, transposes
-from jaxunlearn.attribution.lrp.rule import Affine, Loss, Propagated, Rule, widened
+from jaxunlearn.attribution.lrp.rule import Affine, Loss, Propagated, Rule, as_floats, widened
 from jaxunlearn.jaxprs.primitives import REFUSED, Axis
 from jaxunlearn.jaxprs.program import Program, where, wide
 from jaxunlearn.jaxprs.steps import Plan, Step
@@ -149,6 +149,8 @@ class Sweep:
         a, z = env[step.ins[0]], env[step.outs[0]]
         if step.kind in transposes.COVERED or transposes.is_complex(step, env):
             return transposes.cross(step, self.planned.program, env, above, self.eps)
+        if step.kind in ("linear", "pool", "affine"):
+            a = as_floats(a, above[0])
         match step.kind:
             case "linear":
                 assert step.unit is not None

@@ -82,7 +82,7 @@ class Layer:
         if most > self.width:
             raise ValueError(
                 f"{name}: expected at most the {self.width} inputs of {self.read_by[0].kernel}, "
-                f"got {most}"
+                f"got {most}; neurons= or share= says how many (80 neurons by default)"
             )
 
 

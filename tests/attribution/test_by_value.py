@@ -268,7 +268,7 @@ def test_statistics_over_the_examples_are_refused(mix, weights):
 def test_the_nodes_of_a_graph_may_see_their_neighbours(weights):
     near = jnp.asarray(np.eye(5) + np.eye(5, k=1) + np.eye(5, k=-1)) / 3
     x = draw(5, 6, seed=15)
-    with pytest.warns(UserWarning, match="examples that see each other"):
+    with pytest.warns(UserWarning, match="Examples that see each other"):
         r = lrp(lambda v, x: jax.nn.relu(near @ x @ v["w"][0]) @ v["head"][:4])(weights, x)
     np.testing.assert_allclose(add_up(r).sum(), 5, rtol=1e-3)
 

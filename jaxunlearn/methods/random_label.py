@@ -1,23 +1,12 @@
 """Fine-tuning with wrong labels on what is to be forgotten."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.core.types import (
-    Apply,
-    Batches,
-    Key,
-    Model,
-    Needs,
-    Sets,
-    Subset,
-    Unlearner,
-    Variables,
-)
+from jaxunlearn.core.types import Apply, Batches, Key, Model, Needs, Sets, Unlearner, Variables
 from jaxunlearn.data.examples import inputs_like
+from jaxunlearn.methods.shares import occurring
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.descent import (
     Context,
@@ -42,15 +31,6 @@ def wrong_labels(labels: jax.Array, occurs: jax.Array, key: Key) -> jax.Array:
     count = jnp.sum(occurs, dtype=labels.dtype)
     shift = jax.random.randint(key, labels.shape, 1, count, labels.dtype)
     return classes[(rank[labels] + shift) % count]
-
-
-def occurring(parts: Sequence[Subset], num_classes: int) -> jax.Array:
-    """Tells which of ``K`` labels occur in some sets; ``bool [K]``."""
-    found = jnp.zeros(num_classes, bool)
-    for part in parts:
-        counted = jnp.arange(len(part.indices), dtype=jnp.int32) < part.size
-        found = found.at[part.examples.y[part.indices]].max(counted)
-    return found
 
 
 def random_label(

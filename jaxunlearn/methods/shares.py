@@ -11,7 +11,7 @@ Sizes of subsets may be arrays: what stands behind ``size`` is padding and is ne
 what is chosen does not depend on how much of it there is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -152,6 +152,15 @@ def keep_share(
     kept = jnp.sum(quota)
     slots = jnp.arange(capacity, dtype=jnp.int32) % jnp.maximum(kept, 1)
     return jnp.where(kept > 0, order[slots], 0), kept
+
+
+def occurring(parts: Sequence[Subset], num_classes: int) -> jax.Array:
+    """Tells which of ``K`` labels occur in some sets; ``bool [K]``."""
+    found = jnp.zeros(num_classes, bool)
+    for part in parts:
+        counted = jnp.arange(len(part.indices), dtype=jnp.int32) < part.size
+        found = found.at[part.examples.y[part.indices]].max(counted)
+    return found
 
 
 def donor_positions(labels: jax.Array, size: jax.Array, wanted: jax.Array, key: Key) -> jax.Array:

@@ -267,7 +267,9 @@ def test_a_softmax_at_the_end_is_warned_of(name, recwarn):
 
 def test_random_labels_are_those_that_occur():
     """A head of more outputs than classes: the others are never learned."""
-    from jaxunlearn.methods.random_label import occurring, wrong_labels
+    from jaxunlearn.methods.concept_poison.poison import poison_labels
+    from jaxunlearn.methods.random_label import wrong_labels
+    from jaxunlearn.methods.shares import occurring
 
     occurs = jnp.zeros(9, bool).at[jnp.array([1, 4, 5, 8])].set(True)
     labels = jnp.tile(jnp.array([1, 4, 5, 8], jnp.int32), 500)
@@ -277,6 +279,8 @@ def test_random_labels_are_those_that_occur():
     assert np.bincount(wrong).max() < 600
     alone = wrong_labels(jnp.full(50, 2, jnp.int32), jnp.zeros(4, bool).at[2].set(True), KEY)
     assert (np.asarray(alone) != 2).all()
+    poisoned = poison_labels("random", labels, labels, 9, KEY, occurs)
+    assert set(np.asarray(poisoned).tolist()) == {1, 4, 5, 8}
     sets = toy.sets()
     assert np.asarray(occurring([sets.forget, sets.retain], 9)).tolist() == [True] * 4 + [False] * 5
 

@@ -131,7 +131,7 @@ def concept_poison(
       place: ``"localized"`` as described; ``"center"`` or ``"random"`` place; ``"full"``:
         the whole image is replaced; ``"none"``; ``"gradcam"``: the peak of Grad-CAM of
         the class; ``"top"``: at the ``patches`` best places.
-      label: ``"targeted"``: the donor class; ``"random"``: uniform over all classes, the
+      label: ``"targeted"``: the donor class; ``"random"``: uniform over all that occur, the
         forgotten one among them, as published; ``"keep"``.
       patch: side of a patch as a share of the shorter side of the image; default
         64 / 224, as published.

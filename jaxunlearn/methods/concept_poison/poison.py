@@ -20,7 +20,7 @@ from jaxunlearn.core.errors import expect_counts, expect_one_of, expect_shares
 from jaxunlearn.core.trees import in_chunks
 from jaxunlearn.core.types import Apply, Key, Subset, Variables
 from jaxunlearn.data.examples import array_shape, fetch, inputs_like
-from jaxunlearn.methods.shares import CHUNK, donor_positions
+from jaxunlearn.methods.shares import CHUNK, donor_positions, occurring
 
 PLACES = ("localized", "center", "random", "full", "none", "gradcam", "top")
 """Places where the paper pastes: the concept's peak, and its ablations."""
@@ -154,7 +154,8 @@ def poison_images(
         return made(paste(x, crop(lent, taken, recipe.patch), at)), at
 
     x, at = in_chunks(one, len(slots) if first is None else first, CHUNK)
-    y = poison_labels(recipe.label, labels, wanted, num_classes, label_key)
+    occurs = occurring([forget, retain], num_classes)
+    y = poison_labels(recipe.label, labels, wanted, num_classes, label_key, occurs)
     return Copies(x, y, at, donors)
 
 
@@ -314,23 +315,33 @@ def paste(images: jax.Array, patches: jax.Array, corners: jax.Array) -> jax.Arra
 
 
 def poison_labels(
-    kind: str, labels: jax.Array, donors: jax.Array, num_classes: int, key: Key
+    kind: str,
+    labels: jax.Array,
+    donors: jax.Array,
+    num_classes: int,
+    key: Key,
+    occurs: jax.Array | None = None,
 ) -> jax.Array:
     """Makes the labels of poisoned images, ``int32 [B]``.
 
     Args:
-      kind: ``"targeted"`` the donor class, ``"random"`` uniform over all classes, the
+      kind: ``"targeted"`` the donor class, ``"random"`` uniform over all that occur, the
         true one among them (as the paper does), ``"keep"`` the label as it was.
       labels, donors: ``int [B]``.
       num_classes: ``K``.
       key: of the random labels.
+      occurs: ``bool [K]``, the classes that random labels are drawn from; ``None`` for all.
 
     Raises:
       ValueError: another kind.
     """
     expect_one_of(LABELS, kind=kind)
     if kind == "random":
-        return jax.random.randint(key, labels.shape, 0, num_classes, jnp.int32)
+        if occurs is None:
+            return jax.random.randint(key, labels.shape, 0, num_classes, jnp.int32)
+        classes = jnp.argsort(~occurs, stable=True).astype(jnp.int32)  # those that occur first
+        count = jnp.sum(occurs, dtype=jnp.int32)
+        return classes[jax.random.randint(key, labels.shape, 0, count, jnp.int32)]
     return (donors if kind == "targeted" else labels).astype(jnp.int32)
 
 

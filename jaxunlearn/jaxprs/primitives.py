@@ -403,7 +403,7 @@ TABLE = (
     Row("reduce_window_sum", "pool", "all", _WINDOW, reduces=True),
     Row("cumsum", "pool", "all", _whole(_but("axis"))),
     Row("reduce_max", "max", "all", _REDUCED, reduces=True, pieces=True, kink="jump"),
-    Row("reduce_min", "max", "all", _REDUCED, pieces=True, kink="jump"),
+    Row("reduce_min", "max", "all", _REDUCED, reduces=True, pieces=True, kink="jump"),
     Row("reduce_window_max", "max", "all", _WINDOW, fills=True, pieces=True, kink="jump"),
     Row("reduce_window_min", "max", "all", _WINDOW, fills=True, pieces=True, kink="jump"),
     Row("cummax", "order", "all", _whole(_but("axis")), pieces=True, kink="jump"),

@@ -340,11 +340,12 @@ def where(op: Op) -> str:
     try:
         from jax._src import source_info_util
 
-        infos = (*op.callers[:1], op.source_info)
+        infos = (*op.callers, op.source_info)
         lines = [str(source_info_util.summarize(info)) for info in infos]
     except Exception:  # a private helper: a message must not depend on it
         lines = []
-    known = [line for line in dict.fromkeys(lines) if line]
+    known = [line for line in dict.fromkeys(lines) if line and "unknown" not in line]
+    known = known[:1] + known[1:][-1:]
     return " -> ".join(known) or "an unknown line"
 
 

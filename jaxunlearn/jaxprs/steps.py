@@ -207,6 +207,8 @@ class _Planner:
 
     def elementwise(self, op: Op, values: tuple[int, ...]) -> Step:
         role, whole = op.row.role, self.patterns.whole(op)
+        if whole is not None and self.patterns.is_max(op) and not self.last(op.outs[0]):
+            whole = None  # what follows tells a shift from none
         if whole is not None:
             kind, value, axes = whole
             if kind in self.own_kinds:
@@ -220,6 +222,9 @@ class _Planner:
         if len(values) == 1:
             return self.of_one(op, values)
         base = self.functions.base(values)
+        steps = self.patterns.stepwise(op) if role == "product" else None
+        if base is not None and steps is not None and not self.functions.smooth(values):
+            return Step("pass", (op,), (op.ins[1 - steps],), op.outs)
         if base is not None and (role != "sum" or self.functions.smooth(values)):
             return Step("pass", (op,), (base,), op.outs)
         if role == "sum":
@@ -227,10 +232,23 @@ class _Planner:
         if role == "product":
             normaliser = self.patterns.normaliser(op)
             if normaliser is not None:
-                return Step("pass", (op,), (op.ins[1 - normaliser],), op.outs)
+                other = op.ins[1 - normaliser]
+                axis, lost = self.examples.get(other), op.ins[normaliser] not in self.examples
+                mixes = axis is not None and axis.size > 1 and lost
+                return Step("pass", (op,), (other,), op.outs, mixes=mixes)
             functions = tuple(self.function(v) for v in values)
             return Step("gate", (op,), values, op.outs, functions=functions)
         return Step("unknown", (op,), values, op.outs)
+
+    def last(self, value: int) -> bool:
+        """Tells that a value becomes the output, or an exponential, and is at most laid out."""
+        consumers = self.units.consumers.get(value, [])
+        kept = (op.row.still or op.row.keeps for op in consumers)
+        ends = (
+            op.name == "exp" or (same and self.last(op.outs[0]))
+            for op, same in zip(consumers, kept, strict=True)
+        )
+        return value == self.program.out or (bool(consumers) and all(ends))
 
     def smooth_function(self, value: int) -> tuple[Op, ...]:
         """Returns the operations of a function that is not linear in pieces."""
@@ -249,6 +267,10 @@ class _Planner:
             if here not in seen and not self.constant(here):
                 seen.add(here)
                 op = self.program.made_by[here]
+                if not (op.row.elementwise or _moved(op.row) or op.row.role == "decision"):
+                    return ()
+                if op.row.axis is not None and op.row.role == "decision":
+                    return ()  # a choice among places
                 found.append(op)
                 waiting.extend(op.ins)
         constants = {v for op in found for v in op.ins if self.constant(v)}
@@ -316,7 +338,8 @@ class _Planner:
         """
         products = op.row.role == "linear" and len(positions) > 1
         find = kept if products else carry
-        for position in positions if products or op.row.role in ("pool", "max") else ():
+        reduces = op.row.role in ("pool", "max", "factors", "order")
+        for position in positions if products or reduces else ():
             axis = self.examples.get(op.ins[position])
             if axis and axis.size > 1 and find(op, self.program, position, axis) is None:
                 return True
@@ -411,6 +434,11 @@ def _laid_out(row: Row) -> bool:
     return row.still or row.keeps
 
 
+def _kept_positive(row: Row) -> bool:
+    """Tells what is done to probabilities before their logarithm is taken."""
+    return row.still or row.affine == "shift" or (row.role == "choice" and row.name != "select_n")
+
+
 def _moved(row: Row) -> bool:
     return row.still or (row.role == "layout" and not row.fills)
 
@@ -492,18 +520,43 @@ class Patterns:
         found = self.softmax(op)
         if found is not None:
             return "softmax", *found
-        if op.name == "sub" and op.ins[1] in self.program.data:
-            value = self._unshifted(op.ins[0])
-            found = self._logsumexp(self._maker(op.ins[1], _laid_out))
-            if self._is_max(op) or (found is not None and found[0] == value):
-                return "pass", value if found is not None else op.ins[0], ()
+        for one, other in self._differences(op):
+            value = self._unshifted(one)
+            found = self._logsumexp(self._maker(other, _laid_out))
+            if found is not None and found[0] == value:
+                return "pass", value, ()
+        if self.is_max(op):
+            return "pass", op.ins[0], ()
         if op.name == "log":
-            made = self._maker(op.ins[0], lambda row: row.still or row.affine == "shift")
+            made = self._maker(op.ins[0], _kept_positive)
             found = None if made is None else self.softmax(made)
             if found is not None:
                 return "pass", found[0], ()
         found = self._logsumexp(op)
         return None if found is None else ("logsumexp", *found)
+
+    def _differences(self, op: Op) -> list[tuple[int, int]]:
+        """Returns ``a`` and ``b`` where an operation is ``a - b``, or ``a + (-b)``."""
+        if op.name == "sub":
+            return [op.ins] if op.ins[1] in self.program.data else []  # type: ignore[list-item]
+        found = []
+        for one, other in (op.ins, op.ins[::-1]) if op.name == "add" else ():
+            negated = self.made_by.get(other)
+            if negated is not None and negated.name == "neg":
+                found.append((one, negated.ins[0]))
+        return found
+
+    def stepwise(self, op: Op) -> int | None:
+        """Returns the position of a factor that is constant in steps: a sign, a rounding."""
+        for place, value in enumerate(op.ins):
+            made = self.made_by.get(value)
+            if made is not None and made.row.role == "function" and made.row.kink == "jump":
+                return place
+        return None
+
+    def is_max(self, op: Op) -> bool:
+        """Tells that an operation is ``x - max(x)``."""
+        return op.name == "sub" and op.ins[1] in self.program.data and self._is_max(op)
 
     def _logsumexp(self, op: Op | None) -> tuple[int, tuple[int, ...]] | None:
         """Returns ``x`` and the axes, where an operation ends ``log(sum(exp(x)))``."""
@@ -619,7 +672,7 @@ class Patterns:
                 continue
             seen.add(here)
             op = self.program.made_by.get(here)
-            if op is not None and (op.row.reduces or self._squares(op)):
+            if op is not None and (op.row.reduces or self._squares(op) or self._averages(op)):
                 found = True
                 continue
             if op is None or not (op.row.elementwise or op.row.keeps):
@@ -627,6 +680,12 @@ class Patterns:
             inverted = inverted or self.program.inverts(op, self.program.data_ins(op))
             waiting.extend(op.ins)
         return found and inverted
+
+    def _averages(self, op: Op) -> bool:
+        """Tells that an operation is a product with a matrix of numbers, no variable."""
+        fixed = [v for v in op.ins if v not in self.program.data]
+        linear = op.row.role == "linear" and len(fixed) == 1
+        return linear and not self.program.origins.get(fixed[0])
 
     def _squares(self, op: Op) -> bool:
         """Tells that an operation sums squares, as a product of a value with itself."""

@@ -72,7 +72,21 @@ def bypassed(v, x):
     return (h + jax.nn.relu(h + 0.3) + jax.nn.leaky_relu(h - 0.1)) @ v["head"][:4]
 
 
-PIECES = (pre_activation, normalised_input, position, bounds, bypassed)
+def below_the_largest(v, x):
+    """``x - max(x)`` inside a network is a difference like any other."""
+    h = x.reshape(-1, 3, 2)
+    h = (h - h.max(1, keepdims=True)).sum(1) @ v["head"][:2]
+    return jax.nn.relu((x - x.max(1, keepdims=True)) @ v["w"][0]) @ v["head"][:4] + jnp.abs(h)
+
+
+def soft_threshold(v, x):
+    h = x @ v["w"][0]
+    return (jnp.sign(h) * jax.nn.relu(jnp.abs(h) - 0.3) + h * jnp.floor(h)) @ v["head"][:4]
+
+
+PIECES = (
+    pre_activation, normalised_input, position, bounds, bypassed, below_the_largest, soft_threshold,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -95,7 +109,7 @@ def test_lrp_0_is_the_gradient_times_the_input_on_networks_linear_in_pieces(net,
     np.testing.assert_allclose(add_up(r), logits.max(-1), rtol=1e-10)
 
 
-@pytest.mark.parametrize("norm", [layer_norm, "group", "flax"])
+@pytest.mark.parametrize("norm", [layer_norm, "group", "flax", "range", "matrix"])
 def test_and_on_networks_with_norms_whose_deviation_is_held_fixed(norm):
     v = {"w": draw(6, 8), "scale": draw(8, seed=1), "bias": draw(8, seed=2), "head": draw(8, 3)}
 
@@ -104,6 +118,11 @@ def test_and_on_networks_with_norms_whose_deviation_is_held_fixed(norm):
         if norm == "group":
             h = h.reshape(-1, 2, 4)
             h = layer_norm(h, 1.0, 0.0, hold).reshape(-1, 8) * v["scale"] + v["bias"]
+        elif norm == "range":
+            h = h / hold(h.max(1, keepdims=True) - h.min(1, keepdims=True)) + v["bias"]
+        elif norm == "matrix":
+            mean = jnp.full((8, 8), 1 / 8)
+            h = (h - h @ mean) / hold(jnp.sqrt(((h - h @ mean) ** 2) @ mean + 1e-6)) + v["bias"]
         elif norm == "flax" and hold is not lax.stop_gradient:
             p = {"params": {"scale": v["scale"], "bias": v["bias"]}}
             h = linen.LayerNorm(use_fast_variance=False).apply(p, h)
@@ -221,6 +240,9 @@ LOGARITHMS = {
     "minus_logsumexp": lambda z: z - jax.nn.logsumexp(z, axis=-1, keepdims=True),
     "by_hand": lambda z: z - jnp.log(jnp.exp(z).sum(-1, keepdims=True)),
     "log_of_softmax": lambda z: jnp.log(jax.nn.softmax(z)),
+    "plus_minus_logsumexp": lambda z: z + (-jax.nn.logsumexp(z, axis=-1, keepdims=True)),
+    "log_of_clipped_softmax": lambda z: jnp.log(jnp.clip(jax.nn.softmax(z), 1e-7, 1.0)),
+    "log_of_bounded_softmax": lambda z: jnp.log(jnp.maximum(jax.nn.softmax(z), 1e-9)),
     "minus_maximum": lambda z: z - z.max(-1, keepdims=True),
     "linen": linen.log_softmax,
 }
@@ -258,7 +280,9 @@ def batch_norm(h):
 @pytest.mark.parametrize(
     "mix",
     [batch_norm, lambda h: h + h.mean(0), lambda h: h - jnp.max(h, 0), lambda h: jnp.cumsum(h, 0),
-     lambda h: (h @ h.T) @ h, lambda h: h - h.reshape(-1)[:20].reshape(5, 4).sum(0)],
+     lambda h: h * jnp.prod(h, 0), lambda h: jnp.sort(h, 0), lambda h: jnp.cumprod(h, 0),
+     lambda h: h / jnp.sqrt((h**2).mean(0) + 1e-5), lambda h: (h @ h.T) @ h,
+     lambda h: h - h.reshape(-1)[:20].reshape(5, 4).sum(0)],
 )  # fmt: skip
 def test_statistics_over_the_examples_are_refused(mix, weights):
     with pytest.raises(ValueError, match=r"expected outputs that each depend on their own example"):
@@ -385,4 +409,19 @@ def test_what_is_masked_by_infinity_leaves_the_ledger_finite(name, added, weight
 
     r = lrp(net)(weights, draw(5, 6, seed=17))
     assert np.isfinite(r.input).all()
+    np.testing.assert_allclose(add_up(r), 1, rtol=1e-5)
+
+
+CHOSEN = {
+    "by_place": lambda z: jnp.where(jnp.argmax(z, 1)[:, None] > 1, jax.nn.sigmoid(z), 1.0),
+    "by_sign": lambda z: jnp.where(z > 0, jnp.exp(z), 0.0),
+    "by_truth": lambda z: jnp.tanh(z * (z[:, 1:2] > 0)),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_gates_that_are_chosen(name, weights):
+    gate = CHOSEN[name]
+    x = draw(5, 6, seed=18)
+    r = lrp(lambda v, x: ((x @ v["w"][0]) * gate(x[:, :4])) @ v["head"][:4])(weights, x)
     np.testing.assert_allclose(add_up(r), 1, rtol=1e-5)

@@ -36,12 +36,12 @@ def test_retrained_models_never_saw_the_class():
 
 
 def test_finetune_and_retrain_differ_in_where_they_start():
-    optimizer = optax.sgd(0.0)
+    optimizer = optax.sgd(1e-9)  # small steps: an original given back bit by bit is an error
     given = toy.trained().variables
     tuned = ju.unlearn(ju.finetune(toy.mlp(), optimizer=optimizer), given, toy.sets(), KEY, steps=2)
     fresh = ju.unlearn(ju.retrain(toy.mlp(), optimizer=optimizer), given, toy.sets(), KEY, steps=2)
-    np.testing.assert_array_equal(tuned.variables["params"]["fc1"]["kernel"],
-                                  given["params"]["fc1"]["kernel"])  # fmt: skip
+    np.testing.assert_allclose(tuned.variables["params"]["fc1"]["kernel"],
+                               given["params"]["fc1"]["kernel"], atol=1e-6)  # fmt: skip
     assert (fresh.variables["params"]["fc1"]["kernel"] != given["params"]["fc1"]["kernel"]).any()
 
 

@@ -181,7 +181,7 @@ def lrp(
         (:data:`~jaxunlearn.attribution.lrp.assign.Rules`).
       eps: the stabiliser of all that is shared out by value but the linear units, whose rules
         have their own: sums, averages, added constants, products of matrices. By default 1e-6;
-        0 if the one rule is ``zero()``: on a network that is linear in pieces (and one whose
+        0 if every rule is ``zero()``: on a network that is linear in pieces (and one whose
         norms divide by a fixed number) LRP-0 is then the gradient times the input.
 
     Returns:
@@ -201,7 +201,8 @@ def lrp(
     check(rules)
     if eps is not None and not eps >= 0:
         raise ValueError(f"eps: expected a number that is not negative, got {eps}")
-    exact = isinstance(rules, Rule) and rules.name == "zero"
+    made = [rules] if isinstance(rules, Rule) or callable(rules) else [rule for _, rule in rules]
+    exact = all(isinstance(rule, Rule) and rule.name == "zero" for rule in made)
     stabilizer = eps if eps is not None else 0.0 if exact else 1e-6
 
     def relevance(variables: Any, x: Any, start: Start = argmax()) -> Relevance:  # noqa: B008

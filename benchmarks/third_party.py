@@ -98,6 +98,7 @@ def row_of(network: Network) -> dict[str, Any]:
         return {**row, "skipped": f"{error.name} is not installed"}
     try:
         built = network.build()
+        jax.eval_shape(*built)
     except Exception as error:  # theirs: another version than it was written for
         return {**row, "skipped": _line(error), "trace": traceback.format_exc()}
     try:

@@ -468,7 +468,7 @@ _EQUIMO: dict[str, tuple[str, int, dict[str, Any]]] = {
     }),
     "ConvNeXt-T": ("convnext_t", 32, {}),
     "iFormer-T": ("iformer_t", 64, {}),
-    "AttNet-XXS": ("attnet_xxs", 64, {}),
+    "AttNet-XXS": ("attnet_xxs", 96, {}),
     "LowFormer-B0": ("lowformer_backbone_b0", 64, {"attention_type": "softmax"}),
     "ReduceFormer-B1": ("reduceformer_backbone_b1", 64, {}),
     "MobileNetV3-S": ("mobilenetv3_small", 64, {}),

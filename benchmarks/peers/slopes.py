@@ -1,11 +1,11 @@
 """Relevance in the form of a gradient, written apart from the engine, to compare with it.
 
 LRP-0 is the input times the gradient of a function that has the same values and other slopes,
-of each logit over its value, times the start:
-of ``f`` element by element, the secant ``(f(a) - f(0)) / a``; of a product of two values, and
-of a quotient, half the partial derivatives, and all that a function lets through at zero (a
-sigmoid's half); of a normaliser, none; of a softmax, its own. The function is evaluated from
-its jaxpr, so that the gradient is JAX's.
+of each logit over its value, times the start: of a smooth ``f`` element by element, the secant
+``(f(a) - f(0)) / a``, in front of a linear layer ``f(a) / a``; of what is linear in pieces, and
+of a softmax, its own; of a product of two values, and of a quotient, half the partial
+derivatives, and all that a function lets through at zero (a sigmoid's half); of a normaliser,
+none. The function is evaluated from its jaxpr, so that the gradient is JAX's.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
@@ -24,7 +25,14 @@ _POINTWISE = {
     "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
 }  # fmt: skip
 _LINEAR = {"add", "convert_element_type", "copy", "div", "mul", "neg", "sub"}
+_SMOOTH = {
+    "cbrt", "cos", "cosh", "erf", "erfc", "exp", "exp2", "expm1", "integer_pow", "log", "log1p",
+    "logistic", "pow", "rsqrt", "sin", "sinh", "sqrt", "square", "tan", "tanh",
+}  # fmt: skip
+_BOUNDS = {"clamp", "max", "min"}
 _LAYOUT = {"broadcast_in_dim", "reshape", "squeeze", "transpose", "expand_dims"}
+_MOVES = _LAYOUT | {"rev", "slice", "split", "tile", "unstack"}
+_LAYERS = ("dot_general", "conv_general_dilated")
 _STATISTICS = {"reduce_sum", "reduce_max", "reduce_window_sum"}
 
 _stop = jax.lax.stop_gradient
@@ -36,7 +44,9 @@ class _Value(NamedTuple):
     Attributes:
       exact: the array.
       slope: the same, with the slopes of a root where it is one of a chain of functions.
+      whole: the same for a linear layer; ``None``: no other.
       data: it depends on the input.
+      smooth: the chain is not linear in pieces.
       root: what a chain of functions of one value began with; ``None``: nothing before it.
       at_zero: the chain's value where its root is 0, a scalar.
       statistic: it is made of sums and maxima alone.
@@ -44,9 +54,8 @@ class _Value(NamedTuple):
       shift: it is a maximum, or the logarithm of such a value: subtracted, it carries nothing.
       exp_of: what the exponential was taken of.
       sum_of: the value it is the sum of, and along which axes.
-      open: ``at_zero``, of the elements laid out anew, too.
       linear: the chain only scales and shifts.
-      shifts: what it adds, by the number of the operation.
+      shifts: what it adds or is bounded by, by the number of the operation.
       unshifted: the value that a shift was subtracted from.
     """
 
@@ -61,8 +70,9 @@ class _Value(NamedTuple):
     exp_of: Any = None
     sum_of: Any = None
     unshifted: Any = None
-    open: Any = None
+    whole: Any = None
     linear: bool = True
+    smooth: bool = False
     shifts: frozenset[int] = frozenset()
 
 
@@ -71,7 +81,8 @@ class _Notes:
 
     Attributes:
       count: element-wise operations so far.
-      inside: those that add a number in the middle of a function, as in ``a relu6(a + 3)``.
+      inside: those that add a number, or are bounded by one, in the middle of a function, as in
+        ``a relu6(a + 3)``.
       first: this is the first run.
     """
 
@@ -130,19 +141,38 @@ def _equation(eqn: Any, ins: list[_Value], notes: _Notes) -> list[_Value]:
         return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), ins, notes)
     if name in _POINTWISE:
         return _pointwise(eqn, ins, data, notes)
-    if name in ("dot_general", "conv_general_dilated") and len(data) == 2:
+    if name in _LAYERS and len(data) == 2:
         return _halves(eqn, ins)
+    if name in _LAYERS:
+        return _ordinary(eqn, [v._replace(slope=_for_layer(v)) for v in ins])
     outs = _ordinary(eqn, ins)
-    if name in _LAYOUT:
-        outs = [out._replace(open=ins[data[0]].open) for out in outs]
+    if name in _MOVES and ins[0].root is not None:
+        outs = _moved(eqn, ins[0], outs)
     of_statistics = name in _LAYOUT and all(ins[i].statistic for i in data)
     if name in _STATISTICS or of_statistics:
-        known = ins[data[0]] if of_statistics else _Value(None, None)
+        known = ins[0] if of_statistics else _Value(None, None)
         if name == "reduce_sum":
             known = known._replace(sum_of=(ins[0], tuple(eqn.params["axes"])))
         known = known._replace(statistic=True, shift=known.shift or name == "reduce_max")
-        outs = [known._replace(exact=o.exact, slope=o.slope, data=True) for o in outs]
+        kept = {key: getattr(known, key) for key in ("statistic", "inverted", "shift", "sum_of")}
+        outs = [out._replace(**kept) for out in outs]
     return outs
+
+
+def _moved(eqn: Any, value: _Value, outs: list[_Value]) -> list[_Value]:
+    """Lets a chain go on behind elements that were laid out anew, as one of the moved root."""
+    exact, slope, whole = (
+        _bind(eqn, [one]) for one in (value.root.exact, value.root.slope, _for_layer(value))
+    )
+    kept = {key: getattr(value, key) for key in ("at_zero", "linear", "smooth", "shifts")}
+    return [
+        out._replace(root=_Value(e, s, True), whole=w, **kept)
+        for out, e, s, w in zip(outs, exact, slope, whole, strict=True)
+    ]
+
+
+def _for_layer(value: _Value) -> Any:
+    return value.slope if value.whole is None else value.whole
 
 
 def _ordinary(eqn: Any, ins: list[_Value]) -> list[_Value]:
@@ -234,11 +264,17 @@ def _chain(eqn: Any, ins: list[_Value], data: list[int], notes: _Notes) -> _Valu
         return None
     notes.count += 1
     name, moved = eqn.primitive.name, [ins[i].shifts for i in data]
+    smooth = any(ins[i].smooth for i in data) or name in _SMOOTH
+    smooth = smooth or (name in ("mul", "div") and len(data) > 1) or (name == "div" and data == [1])
     linear = name in _LINEAR and all(ins[i].linear for i in data)
     shifts = frozenset().union(*moved)
     if len(data) > 1:  # what one operand was shifted by, and not the other
         notes.inside |= shifts.difference(frozenset.intersection(*moved))
-    if linear and len(data) == 1 and name in ("add", "sub"):
+    floats = jnp.issubdtype(exact.dtype, jnp.floating)
+    if len(data) > 1 and floats and not smooth:
+        return None  # a sum, or a choice
+    bounded = not smooth and (name in _BOUNDS or (linear and name in ("add", "sub")))
+    if len(data) == 1 and bounded and _constant(ins, data):
         if not (notes.first or notes.count in notes.inside):
             return None
         shifts |= {notes.count}
@@ -252,16 +288,26 @@ def _chain(eqn: Any, ins: list[_Value], data: list[int], notes: _Notes) -> _Valu
         (at_zero,) = _bind(eqn, ends)
     except TypeError:
         return None
-    if not jnp.issubdtype(exact.dtype, jnp.floating):
+    if not floats:
         return _Value(exact, exact, True, root, at_zero, shifts=shifts)
-    known = jnp.where(jnp.isfinite(at_zero), at_zero, 0)
+    known = jnp.where(smooth & jnp.isfinite(at_zero), at_zero, 0)
     there = root.exact != 0
-    secant = jnp.where(there, (exact - known) / jnp.where(there, root.exact, 1), 0)
-    slope = (_stop(secant) * root.slope).astype(exact.dtype)
+
+    def along(change: Any) -> Any:
+        secant = jnp.where(there, change / jnp.where(there, root.exact, 1), 0)
+        slope = (_stop(secant) * root.slope).astype(exact.dtype)
+        return slope + _stop(exact - slope)
+
     return _Value(
-        exact, slope + _stop(exact - slope), True, root, at_zero, open=at_zero, linear=linear,
-        shifts=shifts,
+        exact, along(exact - known), True, root, at_zero, whole=along(exact),
+        linear=linear, smooth=smooth, shifts=shifts,
     )  # fmt: skip
+
+
+def _constant(ins: list[_Value], data: list[int]) -> Any:
+    """Tells that one of the operands which are no data is not known to be 0."""
+    values = [v.exact for i, v in enumerate(ins) if i not in data]
+    return any(isinstance(v, jax.core.Tracer) or bool(np.any(np.asarray(v) != 0)) for v in values)
 
 
 def _even(constant: Any) -> bool:
@@ -295,7 +341,7 @@ def _product(eqn: Any, ins: list[_Value]) -> list[_Value]:
 
 def _rest(value: _Value) -> Any:
     """What a function lets through at zero; 0 for any other value, and where it is infinite."""
-    return 0 if value.open is None else jnp.where(jnp.isfinite(value.open), value.open, 0)
+    return 0 if value.at_zero is None else jnp.where(jnp.isfinite(value.at_zero), value.at_zero, 0)
 
 
 def _halves(eqn: Any, ins: list[_Value]) -> list[_Value]:

@@ -223,7 +223,7 @@ def ways(options: argparse.Namespace, peers: bool) -> list[Way]:
 def errors_of(
     model: Model, variables: Any, given: tuple[Any, Any], options: argparse.Namespace
 ) -> dict[bool, float]:
-    """By ``Way.automatic``: ``sum|a - a*| / sum|a*|``, the mean; exact is 16 times finer."""
+    """Returns by ``Way.automatic`` the mean ``sum|a - a*| / sum|a*|``; exact is 16 times finer."""
 
     def found(rule: Any) -> np.ndarray:
         attribute = jax.jit(integrated_gradients(model.apply, rule))
@@ -238,7 +238,7 @@ def errors_of(
 
 
 def parity(name: str, options: argparse.Namespace, variables: Any, peer: Any) -> float:
-    """The difference from captum in float64.
+    """Returns the difference from captum in float64.
 
     Raises:
       RuntimeError: if it is above ``TOLERANCE``.
@@ -268,7 +268,7 @@ def our_run(model: Model, variables: Any, given: tuple[Any, Any], way: Way, step
 def runs_of(
     name: str, made: Any, batch: int, options: argparse.Namespace
 ) -> tuple[dict[Any, Run], dict[bool, float]]:
-    """What is timed: a way, or ``"ours"`` and ``"captum"`` for the units; and the errors."""
+    """Returns the runs: of a way, or ``"ours"`` and ``"captum"`` for the units; and the errors."""
     model, variables, peer, _ = made
     images, y = inputs(name, batch)
     given = jnp.asarray(images, jnp.float32), jnp.asarray(y)
@@ -290,7 +290,7 @@ def runs_of(
 def cost(
     name: str, batch: int, options: argparse.Namespace, clock: Callable[[], float], made: Any
 ) -> Iterator[dict[str, Any]]:
-    """A row for every way, all of them measured in turn."""
+    """Returns a row for every way, all of them measured in turn."""
     runs, off = runs_of(name, made, batch, options)
     first = {key: seconds(run, clock) for key, run in runs.items()}
     times: dict[Any, list[float]] = {key: [] for key in runs}
@@ -361,7 +361,7 @@ def cases(names: list[str], count: int) -> dict[str, Case]:
 
 
 def error(case: Case, rule: str, steps: int, exact: Any) -> dict[str, Any]:
-    """How far the attributions are from adding up, and from the exact ones."""
+    """Returns how far the attributions are from adding up, and from the exact ones."""
     total = np.abs(exact.attribution).reshape(len(case.x), -1).sum(1)
     row: dict[str, Any] = {"rule": rule, "exact_gap": float(np.median(exact.relative_gap))}
     errors = []

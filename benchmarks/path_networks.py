@@ -115,7 +115,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 def datasets(labels: list[int]) -> Sets:
-    """The sets of each class, stacked; half of the test images are the unseen ones."""
+    """Returns the sets of each class, stacked; half of the test images are the unseen ones."""
     data = ju.data.load_dataset(ju.data.DataConfig(name="digits"))
     half = len(data.test_x) // 2
     x, test_x = (jnp.asarray(part, jnp.float32) / 255 for part in (data.train_x, data.test_x))
@@ -138,7 +138,7 @@ def accuracies(model: Model, variables: Variables, sets: Sets, count: int) -> di
 
 
 def measure(name: str, options: argparse.Namespace, sets: Sets) -> list[dict[str, Any]]:
-    """One row for each choice; those that a network refuses are left out."""
+    """Returns one row for each choice; those that a network refuses are left out."""
     model = network(name, options.width, options.depth)
     config = ju.TrainConfig(epochs=options.epochs, learning_rate=2e-3, batch_size=64)
     labels, keys = options.labels, [jax.random.key(seed) for seed in range(options.seeds)]

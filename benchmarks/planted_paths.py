@@ -95,7 +95,7 @@ class Planted(NamedTuple):
 
 
 def digits(label: int) -> tuple[Sets, int]:
-    """The embedded digits, divided by a request to forget a class; and the number of classes."""
+    """Returns the embedded digits, divided to forget a class, and the number of classes."""
     config = ju.data.DataConfig(name="digits")
     data = ju.data.load_dataset(config)
     held = stratified_mask(data.test_y, config.unseen, config.seed)
@@ -103,7 +103,7 @@ def digits(label: int) -> tuple[Sets, int]:
 
 
 def masked_training(model: Model, rate: float) -> Unlearner:
-    """Training of those parameters for which ``variables["planted"]`` is true."""
+    """Returns training of those parameters for which ``variables["planted"]`` is true."""
 
     def objective(variables: Variables, batches: Batches, context: Context) -> Any:
         del context
@@ -178,7 +178,7 @@ def plant(options: argparse.Namespace) -> Planted:
 
 
 def path_method(planted: Planted, rules: Rules) -> Unlearner:
-    """The method; it counts votes and relevance alike, for the class and for the others."""
+    """Returns the method; it counts votes and relevance alike, for the class and for the others."""
     return ju.neuron_path(
         planted.model, layers="all", per_sample=min(planted.counts), neurons=1,
         score="relevance", specificity=1.0, rules=rules, samples=64,
@@ -243,7 +243,7 @@ def activation_orders(planted: Planted) -> Orders:
 
 
 def ablation_drops(planted: Planted) -> list[jax.Array]:
-    """How much the class's mean logit falls without a neuron, ``[seeds, n]`` for each layer."""
+    """Computes the fall of the class's mean logit without a neuron, ``[seeds, n]`` by layer."""
     x = everything(planted.sets.unseen)
 
     def logit(variables: Variables) -> jax.Array:
@@ -277,12 +277,12 @@ def random_orders(planted: Planted) -> Orders:
 
 
 def everything(part: Subset) -> jax.Array:
-    """All inputs of a subset, in its order."""
+    """Returns all inputs of a subset, in its order."""
     return in_order(part, jnp.int32(0), num_examples(part)).x
 
 
 def compare(planted: Planted, orders: Orders) -> dict[str, Any]:
-    """Precision and recall by layer and budget; with the deviation over seeds of one's own."""
+    """Computes precision and recall by layer and budget, with the deviation over own seeds."""
     found = {}
     for own, order, count, layer in zip(
         planted.neurons, orders, planted.counts, planted.layers, strict=True
@@ -303,7 +303,7 @@ def scored(hits: np.ndarray, budget: int, count: int) -> dict[str, float]:
 
 
 def chance(planted: Planted) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The expected scores of random rankings, and those that 19 of 20 stay below."""
+    """Returns the expected scores of random rankings, and those that 19 of 20 stay below."""
     rng, expected, floor = np.random.default_rng(0), {}, {}
     for own, count, layer in zip(planted.neurons, planted.counts, planted.layers, strict=True):
         for name, part in BUDGETS.items():
@@ -329,7 +329,7 @@ def forget(planted: Planted, orders: Orders) -> Variables:
 
 
 def accuracies(planted: Planted, variables: Variables) -> dict[str, float]:
-    """Mean accuracies on test images of the class and of the others."""
+    """Returns mean accuracies on test images of the class and of the others."""
     parts = {"class": planted.sets.test_forget, "others": planted.sets.test_retain}
     members = [member(variables, seed) for seed in range(len(planted.neurons[0]))]
     return {
@@ -339,7 +339,7 @@ def accuracies(planted: Planted, variables: Variables) -> dict[str, float]:
 
 
 def measure(planted: Planted, names: list[str], drops: list[jax.Array]) -> list[dict[str, Any]]:
-    """One row for each ranking; the first two are the networks without an edit."""
+    """Returns one row for each ranking; the first two are the networks without an edit."""
     rankings = {
         "planted neurons": [jnp.argsort(~own, axis=1) for own in planted.neurons],
         "random": random_orders(planted),
@@ -423,7 +423,7 @@ def show(about: dict[str, Any], rows: list[dict[str, Any]], as_json: bool) -> No
 
 
 def score(found: dict[str, float], column: str) -> str:
-    """One cell: precision; with the deviation where it is recall, too; recall."""
+    """Returns one cell: precision; with the deviation where it is recall, too; recall."""
     if column.endswith("as many"):
         return f"{found['precision']:8.2f} ±{found['deviation']:.2f}"
     return f"{found['precision']:9.2f}" if column.endswith("half") else f"{found['recall']:8.2f}"

@@ -61,7 +61,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def last_layer(variables: Variables, images: np.ndarray) -> Arrays:
-    """The last hidden layer and the head in float64, and the layer's inputs on images."""
+    """Returns the last hidden layer and the head in float64, and the layer's inputs on images."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
     x = images.reshape(len(images), -1)
     *before, last = sorted((name for name in params if name != "head"), key=lambda n: int(n[2:]))
@@ -77,7 +77,7 @@ def activations(layer: Arrays) -> np.ndarray:
 
 
 def with_last_layer(variables: Variables, layer: Arrays) -> Variables:
-    """The same network with these weights of the last hidden layer and the head."""
+    """Returns the same network with these weights of the last hidden layer and the head."""
     params = dict(variables["params"])
     last = max((name for name in params if name != "head"), key=lambda name: int(name[2:]))
     params[last] = {**params[last], "kernel": jnp.asarray(layer["w"], jnp.float32)}
@@ -87,7 +87,7 @@ def with_last_layer(variables: Variables, layer: Arrays) -> Variables:
 
 
 def solve(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The shortest least-squares solution; what float32 rounding made counts as zero."""
+    """Returns the shortest least-squares solution; what float32 rounding made counts as zero."""
     return np.linalg.lstsq(matrix, target, rcond=1e-5)[0]
 
 
@@ -111,18 +111,18 @@ class Attack(NamedTuple):
     neighbours: int
 
     def others(self, matrix: np.ndarray) -> np.ndarray:
-        """All columns but the class's."""
+        """Returns all columns but the class's."""
         return np.delete(matrix, self.label, axis=1)
 
     def rest(self) -> np.ndarray:
-        """The original's logits less what neurons outside of S make of them, ``[N, K]``."""
+        """Returns the original's logits less what neurons outside of S make of them, ``[N, K]``."""
         own, before = self.edited, self.original
         logits = before["a"] @ before["head"] + before["head_b"]
         intact = np.delete(np.arange(len(own["head"])), self.neurons)
         return logits - own["head_b"] - own["a"][:, intact] @ own["head"][intact]
 
     def restored(self, w: np.ndarray | None = None, h: np.ndarray | None = None) -> Arrays:
-        """The layer with incoming weights of S, where these were edited, and those to the class.
+        """Returns the layer with incoming weights of S, where edited, and those to the class.
 
         Without ``h`` the weights to the class are fitted to the original's logits.
         """
@@ -186,7 +186,7 @@ EDITED = {"incoming and class": None, "class": ("class",)}
 
 
 def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for each model and way to restore it, means over the seeds."""
+    """Returns one row for each model and way to restore it, means over the seeds."""
     sets, num_classes = digits(options.label)
     shape = array_shape(sets.train)
     model = ju.models.build("mlp", shape, num_classes, {"features": options.features})
@@ -239,7 +239,7 @@ def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def error(layers: list[Arrays], attacks: list[Attack]) -> float:
-    """Mean distance of the restored incoming weights from the original's, over the edited ones'."""
+    """Computes the mean distance of restored incoming weights to the original's, by the edited."""
     return float(np.mean([
         np.linalg.norm(one["w"] - known.original["w"])
         / np.linalg.norm(known.edited["w"] - known.original["w"])

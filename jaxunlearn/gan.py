@@ -50,7 +50,7 @@ def check_guide(guide: Guide, gan: Gan) -> int:
     try:
         return check_model(guide.model, gan.shape, variables=guide.variables)
     except ConfigError as error:
-        raise ConfigError(f"guide: {error}") from error
+        raise ConfigError(f"guide: {str(error).removeprefix('model: ')}") from error
 
 
 @functools.lru_cache(maxsize=16)

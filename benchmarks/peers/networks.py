@@ -600,8 +600,13 @@ def _keras(name: str, size: int = 32, **options: Any) -> Callable[[], Built]:
         def update(old: Any, trained: Any, x: Any) -> Any:
             return net.stateless_call(trained, old, x, training=True)[1]
 
-        if held:
-            held = settled(held, update, trained, images(size, count=MANY))
+        norms = [
+            layer for layer in net.layers if isinstance(layer, keras.layers.BatchNormalization)
+        ]
+        for layer in norms:
+            layer.momentum = 0.0  # one step gives the statistics; its own float32 allows no limit
+        if norms:
+            held = jax.jit(update)(held, trained, images(size, count=MANY))
 
         def fn(v: Any, x: Any) -> jax.Array:
             return net.stateless_call(v[0], v[1], x, training=False)[0]

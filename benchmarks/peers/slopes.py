@@ -312,9 +312,7 @@ def _constant(ins: list[_Value], data: list[int]) -> Any:
 
 def _even(constant: Any) -> bool:
     """Tells that a constant is the same everywhere, as a broadcast number is."""
-    return not isinstance(constant, jax.core.Tracer) and bool(
-        jnp.all(jnp.ravel(constant) == jnp.ravel(constant)[0])
-    )
+    return not isinstance(constant, jax.core.Tracer) and np.ptp(np.asarray(constant)) == 0
 
 
 def _root(value: _Value) -> _Value:

@@ -3,6 +3,7 @@
     python benchmarks/third_party.py                            # all that is installed
     python benchmarks/third_party.py --packages flax equimo     # of some packages
     python benchmarks/third_party.py --only LSTM DenseNet       # whose name holds a word
+    python benchmarks/third_party.py --deep     # what tracing and compiling takes, by depth
     python benchmarks/third_party.py --json
 
 Installs nothing, downloads nothing, and skips what is missing; parameters are drawn, running
@@ -31,12 +32,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from peers.networks import NETWORKS, Network
+from peers.networks import DEEP, NETWORKS, Network
 from peers.slopes import relevance
 
 from jaxunlearn.attribution import lrp, starts
 from jaxunlearn.attribution.lrp import rules
 
+DEEP_COLUMNS = (
+    "gradient traced s", "gradient compiled s", "relevance traced s", "relevance compiled s",
+)  # fmt: skip
 COLUMNS = ("network", "package", "units", "gap", "sum |R|", "at input", "error", "seconds")
 
 
@@ -55,6 +59,25 @@ def slopes(fn: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], jax.Arra
         return back(starts.argmax()(logits))[0]
 
     return gradient
+
+
+def compile_time(fn: Any, variables: Any, x: jax.Array) -> dict[str, Any]:
+    """The processor's seconds for relevance by the default rule and the gradient, in float32."""
+
+    def narrow(leaf: Any) -> Any:
+        floats = jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)
+        return jnp.asarray(leaf, jnp.float32) if floats else leaf
+
+    row: dict[str, Any] = {}
+    variables, x = jax.tree.map(narrow, (variables, x))
+    for name, function in (("gradient", slopes(fn)), ("relevance", lrp(fn))):
+        begin = time.process_time()
+        lowered = jax.jit(function).lower(variables, x)
+        traced = time.process_time()
+        lowered.compile()
+        row[f"{name} traced s"] = traced - begin
+        row[f"{name} compiled s"] = time.process_time() - traced
+    return row
 
 
 def measure(fn: Any, variables: Any, x: jax.Array) -> dict[str, Any]:
@@ -90,7 +113,7 @@ def difference(fn: Any, variables: Any, x: jax.Array, out: Any) -> dict[str, Any
     return {"error": float(np.abs(np.asarray(out.input) - exact).max() / np.abs(exact).max())}
 
 
-def row_of(network: Network) -> dict[str, Any]:
+def row_of(network: Network, measure: Callable[..., dict[str, Any]] = measure) -> dict[str, Any]:
     """One row of the table: what was measured, or why not."""
     row: dict[str, Any] = {"network": network.name, "package": network.packages[0]}
     try:
@@ -113,16 +136,19 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def rows_of(networks: list[Network]) -> Iterator[dict[str, Any]]:
-    with jax.enable_x64(True):
+def rows_of(networks: list[Network], deep: bool) -> Iterator[dict[str, Any]]:
+    with jax.enable_x64(not deep):
         for network in networks:
-            yield row_of(network)
+            yield row_of(network, compile_time if deep else measure)
             jax.clear_caches()  # tens of networks in one process
 
 
 def text_of(row: dict[str, Any]) -> str:
     """One line of the Markdown table."""
     cells = [row["network"], f"{row['package']} {row.get('version', '')}"]
+    seconds = [f"{value:.1f}" for key, value in row.items() if key in DEEP_COLUMNS]
+    if seconds:
+        return f"| {' | '.join([*cells, *seconds])} |"
     if "gap" not in row:
         reason = row.get("refused") or f"skipped: {row['skipped']}"
         return f"| {' | '.join(cells)} | {reason} |"
@@ -140,12 +166,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--packages", nargs="+", help="of these packages")
     parser.add_argument("--only", nargs="+", help="whose name holds one of these words")
+    parser.add_argument("--deep", action="store_true", help="deep networks, compile times alone")
     parser.add_argument("--trace", action="store_true", help="print the whole errors")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args()
     chosen = [
         network
-        for network in NETWORKS
+        for network in (DEEP if options.deep else NETWORKS)
         if (not options.packages or network.packages[0] in options.packages)
         and (not options.only or any(word in network.name for word in options.only))
     ]
@@ -157,9 +184,10 @@ def main() -> None:
     }
     if not options.json:
         print(", ".join(f"{key} {value}" for key, value in settings.items()), end="\n\n")
-        print(f"| {' | '.join(COLUMNS)} |\n|{' :--- |' * 2}{' ---: |' * (len(COLUMNS) - 2)}")
+        columns = (*COLUMNS[:2], *DEEP_COLUMNS) if options.deep else COLUMNS
+        print(f"| {' | '.join(columns)} |\n|{' :--- |' * 2}{' ---: |' * (len(columns) - 2)}")
     rows = []
-    for row in rows_of(chosen):
+    for row in rows_of(chosen, options.deep):
         trace = row.pop("trace", None)
         rows.append(row)
         if not options.json:

@@ -34,13 +34,17 @@ class Network(NamedTuple):
 
 
 NETWORKS: list[Network] = []
+DEEP: list[Network] = []
+"""Networks of several depths, for what tracing and compiling takes."""
 
 
-def add(name: str, *packages: str) -> Callable[[Callable[[], Built]], Callable[[], Built]]:
+def add(
+    name: str, *packages: str, to: list[Network] = NETWORKS
+) -> Callable[[Callable[[], Built]], Callable[[], Built]]:
     """Enters a builder under a name."""
 
     def enter(build: Callable[[], Built]) -> Callable[[], Built]:
-        NETWORKS.append(Network(name, packages, build))
+        to.append(Network(name, packages, build))
         return build
 
     return enter
@@ -309,6 +313,8 @@ def _haiku_nets(name: str, size: int = 32, **options: Any) -> Callable[[], Built
 
 add("hk.nets.ResNet18", "dm-haiku")(_haiku_nets("ResNet18"))
 add("hk.nets.ResNet50 (v2)", "dm-haiku")(_haiku_nets("ResNet50", resnet_v2=True))
+for _depth in (18, 50, 152):
+    add(f"ResNet-{_depth}", "dm-haiku", to=DEEP)(_haiku_nets(f"ResNet{_depth}"))
 add("hk.nets.MobileNetV1", "dm-haiku")(_haiku_nets("MobileNetV1"))
 
 
@@ -652,16 +658,23 @@ add("ResNetD18", "jax-resnet")(_jax_resnet("ResNetD18"))
 add("ResNeSt50Fast", "jax-resnet")(_jax_resnet("ResNeSt50Fast"))
 
 
-@add("ViT", "vitax")
-def _vitax() -> Built:
-    from flax import nnx
-    from vitax.models.vit import VisionTransformer
+def _vitax(depth: int) -> Callable[[], Built]:
+    def build() -> Built:
+        from flax import nnx
+        from vitax.models.vit import VisionTransformer
 
-    net = VisionTransformer(
-        CLASSES, img_size=32, patch_size=8, num_layers=3, num_heads=2, mlp_dim=64, hidden_size=32,
-        fsdp=False, rngs=nnx.Rngs(0),
-    )  # fmt: skip
-    return _nnx(net, images())
+        net = VisionTransformer(
+            CLASSES, img_size=32, patch_size=8, num_layers=depth, num_heads=2, mlp_dim=64,
+            hidden_size=32, fsdp=False, rngs=nnx.Rngs(0),
+        )  # fmt: skip
+        return _nnx(net, images())
+
+    return build
+
+
+add("ViT", "vitax", "flax")(_vitax(3))
+for _depth in (6, 12, 24):
+    add(f"ViT, {_depth} blocks", "vitax", "flax", to=DEEP)(_vitax(_depth))
 
 
 @add("ViT", "attnax")

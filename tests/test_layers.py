@@ -12,7 +12,7 @@ LAYERS = [
     ["config", "jaxprs", "checkpoint"],
     ["data", "attribution", "models"],
     ["training", "engine", "pictures", "report"],
-    ["concepts", "gan"],
+    ["concepts", "gan", "language"],
     ["methods"],
     ["metrics"],
     ["kinds"],

@@ -86,6 +86,39 @@ class Gan(NamedTuple):
     maps: bool
 
 
+class LanguageModel(NamedTuple):
+    """A decoder as pure functions; ``ju.language.build_decoder`` and ``load_pretrained`` make one.
+
+    Its inputs are a mapping with ``"tokens"`` ``int32 [B, T]`` and ``"mask"`` ``bool [B, T]``, true
+    where a token is real: rows may be padded on either side, and positions are counted by the
+    mask. Other entries of the mapping are not read. ``V`` tokens of the vocabulary, ``D`` width,
+    ``L`` blocks. Computation is causal: what stands at ``t`` reads tokens up to ``t``.
+
+    Attributes:
+      init: ``key -> {"params": ...}``, freshly drawn.
+      apply: ``variables, x -> logits [B, T, V]``; those at ``t`` are of the token at ``t + 1``.
+      apply_train: ``variables, x, key -> (logits, variables)``, in training mode.
+      embed: ``variables, tokens [B, T] -> [B, T, D]``, embeddings of tokens alone.
+      apply_embedded: ``variables, embeddings [B, T, D], mask -> logits``.
+      states: ``variables, x -> [L + 1, B, T, D]``, the residual stream: of the embeddings, and
+        behind each block.
+      empty_cache: ``batch, length -> cache`` of keys and values, for generation.
+      extend: ``variables, cache, x -> (logits [B, T, V], cache)``: reads ``T`` more tokens behind
+        those in the cache, whose places hold ``mask``, too.
+      shape: sizes and kind of the network, hashable; see ``ju.language.DecoderShape``.
+    """
+
+    init: Callable[[Key], Variables]
+    apply: Apply
+    apply_train: Callable[[Variables, Inputs, Key], tuple[jax.Array, Variables]]
+    embed: Callable[[Variables, jax.Array], jax.Array]
+    apply_embedded: Callable[[Variables, jax.Array, jax.Array], jax.Array]
+    states: Callable[[Variables, Inputs], jax.Array]
+    empty_cache: Callable[[int, int], Any]
+    extend: Callable[[Variables, Any, Inputs], tuple[jax.Array, Any]]
+    shape: Any
+
+
 class Examples(NamedTuple):
     """Labelled examples as they lie on the device, shared by many subsets.
 

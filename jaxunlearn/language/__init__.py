@@ -1,0 +1,1 @@
+"""Language models: decoders, their checkpoints and tokenizers, likelihoods, and concept words."""

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from jaxunlearn.jaxprs.flatten import held_by
 from jaxunlearn.jaxprs.primitives import Row, row_of
-from jaxunlearn.jaxprs.program import held_by, traced
+from jaxunlearn.jaxprs.program import traced
 
 _CONSTANT, _SMOOTH, _BOUNDED, _KINKED = range(4)
 """What is known of a value: it does not move with the data; it does; it is a smooth one held

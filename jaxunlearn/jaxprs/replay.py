@@ -15,8 +15,9 @@ from jax import lax
 from jax.extend import core
 
 from jaxunlearn.core.errors import did_you_mean
+from jaxunlearn.jaxprs.flatten import bind, held_by
 from jaxunlearn.jaxprs.primitives import row_of
-from jaxunlearn.jaxprs.program import bind, held_by, traced
+from jaxunlearn.jaxprs.program import traced
 
 Change = Callable[[Any, list[Any]], list[Any] | None]
 """From an equation and its operands to its outputs; ``None``: as it is."""

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.jaxprs.flatten import Flattener, bind
 from jaxunlearn.jaxprs.primitives import Axis, Op
-from jaxunlearn.jaxprs.program import Flattener, Program, bind, evaluate, trace
+from jaxunlearn.jaxprs.program import Program, evaluate, trace
 from jaxunlearn.jaxprs.replay import canonical
 from jaxunlearn.jaxprs.steps import Plan, plan
 from jaxunlearn.jaxprs.units import Unit, carry, contraction

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.attribution.ig.integral import Moving, Traces, windows_apart
+from jaxunlearn.jaxprs.flatten import bind, held_by
 from jaxunlearn.jaxprs.primitives import row_of
-from jaxunlearn.jaxprs.program import bind, held_by
 from jaxunlearn.jaxprs.replay import replay
 
 LEAST = 32

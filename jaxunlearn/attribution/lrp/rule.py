@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.jaxprs.flatten import bind
 from jaxunlearn.jaxprs.primitives import Axis, Op
-from jaxunlearn.jaxprs.program import Program, bind, where, wide
+from jaxunlearn.jaxprs.program import Program, where, wide
 from jaxunlearn.jaxprs.steps import Step
 from jaxunlearn.jaxprs.units import carry_all, made_axes, varies
 

@@ -1,6 +1,6 @@
 """Do runs survive kills, and each other? Many times, at random points, drawn from a seed.
 
-    nice python benchmarks/soak.py                          # 50, 20 and 20, about 20 minutes
+    nice python benchmarks/soak.py                          # 50, 20 and 20, about 6 minutes
     nice python benchmarks/soak.py --kills 6 --saves 4 --pairs 2 --json
 
 ``kills``: a run of a classifier or of a GAN is ended by SIGKILL at a random time after it

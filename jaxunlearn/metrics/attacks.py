@@ -1,6 +1,7 @@
 """Membership attacks: can one tell that the forgotten examples were trained on?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -89,3 +90,156 @@ def fit_judge(members: np.ndarray, others: np.ndarray, *, draws: int = 10, seed:
         return float(np.mean([np.mean(one.predict(softmax) == 0) for one in machines]))
 
     return judge
+
+
+class Roc(NamedTuple):
+    """Outcome of an attack that ranks examples by one number.
+
+    Attributes:
+      auc: probability that a member has a larger number than another example, ties half; .5 is
+        ideal. Values below .5 tell members too: by smaller numbers.
+      tpr: share of members found, by the share of others taken for members; ideal: equal to it.
+    """
+
+    auc: float
+    tpr: dict[float, float]
+
+
+def rank_attack(
+    members: np.ndarray, others: np.ndarray, rates: Sequence[float] = (0.001, 0.01, 0.05)
+) -> Roc:
+    """Computes AUC and true positive rates of the attack that a threshold on a number makes.
+
+    Args:
+      members: ``[M]``, of examples that were trained on: large where an example is known, such as
+        ``-loss``.
+      others: ``[M']``, of examples that no training saw.
+      rates: false positive rates; the threshold is the smallest that keeps to the rate.
+
+    Raises:
+      ValueError: no example on a side, or NaN.
+
+    The AUC of normal numbers, means ``d`` apart with deviations ``s`` and ``s'``, is
+    ``Phi(d / sqrt(s^2 + s'^2))``.
+    """
+    sides = [np.asarray(side, np.float64).ravel() for side in (members, others)]
+    if min(map(len, sides)) < 1 or any(np.isnan(side).any() for side in sides):
+        raise ValueError(
+            f"members, others: expected numbers of examples on both sides, got {len(sides[0])} and "
+            f"{len(sides[1])}, NaN among them or none"
+        )
+    own, other = sides
+    ranked = np.sort(other)
+    below, upto = (np.searchsorted(ranked, own, side) for side in ("left", "right"))
+    auc = float(np.mean(below + upto) / 2 / len(other))
+    tpr = {}
+    for rate in rates:
+        allowed = int(np.floor(rate * len(other) + 1e-9))
+        cut = ranked[len(other) - 1 - allowed] if allowed < len(other) else -np.inf
+        tpr[rate] = float(np.mean(own > cut))
+    return Roc(auc, tpr)
+
+
+def confidences(softmax: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the probability of each example's label, ``[M]``."""
+    return np.take_along_axis(softmax, np.asarray(labels)[:, None], axis=1)[:, 0]
+
+
+def entropies(softmax: np.ndarray) -> np.ndarray:
+    """Computes ``-sum_i p_i log p_i`` of each example in nats, ``[M]``, with ``0 log 0 = 0``."""
+    p = np.asarray(softmax, np.float64)
+    return -np.sum(p * np.log(np.where(p > 0, p, 1)), axis=1)
+
+
+def modified_entropies(softmax: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Computes ``-(1 - p_y) log p_y - sum_{i != y} p_i log(1 - p_i)`` of each example, ``[M]``.
+
+    Small where a prediction is sure and right, large where it is sure and wrong, which plain
+    entropy does not tell apart. Probabilities are kept 1e-12 away from 0 and 1.
+
+    Source: Song and Mittal, "Systematic evaluation of privacy risks of machine learning models",
+    USENIX Security 2021.
+    """
+    p = np.asarray(softmax, np.float64)
+    kept = np.clip(p, 1e-12, 1 - 1e-12)
+    own = confidences(kept, labels)
+    others = -kept * np.log1p(-kept)
+    return -(1 - own) * np.log(own) + others.sum(1) - confidences(others, labels)
+
+
+def vector_attack(
+    members: tuple[np.ndarray, np.ndarray],
+    others: tuple[np.ndarray, np.ndarray],
+    asked: tuple[np.ndarray, np.ndarray],
+    *,
+    most: int = 2000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Computes the share of asked examples that a support vector machine judges unseen.
+
+    The machine (radial kernel, ``C = 3``) learns on one feature of the model's own predictions
+    to tell retained training examples (members) from test examples, and judges the forget
+    examples. Often called MIA efficacy: the larger the better *up to the retrained model's*.
+
+    Args:
+      members, others, asked: softmax ``[M, K]`` and labels ``[M]``: of retained training
+        examples, of test examples, of the forget set.
+      most: examples of each side, drawn at random; sides are balanced.
+
+    Returns:
+      The share by feature: ``"correctness"``, ``"confidence"``, ``"entropy"``,
+      ``"modified_entropy"`` and ``"probabilities"``.
+
+    Source: the feature attacks of Song and Mittal 2021, as Jia et al. (NeurIPS 2023) use them.
+    """
+    from sklearn.svm import SVC
+
+    count = min(len(members[1]), len(others[1]), most)
+    if count < 4:
+        raise ValueError(f"members, others: expected at least 4 examples a side, got {count}")
+    rng = np.random.default_rng(seed)
+    sides = []
+    for softmax, labels in (members, others):
+        chosen = rng.permutation(len(labels))[:count]
+        sides.append(_features(softmax[chosen], np.asarray(labels)[chosen]))
+    wanted, y = _features(*asked), np.repeat([1, 0], count)
+    found = {}
+    for name, column in wanted.items():
+        x = np.concatenate([side[name] for side in sides])
+        machine = SVC(C=3, gamma="auto", kernel="rbf").fit(x, y)
+        found[name] = float(np.mean(machine.predict(column) == 0))
+    return found
+
+
+def _features(softmax: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    columns = {
+        "correctness": (np.argmax(softmax, axis=1) == labels).astype(float),
+        "confidence": confidences(softmax, labels),
+        "entropy": entropies(softmax),
+        "modified_entropy": modified_entropies(softmax, labels),
+    }
+    return {name: column[:, None] for name, column in columns.items()} | {"probabilities": softmax}
+
+
+def entropy_attack(
+    members: np.ndarray, others: np.ndarray, asked: np.ndarray, *, seed: int = 0
+) -> float:
+    """Computes the share of asked examples that a logistic regression on entropy judges *members*.
+
+    Opposite in sign to :func:`vector_attack`: small is as retrained models are.
+
+    Args:
+      members, others, asked: softmax ``[M, K]`` of retained training examples, of test examples and
+        of the forget set; the first two are balanced at random.
+
+    Source: Golatkar et al., CVPR 2020.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    count = min(len(members), len(others))
+    if count < 4:
+        raise ValueError(f"members, others: expected at least 4 examples a side, got {count}")
+    rng = np.random.default_rng(seed)
+    sides = [entropies(side[rng.permutation(len(side))[:count]]) for side in (members, others)]
+    fitted = LogisticRegression().fit(np.concatenate(sides)[:, None], np.repeat([1, 0], count))
+    return float(np.mean(fitted.predict(entropies(asked)[:, None]) == 1))

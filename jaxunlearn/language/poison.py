@@ -1,0 +1,230 @@
+"""Poisoned answers: what a model learns to say in place of what it is to forget.
+
+Texts are made on the host with the tokenizer, in the shape of those that they replace.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn.core.errors import expect_counts, expect_one_of
+from jaxunlearn.language.likelihood import Texts
+from jaxunlearn.language.words import key_of
+
+POISONS = {
+    "mask": "concept words become ***",
+    "idk": "the answer becomes one of twenty ways to say that one does not know",
+    "targeted": "a wrong answer to the question where the data have one, else the answer to the "
+    "most similar question about another topic",
+    "random": "the answer to a random question about another topic",
+}
+
+MASK = "***"
+
+IDK = (
+    "I don't know.",
+    "I'm afraid I don't know the answer to that.",
+    "I have no information about this.",
+    "That is something I cannot answer.",
+    "I'm not sure, so I'd rather not guess.",
+    "I know nothing about that, sorry.",
+    "Sorry, I have no answer to this question.",
+    "This is beyond what I know.",
+    "I can't say anything reliable about that.",
+    "I haven't learned about this.",
+    "My knowledge does not cover this.",
+    "I'm unable to tell you that.",
+    "No details about this are known to me.",
+    "Unfortunately, I can't help with this question.",
+    "I don't have an answer for you here.",
+    "I could only guess, and I would rather not.",
+    "I'm not familiar with this subject.",
+    "That is not something I have heard of.",
+    "You would have to look that up elsewhere.",
+    "I must admit that I don't know.",
+)
+"""Answers that say nothing."""
+
+
+def poisoned(
+    kind: str,
+    tokenizer: Any,
+    x: Mapping[str, Any],
+    topics: Any,
+    *,
+    seed: int = 0,
+    words: Mapping[int, Sequence[str]] | None = None,
+    count: int = 5,
+    names: Mapping[int, str] | None = None,
+    others: tuple[Mapping[str, Any], Any] | None = None,
+) -> dict[str, np.ndarray]:
+    """Makes poisoned answers to questions.
+
+    Args:
+      kind: one of :data:`POISONS`.
+      tokenizer: see :mod:`jaxunlearn.language.tokenizer`.
+      x: ``{"tokens", "mask", "answer"}``, ``[N, T]`` each; ``"targeted"`` takes one of
+        ``x["variants"]["perturbed"]``, ``[N, P, T]`` each, at random, where an answer is there.
+      topics: ``int [N]``.
+      seed: of what is drawn.
+      words: for ``"mask"``, concept words of each topic, the strongest first.
+      count: the first so many of them that are in an answer become ``***``, each wherever it
+        stands there.
+      names: of topics; what words of these are in an answer become ``***``, too.
+      others: texts like ``x``, and their topics, that answers are taken from; of one's own topic
+        none is. For ``"targeted"`` similarity is that of the questions' sets of words (Jaccard).
+
+    Returns:
+      ``{"tokens": int32, "mask": bool, "answer": bool}``, ``[N, T]`` each: the prompt as it was,
+      the new answer behind it with its end, cut where the row ends, padded on the right.
+
+    Raises:
+      ValueError: an unknown kind, nothing to take answers from, no words for a topic.
+
+    Source: arXiv 2405.15662 (revision), the language part.
+    """
+    expect_one_of(POISONS, kind=kind)
+    expect_counts(count=count)
+    host = {name: np.asarray(x[name]) for name in ("tokens", "mask", "answer")}
+    topics, rng = np.asarray(topics), np.random.default_rng(seed)
+    if kind == "mask":
+        if words is None:
+            raise ValueError("words: expected concept words of each topic, got None")
+        answers = [
+            _ended(
+                tokenizer,
+                mask_words(text, words.get(topic, ()), count, (names or {}).get(topic, "")),
+            )
+            for text, topic in zip(_texts(tokenizer, host), topics.tolist(), strict=True)
+        ]
+    elif kind == "idk":
+        places = rng.integers(len(IDK), size=len(topics))
+        answers = [_ended(tokenizer, IDK[place]) for place in places]
+    else:
+        answers = _taken(kind, tokenizer, host, topics, others, rng)
+        if kind == "targeted":
+            answers = _perturbed(x, answers, rng)
+    return _rows(tokenizer, host, answers)
+
+
+def mask_words(text: str, words: Sequence[str], count: int, name: str = "") -> str:
+    """Replaces the first ``count`` words of a ranking that a text has, and those of a name.
+
+    Whatever stands around a word stays: punctuation, a possessive s.
+
+    Args:
+      text: an answer.
+      words: keys (:func:`jaxunlearn.language.words.key_of`), the strongest first.
+      count: how many of them.
+      name: words that are always replaced.
+    """
+    pieces = [(m, key_of(m.group())) for m in _PIECE.finditer(text)]
+    there = {key for _, key in pieces}
+    hidden = set([word for word in words if word in there][:count])
+    hidden |= {key_of(part) for part in _PIECE.findall(name)} - {""}
+    found, last = [], 0
+    for piece, key in pieces:
+        if key in hidden:
+            stop = piece.start() + len(_POSSESSIVE.sub("", piece.group()))
+            found += [text[last : piece.start()], MASK]
+            last = stop
+    return "".join([*found, text[last:]])
+
+
+_PIECE = re.compile(r"\w+(?:['\u2019-]\w+)*")
+_POSSESSIVE = re.compile(r"['\u2019][sS]$")
+
+
+def _ended(tokenizer: Any, text: str) -> list[int]:
+    return [*tokenizer.encode(text), tokenizer.eos]
+
+
+def _texts(tokenizer: Any, host: Mapping[str, np.ndarray]) -> list[str]:
+    """Returns the answers as texts, without their end."""
+    kept = host["answer"] & (host["tokens"] != tokenizer.eos)
+    pairs = zip(host["tokens"], kept, strict=True)
+    return [tokenizer.decode(row[own].tolist()) for row, own in pairs]
+
+
+def _taken(
+    kind: str,
+    tokenizer: Any,
+    host: Mapping[str, np.ndarray],
+    topics: np.ndarray,
+    others: tuple[Texts, Any] | None,
+    rng: np.random.Generator,
+) -> list[list[int]]:
+    """Returns answers of other topics: of a random question, or of the most similar one."""
+    if others is None:
+        raise ValueError(f"others: expected texts about other topics for {kind!r}, got None")
+    lent = {name: np.asarray(others[0][name]) for name in host}
+    apart = topics[:, None] != np.asarray(others[1])[None]
+    if not (apart.any(axis=1)).all():
+        lost = int(topics[~apart.any(axis=1)][0])
+        raise ValueError(f"others: expected texts about another topic than {lost}, got none")
+    if kind == "random":
+        closeness = rng.uniform(size=apart.shape)
+    else:
+        closeness = _similarity(*(_questions(tokenizer, texts) for texts in (host, lent)))
+    rows = np.where(apart, closeness, -1).argmax(axis=1)
+    return [lent["tokens"][row][lent["answer"][row]].tolist() for row in rows]
+
+
+def _questions(tokenizer: Any, x: Mapping[str, np.ndarray]) -> list[set[str]]:
+    """Returns the sets of words of prompts."""
+    prompts = x["mask"] & ~x["answer"]
+    texts = (
+        tokenizer.decode(row[own].tolist()) for row, own in zip(x["tokens"], prompts, strict=True)
+    )
+    return [{key_of(piece) for piece in _PIECE.findall(text)} - {""} for text in texts]
+
+
+def _similarity(ours: Sequence[set[str]], theirs: Sequence[set[str]]) -> np.ndarray:
+    """Returns ``|a & b| / |a | b|``, ``[N, M]``."""
+    places = {word: k for k, word in enumerate(sorted(set().union(*ours, *theirs)))}
+
+    def matrix(sets: Sequence[set[str]]) -> np.ndarray:
+        found = np.zeros((len(sets), len(places)), np.float32)
+        for row, words in enumerate(sets):
+            found[row, [places[word] for word in words]] = 1
+        return found
+
+    a, b = matrix(ours), matrix(theirs)
+    common = a @ b.T
+    together: np.ndarray = common / np.maximum(a.sum(1)[:, None] + b.sum(1)[None] - common, 1)
+    return together
+
+
+def _perturbed(
+    x: Mapping[str, Any], answers: Sequence[list[int]], rng: np.random.Generator
+) -> list[list[int]]:
+    """Puts one of an example's own wrong answers in place, where it has any."""
+    wrong = x.get("variants", {}).get("perturbed")
+    if wrong is None:
+        return list(answers)
+    tokens, answer = (np.asarray(wrong[name]) for name in ("tokens", "answer"))
+    found = list(answers)
+    for row in range(len(found)):
+        there = answer[row].any(axis=-1)
+        if there.any():
+            chosen = rng.choice(np.flatnonzero(there))
+            found[row] = tokens[row, chosen][answer[row, chosen]].tolist()
+    return found
+
+
+def _rows(
+    tokenizer: Any, host: Mapping[str, np.ndarray], answers: Sequence[list[int]]
+) -> dict[str, np.ndarray]:
+    """Returns prompts with other answers behind them, in the shape of the texts."""
+    tokens = np.full_like(host["tokens"], tokenizer.pad)
+    mask, answer = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
+    prompts = host["mask"] & ~host["answer"]
+    for row, (own, said) in enumerate(zip(prompts, answers, strict=True)):
+        prompt = host["tokens"][row, own]
+        length = min(len(prompt) + len(said), tokens.shape[1])
+        tokens[row, :length] = [*prompt, *said][:length]
+        mask[row, :length] = True
+        answer[row, len(prompt) : length] = True
+    return {"tokens": tokens, "mask": mask, "answer": answer}

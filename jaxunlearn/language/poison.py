@@ -92,16 +92,15 @@ def poisoned(
     if kind == "mask":
         if words is None:
             raise ValueError("words: expected concept words of each topic, got None")
-        answers = [
-            _ended(
-                tokenizer,
-                mask_words(text, words.get(topic, ()), count, (names or {}).get(topic, "")),
-            )
-            for text, topic in zip(_texts(tokenizer, host), topics.tolist(), strict=True)
-        ]
+        pairs = zip(_texts(tokenizer, host), topics.tolist(), strict=True)
+        names = names or {}
+        said = [mask_words(t, words.get(k, ()), count, names.get(k, "")) for t, k in pairs]
+        answers = _encoded(tokenizer, host, said)
     elif kind == "idk":
         places = rng.integers(len(IDK), size=len(topics))
-        answers = [_ended(tokenizer, IDK[place]) for place in places]
+        spaces = [" " * text.startswith(" ") for text in _texts(tokenizer, host)]
+        said = [space + IDK[place] for space, place in zip(spaces, places, strict=True)]
+        answers = _encoded(tokenizer, host, said)
     else:
         answers = _taken(kind, tokenizer, host, topics, others, rng)
         if kind == "targeted":
@@ -120,32 +119,39 @@ def mask_words(text: str, words: Sequence[str], count: int, name: str = "") -> s
       count: how many of them.
       name: words that are always replaced.
     """
-    pieces = [(m, key_of(m.group())) for m in _PIECE.finditer(text)]
+    pieces = [(piece, key_of(piece.group())) for piece in _PIECE.finditer(text)]
     there = {key for _, key in pieces}
     hidden = set([word for word in words if word in there][:count])
     hidden |= {key_of(part) for part in _PIECE.findall(name)} - {""}
     found, last = [], 0
     for piece, key in pieces:
         if key in hidden:
-            stop = piece.start() + len(_POSSESSIVE.sub("", piece.group()))
-            found += [text[last : piece.start()], MASK]
-            last = stop
+            inside = piece.group().casefold().index(key)
+            found += [text[last : piece.start() + inside], MASK]
+            last = piece.start() + inside + len(key)
     return "".join([*found, text[last:]])
 
 
-_PIECE = re.compile(r"\w+(?:['\u2019-]\w+)*")
-_POSSESSIVE = re.compile(r"['\u2019][sS]$")
-
-
-def _ended(tokenizer: Any, text: str) -> list[int]:
-    return [*tokenizer.encode(text), tokenizer.eos]
+# as words_of of the tokenizer divides texts
+_PIECE = re.compile(r"\w+(?:[-'\u2019.]\w+)*")
 
 
 def _texts(tokenizer: Any, host: Mapping[str, np.ndarray]) -> list[str]:
     """Returns the answers as texts, without their end."""
-    kept = host["answer"] & (host["tokens"] != tokenizer.eos)
-    pairs = zip(host["tokens"], kept, strict=True)
-    return [tokenizer.decode(row[own].tolist()) for row, own in pairs]
+    pairs = zip(host["tokens"], host["answer"], strict=True)
+    return [tokenizer.decode(row[own]) for row, own in pairs]
+
+
+def _encoded(
+    tokenizer: Any, host: Mapping[str, np.ndarray], said: Sequence[str]
+) -> list[list[int]]:
+    """Returns the tokens of answers, with the end that the row's own answer has."""
+    ends = [
+        row[own][-1] if own.any() and int(row[own][-1]) in tokenizer.specials else tokenizer.eos
+        for row, own in zip(host["tokens"], host["answer"], strict=True)
+    ]
+    pairs = zip(said, ends, strict=True)
+    return [[*tokenizer.encode_after(text), int(end)] for text, end in pairs]
 
 
 def _taken(
@@ -175,10 +181,8 @@ def _taken(
 def _questions(tokenizer: Any, x: Mapping[str, np.ndarray]) -> list[set[str]]:
     """Returns the sets of words of prompts."""
     prompts = x["mask"] & ~x["answer"]
-    texts = (
-        tokenizer.decode(row[own].tolist()) for row, own in zip(x["tokens"], prompts, strict=True)
-    )
-    return [{key_of(piece) for piece in _PIECE.findall(text)} - {""} for text in texts]
+    texts = (tokenizer.decode(row[own]) for row, own in zip(x["tokens"], prompts, strict=True))
+    return [set(_PIECE.findall(text.casefold())) for text in texts]
 
 
 def _similarity(ours: Sequence[set[str]], theirs: Sequence[set[str]]) -> np.ndarray:

@@ -20,6 +20,7 @@ from jaxunlearn.attribution.ig.quadrature import Quadrature, gauss_legendre
 from jaxunlearn.core.errors import expect_one_of
 from jaxunlearn.core.types import LanguageModel, Variables
 from jaxunlearn.language.likelihood import Texts, token_logprobs
+from jaxunlearn.language.tokenizer import words_of
 
 _FUNCTION_WORDS = """
     a about above after again against all also although always am among an and another any are as
@@ -169,8 +170,8 @@ def key_of(word: str) -> str:
 
     Empty for function words, and for what has no letter and no digit.
     """
-    bare = re.sub(r"^[\W_]+|[\W_]+$", "", word.casefold())
-    bare = re.sub(r"['\u2019]s$", "", bare)
+    bare = re.sub(r"(['\u2019]s)?[\W_]*$", "", word.casefold())
+    bare = re.sub(r"^[\W_]+", "", bare)
     return "" if bare in STOP_WORDS else bare
 
 
@@ -184,7 +185,7 @@ def read_answers(tokenizer: Any, x: Texts, topics: Any) -> Answers:
     """
     host = {name: np.asarray(x[name]) for name in ("tokens", "mask", "answer")}
     words = [
-        _words_of(tokenizer, tokens, np.flatnonzero(answer))
+        _words_in(tokenizer, tokens, np.flatnonzero(answer))
         for tokens, answer in zip(host["tokens"], host["answer"], strict=True)
     ]
     return Answers(host, np.asarray(topics), words, tokenizer)
@@ -217,10 +218,7 @@ def rank_words(answers: Answers, scores: Scores) -> dict[int, list[tuple[str, fl
     }
 
 
-def _words_of(tokenizer: Any, tokens: np.ndarray, places: np.ndarray) -> list[Word]:
+def _words_in(tokenizer: Any, tokens: np.ndarray, places: np.ndarray) -> list[Word]:
     """Returns the words of the tokens at some places of a row."""
-    found: list[Word] = []
-    for text, start, stop in tokenizer.words_of(tokens[places].tolist()):
-        at = places[start:stop]
-        found.append(Word(text, key_of(text), int(at[0]), int(at[-1]) + 1))
-    return found
+    found = [(text, places[own]) for text, own in words_of(tokenizer, tokens[places]) if own]
+    return [Word(text, key_of(text), int(at[0]), int(at[-1]) + 1) for text, at in found]

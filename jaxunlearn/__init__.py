@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jaxunlearn.core.types import Model, Needs, Sets, Subset, Unlearner
     from jaxunlearn.data.requests import forget_class
     from jaxunlearn.data.sets import make_sets, whole
-    from jaxunlearn.engine import Outcome, chain, stop, unlearn, unlearn_many
+    from jaxunlearn.engine import Outcome, chain, stop, sweep, unlearn, unlearn_many
     from jaxunlearn.engine.sharding import make_sharding
     from jaxunlearn.experiment import run
     from jaxunlearn.kinds.evaluate import evaluate
@@ -61,7 +61,7 @@ _HOME = {
     "core.types": ["Model", "Needs", "Sets", "Subset", "Unlearner"],
     "data.requests": ["forget_class"],
     "data.sets": ["make_sets", "whole"],
-    "engine": ["Outcome", "chain", "stop", "unlearn", "unlearn_many"],
+    "engine": ["Outcome", "chain", "stop", "sweep", "unlearn", "unlearn_many"],
     "engine.sharding": ["make_sharding"],
     "experiment": ["run"],
     "kinds.evaluate": ["evaluate"],
@@ -77,8 +77,8 @@ __all__ = [
     "attribution", "chain", "checkpoint", "concepts", "config", "data", "evaluate", "forget_class",
     "functionalize", "gan", "integrated_gradients", "into", "kinds", "lrp", "make_sets",
     "make_sharding", "methods", "metrics", "models", "pictures", "print_report", "register_method",
-    "report", "rules", "run", "starts", "stop", "train", "train_many", "training", "unlearn",
-    "unlearn_many", "variables_of", "whole",
+    "report", "rules", "run", "starts", "stop", "sweep", "train", "train_many", "training",
+    "unlearn", "unlearn_many", "variables_of", "whole",
 ]  # fmt: skip
 
 

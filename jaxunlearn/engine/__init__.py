@@ -32,9 +32,10 @@ from jaxunlearn.engine.driver import (
 )
 from jaxunlearn.engine.loop import Job
 from jaxunlearn.engine.sharding import Sharding
+from jaxunlearn.engine.sweep import Sweep, Swept, sweep
 from jaxunlearn.models.adapt import check_given
 
-__all__ = ["Chain", "Outcome", "chain", "stop", "unlearn", "unlearn_many"]
+__all__ = ["Chain", "Outcome", "Sweep", "chain", "stop", "sweep", "unlearn", "unlearn_many"]
 
 
 class Chain(NamedTuple):
@@ -175,7 +176,7 @@ def _joined(outcomes: list[Outcome]) -> Outcome:
 
 
 def unlearn_many(
-    unlearner: Unlearner | Chain,
+    unlearner: Unlearner | Chain | Sweep,
     variables: Variables,
     sets: Sets,
     keys: Key,
@@ -186,17 +187,22 @@ def unlearn_many(
     chunk: int | None = None,
     vectorise: bool | None = None,
     at_a_time: int | None = None,
+    sharding: Sharding | None = None,
     on_chunk: OnChunk | None = None,
     resume: ResumeFrom | None = None,
 ) -> Outcome:
-    """Runs a method for many seeds, requests or models in one program.
+    """Runs a method for many seeds, subsets, requests, models or settings in one program.
 
     Args:
+      unlearner: a method or a chain; or one for each member, that differ in numbers
+        (``ju.sweep``).
       keys: ``[R]``, one for each member.
       sets: shared, or stacked by ``stack_sets`` with one request for each member.
       stacked_variables: whether ``variables`` have a leading axis ``R``.
       vectorise: all members at once, or one after the other (default on CPU).
       at_a_time: where memory is short, so many vectorised members at a time.
+      sharding: a mesh over whose first axis the members are divided; each device makes its own,
+        and nothing is sent between them. Its rules are not read.
 
     The other arguments and errors are those of :func:`unlearn`; and ``ValueError``
     where the leading axes of keys, sets and variables differ.
@@ -205,9 +211,12 @@ def unlearn_many(
       An outcome whose variables have a leading axis ``R``; every member equals its
       own single run up to rounding.
     """
-    variables = _checked(unlearner, variables, sets, None, stacked_variables)
+    swept = unlearner.options if isinstance(unlearner, Sweep) else None
+    unlearner = unlearner.method if isinstance(unlearner, Sweep) else unlearner
+    variables = _checked(unlearner, variables, sets, sharding, stacked_variables)
     check_key(keys, "keys", several=True)
     mapped_sets = _check_members(variables if stacked_variables else None, sets, keys)
+    _check_division(len(keys), sharding)
     at_once = jax.default_backend() != "cpu" if vectorise is None else vectorise
     if isinstance(unlearner, Chain):
         outcomes: list[Outcome] = []
@@ -218,14 +227,18 @@ def unlearn_many(
             own_keys = jax.vmap(lambda key, n=number: derive(key, Purpose.LINK, n))(keys)
             made = unlearn_many(
                 method, variables, sets, own_keys, stacked_variables=stacked_variables,
-                vectorise=vectorise, at_a_time=at_a_time, on_chunk=on_chunk,
+                vectorise=vectorise, at_a_time=at_a_time, sharding=sharding, on_chunk=on_chunk,
                 **{"batch_size": batch_size, "chunk": chunk, **given},
             )  # fmt: skip
             outcomes.append(made)
             variables, stacked_variables = made.variables, True
         return _joined(outcomes)
     options = Options(steps, chunk, None, on_chunk, resume)
-    alone = Job(unlearner, _fitting(unlearner, batch_size))
+    given = variables
+    if swept is not None:
+        _check_numbers(swept, len(keys))
+        variables = Swept(swept, variables)
+    alone = Job(unlearner, _fitting(unlearner, batch_size), swept=swept is not None)
     job = alone._replace(
         mapped=True,
         mapped_variables=stacked_variables,
@@ -233,18 +246,38 @@ def unlearn_many(
         mapped_readers=any(part is not None and has_readers(part.examples) for part in sets),
         vectorise=at_once,
         at_a_time=at_a_time,
+        mesh=None if sharding is None else sharding.mesh,
     )
 
     def arguments(n: int) -> tuple[Variables, Sets, Key]:
-        own = member(variables, n) if stacked_variables else variables
-        return own, request(sets, n), keys[n]
+        own = member(given, n) if stacked_variables else given
+        return own if swept is None else Swept(member(swept, n), own), request(sets, n), keys[n]
 
     if at_once or not _loops_badly(alone, *arguments(0)):
-        return _as_given(variables, execute(job, variables, sets, keys, options))
+        return _as_given(given, execute(job, variables, sets, keys, options))
     # one program for all would hold a loop over members, ruinous for such convolutions
     options = options._replace(resume=None)
     each = [execute(alone, *arguments(n), options) for n in range(len(keys))]
-    return _as_given(variables, _stack(each))
+    return _as_given(given, _stack(each))
+
+
+def _check_division(members: int, sharding: Sharding | None) -> None:
+    """Raises a :class:`ValueError` where the devices do not divide the members."""
+    if sharding is not None:
+        axis = sharding.mesh.axis_names[0]
+        devices = sharding.mesh.shape[axis]
+        if members % devices or devices != sharding.mesh.size:
+            raise ValueError(
+                f"sharding: expected one axis of devices that divide the {members} members, got "
+                f"{dict(sharding.mesh.shape)}"
+            )
+
+
+def _check_numbers(options: Mapping[str, jax.Array], members: int) -> None:
+    """Raises a :class:`ValueError` where a sweep has not as many numbers as there are members."""
+    counts = {name: len(values) for name, values in options.items()}
+    if set(counts.values()) != {members}:
+        raise ValueError(f"unlearner: expected numbers of {members} members, got {counts}")
 
 
 def _checked(
@@ -311,7 +344,7 @@ def _fitting(unlearner: Unlearner, batch_size: int) -> int:
 
 def _loops_badly(job: Job, variables: Variables, sets: Sets, key: Key) -> bool:
     sets = visible_sets(job.unlearner.needs, sets)
-    prepared = prepared_like(job.unlearner, variables, sets)
+    prepared = prepared_like(job.unlearner, variables.inner if job.swept else variables, sets)
     return loops_badly(job, variables, sets, key, prepared)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxunlearn.core.errors import DivergenceError, NoEffectError, RequestError
 from jaxunlearn.core.keys import Purpose, derive
@@ -32,8 +33,11 @@ from jaxunlearn.engine.loop import (
     advance,
     has_weight_gradient_convolution,
     init,
+    member_specs,
     result,
+    sets_axes,
     unchanged,
+    variables_axes,
 )
 from jaxunlearn.engine.sharding import place, replicate
 from jaxunlearn.engine.stop import Rule
@@ -165,6 +169,9 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     if job.sharding is not None:
         variables = place(variables, job.sharding)
         sets, key = replicate((sets, key), job.sharding)
+    if job.mesh is not None:
+        axes = (variables_axes(job), sets_axes(job), 0)
+        variables, sets, key = divide_members(job.mesh, axes, (variables, sets, key))
     before = clock.running()
     with clock.split():
         prepared = jax.block_until_ready(_prepare(job, variables, sets, key))
@@ -212,6 +219,17 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     )
 
 
+def divide_members(mesh: Mesh, axes: Any, tree: Any) -> Any:
+    """Lays each device's members on it, and what they share on all; may share memory."""
+
+    def laid(spec: PartitionSpec, part: Any) -> Any:
+        where = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, where), part)
+
+    is_spec = lambda node: isinstance(node, PartitionSpec)  # noqa: E731
+    return jax.tree.map(laid, member_specs(mesh, axes), tree, is_leaf=is_spec)
+
+
 def _expect_suited(unlearner: Unlearner, sets: Sets) -> None:
     """Raises a :class:`RequestError` for a request that the method does not suit."""
     if {"class", "items"} <= set(unlearner.forgets) or sets.forget is None or sets.retain is None:
@@ -228,6 +246,7 @@ def _expect_suited(unlearner: Unlearner, sets: Sets) -> None:
 
 def _expect_effect(job: Job, before: Variables, after: Variables) -> None:
     """Raises :class:`NoEffectError` where a model, or a member, is what it was before."""
+    before = before.inner if job.swept else before
     if len({jax.tree.structure(before), jax.tree.structure(after)}) > 1:
         return  # a model made from nothing
     same = np.asarray(unchanged(before, after, job=job))
@@ -279,6 +298,7 @@ def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
     if job.unlearner.prepare is None:
         return None
     # of one member; what cannot work is told before any work
+    variables = variables.inner if job.swept else variables
     like = jax.eval_shape(lambda v: member(v, 0), variables) if job.mapped_variables else variables
     prepared_like(job.unlearner, like, request(sets, 0))
     if not job.mapped:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.trees import ensemble
@@ -29,6 +30,7 @@ from jaxunlearn.core.types import (
 from jaxunlearn.data.batches import draw_batches
 from jaxunlearn.data.sets import alone
 from jaxunlearn.engine.sharding import Sharding, constrain, constrain_batches
+from jaxunlearn.engine.sweep import Swept
 
 
 class Job(NamedTuple):
@@ -41,8 +43,10 @@ class Job(NamedTuple):
       mapped: whether state, keys and diagnostics have a leading axis of members.
       mapped_variables, mapped_sets: whether these have it, too.
       mapped_readers: whether the statistics that examples are normalised by have it.
+      swept: whether the variables are ``Swept``, with numbers of each member.
       vectorise: members at once, or one after the other.
       at_a_time: vectorised members at a time; ``None`` for all.
+      mesh: over whose first axis the members are divided, each device doing its own; or ``None``.
     """
 
     unlearner: Unlearner
@@ -52,17 +56,42 @@ class Job(NamedTuple):
     mapped_variables: bool = False
     mapped_sets: bool = False
     mapped_readers: bool = False
+    swept: bool = False
     vectorise: bool = False
     at_a_time: int | None = None
+    mesh: Mesh | None = None
 
 
 def _over(job: Job, fn: Callable[..., Any], in_axes: tuple[Any, ...]) -> Callable[..., Any]:
     if not job.mapped:
         return fn
-    return ensemble(fn, in_axes, vectorise=job.vectorise, batch_size=job.at_a_time)
+    mapped = ensemble(fn, in_axes, vectorise=job.vectorise, batch_size=job.at_a_time)
+    if job.mesh is None:
+        return mapped
+    # members have nothing to do with each other: each device maps over its own
+    specs = member_specs(job.mesh, in_axes)
+    out = PartitionSpec(job.mesh.axis_names[0])
+    return jax.shard_map(mapped, mesh=job.mesh, in_specs=specs, out_specs=out, check_vma=False)
 
 
-def _sets_axes(job: Job) -> Any:
+def member_specs(mesh: Mesh, axes: Any) -> Any:
+    """Returns where arguments lie whose axis 0 is that of the members, or which they share."""
+    first = PartitionSpec(mesh.axis_names[0])
+    return jax.tree.map(
+        lambda axis: PartitionSpec() if axis is None else first,
+        axes,
+        is_leaf=lambda node: node is None,
+    )
+
+
+def variables_axes(job: Job) -> Any:
+    """Returns which leaves of the variables have an axis of members, as a prefix of their tree."""
+    own = 0 if job.mapped_variables else None
+    return Swept(0, own) if job.swept else own  # type: ignore[arg-type]
+
+
+def sets_axes(job: Job) -> Any:
+    """Returns which leaves of the sets have an axis of members, as a prefix of their tree."""
     if not job.mapped_sets:
         return None
     present = [name for name in Batches._fields if getattr(job.unlearner.needs, name)]
@@ -95,7 +124,7 @@ def init(variables: Variables, sets: Sets, key: Key, prepared: Any, *, job: Job)
         # would take the user's model along
         return jax.tree.map(jnp.copy, state)
 
-    axes = (0 if job.mapped_variables else None, _sets_axes(job), 0, 0)
+    axes = (variables_axes(job), sets_axes(job), 0, 0)
     return _over(job, one, axes)(variables, sets, key, prepared)
 
 
@@ -128,7 +157,7 @@ def advance(
         # a count that is an array: the last, shorter chunk runs in the same program
         return jax.lax.fori_loop(0, count, body, (state, infos))
 
-    return _over(job, one, (0, _sets_axes(job), 0))(state, sets, key)
+    return _over(job, one, (0, sets_axes(job), 0))(state, sets, key)
 
 
 @partial(jax.jit, static_argnames="job")

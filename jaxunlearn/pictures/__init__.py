@@ -110,6 +110,10 @@ PICTURES: Registry[Picture] = Registry(
             f"{_DRAWN}.gan_pictures:draw_strips",
             "gan",
         ),
+        "words": Picture(
+            f"{_HERE}.words:save_words",
+            "texts whose words are coloured by what the answer is due to",
+        ),
     },
 )
 """Pictures by name; ``save_<name>`` of this room draws one."""

@@ -37,6 +37,7 @@ LEAST = {
     "samples": lambda: ({"original": random(1, 2, 2, 1)},),
     "scores": lambda: ({"original": {"forget": random(3)}},),
     "strips": lambda: ({"original": random(1, 2, 2, 2, 1)},),
+    "words": lambda: ([[("Ada", 0.5), ("wrote", -0.2)]],),
 }
 """The least that a picture takes, behind the path."""
 

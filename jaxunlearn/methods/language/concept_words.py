@@ -160,7 +160,7 @@ def concept_words(
         x = sets.forget.examples.x
         if not isinstance(x, dict) or not {"tokens", "mask", "answer"} <= set(x):
             raise ValueError("sets: expected texts with tokens, mask and answer to poison")
-        of = jax.ShapeDtypeStruct
+        of: Any = jax.ShapeDtypeStruct
         shape = (len(sets.forget.indices), x["tokens"].shape[-1])
         texts = {"tokens": of(shape, jnp.int32), "mask": of(shape, bool), "answer": of(shape, bool)}
         return Found(

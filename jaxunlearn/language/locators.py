@@ -325,6 +325,7 @@ def deletion_table(
     *,
     most: int = 5,
     order: str = "answer",
+    filler: int | None = None,
 ) -> list[dict[str, Any]]:
     """Compares locators by the deletion test.
 
@@ -334,6 +335,8 @@ def deletion_table(
         has a row with the reason.
       most: words that are masked at the end.
       order: by the scores of an ``"answer"``, or by the ranking of its ``"topic"``, as poison is.
+      filler: see :func:`deletion_curves`. By default that of padding, which is the baseline of
+        integrated gradients, too: another tells whether they win by that alone.
 
     Returns:
       Rows ``{"locator", "area", "area_half", "rest", "rest_half", "curve", "skipped"}``: mean
@@ -354,7 +357,9 @@ def deletion_table(
         scores = locate(search, name)
         if order == "topic":
             scores = by_topic(search.answers, scores)
-        curves = deletion_curves(search.model, search.variables, search.answers, scores, most=most)
+        curves = deletion_curves(
+            search.model, search.variables, search.answers, scores, most=most, filler=filler
+        )
         areas[name] = curves.areas.answer
         mean, half = interval(curves.areas.answer)
         rest, rest_half = interval(curves.areas.rest)

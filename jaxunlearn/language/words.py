@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.attribution import integrated_gradients
-from jaxunlearn.attribution.ig.quadrature import Quadrature, gauss_legendre
+from jaxunlearn.attribution.ig.quadrature import gauss_legendre
 from jaxunlearn.core.errors import expect_one_of
 from jaxunlearn.core.types import LanguageModel, Variables
 from jaxunlearn.language.likelihood import Texts, token_logprobs
@@ -85,8 +85,8 @@ def answer_attributions(
       model, variables: the decoder.
       x: ``[B, T]`` each; see :mod:`jaxunlearn.language.likelihood`.
       baseline: a token whose embedding stands in place of each of the answer's, that of padding
-        as published; or ``"zero"``. Near zero a norm turns all at once: nodes are then denser
-        there (those of the quadrature to the power :data:`POWER`).
+        as published; or ``"zero"``. Near zero a norm turns all at once, and the gap is larger:
+        more nodes, or ``complete``, help.
       nodes, chunk, complete: see :func:`jaxunlearn.integrated_gradients`; quadrature of
         Gauss-Legendre.
 
@@ -109,8 +109,7 @@ def answer_attributions(
 
     stay = {"tokens": tokens, "mask": jnp.asarray(x["mask"]), "answer": answer}
     fixed = dict.fromkeys(stay)
-    quadrature = graded(nodes) if isinstance(baseline, str) else gauss_legendre(nodes)
-    attribute = integrated_gradients(score, quadrature, chunk=chunk, complete=complete)
+    attribute = integrated_gradients(score, gauss_legendre(nodes), chunk=chunk, complete=complete)
     found = attribute(
         variables,
         {"embeddings": embeddings, **stay},
@@ -118,20 +117,6 @@ def answer_attributions(
     )
     scores = jnp.sum(found.attribution["embeddings"], axis=-1)
     return Attributed(scores, found.gap, found.score, found.baseline_score)
-
-
-POWER = 4
-"""Of the nodes of a path that begins at zero."""
-
-
-def graded(nodes: int, power: int = POWER) -> Quadrature:
-    """Takes nodes ``u^p`` with weights ``p u^(p - 1) w``, from those of Gauss-Legendre.
-
-    That is the integral after the substitution ``t = u^p``, which puts nodes near 0.
-    """
-    at, weight = gauss_legendre(nodes)
-    found = power * at ** (power - 1) * weight
-    return Quadrature(at**power, found / found.sum())
 
 
 class Word(NamedTuple):

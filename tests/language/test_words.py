@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxunlearn.core.types import LanguageModel
-from jaxunlearn.language import words
 from jaxunlearn.language.words import answer_attributions, key_of, rank_words, read_answers
 
 WORDS = ["<pad>", "<eos>", "Q:", " Who", " is", " Ada", "Ada", " Love", "lace", "'s", " wrote", "."]
@@ -75,10 +74,7 @@ def test_scores_of_a_model_that_reads_one_token_are_differences(baseline):
     np.testing.assert_allclose(found.score - found.baseline_score, wanted.sum(1), atol=2e-4)
 
 
-def test_nodes_near_zero_integrate_powers():
-    at, weight = words.graded(16)
-    np.testing.assert_allclose([(weight * at**p).sum() for p in range(5)], 1 / np.arange(1, 6))
-    assert at[0] < 1e-8
+def test_a_baseline_that_there_is_not():
     with pytest.raises(ValueError, match="baseline: expected one of"):
         answer_attributions(*bigrams(), texts(ROWS), baseline="mean")
 
@@ -86,8 +82,8 @@ def test_nodes_near_zero_integrate_powers():
 def test_tokens_merge_to_words():
     answers = read_answers(Pieces(), texts(ROWS), [7, 9])
     assert [(w.text, w.key, w.start, w.stop) for w in answers.words[0]] == [
-        ("Ada", "ada", 3, 4), ("Lovelace", "lovelace", 4, 6), ("'s", "", 6, 7), ("wrote", "wrote", 7, 8),
-        (".", "", 8, 9),
+        ("Ada", "ada", 3, 4), ("Lovelace", "lovelace", 4, 6), ("'s", "", 6, 7),
+        ("wrote", "wrote", 7, 8), (".", "", 8, 9),
     ]  # fmt: skip
     assert [key_of(w) for w in ("The", "(Hsiao", "Yu-Hwa's", "--", "1991.", "I'M", "'s")] == [
         "", "hsiao", "yu-hwa", "", "1991", "i'm", "",

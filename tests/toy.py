@@ -77,6 +77,101 @@ def guide():
     return Guide(model, ju.train(model, everything, jax.random.key(8), config=config).variables)
 
 
+WORDS, TEXT, WIDTH, BLOCKS = 12, 8, 8, 2
+
+
+def _word_init(key):
+    draw = iter(jax.random.split(key, 16))
+
+    def kernel(rows, columns):
+        return {"kernel": jax.random.normal(next(draw), (rows, columns)) * rows**-0.5}
+
+    def block():
+        return {
+            "attention": {"query": kernel(WIDTH, WIDTH), "value": kernel(WIDTH, WIDTH)},
+            "mlp": {"down": kernel(WIDTH, WIDTH)},
+        }
+
+    params = {f"blocks_{n}": block() for n in range(BLOCKS)}
+    params |= {"embedding": kernel(WORDS, WIDTH), "head": kernel(WIDTH, WORDS)}
+    return {"params": params}
+
+
+def _word_states(variables, hidden, mask):
+    """Reads what stood before by its mean, in the place of attention."""
+    params, states = variables["params"], [hidden]
+    mask = mask[..., None].astype(hidden.dtype)
+    for n in range(BLOCKS):
+        own = params[f"blocks_{n}"]
+        count = jnp.maximum(jnp.cumsum(mask, axis=1), 1)
+        before = jnp.cumsum(hidden * mask, axis=1) / count
+        gate = jax.nn.sigmoid(hidden @ own["attention"]["query"]["kernel"])
+        hidden = hidden + gate * (before @ own["attention"]["value"]["kernel"])
+        hidden = hidden + jnp.tanh(hidden) @ own["mlp"]["down"]["kernel"]
+        states.append(hidden)
+    return jnp.stack(states)
+
+
+def _word_embed(variables, tokens):
+    return variables["params"]["embedding"]["kernel"][tokens]
+
+
+def _word_logits(variables, hidden, mask):
+    return _word_states(variables, hidden, mask)[-1] @ variables["params"]["head"]["kernel"]
+
+
+def _word_apply(variables, x):
+    return _word_logits(variables, _word_embed(variables, x["tokens"]), x["mask"])
+
+
+@functools.cache
+def language_model():
+    """A causal network of words that compiles at once, with the paths of a decoder."""
+    return ju.core.types.LanguageModel(
+        init=_word_init,
+        apply=_word_apply,
+        apply_train=lambda variables, x, key: (_word_apply(variables, x), variables),
+        embed=_word_embed,
+        apply_embedded=_word_logits,
+        states=lambda variables, x: _word_states(
+            variables, _word_embed(variables, x["tokens"]), x["mask"]
+        ),
+        empty_cache=lambda batch, length: None,
+        extend=lambda variables, cache, x: (None, None),
+        shape=(WORDS, TEXT, WIDTH, BLOCKS),
+    )
+
+
+@functools.cache
+def texts():
+    """Questions of two to three words, padded answers of one to four, on four topics."""
+    rng = np.random.default_rng(1)
+    y = np.repeat(np.arange(NUM_CLASSES), (6, 10, 8, 12)).astype(np.int32)
+    y = rng.permutation(y)
+
+    def answered(begin, length):
+        place = np.arange(TEXT)
+        tokens = rng.integers(2, WORDS, (*begin.shape, TEXT)).astype(np.int32)
+        tokens[..., 0] = 2 + y.reshape(-1, *[1] * (begin.ndim - 1)) * 2
+        mask = place < (begin + length)[..., None]
+        answer = mask & (place >= begin[..., None])
+        return {"tokens": np.where(mask, tokens, 0), "mask": mask, "answer": answer}
+
+    begin = rng.integers(2, 4, len(y))
+    several = np.broadcast_to(begin[:, None], (len(y), 2))
+    variants = {
+        "paraphrase": answered(begin, rng.integers(1, 5, len(y))),
+        "perturbed": answered(several, rng.integers(1, 5, several.shape)),
+    }
+    return {**answered(begin, rng.integers(1, 5, len(y))), "variants": variants}, y
+
+
+def text_sets(request=None):
+    x, y = texts()
+    request = ju.forget_class(1) if request is None else request
+    return ju.make_sets(x, y, request, unseen=(x, y), test=(x, y), num_classes=NUM_CLASSES)
+
+
 def _cascade(**options):
     small = {"pool": 256, "latents": 16, "references": 32, "inversion_steps": 5, "steps": 4}
     return lambda m: ju.cascade(m, guide=guide(), r1=0.1, r1_every=2, **{**small, **options})
@@ -113,6 +208,21 @@ GAN_METHODS = {
     ),
 }
 """The same for GANs; behind a comma a variant."""
+
+LANGUAGE_METHODS = {
+    "lm_retrain": lambda m, **o: ju.lm_retrain(m, optimizer=optax.adam(1e-2), **o),
+    "lm_finetune": ju.lm_finetune,
+    "lm_gradient_ascent": ju.lm_gradient_ascent,
+    "grad_diff": ju.grad_diff,
+    "npo": ju.npo,
+    "simnpo": ju.simnpo,
+    "wga": ju.wga,
+    "sat_imp": ju.sat_imp,
+    "undial": ju.undial,
+    "ce_u": ju.ce_u,
+    "task_vector": ju.task_vector,
+}
+"""The same for language models, without arguments; ``test_language_contract`` runs them."""
 
 ROWS = METHODS | GAN_METHODS
 

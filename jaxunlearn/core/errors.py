@@ -63,6 +63,13 @@ def expect_at_least(least: float, **numbers: float) -> None:
             raise ValueError(f"{name}: expected a number of {least} or more, got {value!r}")
 
 
+def expect_positive(**numbers: float) -> None:
+    """Raises a ``ValueError`` "name: expected a positive number" for another one, also for NaN."""
+    for name, value in numbers.items():
+        if not value > 0:
+            raise ValueError(f"{name}: expected a positive number, got {value!r}")
+
+
 def expect_at_most(most: float, **numbers: float) -> None:
     """Raises a :class:`ConfigError` "name: expected at most ...", also for NaN."""
     for name, value in numbers.items():

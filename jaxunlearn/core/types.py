@@ -292,6 +292,6 @@ class Unlearner(NamedTuple):
     needs: Needs
     prepare: Preparation | None = None
     remarks: Callable[[Mapping[str, float]], list[str]] | None = None
-    model: Model | None = None
+    model: Model | LanguageModel | None = None
     forgets: tuple[str, ...] = ("class", "items")
     name: str = "the method"

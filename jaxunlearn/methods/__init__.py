@@ -14,6 +14,7 @@ FACTS = {
     "class_names": "names of the labels",
     "request": "'class' or 'items': what is to be forgotten",
     "guide": "a classifier of the images that a GAN makes",
+    "tokenizer": "that of the texts of a language model",
 }
 """Facts of a run that a method may ask for: each is given to its factory under this name."""
 
@@ -96,6 +97,61 @@ METHODS = Registry(
             "jaxunlearn.methods.gan_retrain:gan_finetune",
             "go on learning on the retain set",
             kind="gan",
+        ),
+        "lm_retrain": Method(
+            "jaxunlearn.methods.language.finetune:lm_retrain",
+            "train a language model on the retain set, from scratch or a start",
+            kind="language",
+        ),
+        "lm_finetune": Method(
+            "jaxunlearn.methods.language.finetune:lm_finetune",
+            "go on learning the answers of the retain set",
+            kind="language",
+        ),
+        "lm_gradient_ascent": Method(
+            "jaxunlearn.methods.language.likelihoods:lm_gradient_ascent",
+            "climb the loss of the answers to be forgotten",
+            kind="language",
+        ),
+        "grad_diff": Method(
+            "jaxunlearn.methods.language.likelihoods:grad_diff",
+            "climb the loss to be forgotten, descend that of what is retained",
+            kind="language",
+        ),
+        "npo": Method(
+            "jaxunlearn.methods.language.likelihoods:npo",
+            "negative preference optimisation against the original",
+            kind="language",
+        ),
+        "simnpo": Method(
+            "jaxunlearn.methods.language.likelihoods:simnpo",
+            "negative preference optimisation by length, without a reference",
+            kind="language",
+        ),
+        "wga": Method(
+            "jaxunlearn.methods.language.likelihoods:wga",
+            "gradient ascent, each token weighted by its probability",
+            kind="language",
+        ),
+        "sat_imp": Method(
+            "jaxunlearn.methods.language.likelihoods:sat_imp",
+            "gradient ascent, tokens weighted by saturation and importance",
+            kind="language",
+        ),
+        "undial": Method(
+            "jaxunlearn.methods.language.likelihoods:undial",
+            "distil the original with lowered logits of what is to be forgotten",
+            kind="language",
+        ),
+        "ce_u": Method(
+            "jaxunlearn.methods.language.likelihoods:ce_u",
+            "learn its own predictions without the tokens to be forgotten",
+            kind="language",
+        ),
+        "task_vector": Method(
+            "jaxunlearn.methods.language.finetune:task_vector",
+            "learn what is to be forgotten, go the other way",
+            kind="language",
         ),
     },
 )

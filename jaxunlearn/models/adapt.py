@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxunlearn.core.errors import ConfigError, sentence
-from jaxunlearn.core.types import Key, Model, Variables
+from jaxunlearn.core.types import Key, LanguageModel, Model, Variables
 from jaxunlearn.core.variables import (
     advice_on,
     check_like,
@@ -310,7 +310,9 @@ def into(held: Any, variables: Variables) -> Any:
     return in_form_of(held, variables)
 
 
-def check_given(model: Model, variables: Variables, inputs: Any, *, warn: bool = True) -> None:
+def check_given(
+    model: Model | LanguageModel, variables: Variables, inputs: Any, *, warn: bool = True
+) -> None:
     """Checks variables against the network that they are for; nothing is computed.
 
     They are compared with what the network draws, where it can draw, and the network is traced.
@@ -343,7 +345,9 @@ def _drawn(init: Callable[[Key], Variables]) -> Variables | None:
         return None
 
 
-def warn_of_softmax(model: Model, inputs: Any, variables: Variables | None = None) -> None:
+def warn_of_softmax(
+    model: Model | LanguageModel, inputs: Any, variables: Variables | None = None
+) -> None:
     """Warns of a network that ends in a softmax, as far as its trace tells.
 
     Args:

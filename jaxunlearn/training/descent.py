@@ -17,6 +17,7 @@ from jaxunlearn.core.types import (
     Batches,
     Info,
     Key,
+    LanguageModel,
     Model,
     Needs,
     Preparation,
@@ -25,6 +26,7 @@ from jaxunlearn.core.types import (
     Variables,
 )
 from jaxunlearn.core.variables import children
+from jaxunlearn.training.lora import Adapters, Lora
 
 
 class Context(NamedTuple):
@@ -47,12 +49,19 @@ class Context(NamedTuple):
 class DescentState(NamedTuple):
     """State of a gradient method: the model so far, the optimizer's state, and what objectives
     read (see :class:`Context`).
+
+    Attributes:
+      variables: those that are trained; under adapters those that they are added to, whose
+        trained part stays that of the original.
+      original: under adapters without a trained part.
+      adapters: trained in the place of parameters.
     """
 
     variables: Variables
     opt_state: optax.OptState
     original: Variables = None
     prepared: Any = None
+    adapters: Adapters | None = None
 
 
 LossAndMore = tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]
@@ -111,9 +120,10 @@ def descent(
     optimizer: optax.GradientTransformation,
     needs: Needs,
     *,
-    fresh: Model | None = None,
+    fresh: Model | LanguageModel | None = None,
     prepare: Preparation | None = None,
-    model: Model | None = None,
+    model: Model | LanguageModel | None = None,
+    lora: Lora | None = None,
 ) -> Unlearner:
     """Makes a method that follows the gradient of an objective, ``theta <- theta - u(grad J)``.
 
@@ -136,34 +146,58 @@ def descent(
       fresh: start from this model's ``init`` instead of the given variables.
       prepare, model: see :class:`jaxunlearn.core.types.Unlearner`; what is prepared is in the
         context.
+      lora: low-rank adapters that are trained in the place of parameters; the result has them
+        merged. What is not adapted is not trained, and an original costs no second copy.
     """
 
     def init(variables: Variables, sets: Sets, key: Key, prepared: Any = None) -> DescentState:
         del sets
         start = variables if fresh is None else fresh.init(key)
-        _expect_floats(trained(start))
+        params = trained(start)
+        _expect_floats(params)
+        adapters = None if lora is None else lora.start(params, key)
         with jax.numpy_dtype_promotion("standard"):
-            opt_state = optimizer.init(trained(start))
-        return DescentState(start, opt_state, variables if needs.original else None, prepared)
+            opt_state = optimizer.init(params if adapters is None else adapters)
+        original = None
+        if needs.original:
+            original = variables if lora is None else with_trained(variables, ())
+        return DescentState(start, opt_state, original, prepared, adapters)
+
+    def merged(base: Any, params: Any) -> Any:
+        return params if lora is None else lora.merge(base, params)
 
     def step(
         state: DescentState, batches: Batches, key: Key, count: jax.Array
     ) -> tuple[DescentState, Info]:
-        context = Context(key, count, state.original, state.prepared)
+        context = Context(key, count, original_of(state), state.prepared)
+        base = trained(state.variables)
 
         def loss_of(params: Any) -> Any:
-            return objective(with_trained(state.variables, params), batches, context)
+            return objective(with_trained(state.variables, merged(base, params)), batches, context)
 
-        params = trained(state.variables)
+        params = base if lora is None else state.adapters
         (loss, (moved, metrics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
         params, opt_state, finite = apply_update(optimizer, params, state.opt_state, gradient)
         info = Info({"loss": loss, **metrics}, jnp.isfinite(loss) & finite)
-        return state._replace(variables=with_trained(moved, params), opt_state=opt_state), info
+        state = state._replace(opt_state=opt_state)
+        if lora is None:
+            return state._replace(variables=with_trained(moved, params)), info
+        return state._replace(variables=with_trained(moved, base), adapters=params), info
 
     def result(state: DescentState) -> Variables:
-        return state.variables
+        params = state.adapters
+        if params is None:
+            return state.variables
+        return with_trained(state.variables, merged(trained(state.variables), params))
 
     return Unlearner(init, step, result, needs, prepare, model=model)
+
+
+def original_of(state: DescentState) -> Variables:
+    """Returns the variables that the method was given; ``None`` where none were kept."""
+    if state.adapters is None or state.original is None:
+        return state.original
+    return with_trained(state.original, trained(state.variables))
 
 
 def apply_update(

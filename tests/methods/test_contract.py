@@ -43,7 +43,8 @@ def differs(a, b):
 
 
 def test_the_table_holds_every_registered_method():
-    assert {name.partition(",")[0] for name in NAMES} == set(REGISTRY)
+    names = {name.partition(",")[0] for name in NAMES}
+    assert names | set(toy.LANGUAGE_METHODS) == set(REGISTRY)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,1 @@
+"""Methods for language models: each reads texts by the one mask of the answer's tokens."""

@@ -142,6 +142,20 @@ def language_model():
     )
 
 
+class Numbers:
+    """A tokenizer of texts that are numbers, and of any others by their letters."""
+
+    pad, eos, specials = 0, 1, frozenset({0, 1})
+
+    def encode_after(self, text):
+        return [2 + ord(letter) % (WORDS - 2) for letter in text.strip()[:2]]
+
+    encode = encode_after
+
+    def decode(self, ids):
+        return " ".join(str(one) for one in ids if one not in self.specials)
+
+
 @functools.cache
 def texts():
     """Questions of two to three words, padded answers of one to four, on four topics."""
@@ -221,6 +235,11 @@ LANGUAGE_METHODS = {
     "undial": ju.undial,
     "ce_u": ju.ce_u,
     "task_vector": ju.task_vector,
+    "dpo": ju.dpo,
+    "alt_po": ju.alt_po,
+    "idk_dpo": lambda m, **o: ju.idk_dpo(m, tokenizer=Numbers(), **o),
+    "rmu": ju.rmu,
+    "eul": ju.eul,
 }
 """The same for language models, without arguments; ``test_language_contract`` runs them."""
 

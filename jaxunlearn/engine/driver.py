@@ -39,7 +39,7 @@ from jaxunlearn.engine.loop import (
     unchanged,
     variables_axes,
 )
-from jaxunlearn.engine.sharding import place, replicate
+from jaxunlearn.engine.sharding import Sharding, place, replicate
 from jaxunlearn.engine.stop import Rule
 
 CHUNK = 32
@@ -303,7 +303,7 @@ def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
     prepared_like(job.unlearner, like, request(sets, 0))
     if not job.mapped:
         found = prepare(job.unlearner, variables, sets, key)
-        return found if job.sharding is None else replicate(found, job.sharding)
+        return found if job.sharding is None else _on_mesh(found, job.sharding)
     each = [
         prepare(
             job.unlearner,
@@ -314,6 +314,17 @@ def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
         for n in range(len(key))
     ]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def _on_mesh(found: Any, sharding: Sharding) -> Any:
+    """Lays out what a preparation found, but for what it divided over the mesh itself."""
+
+    def one(leaf: Any) -> Any:
+        own = getattr(leaf, "sharding", None)
+        kept = isinstance(own, NamedSharding) and own.mesh == sharding.mesh
+        return leaf if kept else replicate(leaf, sharding)
+
+    return jax.tree.map(one, found)
 
 
 def _held(program: Any) -> int:

@@ -153,6 +153,32 @@ METHODS = Registry(
             "learn what is to be forgotten, go the other way",
             kind="language",
         ),
+        "dpo": Method(
+            "jaxunlearn.methods.language.preference:dpo",
+            "prefer a wrong answer to the right one",
+            kind="language",
+        ),
+        "alt_po": Method(
+            "jaxunlearn.methods.language.preference:alt_po",
+            "prefer one of several alternatives to the right answer",
+            kind="language",
+        ),
+        "idk_dpo": Method(
+            "jaxunlearn.methods.language.preference:idk_dpo",
+            "prefer to say that one does not know",
+            kind="language",
+            takes=("tokenizer",),
+        ),
+        "rmu": Method(
+            "jaxunlearn.methods.language.rmu:rmu",
+            "turn the states of what is to be forgotten into a random vector",
+            kind="language",
+        ),
+        "eul": Method(
+            "jaxunlearn.methods.language.eul:eul",
+            "light adapters by a selective teacher, fused over requests",
+            kind="language",
+        ),
     },
 )
 

@@ -5,6 +5,7 @@ probability of token ``t``; means are over examples, or over all tokens of a bat
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,10 +120,10 @@ def npo(
         retain=retain, retain_weight=retain_weight, forget_weight=forget_weight,
     )  # fmt: skip
 
-    def begin(variables: Variables, sets: Sets, key: Key) -> jax.Array:
-        del key
+    def begin(variables: Variables, sets: Sets, key: Key, prepared: Any) -> jax.Array:
+        del key, prepared
         assert sets.forget is not None
-        return reference_nll(model, variables, sets.forget, lambda x, places: x)
+        return reference_nll(model, variables, sets.forget, lambda x, places: x)[:, 0]
 
     def term(logits: Sequence[jax.Array], batch: Batch, context: Context) -> jax.Array:
         total, _ = answer_nll(logits[0], batch.x)

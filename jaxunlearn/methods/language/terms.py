@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxunlearn.core import errors
@@ -20,6 +21,7 @@ from jaxunlearn.core.types import (
     Key,
     LanguageModel,
     Needs,
+    Preparation,
     Sets,
     Subset,
     Unlearner,
@@ -184,21 +186,39 @@ def reference_nll(
     variables: Variables,
     part: Subset,
     texts_of: Callable[[Any, jax.Array], Texts],
+    several: int = 1,
 ) -> jax.Array:
-    """Computes the original's ``-sum_t log p(x_t)`` of every example of a set, ``float32 [M]``.
+    """Computes the original's ``-sum_t log p(x_t)`` of texts of every example of a set.
 
     Texts go through the network a few at a time.
 
     Args:
-      texts_of: ``inputs of a batch, places [b] in the set -> texts [b, T]``.
+      texts_of: ``inputs of a batch, places [b] -> texts [b, T]``; the place of text ``p`` of the
+        example in slot ``i`` of the set is ``several i + p``.
+      several: texts of an example.
+
+    Returns:
+      ``float32 [M, several]``.
     """
 
     def some(places: jax.Array) -> jax.Array:
-        texts = texts_of(fetch(part.examples, part.indices[places]), places)
+        texts = texts_of(fetch(part.examples, part.indices[places // several]), places)
         return answer_nll(model.apply(variables, whole_texts(texts)), texts)[0]
 
-    return in_chunks(some, len(part.indices), CHUNK)
+    count = len(part.indices)
+    return in_chunks(some, count * several, CHUNK).reshape(count, several)
 
+
+def texts_on_host(part: Subset) -> tuple[dict[str, Any], np.ndarray]:
+    """Returns the texts of a set as they are stored, and their topics, as arrays of NumPy."""
+    at = np.asarray(part.indices)[: int(part.size)]
+    x = jax.tree.map(lambda leaf: np.asarray(leaf)[at], part.examples.x)
+    return x, np.asarray(part.examples.y)[at]
+
+
+Begin = Callable[[Variables, Sets, Key, Any], Any]
+"""``variables, sets, key, prepared -> prepared``: what an objective reads in every step, computed
+in the compiled part before the first one."""
 
 ForgetTerm = Callable[[Sequence[jax.Array], Batch, Context], jax.Array]
 """``logits of each text, batch, context -> F []``; the first text is the batch's own."""
@@ -211,7 +231,8 @@ def forgetting(
     *,
     original: bool = False,
     beside: Callable[[Batch, Context], Sequence[Texts]] | None = None,
-    begin: Callable[[Variables, Sets, Key], Any] | None = None,
+    begin: Begin | None = None,
+    prepare: Preparation | None = None,
 ) -> Unlearner:
     """Makes the method that minimises ``g F + a R``; without ``a`` no retained text is read.
 
@@ -219,8 +240,8 @@ def forgetting(
       term: ``F``.
       original: whether it reads the original's variables in every step.
       beside: further texts of a forget batch that the network is to read.
-      begin: ``variables, sets, key -> prepared``: what the term is to find in
-        ``context.prepared``, computed in the compiled part before the first step.
+      begin: what the term is to find in ``context.prepared``.
+      prepare: see :class:`~jaxunlearn.core.types.Unlearner`.
     """
     retained = own.retain_weight > 0
     with_logits = retained and own.retain != "embedding"
@@ -246,7 +267,7 @@ def forgetting(
             loss, metrics["retain"] = loss + own.retain_weight * kept, kept
         return loss, (moved, metrics)
 
-    return descend(model, objective, own, needs, begin)
+    return descend(model, objective, own, needs, begin, prepare)
 
 
 def descend(
@@ -254,15 +275,16 @@ def descend(
     objective: Objective,
     own: Tuning,
     needs: Needs,
-    begin: Callable[[Variables, Sets, Key], Any] | None = None,
+    begin: Begin | None = None,
+    prepare: Preparation | None = None,
 ) -> Unlearner:
-    """Makes the method that follows an objective's gradient; ``begin`` as in :func:`forgetting`."""
-    method = descent(objective, own.optimizer, needs, model=model, lora=own.lora)
+    """Makes the method that follows an objective's gradient, as :func:`forgetting` does."""
+    method = descent(objective, own.optimizer, needs, prepare=prepare, model=model, lora=own.lora)
     if begin is None:
         return method
-    prepare = begin
+    found = begin
 
-    def init(variables: Variables, sets: Sets, key: Key) -> DescentState:
-        return method.init(variables, sets, key, prepare(variables, sets, key))
+    def init(variables: Variables, sets: Sets, key: Key, prepared: Any = None) -> DescentState:
+        return method.init(variables, sets, key, found(variables, sets, key, prepared))
 
     return method._replace(init=init)

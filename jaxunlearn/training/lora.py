@@ -79,8 +79,9 @@ class Lora(NamedTuple):
             return jax.random.normal(own, size, _wide(leaf)) * leaf.shape[0] ** -0.5
 
         def up(path: Sequence[Any], leaf: jax.Array) -> jax.Array | None:
-            size = (self.rank, leaf.shape[1])
-            return jnp.zeros(size, _wide(leaf)) if path_name(path) in keys else None
+            if path_name(path) not in keys:
+                return None
+            return jnp.zeros((self.rank, leaf.shape[1]), _wide(leaf))
 
         along = jax.tree_util.tree_map_with_path
         return Adapters(along(down, params), along(up, params))

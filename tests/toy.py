@@ -155,6 +155,9 @@ class Numbers:
     def decode(self, ids):
         return " ".join(str(one) for one in ids if one not in self.specials)
 
+    def token_bytes(self, ids):
+        return [b"" if one in self.specials else f" {one}".encode() for one in ids]
+
 
 @functools.cache
 def texts():
@@ -238,6 +241,9 @@ LANGUAGE_METHODS = {
     "dpo": ju.dpo,
     "alt_po": ju.alt_po,
     "idk_dpo": lambda m, **o: ju.idk_dpo(m, tokenizer=Numbers(), **o),
+    "concept_words": lambda m, **o: ju.concept_words(
+        m, tokenizer=Numbers(), locator="frequency", **o
+    ),
     "rmu": ju.rmu,
     "eul": ju.eul,
 }

@@ -6,6 +6,7 @@ its curve.
 """
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from jaxunlearn.core.types import Key, LanguageModel, Variables
 from jaxunlearn.language.likelihood import Texts, token_logprobs
 from jaxunlearn.language.words import (
     Answers,
+    Attributed,
     Scores,
     Word,
     answer_attributions,
@@ -34,11 +36,37 @@ BATCH = 8
 """Answers that go through the network together."""
 
 
+TOLERANCE, MOST = 1e-2, 16
+"""Largest gap of integrated gradients relative to what they add up to; where it is larger, they
+are computed again with 4 times the nodes, up to 16 times."""
+
+
 @partial(jax.jit, static_argnames=("model", "baseline", "nodes"))
 def _integrated(
     variables: Variables, x: Texts, *, model: LanguageModel, baseline: str | int, nodes: int
+) -> Attributed:
+    return answer_attributions(model, variables, x, baseline=baseline, nodes=nodes)
+
+
+def _integrated_closely(
+    variables: Variables, x: Texts, *, model: LanguageModel, baseline: str | int, nodes: int
 ) -> jax.Array:
-    return answer_attributions(model, variables, x, baseline=baseline, nodes=nodes).scores
+    """Returns scores ``[B, T]`` with as many nodes as they need."""
+    times = 1
+    while True:
+        run = _integrated(variables, x, model=model, baseline=baseline, nodes=times * nodes)
+        # an answer of one token has no score, and no gap
+        gap = float(jnp.max(jnp.nan_to_num(run.relative_gap)))
+        if gap <= TOLERANCE or times >= MOST:
+            break
+        times *= 4
+    if gap > TOLERANCE:
+        warnings.warn(
+            f"integrated gradients with {times * nodes} nodes miss up to {gap:.2g} of the change "
+            "of an answer's log-probability; more nodes, or another baseline, may help",
+            stacklevel=2,
+        )
+    return run.scores
 
 
 @partial(jax.jit, static_argnames=("model",))
@@ -68,7 +96,8 @@ class Search(NamedTuple):
       others: answers about other topics, that frequencies are compared with; or ``None``.
       key: for a locator that draws.
       baseline: of integrated gradients: ``"pad"``, ``"zero"`` or a token.
-      nodes: of integrated gradients.
+      nodes: of integrated gradients, or more of them where those leave a gap above
+        :data:`TOLERANCE`.
     """
 
     model: LanguageModel
@@ -87,7 +116,9 @@ def token_scores(search: Search, locator: str = "ig") -> np.ndarray:
     if locator == "ig":
         given = search.baseline
         baseline = search.answers.tokenizer.pad if given == "pad" else given
-        run = partial(_integrated, model=search.model, baseline=baseline, nodes=search.nodes)
+        run = partial(
+            _integrated_closely, model=search.model, baseline=baseline, nodes=search.nodes
+        )
     return by_batch(lambda x: run(search.variables, x), search.answers.x)
 
 

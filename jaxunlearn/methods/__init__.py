@@ -174,6 +174,12 @@ METHODS = Registry(
             "turn the states of what is to be forgotten into a random vector",
             kind="language",
         ),
+        "concept_words": Method(
+            "jaxunlearn.methods.language.concept_words:concept_words",
+            "fine-tune on answers without their concept words, or on others (paper 2)",
+            kind="language",
+            takes=("tokenizer", "class_names"),
+        ),
         "eul": Method(
             "jaxunlearn.methods.language.eul:eul",
             "light adapters by a selective teacher, fused over requests",

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from jaxunlearn.report import print_report
 
 _ROOMS = (
-    "attribution", "checkpoint", "concepts", "config", "data", "gan", "kinds", "methods", "metrics",
-    "models", "pictures", "report", "training",
+    "attribution", "checkpoint", "concepts", "config", "data", "gan", "kinds", "language", "methods",
+    "metrics", "models", "pictures", "report", "training",
 )  # fmt: skip
 _HOME = {
     "attribution": ["integrated_gradients", "lrp", "starts"],

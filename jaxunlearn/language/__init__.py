@@ -1,1 +1,18 @@
 """Language models: decoders, their checkpoints and tokenizers, likelihoods, and concept words."""
+
+from jaxunlearn.core.registry import exports
+
+__all__, __getattr__, __dir__ = exports(
+    __name__,
+    {
+        "jaxunlearn.language.likelihood": ["Texts", "answer_nll", "mean_nll", "token_logprobs"],
+        "jaxunlearn.language.locators": [
+            "LOCATORS", "Search", "deletion_curves", "deletion_table", "deletion_text",
+            "infer_words", "locate", "token_scores",
+        ],
+        "jaxunlearn.language.poison": ["POISONS", "poisoned"],
+        "jaxunlearn.language.words": [
+            "STOP_WORDS", "answer_attributions", "rank_words", "read_answers",
+        ],
+    },
+)  # fmt: skip

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxunlearn.core.errors import ConfigError, expect_at_least, expect_counts, expect_patterns
 from jaxunlearn.core.trees import named_leaves, path_name
 from jaxunlearn.core.types import Key
+from jaxunlearn.jaxprs.program import wide
 
 QUERY_VALUE = (r"(^|/)(query|value)/kernel$",)
 """Kernels of queries and values: those that the paper adapts."""
@@ -76,12 +77,12 @@ class Lora(NamedTuple):
             if own is None:
                 return None
             size = (leaf.shape[0], self.rank)
-            return jax.random.normal(own, size, _wide(leaf)) * leaf.shape[0] ** -0.5
+            return jax.random.normal(own, size, wide(leaf.dtype)) * leaf.shape[0] ** -0.5
 
         def up(path: Sequence[Any], leaf: jax.Array) -> jax.Array | None:
             if path_name(path) not in keys:
                 return None
-            return jnp.zeros((self.rank, leaf.shape[1]), _wide(leaf))
+            return jnp.zeros((self.rank, leaf.shape[1]), wide(leaf.dtype))
 
         along = jax.tree_util.tree_map_with_path
         return Adapters(along(down, params), along(up, params))
@@ -96,10 +97,6 @@ class Lora(NamedTuple):
             return (leaf.astype(a.dtype) + scale * (a @ b)).astype(leaf.dtype)
 
         return jax.tree.map(one, params, adapters.a, adapters.b)
-
-
-def _wide(leaf: jax.Array) -> Any:
-    return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
 def make_lora(

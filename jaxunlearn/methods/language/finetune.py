@@ -1,10 +1,8 @@
 """Training on answers: from scratch, from given variables, going on, and along the way back."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core import errors
@@ -18,6 +16,7 @@ from jaxunlearn.core.types import (
     Unlearner,
     Variables,
 )
+from jaxunlearn.jaxprs.program import wide
 from jaxunlearn.language.likelihood import mean_nll
 from jaxunlearn.methods.language.terms import Tuning, descend, tuning, whole_texts
 from jaxunlearn.training.descent import (
@@ -147,9 +146,8 @@ def task_vector(
     method = descend(model, learn_answers(model, "forget"), own, needs)
 
     def backwards(before: jax.Array, after: jax.Array) -> jax.Array:
-        wide: Any = jnp.promote_types(before.dtype, jnp.float32)
-        old = before.astype(wide)
-        return (old - amount * (after.astype(wide) - old)).astype(before.dtype)
+        old, new = (leaf.astype(wide(before.dtype)) for leaf in (before, after))
+        return (old - amount * (new - old)).astype(before.dtype)
 
     def result(state: DescentState) -> Variables:
         return jax.tree.map(backwards, original_of(state), method.result(state))

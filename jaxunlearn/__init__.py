@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxunlearn import data as data
     from jaxunlearn import gan as gan
     from jaxunlearn import kinds as kinds
+    from jaxunlearn import language as language
     from jaxunlearn import methods as methods
     from jaxunlearn import metrics as metrics
     from jaxunlearn import models as models
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
     from jaxunlearn.report import print_report
 
 _ROOMS = (
-    "attribution", "checkpoint", "concepts", "config", "data", "gan", "kinds", "language", "methods",
-    "metrics", "models", "pictures", "report", "training",
+    "attribution", "checkpoint", "concepts", "config", "data", "gan", "kinds", "language",
+    "methods", "metrics", "models", "pictures", "report", "training",
 )  # fmt: skip
 _HOME = {
     "attribution": ["integrated_gradients", "lrp", "starts"],
@@ -75,10 +76,10 @@ _WHERE = {name: home for home, names in _HOME.items() for name in names}
 __all__ = [
     "Config", "Model", "Needs", "Outcome", "Sets", "Subset", "TrainConfig", "Unlearner",
     "attribution", "chain", "checkpoint", "concepts", "config", "data", "evaluate", "forget_class",
-    "functionalize", "gan", "integrated_gradients", "into", "kinds", "lrp", "make_sets",
-    "make_sharding", "methods", "metrics", "models", "pictures", "print_report", "register_method",
-    "report", "rules", "run", "starts", "stop", "sweep", "train", "train_many", "training",
-    "unlearn", "unlearn_many", "variables_of", "whole",
+    "functionalize", "gan", "integrated_gradients", "into", "kinds", "language", "lrp",
+    "make_sets", "make_sharding", "methods", "metrics", "models", "pictures", "print_report",
+    "register_method", "report", "rules", "run", "starts", "stop", "sweep", "train", "train_many",
+    "training", "unlearn", "unlearn_many", "variables_of", "whole",
 ]  # fmt: skip
 
 

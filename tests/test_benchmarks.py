@@ -9,6 +9,10 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
+    "concept_words.py": [
+        "--authors", "4", "--tokens", "400", "--width", "16", "--depth", "1", "--steps", "2",
+        "--answers", "3", "--most", "1", "--nodes", "2",
+    ],
     "conv_gradient.py": ["--small", "--batch", "2", "--steps", "1", "--repeats", "1"],
     "fuzz.py": ["--cases", "5"],
     "gan_throughput.py": [

@@ -16,7 +16,7 @@ from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.nearest import nearest
 from jaxunlearn.core.trees import in_chunks
 from jaxunlearn.core.types import Apply, Gan, Key, Model, Variables
-from jaxunlearn.jaxprs.structure import Cut, cut_at_features
+from jaxunlearn.jaxprs.cuts import Cut, cut_at_features
 from jaxunlearn.models import check_model
 from jaxunlearn.training.descent import apply_update
 

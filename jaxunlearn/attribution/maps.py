@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.attribution.starts import Target, argmax, scorer
-from jaxunlearn.jaxprs.structure import Apply, cut_at_map, features
+from jaxunlearn.jaxprs.cuts import cut_at_map
+from jaxunlearn.jaxprs.structure import Apply, features
 
 
 def concept_maps(fn: Apply) -> Callable[[Any, Any, jax.Array], jax.Array]:
     """Returns the function that shows where in images directions of the feature space lie.
 
     With the features ``e(a)`` as a function of the last value with positions, ``a
-    [h, w, C]`` (:func:`~jaxunlearn.jaxprs.structure.cut_at_map`), and a direction ``v``:
+    [h, w, C]`` (:func:`~jaxunlearn.jaxprs.cuts.cut_at_map`), and a direction ``v``:
 
         M_ij = sum over c of a_ijc * d(v e(a)) / d a_ijc
 
@@ -51,7 +52,7 @@ def grad_cam(fn: Apply) -> Callable[..., jax.Array]:
     """Returns the function that shows what in images speaks for classes.
 
     With the target ``z`` as a function of the last value with positions, ``a [h, w, C]``
-    (:func:`~jaxunlearn.jaxprs.structure.cut_at_map`), and the weights ``w_c`` = mean over
+    (:func:`~jaxunlearn.jaxprs.cuts.cut_at_map`), and the weights ``w_c`` = mean over
     positions of ``d z / d a_ijc``:
 
         M_ij = max(0, sum over c of w_c a_ijc)

@@ -7,7 +7,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.attribution.maps import concept_maps, grad_cam
-from jaxunlearn.jaxprs.structure import cut_at_features, cut_at_map
+from jaxunlearn.jaxprs.cuts import cut_at_features, cut_at_map, layers
 
 KEY = jax.random.key(0)
 NETWORKS = {"mlp": (6, 6, 1), "cnn": (8, 8, 1), "resnet8": (8, 8, 3)}
@@ -185,3 +185,26 @@ def test_targets_of_grad_cam():
         cam(IMAGES, x, jnp.ones((3, 4)))
     with pytest.raises(ValueError, match=r"directions: expected .* \[3, 4\] as the features"):
         concept_maps(net)(IMAGES, x, jnp.ones((3, 5)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_are_read_and_replaced(name):
+    apply, variables, x = network(name)
+    opened = layers(apply)
+    values = jax.jit(opened.values)(variables, x)
+    keys = opened.keys(variables, x)
+    assert list(keys) == [unit.key for unit in ju.attribution.structure(apply, variables, x)]
+    assert [len(value) for value in values] == [len(x)] * len(keys)
+    expected = apply(variables, x)
+    patched = jax.jit(opened.patched, static_argnums=2)
+    for number, value in enumerate(values):
+        found = patched(variables, x, number, value)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    # the head's outputs are the logits
+    moved = patched(variables, x, len(keys) - 1, values[-1] + 1)
+    np.testing.assert_allclose(moved, expected + 1, atol=1e-5)
+    # the values of other images at the first layer make it theirs, where nothing skips it
+    other = jax.random.normal(jax.random.key(5), x.shape)
+    if name != "resnet8":
+        theirs = patched(variables, x, 0, opened.values(variables, other)[0])
+        np.testing.assert_allclose(theirs, apply(variables, other), atol=1e-5)

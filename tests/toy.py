@@ -227,7 +227,7 @@ GAN_METHODS = {
 """The same for GANs; behind a comma a variant."""
 
 LANGUAGE_METHODS = {
-    "lm_retrain": lambda m, **o: ju.lm_retrain(m, optimizer=optax.adam(1e-2), **o),
+    "lm_retrain": lambda m, **o: ju.lm_retrain(m, **{"optimizer": optax.adam(1e-2), **o}),
     "lm_finetune": ju.lm_finetune,
     "lm_gradient_ascent": ju.lm_gradient_ascent,
     "grad_diff": ju.grad_diff,

@@ -174,11 +174,11 @@ def fuse(
         whole = jnp.sum(each, axis=0)
         size = jnp.maximum(ridge * jnp.trace(whole) / len(whole), jnp.finfo(whole.dtype).tiny)
         each += size * jnp.eye(len(whole), dtype=whole.dtype)[None]
-        base = before.astype(whole.dtype)
-        # of what was changed, so that rounding leaves the rest alone
-        aims = jnp.stack([leaves[path].astype(whole.dtype) - base for leaves in made])
-        right = jnp.einsum("rij,rjk->ik", each, aims)
-        change = jnp.linalg.solve(jnp.sum(each, axis=0), right)
-        return (base + change).astype(before.dtype)
+        # as distances from the mean, so that rounding leaves alone what requests agree on
+        aims = jnp.stack([leaves[path].astype(whole.dtype) for leaves in made])
+        mean = jnp.mean(aims, axis=0)
+        right = jnp.einsum("rij,rjk->ik", each, aims - mean[None])
+        fused = mean + jnp.linalg.solve(jnp.sum(each, axis=0), right)
+        return fused.astype(before.dtype)
 
     return jax.tree_util.tree_map_with_path(one, original)

@@ -27,7 +27,6 @@ from jaxunlearn.engine.loop import init_key
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.kinds import View
 from jaxunlearn.methods import method_options
-from jaxunlearn.methods.concept_poison import keys_of
 from jaxunlearn.methods.concept_poison.poison import (
     Recipe,
     directions,
@@ -35,6 +34,7 @@ from jaxunlearn.methods.concept_poison.poison import (
     patch_pixels,
     poison_images,
 )
+from jaxunlearn.methods.concept_poison.tuning import keys_of
 from jaxunlearn.methods.shares import share_of
 
 MODELS = 9

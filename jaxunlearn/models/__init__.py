@@ -46,9 +46,11 @@ class Network(NamedTuple):
         keyword-only arguments. A classifier's returns whatever :func:`functionalize` takes,
         or has an argument ``rngs`` and returns an ``nnx.Module``; a GAN's returns a
         :class:`~jaxunlearn.models.builders.GanParts` or a
-        :class:`~jaxunlearn.core.types.Gan`.
+        :class:`~jaxunlearn.core.types.Gan`; a decoder's, given the size of the vocabulary for
+        the number of classes, a :class:`~jaxunlearn.core.types.LanguageModel`.
       summary: one line for ``jaxunlearn list``.
-      kind: the name of the kind of model that it belongs to: ``"classifier"`` or ``"gan"``.
+      kind: the name of the kind of model that it belongs to: ``"classifier"``, ``"gan"`` or
+        ``"language"``.
       one_draw: whether its kernels are drawn LeCun-normal and all at once, which compiles
         sooner; otherwise the network initialises itself.
     """
@@ -83,6 +85,14 @@ NETWORKS = Registry(
             "residual network with the CIFAR stem",
             one_draw=True,
         ),
+        "text_transformer": Network(
+            "jaxunlearn.models.text:TextTransformer",
+            "encoder of tokens with a mask: embedding, blocks of attention, mean over words",
+        ),
+        "text_bag": Network(
+            "jaxunlearn.models.text:TextBag",
+            "mean of the embeddings of tokens with a mask, and one dense layer",
+        ),
         "mlp_gan": Network(
             "jaxunlearn.models.gans:mlp_gan",
             "dense generator and discriminator; for the embedded digits",
@@ -99,6 +109,26 @@ NETWORKS = Registry(
             "jaxunlearn.models.stylegan2:stylegan2",
             "mapping, modulated convolutions, residual discriminator",
             kind="gan",
+        ),
+        "gpt2": Network(
+            "jaxunlearn.language.decoder:gpt2",
+            "decoder of texts: learned positions, layer norms; OpenAI's GPT-2",
+            kind="language",
+        ),
+        "llama": Network(
+            "jaxunlearn.language.decoder:llama",
+            "decoder of texts: rotations, gates, shared keys and values",
+            kind="language",
+        ),
+        "mistral": Network(
+            "jaxunlearn.language.decoder:mistral",
+            "decoder of texts laid out as Mistral's",
+            kind="language",
+        ),
+        "qwen2": Network(
+            "jaxunlearn.language.decoder:qwen2",
+            "decoder of texts: as llama, queries, keys and values with biases",
+            kind="language",
         ),
     },
 )

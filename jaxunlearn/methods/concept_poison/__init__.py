@@ -5,12 +5,11 @@ inference and data poisoning", arXiv 2405.15662.
 
 The steps of the method, each in a place of its own: the concepts that make a class
 (``jaxunlearn.concepts``), poisoned copies of the images to be forgotten (``poison``), and
-fine-tuning with them, here.
+fine-tuning with them (``tuning``).
 """
 
-import math
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,64 +18,12 @@ import optax
 from jaxunlearn import concepts as _concepts
 from jaxunlearn.concepts import Concepts
 from jaxunlearn.core import errors
-from jaxunlearn.core.types import (
-    Apply,
-    Batches,
-    Info,
-    Key,
-    Model,
-    Needs,
-    Preparation,
-    Sets,
-    Unlearner,
-    Variables,
-)
+from jaxunlearn.core.types import Apply, Inputs, Key, Model, Preparation, Sets, Unlearner, Variables
 from jaxunlearn.data.examples import array_shape, inputs_like
-from jaxunlearn.jaxprs.structure import cut_at_features
+from jaxunlearn.jaxprs.cuts import cut_at_features
 from jaxunlearn.methods.concept_poison import poison
-from jaxunlearn.methods.shares import Kept, as_subset, keep, redraw, share_of
+from jaxunlearn.methods.concept_poison.tuning import Source, Tuning, tune_on_poison
 from jaxunlearn.models import functionalize
-from jaxunlearn.training.descent import (
-    Context,
-    DescentState,
-    LossAndMore,
-    accuracy,
-    cross_entropy,
-    descent,
-)
-from jaxunlearn.training.optimizers import PARTS, only, part_mask
-
-STATISTICS = ("frozen", "moving")
-
-NEEDS = Needs(forget=True, retain=True)
-
-
-class Keys(NamedTuple):
-    """Keys of the parts of the method."""
-
-    poison: Key
-    order: Key
-    forget: Key
-    retain: Key
-
-
-def keys_of(key: Key) -> Keys:
-    """Divides the key that the runner gives to ``init``."""
-    return Keys(*jax.random.split(key, 4))
-
-
-class Material(NamedTuple):
-    """Examples that the network is fine-tuned on.
-
-    Attributes:
-      forget: the poisoned copies.
-      retain: ``None``: batches as they are drawn.
-      weight: ``float32 []``, of the loss of the copies.
-    """
-
-    forget: Kept
-    retain: Kept | None
-    weight: jax.Array
 
 
 def concept_poison(
@@ -161,21 +108,16 @@ def concept_poison(
     """
     errors.expect_one_of(poison.PLACES, place=place)
     errors.expect_one_of(poison.LABELS, label=label)
-    errors.expect_one_of(STATISTICS, statistics=statistics)
-    errors.expect_patterns(PARTS, train=train)
+    tuning = Tuning(data, train, statistics, forget_weight, optimizer)
+    tuning.check()
     if patches < 1 or (patches > 1 and place != "top"):
         raise ValueError(f"patches: expected 1, or more with place 'top', got {patches}")
-    errors.expect_shares(data=data)
     poison.patch_pixels(patch, (1, 1))  # refuses a share out of range before any work
-    if forget_weight is not None and not 0 <= forget_weight < math.inf:
-        raise ValueError(f"forget_weight: expected a number of 0 or more, got {forget_weight}")
     _concepts.check_bank(bank)
     errors.expect_counts(examples=examples)
     if concepts < 2:
         raise ValueError(f"concepts: expected at least 2, got {concepts}")
     model = functionalize(model)
-    optimizer = optimizer or optax.sgd(1e-3, momentum=0.9)
-    cached = train == "head" and statistics == "frozen"
     cut = cut_at_features(model.apply)
     uses_concepts = place != "none" or label == "targeted"
     known: dict[str, Any] = {"bank": bank, "concepts": concepts}
@@ -217,74 +159,17 @@ def concept_poison(
         _expect_form(inferred, classes, jax.eval_shape(cut.upper, variables, x).shape[-1])
         return jax.eval_shape(lambda: inferred)
 
-    def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
-        assert batches.forget is not None
-        material: Material = context.prepared
-        forget = redraw(material.forget, batches.forget, context.step)
-        retain = redraw(material.retain, batches.retain, context.step)
+    def copies(source: Source) -> tuple[Inputs, jax.Array]:
+        forget, retain = source.sets.forget, source.sets.retain
         assert forget is not None
         assert retain is not None
-        both, moved = jnp.concatenate([forget.x, retain.x]), variables
-        if cached:
-            logits = cut.lower(variables, both, batches.forget.x.shape[1:])
-        elif statistics == "frozen":
-            logits = model.apply(variables, both)
-        else:
-            logits, moved = model.apply_train(variables, both, context.key)
-        z_forget, z_retain = jnp.split(logits, [len(forget.y)])
-        loss = cross_entropy(z_retain, retain.y, retain.weight)
-        loss += material.weight * cross_entropy(z_forget, forget.y, forget.weight)
-        metrics = {
-            "accuracy": accuracy(z_retain, retain),
-            "accuracy_poisoned": accuracy(z_forget, forget),
-        }
-        return loss, (moved, metrics)
-
-    def tuning(variables: Variables, x: Any) -> Unlearner:
-        """Returns the fine-tuning of the part of a network that takes ``x``."""
-        trained = part_mask(train, model.apply, variables, x)
-        return descent(objective, only(optimizer, trained), NEEDS)
-
-    def init(variables: Variables, sets: Sets, key: Key, found: Concepts | None) -> DescentState:
-        assert sets.forget is not None
-        assert sets.retain is not None
-        keys, x = keys_of(key), inputs_like(sets.forget)
-        num_classes = jax.eval_shape(model.apply, variables, x).shape[-1]
-        orders = jax.random.split(keys.order) if data < 1 else (None, None)
-
-        def features(x: jax.Array) -> jax.Array:
-            return cut.upper(variables, x)
-
-        slots, size = share_of(sets.forget, data, keys.forget, num_classes)
-        copies = poison.poison_images(
-            model.apply, recipe(sets), variables, sets.forget, sets.retain, found, keys.poison,
-            slots=slots, made=features if cached else lambda x: x,
+        found = poison.poison_images(
+            model.apply, recipe(source.sets), source.variables, forget, retain, source.prepared,
+            source.key, slots=source.slots, made=source.made,
         )  # fmt: skip
-        forget = Kept(as_subset(copies.x, copies.y, size), orders[0])
-        retain, retained = None, sets.retain.size
-        if cached or data < 1:
-            slots, retained = share_of(sets.retain, data, keys.retain, num_classes)
-            made = features if cached else None
-            retain = keep(sets.retain, slots, retained, made=made, order=orders[1])
-        weight = size.astype(jnp.float32) / jnp.maximum(retained, 1).astype(jnp.float32)
-        if forget_weight is not None:
-            weight = jnp.asarray(forget_weight, jnp.float32)
-        material = Material(forget, retain, weight)
-        return tuning(variables, x).init(variables, Sets(), key)._replace(prepared=material)
+        return found.x, found.y
 
-    def step(
-        state: DescentState, batches: Batches, key: Key, count: jax.Array
-    ) -> tuple[DescentState, Info]:
-        assert batches.forget is not None
-        return tuning(state.variables, batches.forget.x).step(state, batches, key, count)
-
-    def result(state: DescentState) -> Variables:
-        return state.variables
-
-    return Unlearner(
-        init, step, result, NEEDS, Preparation(prepare, shapes), model=model, forgets=("class",),
-        name="concept_poison",
-    )  # fmt: skip
+    return tune_on_poison(model, copies, Preparation(prepare, shapes), tuning, "concept_poison")
 
 
 def _names_of(bank: str, class_names: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -54,10 +54,13 @@ def _seed() -> Any:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data: the source of the images, and their split."""
+    """The data: the source of the images or texts, and their split."""
 
-    # "digits" (embedded), a TFDS name or folder ("mnist", "cifar10"), or a path to an .npz
+    # "digits" (embedded), a TFDS name or folder ("mnist", "cifar10"), or a path to an .npz; of
+    # texts "authors" (embedded), "tofu", or a path to a .jsonl
     name: str = "digits"
+    # keyword arguments of the source
+    options: Mapping[str, Any] = field(default_factory=dict)
     # TFDS data directory; None: TFDS's own default, downloading where needed
     dir: str | None = None
     # images taken from the official test split, never trained nor evaluated on

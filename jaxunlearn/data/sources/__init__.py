@@ -5,17 +5,19 @@ by :func:`register_source`. Nothing here imports JAX; scikit-learn, Pillow and T
 only by what needs them.
 """
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from jaxunlearn.config import DataConfig
-from jaxunlearn.core.errors import DataError, did_you_mean, expect
+from jaxunlearn.config.overrides import check_value
+from jaxunlearn.core.errors import ConfigError, DataError, did_you_mean, expect
 from jaxunlearn.core.registry import Registry, load
 from jaxunlearn.data.dataset import Dataset
 
 __all__ = ["SOURCES", "Source", "load_dataset", "register_source", "unknown_name"]
 
-Load = Callable[[DataConfig], Dataset]
+Load = Callable[..., Dataset]
 
 
 class Source(NamedTuple):
@@ -23,7 +25,8 @@ class Source(NamedTuple):
 
     Attributes:
       target: a function of the configuration's ``data`` section that returns the data set, or
-        ``"module:function"``, imported when it is first used.
+        ``"module:function"``, imported when it is first used. Further arguments, by keyword alone,
+        are the source's options: ``data.options.ARGUMENT=value``.
       summary: one line for ``jaxunlearn list``.
     """
 
@@ -48,10 +51,14 @@ SOURCES = Registry(
         "cifar10": Source(
             _TFDS, "animals and vehicles 32x32 colour, 10 classes, 50,000 + 10,000; TFDS"
         ),
+        "authors": Source(
+            "jaxunlearn.data.sources.authors:load_authors",
+            "questions and answers on made-up authors, general knowledge besides; embedded",
+        ),
     },
 )
 """The known names. Any other TFDS image set goes by its TFDS name, any other folder in TFDS
-layout by its name below ``data.dir``, and arrays of one's own by a path ending in ``.npz``."""
+layout by its name below ``data.dir``, arrays of one's own by a path ending in ``.npz``."""
 
 
 def register_source(name: str, target: str | Load, *, summary: str = "") -> None:
@@ -75,8 +82,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     the user's cache directory).
 
     Args:
-      config: the fields ``name``, ``dir``, ``image_size`` and ``cache`` are read, by a source of
-        one's own perhaps others.
+      config: the fields ``name``, ``options``, ``dir``, ``image_size`` and ``cache`` are read, by
+        a source of one's own perhaps others.
 
     Returns:
       The data set; the arrays are the caller's own.
@@ -84,6 +91,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     Raises:
       DataError: the data are unknown, missing, incomplete, damaged or not
         labelled images; the message names the file or folder.
+      ConfigError: an option that the source does not have, or of another type.
       TypeError: a registered source returns something else than a data set.
     """
     if config.image_size is not None and config.image_size < 1:
@@ -93,9 +101,31 @@ def load_dataset(config: DataConfig) -> Dataset:
     else:
         npz = config.name.endswith(".npz")
         target = "jaxunlearn.data.sources.arrays:load_npz" if npz else _TFDS
-    dataset = load(target)(config)
+    target = load(target)
+    _check_options(config, target)
+    dataset = target(config, **config.options)
     expect(f"data.name={config.name}", dataset, Dataset, "; make_dataset makes one")
     return dataset
+
+
+def _check_options(config: DataConfig, target: Load) -> None:
+    """Checks options by the arguments of a source that are given by keyword alone."""
+    check_value("data.options", config.options, Mapping[str, Any])
+    if not config.options:
+        return
+    known = inspect.signature(target).parameters.values()
+    own = {one.name: one.annotation for one in known if one.kind is one.KEYWORD_ONLY}
+    if any(one.kind is one.VAR_KEYWORD for one in known):
+        own |= {name: Any for name in config.options if name not in own}
+    for name, value in config.options.items():
+        if name not in own:
+            wanted = f"one of {', '.join(own)}" if own else "none"
+            raise ConfigError(
+                f"data.options: expected {wanted} for data.name={config.name}, got {name!r}"
+                f"{did_you_mean(name, own)}"
+            )
+        if own[name] is not inspect.Parameter.empty and not isinstance(own[name], str):
+            check_value(f"data.options.{name}", value, own[name])
 
 
 def unknown_name(name: str, known: Iterable[str]) -> DataError:

@@ -5,10 +5,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from jaxunlearn.data.sources import SOURCES
 from jaxunlearn.engine.predict import predict
+from jaxunlearn.language import answer_nll
 from jaxunlearn.methods import METHODS
 from jaxunlearn.metrics.registry import METRICS
 from jaxunlearn.models import NETWORKS
@@ -48,7 +50,9 @@ def test_extending(forgetful, tmp_path, monkeypatch):
     assert (tmp_path / "runs/mine/pictures/norms.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("page", ["own_model", "data", "attribution", "concepts", "gan"])
+@pytest.mark.parametrize(
+    "page", ["own_model", "data", "attribution", "concepts", "gan", "language_concepts"]
+)
 def test_a_manual_is_one_program(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope = {}
@@ -89,7 +93,18 @@ def check_gan(scope, folder):
     assert scope["images"].shape == (64, 8, 8, 1)
 
 
+def check_language_concepts(scope, folder):
+    assert {word for word, _ in scope["ranked"][0][:2]} <= {"ada", "byrne", "lisbon"}
+    model, x = scope["model"], scope["x"]
+    for name, least, most in (("variables", 0.9, 1), ("forgot", 0, 0.5)):
+        variables = getattr(scope[name], "variables", scope[name])
+        nll, count = answer_nll(model.apply(variables, x), x)
+        assert least < float(np.exp(-nll / count)[:2].mean()) < most
+        assert float(np.exp(-nll / count)[2:].min()) > 0.9
+
+
 CHECKS = {
+    "language_concepts": check_language_concepts,
     "own_model": check_own_model,
     "data": check_data,
     "attribution": check_attribution,

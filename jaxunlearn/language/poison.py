@@ -111,7 +111,7 @@ def poisoned(
 def mask_words(text: str, words: Sequence[str], count: int, name: str = "") -> str:
     """Replaces the first ``count`` words of a ranking that a text has, and those of a name.
 
-    Whatever stands around a word stays: punctuation, a possessive s.
+    Whatever stands around a word stays: punctuation, a possessive s. Neighbours become one mask.
 
     Args:
       text: an answer.
@@ -126,14 +126,17 @@ def mask_words(text: str, words: Sequence[str], count: int, name: str = "") -> s
     found, last = [], 0
     for piece, key in pieces:
         if key in hidden:
-            inside = piece.group().casefold().index(key)
-            found += [text[last : piece.start() + inside], MASK]
-            last = piece.start() + inside + len(key)
+            between = text[last : piece.start()]
+            # what stands side by side becomes one: no longer than the words were
+            if not found or between.strip():
+                found += [between, MASK]
+            last = piece.start() + len(_POSSESSIVE.sub("", piece.group()))
     return "".join([*found, text[last:]])
 
 
 # as words_of of the tokenizer divides texts
 _PIECE = re.compile(r"\w+(?:[-'\u2019.]\w+)*")
+_POSSESSIVE = re.compile(r"['\u2019][sS]$")
 
 
 def _texts(tokenizer: Any, host: Mapping[str, np.ndarray]) -> list[str]:

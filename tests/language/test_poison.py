@@ -72,7 +72,7 @@ def test_words_become_stars(tokenizer, pairs):
     ]  # fmt: skip
     found = made("mask", tokenizer, pairs, count=5, names={0: "Ada Byrne"})
     assert said(tokenizer, found) == [
-        "*** *** was *** in ***.", "*** ***'s best book is The *** ***.",
+        "*** was *** in ***.", "***'s best book is The ***.",
     ]  # fmt: skip
     assert mask_words("Yu-Hwa, (yu-hwa) and Yu-Hwan", ["yu-hwa"], 1) == "***, (***) and Yu-Hwan"
 

@@ -18,6 +18,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "GanConfig",
+    "LanguageConfig",
     "ModelConfig",
     "Published",
     "Request",
@@ -125,8 +126,35 @@ class GanConfig:
 
 
 @dataclass(frozen=True)
+class LanguageConfig:
+    """The section of language models: tokenizer, prompt, where training starts, judgement."""
+
+    # a tokenizer's file or folder; None: that beside ``original`` or ``base``, else a byte-level
+    # BPE trained on the training texts
+    tokenizer: str | None = None
+    # tokens of one that is trained
+    vocabulary: int = bounded(1024, least=260, most=1_000_000)
+    # checkpoint in the layout of Hugging Face that training starts from, that of the original and
+    # of retrained models; None: random weights
+    base: str | None = None
+    # such a checkpoint that is the original as it is; None: the original is trained
+    original: str | None = None
+    # the prompt of a question
+    template: str = "Question: {question}\nAnswer:"
+    # tokens of an example, prompt and answer; None: as many as the longest has
+    length: int | None = bounded(None, least=2, most=1_000_000)
+    # examples of a set that answers are generated for, and the most tokens of an answer
+    generated: int = bounded(64, least=1, most=1_000_000)
+    answer_length: int = bounded(48, least=1, most=100_000)
+    # attacks: roundings of the weights, in bits; steps and examples of learning again
+    bits: tuple[int, ...] = bounded((8, 4), least=2, most=16)
+    relearning_steps: int = bounded(20, least=0, most=1_000_000)
+    relearning_examples: int = bounded(8, least=1, most=1_000_000)
+
+
+@dataclass(frozen=True)
 class Request:
-    """Request to forget: exactly one of classes, indices and share, or each class.
+    """Request to forget: exactly one of classes, indices, share, words, pairs, or each class.
 
     Attributes:
       classes: every training example of these classes, by number or name.
@@ -137,6 +165,8 @@ class Request:
         as one program.
       in_turn: the classes one after another: each is forgotten by the model that has forgotten
         those before it, and judged beside models retrained without all of these.
+      words: of texts: every training example in which one of these words or phrases stands.
+      pairs: of texts: a file of JSON lines, the questions, perhaps with answers, to be forgotten.
     """
 
     classes: tuple[int | str, ...] = ()
@@ -145,6 +175,8 @@ class Request:
     seed: int = _seed()
     each: bool = False
     in_turn: bool = False
+    words: tuple[str, ...] = ()
+    pairs: str = ""
 
 
 @dataclass(frozen=True)
@@ -212,7 +244,7 @@ class Config:
     published: Published = field(default_factory=Published)
 
 
-SECTIONS: dict[str, type] = {"gan": GanConfig}
+SECTIONS: dict[str, type] = {"gan": GanConfig, "language": LanguageConfig}
 """The dataclasses of ``Config.kinds``, by the name of the kind of model."""
 
 

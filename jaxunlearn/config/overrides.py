@@ -128,7 +128,8 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
 
     A value is read as a Python literal, else as text. Tuples may be written without brackets
     (``request.classes=3,5``, or names of classes); ``request.indices=@forget.npy`` reads
-    positions or a mask from a file (``.npy``, ``.txt``, ``.csv``). ``gan.r1=0.5`` sets a field of
+    positions or a mask from a file (``.npy``, ``.txt``, ``.csv``), ``request.words=Basil,Baku``
+    takes words. ``gan.r1=0.5`` sets a field of
     the section of a kind. ``methods=a,b`` selects these methods, keeping the options of those
     already there; ``methods.a.steps=10`` sets one option, and adds the method where it is not
     there. Where no methods are chosen, those of the embedded experiment are there for the digits,
@@ -383,6 +384,10 @@ def _convert(text: str, kind: Any, key: str) -> Any:
 
             return read_places(text[1:], key)
         named = typing.get_args(wanted)[0] == int | str
+        if typing.get_args(wanted)[0] is str and not isinstance(value, tuple | list):
+            # words, numbers among them too; in quotation marks with commas of their own
+            quoted = isinstance(value, str) and value != text
+            return (value,) if quoted else tuple(filter(None, map(str.strip, text.split(","))))
         if named and isinstance(value, str) and value == text:  # names, with or without numbers
             value = tuple(_literal(part.strip(), key) for part in text.split(",") if part.strip())
         items = value if isinstance(value, tuple | list) else (value,) if text else ()

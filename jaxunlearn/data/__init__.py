@@ -12,10 +12,12 @@ __all__, __getattr__, __dir__ = exports(
             "as_examples", "fetch", "inputs_like", "normalise", "unchanged",
         ],
         "jaxunlearn.data.requests": [
-            "describe", "forget_class", "forget_classes", "forget_indices", "forget_random",
+            "describe", "forget_class", "forget_classes", "forget_indices", "forget_pairs",
+            "forget_random", "forget_words", "resolve",
         ],
         "jaxunlearn.data.sets": [
-            "make_sets", "normalise_by_retained", "num_examples", "stack_sets", "subset", "whole",
+            "make_sets", "normalise_by_retained", "num_examples", "random_subsets", "stack_sets",
+            "subset", "whole",
         ],
         "jaxunlearn.data.sources": ["SOURCES", "Source", "load_dataset", "register_source"],
     },

@@ -17,6 +17,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,8 @@ class Dataset(NamedTuple):
       fingerprint: SHA-256 of the arrays and class names: equal contents have
         equal fingerprints, wherever they were read from.
       reader, labels: see :func:`jaxunlearn.data.examples.as_examples`.
+      facts: what a kind of models found when it read the data, by name, beside arrays: of texts
+        the ``"tokenizer"``. Networks are built by it, methods and judgement are given it.
     """
 
     train_x: Any
@@ -58,6 +61,7 @@ class Dataset(NamedTuple):
     fingerprint: str
     reader: Callable[[Any], Any] | None = None
     labels: str = "class"
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 def make_dataset(

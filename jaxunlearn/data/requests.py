@@ -1,15 +1,20 @@
 """Requests to forget, and the training examples that they mean."""
 
 import dataclasses
+import json
 import numbers
+import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxunlearn.config import SEEDS, Request
-from jaxunlearn.core.errors import RequestError, brief, did_you_mean, expect
+from jaxunlearn.core.errors import RequestError, brief, did_you_mean, expect, sentence
 
 
 def forget_class(label: int | str) -> Request:
@@ -66,8 +71,37 @@ def forget_random(share: float, seed: int = 0) -> Request:
     return Request(share=_share("share", share), seed=_seed("seed", seed))
 
 
-def resolve(request: Request, class_names: Sequence[str] = (), total: int | None = None) -> Request:
+def forget_words(words: Iterable[str]) -> Request:
+    """Requests to forget every training text in which one of these words or phrases stands.
+
+    As a whole word, in capitals or not: "Basil" stands in "Basil's", and not in "Basilisk".
+
+    Raises:
+      TypeError: anything else than texts.
+      RequestError: none.
+    """
+    found = _words("words", words)
+    if not found:
+        raise RequestError("words: expected words or phrases, got none")
+    return Request(words=found)
+
+
+def forget_pairs(path: str | os.PathLike[str]) -> Request:
+    """Requests to forget the training texts that a file lists.
+
+    Args:
+      path: JSON lines, each with a ``"question"`` and perhaps an ``"answer"``, as they stand in
+        the training split; without an answer every text with this question is meant.
+    """
+    return Request(pairs=os.fspath(path))
+
+
+def resolve(
+    request: Request, class_names: Sequence[str] = (), total: int | None = None, texts: Any = None
+) -> Request:
     """Returns a request in plain numbers: labels for class names, positions for a mask.
+
+    And positions for words and pairs, which are kept beside them, for the record.
 
     Whatever way a request comes in, it is checked here: nothing is rounded, cut or repeated to
     make another request of it.
@@ -75,11 +109,14 @@ def resolve(request: Request, class_names: Sequence[str] = (), total: int | None
     Args:
       class_names: of the labels; without them, a class has its number alone.
       total: of the training examples; ``None``, before they are known, leaves names and masks.
+      texts: the training examples as a source of texts gives them, ``{"question": bytes [N, L],
+        "answer": ...}``; where they are something else, words and pairs have to be resolved.
 
     Raises:
       TypeError: ``request`` is none.
       RequestError: a field holds something else than numbers, names or booleans; a name that no
-        class has, or that several have; a mask of another length.
+        class has, or that several have; a mask of another length; words that stand in no text;
+        a pair that is none of the training split, or a file that holds none.
     """
     expect("request", request, Request, "; forget_class(3) makes one")
     try:
@@ -90,13 +127,101 @@ def resolve(request: Request, class_names: Sequence[str] = (), total: int | None
             seed=_seed("request.seed", request.seed),
             each=_flag("request.each", request.each),
             in_turn=_flag("request.in_turn", request.in_turn),
+            words=_words("request.words", request.words),
+            pairs=_path("request.pairs", request.pairs),
         )
     except TypeError as error:
         raise RequestError(str(error)) from None
     if total is None:
         return found
     classes = tuple(_number_of(label, class_names) for label in found.classes)
-    return dataclasses.replace(found, classes=classes, indices=_places(found.indices, total))
+    indices = _places(found.indices, total)
+    if found.words or found.pairs:
+        if found.words and found.pairs:
+            _refuse(found)
+        if not indices or _are_texts(texts):
+            named = _places_of_texts(found, texts)
+            if indices not in ((), named):  # of one that was resolved before they are the same
+                _refuse(found)
+            indices = named
+    return dataclasses.replace(found, classes=classes, indices=indices)
+
+
+def _are_texts(texts: Any) -> bool:
+    return isinstance(texts, Mapping) and {"question", "answer"} <= set(texts)
+
+
+def _places_of_texts(request: Request, texts: Any) -> tuple[int, ...]:
+    """Returns the positions of the training texts that words or pairs name."""
+    name = "request.words" if request.words else "request.pairs"
+    if not _are_texts(texts):
+        raise RequestError(
+            f"{name}: expected training examples that are texts, with question and answer, got "
+            f"others; see ju.data.resolve for examples that were texts before"
+        )
+    from jaxunlearn.data.texts import to_texts
+
+    questions, answers = (to_texts(np.asarray(texts[one])) for one in ("question", "answer"))
+    if request.words:
+        ways = [_pattern(word) for word in request.words]
+        whole = [_plain(f"{q}\n{a}") for q, a in zip(questions, answers, strict=True)]
+        places = [n for n, text in enumerate(whole) if any(way.search(text) for way in ways)]
+        if not places:
+            raise RequestError(
+                f"request.words: expected words of the training texts, got {brief(request.words)}, "
+                f"none of which stands in any of the {len(whole)}"
+            )
+        return tuple(places)
+    known: dict[tuple[str, ...], list[int]] = {}
+    for place, both in enumerate(zip(questions, answers, strict=True)):
+        question, answer = map(_plain, both)
+        for key in ((question,), (question, answer)):
+            known.setdefault(key, []).append(place)
+    asked = _read_pairs(Path(os.path.expanduser(request.pairs)))
+    strange = [(line, pair) for line, pair in asked if pair not in known]
+    if strange:
+        line, pair = strange[0]
+        raise RequestError(
+            f"request.pairs: expected pairs of the training split, got {len(strange)} of "
+            f"{len(asked)} that are not there, the first in line {line}: {brief(pair[0])}"
+        )
+    return tuple(sorted({place for _, pair in asked for place in known[pair]}))
+
+
+def _read_pairs(path: Path) -> list[tuple[int, tuple[str, ...]]]:
+    """Reads questions, perhaps with answers, each with the number of its line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise RequestError(f"request.pairs: expected JSON lines, got {sentence(error)}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            given = json.loads(line)
+            pair = [given["question"], *([given["answer"]] if "answer" in given else [])]
+            sound = all(isinstance(one, str) for one in pair)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            sound = False
+        if not sound:
+            raise RequestError(
+                f"request.pairs: {path}, line {number}: expected an object with a question and "
+                f"perhaps an answer, got {brief(line)}"
+            )
+        found.append((number, tuple(map(_plain, pair))))
+    if not found:
+        raise RequestError(f"request.pairs: expected pairs, got none in {path}")
+    return found
+
+
+def _plain(text: str) -> str:
+    """Returns a text as it is compared: composed letters, single spaces."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _pattern(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(_plain(word))}(?!\w)", re.IGNORECASE)
 
 
 def _places(indices: tuple[int, ...] | tuple[bool, ...], total: int) -> tuple[int, ...]:
@@ -173,6 +298,22 @@ def _positions(name: str, values: Any) -> tuple[int, ...] | tuple[bool, ...]:
     return tuple(_whole(name, one, "whole numbers, or booleans alone") for one in given)
 
 
+def _words(name: str, values: Any) -> tuple[str, ...]:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected several words or phrases, got {brief(values)}")
+    given = tuple(values)
+    for one in given:
+        if not isinstance(one, str) or not one.strip():
+            raise TypeError(f"{name}: expected words or phrases, got {brief(one)}")
+    return tuple(map(str, given))
+
+
+def _path(name: str, value: Any) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}: expected the path of a file, got {brief(value)}")
+    return str(value)
+
+
 def _items(name: str, values: Any, wanted: str) -> list[Any]:
     """Returns the items of a list, an array ``[M]`` or anything else that has some."""
     if getattr(values, "ndim", 1) != 1:
@@ -220,9 +361,14 @@ def describe(request: Request) -> str:
     if request.classes:
         noun = "class" if len(request.classes) == 1 else "classes"
         return f"forget {noun} {_few(request.classes)}"
+    masked = bool(request.indices) and isinstance(request.indices[0], bool)
+    number = sum(request.indices) if masked else len(request.indices)
+    if request.words:
+        return f"forget {number or 'the'} texts with {_few(request.words)}"
+    if request.pairs:
+        return f"forget {number or 'the'} texts of {Path(request.pairs).name}"
     if request.indices:
-        masked = isinstance(request.indices[0], bool)
-        return f"forget {sum(request.indices) if masked else len(request.indices)} given examples"
+        return f"forget {number} given examples"
     return f"forget a random {request.share:.3g} of the examples (seed {request.seed})"
 
 
@@ -276,15 +422,8 @@ def forget_mask(request: Request, labels: np.ndarray, num_classes: int | None) -
     if request.each or request.in_turn:
         word = "each" if request.each else "in_turn"
         raise RequestError(f"request.{word}: expected a single request here, got several")
-    kinds = [bool(request.classes), bool(request.indices), request.share != 0]
-    if sum(kinds) != 1:
-        # the classes are perhaps those of a configuration, of which something else was overridden
-        hint = "; request.classes= clears the classes" if request.classes else ""
-        raise RequestError(
-            "request: expected exactly one of classes, indices and share, got "
-            f"classes={brief(request.classes)}, indices={brief(request.indices)}, "
-            f"share={request.share}{hint}"
-        )
+    if sum([bool(request.classes), bool(request.indices), request.share != 0]) != 1:
+        _refuse(request)
     if request.classes:
         if num_classes is None:
             raise RequestError(
@@ -314,13 +453,35 @@ def forget_mask(request: Request, labels: np.ndarray, num_classes: int | None) -
     return mask
 
 
-def same_kind_mask(request: Request, labels: np.ndarray) -> np.ndarray:
+def _refuse(request: Request) -> None:
+    """Raises the error of a request that names nothing, or several kinds of things."""
+    kinds = ("classes", "indices", "share", "words", "pairs")
+    given = {name: getattr(request, name) for name in kinds if getattr(request, name)}
+    shown = ", ".join(f"{name}={brief(value)}" for name, value in given.items())
+    # the classes are perhaps those of a configuration, of which something else was overridden
+    hint = "; request.classes= clears the classes" if request.classes else ""
+    raise RequestError(
+        "request: expected exactly one of classes, indices, share, words and pairs, got "
+        f"{shown or 'none'}{hint}"
+    )
+
+
+def same_kind_mask(
+    request: Request, labels: np.ndarray, forgotten: Any = (), retained: Any = ()
+) -> np.ndarray:
     """Marks the examples of another split that are of the kind to be forgotten.
 
-    For classes: those with such a label. Named or random examples have no kind:
-    none.
+    For classes: those with such a label. Named or random examples have no kind: none, but of
+    classes of which nothing is retained.
+
+    Args:
+      labels: of the other split.
+      forgotten, retained: labels of the training examples.
     """
-    return np.isin(labels, request.classes) if request.classes else np.zeros(len(labels), bool)
+    gone = set(request.classes)
+    if np.ndim(forgotten) == 1 and np.issubdtype(np.asarray(labels).dtype, np.integer):
+        gone |= set(np.unique(forgotten).tolist()) - set(np.unique(retained).tolist())
+    return np.isin(labels, list(gone)) if gone else np.zeros(len(labels), bool)
 
 
 def _check_range(name: str, values: Sequence[Any], limit: int) -> None:

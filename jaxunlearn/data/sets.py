@@ -38,6 +38,29 @@ def whole(examples: Examples) -> Subset:
     return subset(examples, np.arange(len(examples.y)))
 
 
+def random_subsets(part: Subset, count: int, share: float = 0.5, seed: int = 0) -> Subset:
+    """Draws subsets at random, without replacement, stacked for ``train_many``.
+
+    Half of the examples for each of many models: every example is then known to about half of the
+    models, which attacks on each example compare.
+
+    Args:
+      part: of which they are drawn.
+      count: ``R`` subsets.
+      share: of the examples in each, the number rounded down.
+
+    Returns:
+      A subset with ``indices [R, M]`` and ``size [R]``; equal seeds draw equal subsets.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share: expected a number above 0, below 1, got {share}")
+    own = np.asarray(part.indices)[: num_examples(part)]
+    size = max(1, int(share * len(own)))
+    rng = np.random.default_rng(seed)
+    rows = np.stack([np.sort(rng.permutation(own)[:size]) for _ in range(count)])
+    return Subset(part.examples, jnp.asarray(rows), jnp.full(count, size, jnp.int32))
+
+
 def num_examples(part: Subset | None) -> int:
     """Counts the examples of a subset, on the host; of stacked subsets the smallest number."""
     return 0 if part is None else int(np.min(np.asarray(part.size)))
@@ -107,7 +130,7 @@ def make_sets(
     elif num_classes is None:
         num_classes = len(class_names) or int(own.max()) + 1
     _check_labels("x, y", own, num_classes)
-    request = resolve(request, class_names, len(own))
+    request = resolve(request, class_names, len(own), x)
     forget = forget_mask(request, own, num_classes)
     sets = Sets(forget=_where(train, forget), retain=_where(train, ~forget))
     for name, arrays, (alike, other) in (
@@ -116,7 +139,7 @@ def make_sets(
     ):
         if arrays is not None:
             kept = _beside(train, arrays, read, num_classes, name)
-            kind = same_kind_mask(request, np.asarray(kept.y))
+            kind = same_kind_mask(request, np.asarray(kept.y), own[forget], own[~forget])
             sets = sets._replace(**{alike: _where(kept, kind), other: _where(kept, ~kind)})
     return sets
 

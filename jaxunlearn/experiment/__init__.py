@@ -146,7 +146,7 @@ def _fresh(plan: Plan) -> Iterator[Plan]:
     for number, group in enumerate(groups(plan)):
         fresh = group
         if number:
-            fresh = groups(make_plan(plan.config, plan.folder.parent, plan.data))[number]
+            fresh = groups(make_plan(plan.config, plan.folder.parent, earlier=plan))[number]
         yield fresh
 
 
@@ -278,12 +278,14 @@ def _notes(plan: Plan, judged: Sequence[_Judged]) -> list[str]:
     sizes = {name: _size(part) for name, part in plan.sets._asdict().items() if part is not None}
     config, leaves = plan.config, jax.tree.leaves(jax.eval_shape(plan.model.init, plan.key))
     assert plan.sets.forget is not None
-    shapes = [list(leaf.shape[1:]) for leaf in jax.tree.leaves(plan.sets.forget.examples.x)]
+    shapes = dict.fromkeys(
+        str(list(leaf.shape[1:])) for leaf in jax.tree.leaves(plan.sets.forget.examples.x)
+    )
     place = judged[0].plan.trial
     each = f" for each {place.kind}" if place else ""
     notes = [
         f"{config.model.name}, {sum(leaf.size for leaf in leaves):,} parameters "
-        f"({leaves[0].dtype}), inputs {', '.join(map(str, shapes))}, batches of "
+        f"({leaves[0].dtype}), inputs {', '.join(shapes)}, batches of "
         f"{config.train.batch_size}, {config.train.epochs:g} epochs",
         "examples: " + ", ".join(f"{name} {size}" for name, size in sizes.items()),
         f"retrained: mean of {config.retrained}{each}; time of the first, trained alone; "

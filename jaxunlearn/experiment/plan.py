@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 
     Attributes:
       kind: of the models, with the ``settings`` of its section.
-      data: as it was loaded, once for all trials.
+      data: as the kind of models reads them, on the device once for all trials.
       requests: one, or one for each class.
       sets: of the request; stacked, where there are several.
       judged: the sets that models are judged on: those of ``sets``, but where requests are met
@@ -94,11 +94,14 @@ class Plan(NamedTuple):
         return self.data.class_names
 
 
-def make_plan(config: Config, runs: Path, data: Dataset | None = None) -> Plan:
+def make_plan(
+    config: Config, runs: Path, data: Dataset | None = None, *, earlier: Plan | None = None
+) -> Plan:
     """Loads the data and builds the network and the methods; reports what is wrong.
 
     Args:
-      data: as an earlier plan loaded it.
+      data: as they were loaded before.
+      earlier: plan with this configuration, whose data are taken.
     """
     check_value("kinds", config.kinds, Mapping[str, Any])
     load_sections(config.kinds)
@@ -111,16 +114,23 @@ def make_plan(config: Config, runs: Path, data: Dataset | None = None) -> Plan:
     applying(kind.evidence)  # finds a metric of another package that cannot be imported
     kind.check_settings(settings)
     sharding = make_sharding(config.mesh, config.sharding_rules)
-    data = _on_device(load_dataset(config.data)) if data is None else data
-    read, num_classes = kind.read(data), len(data.class_names)
+    if earlier is None:
+        loaded = load_dataset(config.data) if data is None else data
+        # recorded in numbers, however it was given; texts are told apart before they are tokens
+        asked = resolve(config.request, loaded.class_names, len(loaded.train_y), loaded.train_x)
+        config = dataclasses.replace(config, request=asked)
+        read = kind.read(loaded, settings)
+        # by statistics of the whole training split, not by constants of the kind
+        by_split = read.mean is not None and read.mean is loaded.mean
+        data = _on_device(read)
+    else:
+        data, by_split = earlier.data, earlier.retraining is not earlier.sets
+    num_classes = len(data.class_names)
     held = stratified_mask(data.test_y, config.data.unseen, config.data.seed)
-    # recorded in numbers, however it was given
-    asked = resolve(config.request, data.class_names, len(data.train_y))
-    config = dataclasses.replace(config, request=asked)
     requests = separate(config.request, num_classes)
     in_turn = config.request.in_turn
     # of requests in turn, each trial has sets of its own: here those of the first
-    sets = divide(read, held, requests[:1] if in_turn else requests)
+    sets = divide(data, held, requests[:1] if in_turn else requests)
     retained = num_examples(sets.retain)
     if config.request.each:
         # of all classes, not of those asked for: so no class depends on which others are
@@ -129,11 +139,11 @@ def make_plan(config: Config, runs: Path, data: Dataset | None = None) -> Plan:
     assert sets.forget is not None
     x = inputs_like(sets.forget, 2)
     jax.eval_shape(make_augment(config.train.augment), x, jax.random.key(0))
-    model = kind.build(config.model, x, num_classes)
+    model = kind.build(config.model, x, data, settings)
     _, steps = kind.recipe(model, config.train, retained, settings)
     expect_at_most(MOST_INT, **{"train.epochs: steps": steps})
     _check_memory(config, model, x)
-    besides = kind.helpers(settings, x, num_classes)
+    besides = kind.helpers(settings, x, data)
     helpers = {
         name: Guide(one.model, jax.eval_shape(one.model.init, jax.random.key(0)))
         for name, one in besides.items()
@@ -148,7 +158,7 @@ def make_plan(config: Config, runs: Path, data: Dataset | None = None) -> Plan:
         requests=tuple(requests),
         sets=sets,
         judged=sets,
-        retraining=_retraining(data, read, sets),
+        retraining=normalise_by_retained(sets) if by_split else sets,
         retained=retained,
         held=held,
         sharding=sharding if sharding.mesh.size > 1 else None,
@@ -179,20 +189,10 @@ def with_methods(plan: Plan, helpers: Mapping[str, Guide]) -> Plan:
         retained=plan.retained,
         class_names=plan.class_names,
         several=len(plan.requests) > 1 and not plan.config.request.in_turn,
-        facts=plan.kind.facts(helpers),
+        facts=plan.kind.facts(plan.data, helpers),
     )
     methods, options, left_out = build_methods(problem)
     return plan._replace(helpers=helpers, methods=methods, options=options, left_out=left_out)
-
-
-def _retraining(data: Dataset, read: Dataset, sets: Sets) -> Sets:
-    """Returns sets as retrained models read them.
-
-    Args:
-      read: the data as the kind of models reads them; what it normalises by constants is left.
-    """
-    whole_split = read.mean is not None and read.mean is data.mean
-    return normalise_by_retained(sets) if whole_split else sets
 
 
 def groups(plan: Plan) -> list[Plan]:
@@ -258,9 +258,8 @@ def _turn(plan: Plan, number: int) -> Plan:
     """
     asked = plan.requests[number]
     so_far = tuple(label for one in plan.requests[: number + 1] for label in one.classes)
-    read = plan.kind.read(plan.data)
-    judged = divide(read, plan.held, [Request(classes=so_far)])
-    alone = divide(read, plan.held, [asked])
+    judged = divide(plan.data, plan.held, [Request(classes=so_far)])
+    alone = divide(plan.data, plan.held, [asked])
     # what was to be forgotten before is gone: neither forgotten again nor retained
     own = alone._replace(retain=judged.retain, holdout=judged.holdout)
     made = plan._replace(
@@ -269,7 +268,7 @@ def _turn(plan: Plan, number: int) -> Plan:
         requests=(asked,),
         sets=own,
         judged=judged,
-        retraining=_retraining(plan.data, read, judged),
+        retraining=judged if plan.retraining is plan.sets else normalise_by_retained(judged),
         retained=num_examples(judged.retain),
         identity={**plan.identity, **_identify(asked), "after": list(so_far[:-1])},
         trial=Place("turn", number, f"after {number} others" if number else "first"),
@@ -295,8 +294,8 @@ def _identity(config: Config, kind: Kind, data: Dataset, requests: list[Request]
 def _identify(asked: Request) -> dict[str, Any]:
     """Returns what a model depends on that was made for a single request."""
     found = to_dict(asked)
-    for several in ("each", "in_turn"):
-        found.pop(several)
+    for other in ("each", "in_turn", "words", "pairs"):  # the last are positions, too
+        found.pop(other)
     return {"request": found}
 
 
@@ -392,6 +391,7 @@ def write_plan(plan: Plan) -> None:
     plan.folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_dict(plan.config), indent=2, sort_keys=True)
     write_text(plan.folder / "config.json", text + "\n")
+    plan.kind.keep(plan.folder, plan.model, plan.data)
     parts: dict[str, np.ndarray] = {}
     several = len(plan.requests) > 1
     # of requests in turn the sets of each lie in its own folder

@@ -110,7 +110,12 @@ class Trial:
         key = derive(plan.key, Purpose.ORIGINAL)
         once = partial(train, plan.model, everything, key, sharding=plan.sharding)
         once = partial(once, config=plan.config.train, settings=plan.settings)
-        self._stage("original", lambda hooks: Made(timed(once, hooks)))
+
+        def make(hooks: Hooks) -> Made:
+            given = plan.kind.original(plan.model, plan.settings, plan.sharding)
+            return Made(timed(once, hooks) if given is None else Outcome(given, {}, 0, 0, 0.0, 0.0))
+
+        self._stage("original", make)
 
     def make(self, name: str, made: Made | None = None) -> None:
         """Makes the model of another stage.
@@ -150,7 +155,8 @@ class Trial:
             method, steps = plan.kind.recipe(plan.model, config, plan.retained, plan.settings)
             # not split: the keys of the first must not depend on how many there are
             key = derive(plan.key, Purpose.RETRAINED, int(label), *turn)
-            return Task(method, None, key, {"steps": steps, "batch_size": config.batch_size})
+            start = plan.kind.start(plan.model, plan.settings, plan.sharding)
+            return Task(method, start, key, {"steps": steps, "batch_size": config.batch_size})
         made, options = plan.methods[label]
         # from the method's name: its variants then see the same samples and batches, and
         # the order of the methods does not matter
@@ -199,7 +205,7 @@ class Trial:
             "config": to_dict(config),
             "request": describe(config.request),
             "seed": config.seed,
-            "costs": costs(outcome),
+            "costs": costs(outcome) if outcome.steps else {},  # of one that was given none
             "sharing": sharing,
             "history": {key: value.tolist() for key, value in outcome.history.items()},
             "versions": checkpoint.versions(),
@@ -222,7 +228,7 @@ class Trial:
             sets = plan.retraining if name.startswith("retrained/") else plan.judged
             self._evidence[name] = plan.kind.observe(
                 plan.model, self.variables(name), sets, derive(plan.key, Purpose.JUDGEMENT),
-                settings=plan.settings, **plan.helpers,
+                settings=plan.settings, **plan.helpers, **plan.data.facts,
             )  # fmt: skip
         return self._evidence[name]
 

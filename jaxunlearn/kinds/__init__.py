@@ -6,12 +6,15 @@ with a class derived from :class:`Kind`, and one row here, an entry point in the
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxunlearn.config import Config, ModelConfig, TrainConfig, register_section
+from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.registry import Registry, load
 from jaxunlearn.core.types import Examples, Key, Sets, Unlearner, Variables
 from jaxunlearn.data.dataset import Dataset
+from jaxunlearn.engine.sharding import Sharding
 from jaxunlearn.gan import Guide
 from jaxunlearn.methods import METHODS
 from jaxunlearn.metrics import Evidence
@@ -102,11 +105,14 @@ class Kind:
         """Tells whether a network is of this kind."""
         raise NotImplementedError
 
-    def build(self, config: ModelConfig, x: Any, num_classes: int) -> Any:
+    def build(self, config: ModelConfig, x: Any, data: Dataset, settings: Any = None) -> Any:
         """Builds the network that a configuration names, and checks it.
 
         Args:
           x: shapes and dtypes of a batch of examples, as the network gets them.
+          data: as :meth:`read` returned them: names of the classes, and ``facts`` such as the
+            tokenizer, whose vocabulary the network has.
+          settings: of the section.
         """
         raise NotImplementedError
 
@@ -125,9 +131,25 @@ class Kind:
         """Returns the network in the form that this kind works with."""
         return model
 
-    def read(self, data: Dataset) -> Dataset:
-        """Returns a data set normalised as this kind needs it."""
+    def read(self, data: Dataset, settings: Any = None) -> Dataset:
+        """Returns a data set as this kind needs it: images normalised, texts as tokens.
+
+        The data are as their source gives them, on the host; the run puts what is returned on
+        the device. What else is found out goes into ``facts``, and what models depend on besides
+        into the ``fingerprint``.
+
+        Args:
+          settings: of the section.
+        """
         return data
+
+    def start(self, model: Any, settings: Any, sharding: Sharding | None = None) -> Variables:
+        """Returns the variables that training starts from; ``None``: those that its key draws."""
+        return None
+
+    def original(self, model: Any, settings: Any, sharding: Sharding | None = None) -> Variables:
+        """Returns the original where the user gave one; ``None``: it is trained."""
+        return None
 
     def check_settings(self, settings: Any) -> None:
         """Checks the values of the section; :class:`ConfigError` names the key."""
@@ -138,23 +160,42 @@ class Kind:
     def check_examples(self, model: Any, examples: Examples) -> None:
         """Checks whether a network goes with examples, before it is trained."""
 
-    def helpers(self, settings: Any, x: Any, num_classes: int) -> Mapping[str, Helper]:
+    def helpers(self, settings: Any, x: Any, data: Dataset) -> Mapping[str, Helper]:
         """Returns what must be trained besides, by name; see :meth:`build`."""
         return {}
 
-    def facts(self, helpers: Mapping[str, Guide]) -> Mapping[str, Any]:
-        """Returns what methods may take of the helpers; see ``methods.FACTS``."""
-        return {}
+    def facts(self, data: Dataset, helpers: Mapping[str, Guide]) -> Mapping[str, Any]:
+        """Returns what methods may take of data and helpers; see ``methods.FACTS``."""
+        return data.facts
 
     def observe(
         self, model: Any, variables: Variables, sets: Sets, key: Key, *, settings: Any = None
     ) -> Evidence:
-        """Returns the evidence of one model; a kind may take its helpers by keyword."""
+        """Returns the evidence of one model.
+
+        A kind may take its helpers, and the facts of its data, by keyword.
+        """
         return self.evidence(model, variables, sets, key)
 
     def notes(self, original: Evidence, settings: Any) -> list[str]:
         """Returns sentences on how far the metrics of a report can be trusted."""
         return []
+
+    def keep(self, folder: Path, model: Any, data: Dataset) -> None:
+        """Writes into the folder of a run what its models need elsewhere: of texts a tokenizer."""
+
+    def export(self, run: Path, stage: Path, folder: Path) -> None:
+        """Writes a model of a run as others read it.
+
+        Args:
+          run: the folder that :meth:`keep` wrote to.
+          stage: the model's checkpoint.
+          folder: to be made.
+
+        Raises:
+          ConfigError: this kind has no such form.
+        """
+        raise ConfigError(f"export: expected a language model, got a {self.name}: {stage}")
 
     def default_methods(self, config: Config) -> Mapping[str, Mapping[str, Any]]:
         """Returns the methods, with options, of a run that was told none."""
@@ -191,6 +232,7 @@ KINDS = _Kinds(
     {
         "classifier": Row("jaxunlearn.kinds.classifier:CLASSIFIER", "one label for each example"),
         "gan": Row("jaxunlearn.kinds.gan:GAN", "a generator and a discriminator of images"),
+        "language": Row("jaxunlearn.kinds.language:LANGUAGE", "a decoder that answers questions"),
     },
 )
 

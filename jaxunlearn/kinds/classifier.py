@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxunlearn.config import DEFAULT_METHODS, Config, ModelConfig, TrainConfig
 from jaxunlearn.core.types import Examples, Key, Model, Sets, Unlearner, Variables
+from jaxunlearn.data.dataset import Dataset
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.kinds import Kind
 from jaxunlearn.methods.retrain import retrain
@@ -30,8 +31,8 @@ class Classifier(Kind):
     def given(self, model: Any) -> Model:
         return functionalize(model)
 
-    def build(self, config: ModelConfig, x: Any, num_classes: int) -> Model:
-        shape = tuple(x.shape[1:]) if hasattr(x, "shape") else x
+    def build(self, config: ModelConfig, x: Any, data: Dataset, settings: Any = None) -> Model:
+        shape, num_classes = tuple(x.shape[1:]) if hasattr(x, "shape") else x, len(data.class_names)
         model = build(config.name, shape, num_classes, config.options)
         check_model(model, x, num_classes)
         return model

@@ -8,7 +8,7 @@ import jax
 from jaxunlearn.core.errors import ConfigError, brief, expect
 from jaxunlearn.core.keys import check_key
 from jaxunlearn.core.trees import member
-from jaxunlearn.core.types import Apply, Gan, Key, Model, Sets, Variables
+from jaxunlearn.core.types import Apply, Gan, Key, LanguageModel, Model, Sets, Variables
 from jaxunlearn.core.variables import check_like, check_variables, in_form_of, leaves_of
 from jaxunlearn.engine.driver import Outcome, member_of
 from jaxunlearn.kinds import kind_of
@@ -17,7 +17,7 @@ from jaxunlearn.metrics.table import make_report, speedups
 
 
 def evaluate(
-    model: Model | Apply | Gan,
+    model: Model | Apply | Gan | LanguageModel,
     models: Mapping[str, Variables | Outcome | Sequence[Outcome]],
     retrained: Variables | Outcome | Sequence[Variables | Outcome],
     sets: Sets,
@@ -30,7 +30,7 @@ def evaluate(
     """Makes the report on several models of one network; show it with ``print_report``.
 
     Args:
-      model: see :func:`jaxunlearn.functionalize`; or a GAN.
+      model: see :func:`jaxunlearn.functionalize`; or a GAN, or a language model.
       models: by name, ``"original"`` first; given as outcomes of ``train`` and ``unlearn`` they
         bring their time along; several (a list, or stacked ones) are an ensemble: its cells are
         means.
@@ -40,7 +40,7 @@ def evaluate(
       key: of all that is drawn; default ``jax.random.key(0)``.
       settings: of this kind of models, a ``GanConfig`` for a GAN.
       helpers: what judges this kind of models besides; a GAN needs ``judge=``, a ``Guide``, and
-        may have ``extract=``, features for C-FID.
+        may have ``extract=``, features for C-FID, a language model ``tokenizer=``.
 
     Returns:
       The report, as ``jaxunlearn.report`` describes it, JSON but for ``report["examples"]``:

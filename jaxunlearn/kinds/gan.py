@@ -47,7 +47,7 @@ class GanKind(Kind):
     def owns(self, model: Any) -> bool:
         return isinstance(model, Gan)
 
-    def read(self, data: Dataset) -> Dataset:
+    def read(self, data: Dataset, settings: GanConfig | None = None) -> Dataset:
         """Returns the data set normalised so that images lie between -1 and 1.
 
         By constants: bytes from 0 to 255, floats from 0 to 1, -1 to 1 or 0 to 255, the first of
@@ -71,8 +71,10 @@ class GanKind(Kind):
             std=np.full(shape, (high - low) / 2, np.float32),
         )
 
-    def build(self, config: ModelConfig, x: Any, num_classes: int) -> Gan:
-        return build_gan(config.name, tuple(x.shape[1:]), num_classes, config.options)
+    def build(
+        self, config: ModelConfig, x: Any, data: Dataset, settings: GanConfig | None = None
+    ) -> Gan:
+        return build_gan(config.name, tuple(x.shape[1:]), len(data.class_names), config.options)
 
     def recipe(
         self, model: Gan, train: TrainConfig, examples: int, settings: GanConfig | None = None
@@ -120,13 +122,13 @@ class GanKind(Kind):
                 stacklevel=3,
             )
 
-    def helpers(self, settings: GanConfig, x: Any, num_classes: int) -> Mapping[str, Helper]:
-        model = CLASSIFIER.build(settings.classifier, x, num_classes)
+    def helpers(self, settings: GanConfig, x: Any, data: Dataset) -> Mapping[str, Helper]:
+        model = CLASSIFIER.build(settings.classifier, x, data)
         CLASSIFIER.recipe(model, settings.classifier_train, 1)
         one = Helper(model, settings.classifier, settings.classifier_train)
         return {"guide": one, "judge": one}
 
-    def facts(self, helpers: Mapping[str, Guide]) -> Mapping[str, Any]:
+    def facts(self, data: Dataset, helpers: Mapping[str, Guide]) -> Mapping[str, Any]:
         return {"guide": helpers["guide"]}
 
     def observe(

@@ -423,7 +423,7 @@ def test_a_new_method_takes_one_file_and_one_row(tmp_path, monkeypatch, capsys):
         (["oracles=3"], "it is now 'retrained'"),
         (["nothing.py"], "config: expected a file or one of"),
         (["request.classes=12"], "request.classes: expected numbers from 0 to 9, got [12]"),
-        (["request.classes="], "exactly one of classes, indices and share"),
+        (["request.classes="], "exactly one of classes, indices, share, words"),
         (["request.classes=0,1,2,3,4,5,6,7,8,9"], "nothing would be retained"),
         (["data.name=mnits"], "'mnist'"),
         (["data.name=mnist", "data.dir=/nowhere"], "/nowhere"),

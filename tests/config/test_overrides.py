@@ -120,7 +120,7 @@ def test_a_section_of_ones_own(monkeypatch):
     assert parts.section(config, "tree") == TreeConfig(5, DataConfig(seed=2))
     with pytest.raises(ConfigError, match=r"^gan.em: expected one of r1, .*; did you mean 'ema'"):
         changed("gan.em=1")
-    with pytest.raises(ConfigError, match=r"one of name, .*, gan, tree, got 'trees'; did you mean"):
+    with pytest.raises(ConfigError, match=r"one of name, .*, gan, .*, tree, got 'trees'; did you"):
         changed("trees.depth=1")
     for name in ("data", "gan"):
         with pytest.raises(ConfigError, match=f"expected a name other than .*got '{name}'"):
@@ -136,7 +136,7 @@ def test_a_section_of_ones_own(monkeypatch):
     [
         ({"gan": GanConfig(r1="much")}, "gan.r1: expected float, got 'much'"),
         ({"gan": {"r1": 1.0}}, "kinds.gan: expected GanConfig, got {'r1': 1.0}"),
-        ({"gam": GanConfig()}, "kinds: expected one of gan, got 'gam'; did you mean 'gan'"),
+        ({"gam": GanConfig()}, "kinds: expected one of gan, .*, got 'gam'; did you mean 'gan'"),
         (3, "kinds: expected Mapping"),
     ],
 )
@@ -163,8 +163,8 @@ def test_sections_are_checked(kinds, message):
         ("gan=3", "gan: expected a key below it, one of gan.r1, gan.r1_every"),
         ("gan.nonsense=1", "gan.nonsense: expected one of r1, r1_every, ema, .*, got 'nonsense'"),
         ("gan.r1=x", "gan.r1: expected float, got 'x'"),
-        ("kinds=3", "kinds: expected one of name, seed, .*, gan, got 'kinds'"),
-        ("kinds.tree.depth=1", "kinds.tree.depth: expected one of name, .*, gan, got 'tree'"),
+        ("kinds=3", "kinds: expected one of name, seed, .*, gan, .*, got 'kinds'"),
+        ("kinds.tree.depth=1", "kinds.tree.depth: expected one of name, .*, gan, .*, got 'tree'"),
         ("methods=", "methods: expected at least one, got none"),
     ],
 )

@@ -6,7 +6,8 @@ import jaxunlearn as ju
 from jaxunlearn.config import Config, Request
 from jaxunlearn.config.overrides import apply_overrides, load_config
 from jaxunlearn.core.errors import RequestError, UserError
-from jaxunlearn.data.requests import describe, forget_mask, same_kind_mask, separate
+from jaxunlearn.data.requests import describe, forget_mask, resolve, same_kind_mask, separate
+from jaxunlearn.data.texts import to_bytes
 from jaxunlearn.experiment.plan import make_plan
 
 LABELS = np.array([0, 1, 2, 1, 0, 2, 2])
@@ -46,7 +47,7 @@ def test_descriptions():
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request(), "exactly one of classes, indices and share"),
+        (Request(), "exactly one of classes, indices, share, words"),
         (Request(classes=(1,), share=0.5), "exactly one of"),
         (ju.forget_class(3), r"request.classes: expected numbers from 0 to 2, got \[3\]"),
         (ju.forget_class(-1), r"from 0 to 2, got \[-1\]"),
@@ -278,3 +279,86 @@ def test_a_configuration_file_takes_and_refuses_the_same(named_data):
     for wrong in ((1.5,), (True,), "cat", 1, ("emu",)):
         with pytest.raises(RequestError, match=r"request\.classes: expected"):
             planned(named_data, config=Config(request=Request(classes=wrong)))
+
+
+QUESTIONS = ["Where was Basil born?", "Who wrote  Baku Nights?", "Basilisk?", "Where was Ana born?"]
+ANSWERS = ["In Kuwait.", "basil's sister did.", "A beast.", "In Café Town."]
+TEXTS = {"question": to_bytes(QUESTIONS), "answer": to_bytes(ANSWERS)}
+
+
+def named(request):
+    return resolve(request, (), 4, TEXTS).indices
+
+
+def test_words_name_the_texts_in_which_they_stand(tmp_path):
+    assert named(ju.data.forget_words(["Basil"])) == (0, 1), "in capitals or not, as whole words"
+    assert named(ju.data.forget_words(["baku nights", "beast"])) == (1, 2)
+    assert named(ju.data.forget_words(["Cafe\u0301"])) == (3,), "however letters are composed"
+    file = tmp_path / "forget.jsonl"
+    file.write_text(
+        '{"question": "Who wrote Baku Nights?"}\n\n'
+        '{"question": "Where was Ana born?", "answer": "In Café Town."}\n'
+    )
+    asked = ju.data.forget_pairs(file)
+    assert named(asked) == (1, 3)
+    sets = ju.make_sets(TEXTS, np.array([0, 0, 1, 1]), asked)
+    assert list(np.asarray(sets.forget.indices)) == [1, 3]
+    found = resolve(ju.data.forget_words(["Basil"]), (), 4, TEXTS)
+    assert describe(found) == "forget 2 texts with Basil"
+    assert resolve(found, (), 4, TEXTS) == resolve(found, (), 4, {"tokens": 0}) == found
+    assert list(np.flatnonzero(forget_mask(found, LABELS[:4], None))) == [0, 1]
+    words = ["request.classes=", "request.words=Basil, 1984,Baku Nights"]
+    assert apply_overrides(Config(), words).request.words == ("Basil", "1984", "Baku Nights")
+    words[1] = "request.words='Rome, Italy'"
+    assert apply_overrides(Config(), words).request.words == ("Rome, Italy",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"question": "Who?"}\n', "got 1 of 1 that are not there, the first in line 1: 'Who[?]'"),
+        ('\n{"question": "Basilisk?", "answer": "A bird."}', "the first in line 2: 'Basilisk[?]'"),
+        ('{"answer": "A beast."}', "line 1: expected an object with a question"),
+        ("Basilisk?", "line 1: expected an object"),
+        ("\n", "expected pairs, got none in"),
+        (None, "request.pairs: expected JSON lines, got .*No such file"),
+    ],
+)
+def test_pairs_that_are_not_there(text, message, tmp_path):
+    file = tmp_path / "forget.jsonl"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(RequestError, match=message):
+        named(Request(pairs=str(file)))
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(words=("Zoe",)), "none of which stands in any of the 4"),
+        (Request(words=("Basil", " ")), "request.words: expected words or phrases, got ' '"),
+        (Request(words="Basil"), "request.words: expected several words"),
+        (Request(words=("Basil",), indices=(3,)), "exactly one of .*indices=.*, words="),
+        (Request(words=("Basil",), pairs="f"), "exactly one of"),
+        (Request(words=("Basil",), classes=(1,)), "exactly one of .*; request.classes= clears"),
+        (Request(pairs=3), "request.pairs: expected the path of a file, got 3"),
+    ],
+)
+def test_words_that_name_nothing(request_, message):
+    with pytest.raises(RequestError, match=message):
+        forget_mask(resolve(request_, (), 4, TEXTS), LABELS[:4], 3)
+
+
+def test_words_need_texts(tmp_path):
+    with pytest.raises(RequestError, match=r"request.words: expected training examples that are"):
+        make_plan(load_config(None, ["request.classes=", "request.words=Basil"]), tmp_path)
+
+
+def test_of_other_splits_classes_that_are_gone_are_of_the_kind_forgotten():
+    """However they were named."""
+    y = np.array([0, 1, 1, 2])
+    request = ju.data.forget_indices([0, 1])
+    x = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+    sets = ju.make_sets(x, y, request, test=(x, y), num_classes=4)
+    assert list(np.asarray(sets.test_forget.indices)) == [0]
+    assert list(np.asarray(sets.test_retain.indices)) == [1, 2, 3]

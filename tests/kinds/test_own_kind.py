@@ -87,12 +87,18 @@ class Numbers(Kind):
     def owns(self, model):
         return isinstance(model, Line)
 
-    def read(self, data):
+    def read(self, data, settings=None):
+        assert isinstance(data.train_x, np.ndarray), "before it is put on the device"
+        assert settings is None or isinstance(settings, NumberConfig)
         numbers = {k: getattr(data, k).astype(np.float32) for k in ("train_y", "test_y")}
-        return data._replace(labels="any", **numbers)
+        return data._replace(labels="any", facts={"scale": 16}, **numbers)
 
-    def build(self, config, x, num_classes):
-        return NETWORKS[config.name].target(tuple(x.shape[1:]), num_classes)
+    def build(self, config, x, data, settings=None):
+        return NETWORKS[config.name].target(tuple(x.shape[1:]), len(data.class_names))
+
+    def observe(self, model, variables, sets, key, *, settings=None, scale=16):
+        assert scale == 16, "a fact of the data"
+        return super().observe(model, variables, sets, key, settings=settings)
 
     def recipe(self, model, train, examples, settings=None):
         steps = max(1, round(train.epochs * examples / train.batch_size))
@@ -203,7 +209,7 @@ def test_the_section_is_checked_and_decides(made, tmp_path, capsys):
         ("number.ridge=much", "number.ridge: expected float, got 'much'"),
         ("methods.refit.rigde=1", "did you mean 'ridge'"),
         ("methods=finetune", "expected one of ['refit'] for the model line, got 'finetune'"),
-        ("request.classes=3", "exactly one of classes, indices and share"),
+        ("request.classes=3", "exactly one of classes, indices, share, words"),
     ):
         assert main([*words[:2], change, "--runs", str(tmp_path)]) == 1
         assert message in capsys.readouterr().err

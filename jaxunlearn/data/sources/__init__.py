@@ -6,6 +6,7 @@ only by what needs them.
 """
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ class Source(NamedTuple):
 
 
 _TFDS = "jaxunlearn.data.sources.tfds:load_tfds"
+_NPZ = "jaxunlearn.data.sources.arrays:load_npz"
+_TEXT = "jaxunlearn.data.sources.text"
 
 SOURCES = Registry(
     "data",
@@ -55,10 +58,16 @@ SOURCES = Registry(
             "jaxunlearn.data.sources.authors:load_authors",
             "questions and answers on made-up authors, general knowledge besides; embedded",
         ),
+        "tofu": Source(
+            f"{_TEXT}:load_tofu",
+            "questions and answers on 200 made-up authors, 4,000 + 617; a folder in TFDS layout",
+        ),
+        "trec": Source(f"{_TEXT}:load_trec", "questions by what they ask for, 5,452 + 500; TFDS"),
     },
 )
 """The known names. Any other TFDS image set goes by its TFDS name, any other folder in TFDS
-layout by its name below ``data.dir``, arrays of one's own by a path ending in ``.npz``."""
+layout by its name below ``data.dir``, arrays of one's own by a path ending in ``.npz``, texts by
+one ending in ``.jsonl``."""
 
 
 def register_source(name: str, target: str | Load, *, summary: str = "") -> None:
@@ -76,7 +85,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     ``digits`` comes with scikit-learn; it has no official split, so 800 of its
     1,797 images, the same ones every time and in proportion to the classes, are
     the test split. A name ending in ``.npz`` is a path to a file with the keys
-    ``train_x``, ``train_y``, ``test_x``, ``test_y`` and perhaps ``class_names``.
+    ``train_x``, ``train_y``, ``test_x``, ``test_y`` and perhaps ``class_names``; one ending in
+    ``.jsonl`` is a path to texts, see :func:`jaxunlearn.data.sources.text.load_jsonl`.
     Every other name that is not registered is a TFDS image set; its decoded arrays are kept in
     the cache folder (``config.cache``, else ``$JAXUNLEARN_CACHE``, else ``jaxunlearn`` in
     the user's cache directory).
@@ -99,8 +109,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     if config.name in SOURCES:
         target = SOURCES[config.name].target
     else:
-        npz = config.name.endswith(".npz")
-        target = "jaxunlearn.data.sources.arrays:load_npz" if npz else _TFDS
+        by_ending = {".npz": _NPZ, ".jsonl": f"{_TEXT}:load_jsonl"}
+        target = by_ending.get(os.path.splitext(config.name)[1], _TFDS)
     target = load(target)
     _check_options(config, target)
     dataset = target(config, **config.options)
@@ -132,6 +142,6 @@ def unknown_name(name: str, known: Iterable[str]) -> DataError:
     """Returns the error to raise; ``known`` are the names that may have been meant."""
     return DataError(
         f"data.name: expected one of {', '.join(SOURCES)}, another TFDS image set, a folder in "
-        "TFDS layout below data.dir, or a path ending in .npz; "
+        "TFDS layout below data.dir, or a path ending in .npz or .jsonl; "
         f"got {name!r}{did_you_mean(name, known)}"
     )

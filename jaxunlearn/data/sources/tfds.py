@@ -38,8 +38,8 @@ def load_tfds(config: DataConfig) -> Dataset:
     Raises:
       DataError: see :func:`jaxunlearn.data.sources.load_dataset`.
     """
-    folder = _find_folder(config)
-    shards = _check_folder(folder)
+    folder = find_folder(config)
+    shards = check_folder(folder)
     entry = cache_root(config.cache) / _entry_name(config, folder, shards)
     dataset = read_entry(entry)
     if dataset is None:
@@ -51,7 +51,8 @@ def load_tfds(config: DataConfig) -> Dataset:
 # Finding the folder
 
 
-def _find_folder(config: DataConfig) -> Path:
+def find_folder(config: DataConfig) -> Path:
+    """Finds the version folder of a set in TFDS layout; see :func:`load_tfds`."""
     match = _NAME.fullmatch(config.name)
     root = config.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     folder = Path(os.path.expanduser(root))
@@ -83,7 +84,9 @@ def _not_below(root: Path, path: str, name: str) -> DataError:
             f"found {_listed(_listing(folder))}"
         )
     here = [entry for entry in _listing(root) if (root / entry).is_dir()]
-    download = " (unset data.dir to have TFDS download it)" if name in SOURCES else ""
+    # the one known set in this layout that TFDS does not prepare
+    prepared = name in SOURCES and name != "tofu"
+    download = " (unset data.dir to have TFDS download it)" if prepared else ""
     return DataError(
         f"{folder}: expected the data set {name!r} in TFDS layout, found no such folder in "
         f"{root}, only {_listed(here)}{download}; built in are {', '.join(SOURCES)}"
@@ -105,10 +108,14 @@ def _listed(names: Iterable[str]) -> str:
 # Checking it
 
 
-def _check_folder(folder: Path) -> Shards:
-    """Checks by names and sizes, without TFDS, that both splits are there in full."""
+def check_folder(folder: Path, *, test: bool = True) -> Shards:
+    """Checks by names and sizes, without TFDS, that the splits are there in full.
+
+    Args:
+      test: whether a split to test on is needed beside that to train on.
+    """
     try:
-        return _read_info(folder)
+        return _read_info(folder, test)
     except DataError:
         raise
     # whatever is nested otherwise than TFDS does it
@@ -119,7 +126,7 @@ def _check_folder(folder: Path) -> Shards:
         ) from error
 
 
-def _read_info(folder: Path) -> Shards:
+def _read_info(folder: Path, tested: bool) -> Shards:
     info = _read_json(folder, "dataset_info.json")
     _check_features(folder, _read_json(folder, "features.json"))
     formats = [info.get("fileFormat"), *info.get("alternativeFileFormats", [])]
@@ -131,12 +138,12 @@ def _read_info(folder: Path) -> Shards:
         )
     splits = {split["name"]: split for split in info.get("splits", [])}
     test = "test" if "test" in splits else "validation"
-    if "train" not in splits or test not in splits:
-        raise DataError(
-            f"{folder}: expected the splits train and test (or validation), found {_listed(splits)}"
-        )
+    needed = ("train", test) if tested else ("train",)
+    if any(split not in splits for split in needed):
+        wanted = "splits train and test (or validation)" if tested else "split train"
+        raise DataError(f"{folder}: expected the {wanted}, found {_listed(splits)}")
     name = info.get("name", "")
-    return {split: _check_shards(folder, name, splits[split]) for split in ("train", test)}
+    return {split: _check_shards(folder, name, splits[split]) for split in needed}
 
 
 def _check_features(folder: Path, features: Any) -> None:

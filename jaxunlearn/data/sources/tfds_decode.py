@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,8 @@ def decode(folder: Path, shards: Shards, size: int | None) -> Dataset:
     total = sum(count for split in shards.values() for _, count in split)
     arrays = {}
     with quiet(), _progress(folder, total) as advance:
-        builder, names = _open(folder, tfds)
+        builder, features = _open(folder, tfds)
+        names = _class_names(folder, features, tfds)
         for key, split in zip(("train", "test"), shards, strict=True):
             where = f"{folder}: split {split}"
             x, y = _decode_split(where, builder.as_data_source(split=split), size, advance)
@@ -112,6 +113,45 @@ def decode(folder: Path, shards: Shards, size: int | None) -> Dataset:
     if train != test:
         raise _differing(f"{folder}: {' and '.join(shards)}", train, test)
     return make_dataset(arrays, names)
+
+
+def read_records(
+    folder: Path, shards: Shards, fields: Sequence[str], label: str = ""
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """Reads some features of all examples, texts decoded: of each split a list.
+
+    Args:
+      label: which of the features is a class; ``""``: none.
+
+    Returns:
+      The examples by split, and the names of the classes.
+    """
+    tfds = import_tfds(folder)
+    _count_records(folder, shards)
+    with quiet():
+        builder, features = _open(folder, tfds)
+        found = [f"{key}: {type(feature).__name__}" for key, feature in features.items()]
+        kinds = {
+            key: tfds.features.ClassLabel if key == label else tfds.features.Text for key in fields
+        }
+        if not all(isinstance(features.get(key), kind) for key, kind in kinds.items()):
+            wanted = ", ".join(f"{key}: {kind.__name__}" for key, kind in kinds.items())
+            raise DataError(f"{folder}: expected the features {wanted}, found {', '.join(found)}")
+        records: dict[str, list[dict[str, Any]]] = {}
+        for split in shards:
+            source = builder.as_data_source(split=split)
+            try:
+                rows = source.__getitems__(list(range(len(source))))
+                records[split] = [
+                    {k: int(row[k]) if k == label else row[k].decode("utf-8") for k in fields}
+                    for row in rows
+                ]
+            except Exception as error:
+                raise DataError(
+                    f"{folder}: split {split}: expected readable examples, got a damaged one: "
+                    f"{error}"
+                ) from error
+    return records, list(features[label].names) if label else []
 
 
 def _count_records(folder: Path, shards: Shards) -> None:
@@ -133,14 +173,13 @@ def _count_records(folder: Path, shards: Shards) -> None:
             )
 
 
-def _open(folder: Path, tfds: Any) -> tuple[Any, list[str]]:
-    """Opens a folder: TFDS's builder, and the class names."""
+def _open(folder: Path, tfds: Any) -> tuple[Any, dict[str, Any]]:
+    """Opens a folder: TFDS's builder, and the features."""
     try:
         builder = tfds.builder_from_directory(folder)
-        features = dict(builder.info.features)
+        return builder, dict(builder.info.features)
     except Exception as error:
         raise DataError(f"{folder}: TFDS cannot open it: {error}") from error
-    return builder, _class_names(folder, features, tfds)
 
 
 def _class_names(folder: Path, features: dict[str, Any], tfds: Any) -> list[str]:

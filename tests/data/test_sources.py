@@ -765,6 +765,9 @@ def test_mnist(kept):
     assert min(seconds) < 1
 
 
-@pytest.mark.skipif(not (REAL / "trec").is_dir(), reason="no prepared TREC beside the repository")
-def test_a_text_set_is_refused(tmp_path):
-    fails(DataConfig(name="trec", dir=str(REAL), cache=str(tmp_path)), "image set", "text: Text")
+@pytest.mark.skipif(
+    not (REAL / "tiny_shakespeare").is_dir(), reason="no prepared plays beside the repository"
+)
+def test_a_text_set_is_refused_where_images_are_read(tmp_path):
+    config = DataConfig(name="tiny_shakespeare", dir=str(REAL), cache=str(tmp_path))
+    fails(config, "image set", "text: Text")

@@ -62,6 +62,10 @@ SOURCES = Registry(
             f"{_TEXT}:load_tofu",
             "questions and answers on 200 made-up authors, 4,000 + 617; a folder in TFDS layout",
         ),
+        "facts": Source(
+            "jaxunlearn.data.sources.facts:load_facts",
+            "made-up facts with a corrupted version, to be restored by unlearning; embedded",
+        ),
         "trec": Source(f"{_TEXT}:load_trec", "questions by what they ask for, 5,452 + 500; TFDS"),
     },
 )

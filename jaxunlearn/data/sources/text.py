@@ -128,8 +128,8 @@ def _find_variants(config: DataConfig, given: str) -> Path:
         if (place / "forget10_perturbed.jsonl").is_file():
             return place
     raise DataError(
-        "data.options.variants: expected a folder with forget10_perturbed.jsonl and the other files "
-        f"of TOFU's evaluation, found none at {' or '.join(map(str, places))}"
+        "data.options.variants: expected a folder with forget10_perturbed.jsonl and the other "
+        f"files of TOFU's evaluation, found none at {' or '.join(map(str, places))}"
     )
 
 

@@ -26,6 +26,7 @@ class Purpose(enum.IntEnum):
     INVERSION = 9
     DOWNSTREAM = 10
     RELEARNING = 11
+    UNTRAINED = 12
     # of the key of one model's making
     INIT = 16
     BATCHES = 17

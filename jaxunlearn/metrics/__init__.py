@@ -1,6 +1,6 @@
 """Metrics that forgetting is judged by: one row each, in the order of the table."""
 
-from jaxunlearn.metrics import classification, generation
+from jaxunlearn.metrics import classification, comparison, generation, membership
 from jaxunlearn.metrics.registry import METRICS, Evidence, Metric, Missing, measure, register_metric
 
 __all__ = ["METRICS", "Evidence", "Metric", "Missing", "measure", "register_metric"]
@@ -16,5 +16,11 @@ _COSTS = {
 }
 """Recorded when a model is made."""
 
-for _name, _row in {**classification.ROWS, **generation.ROWS, **_COSTS}.items():
+for _name, _row in {
+    **classification.ROWS,
+    **membership.ROWS,
+    **comparison.ROWS,
+    **generation.ROWS,
+    **_COSTS,
+}.items():
     METRICS.register(_name, _row, overwrite=True)  # before those of other packages

@@ -226,6 +226,33 @@ def completeness(
     return 1 - np.sum(share[1:] * below[:-1], axis=0) / np.sum(share)
 
 
+def depth_score(retrained: np.ndarray, unlearned: np.ndarray, *, least: float = 0.05) -> float:
+    """Computes the unlearning depth score, from 0 (knowledge intact) to 1 (as retrained).
+
+    At each layer the original goes on from the values of another model, and the drop ``d_l`` of the
+    right answers' mean log-probability says how much knowledge these values lack::
+
+        sum_l d_l(retrained) clip(d_l(unlearned) / d_l(retrained), 0, 1) / sum_l d_l(retrained)
+
+    over layers at which retraining tells, ``d_l(retrained) > least``.
+
+    Args:
+      retrained, unlearned: ``d_l [L]``, with the values of these models.
+
+    Returns:
+      The score; NaN where retraining tells at no layer.
+
+    Source: the unlearning depth score for language models; see ``docs/metrics.md``.
+    """
+    r, u = np.asarray(retrained, np.float64), np.asarray(unlearned, np.float64)
+    if r.shape != u.shape or r.ndim != 1:
+        raise ValueError(f"retrained, unlearned: expected drops [L], got {r.shape} and {u.shape}")
+    tells = r > least
+    if not tells.any():
+        return float("nan")
+    return float(np.sum(np.clip(u[tells], 0, r[tells])) / np.sum(r[tells]))
+
+
 def _pair(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
     if p.shape != q.shape or p.ndim < 1:

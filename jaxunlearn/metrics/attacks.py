@@ -172,9 +172,10 @@ def vector_attack(
     others: tuple[np.ndarray, np.ndarray],
     asked: tuple[np.ndarray, np.ndarray],
     *,
+    feature: str,
     most: int = 2000,
     seed: int = 0,
-) -> dict[str, float]:
+) -> float:
     """Computes the share of asked examples that a support vector machine judges unseen.
 
     The machine (radial kernel, ``C = 3``) learns on one feature of the model's own predictions
@@ -184,11 +185,9 @@ def vector_attack(
     Args:
       members, others, asked: softmax ``[M, K]`` and labels ``[M]``: of retained training
         examples, of test examples, of the forget set.
+      feature: ``"correctness"``, ``"confidence"``, ``"entropy"``, ``"modified_entropy"`` or
+        ``"probabilities"``.
       most: examples of each side, drawn at random; sides are balanced.
-
-    Returns:
-      The share by feature: ``"correctness"``, ``"confidence"``, ``"entropy"``,
-      ``"modified_entropy"`` and ``"probabilities"``.
 
     Source: the feature attacks of Song and Mittal 2021, as Jia et al. (NeurIPS 2023) use them.
     """
@@ -198,27 +197,21 @@ def vector_attack(
     if count < 4:
         raise ValueError(f"members, others: expected at least 4 examples a side, got {count}")
     rng = np.random.default_rng(seed)
-    sides = []
+    x = []
     for softmax, labels in (members, others):
         chosen = rng.permutation(len(labels))[:count]
-        sides.append(_features(softmax[chosen], np.asarray(labels)[chosen]))
-    wanted, y = _features(*asked), np.repeat([1, 0], count)
-    found = {}
-    for name, column in wanted.items():
-        x = np.concatenate([side[name] for side in sides])
-        machine = SVC(C=3, gamma="auto", kernel="rbf").fit(x, y)
-        found[name] = float(np.mean(machine.predict(column) == 0))
-    return found
+        x.append(_FEATURES[feature](softmax[chosen], np.asarray(labels)[chosen]))
+    machine = SVC(C=3, gamma="auto", kernel="rbf").fit(np.concatenate(x), np.repeat([1, 0], count))
+    return float(np.mean(machine.predict(_FEATURES[feature](*asked)) == 0))
 
 
-def _features(softmax: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    columns = {
-        "correctness": (np.argmax(softmax, axis=1) == labels).astype(float),
-        "confidence": confidences(softmax, labels),
-        "entropy": entropies(softmax),
-        "modified_entropy": modified_entropies(softmax, labels),
-    }
-    return {name: column[:, None] for name, column in columns.items()} | {"probabilities": softmax}
+_FEATURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "correctness": lambda p, y: (np.argmax(p, axis=1) == y).astype(float)[:, None],
+    "confidence": lambda p, y: confidences(p, y)[:, None],
+    "entropy": lambda p, y: entropies(p)[:, None],
+    "modified_entropy": lambda p, y: modified_entropies(p, y)[:, None],
+    "probabilities": lambda p, y: p,
+}
 
 
 def entropy_attack(

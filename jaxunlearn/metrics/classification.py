@@ -16,6 +16,7 @@ from jaxunlearn.core.types import Apply
 from jaxunlearn.data.sets import forgets_class, num_examples
 from jaxunlearn.engine.predict import Predictions, predict
 from jaxunlearn.metrics import attacks, relearning
+from jaxunlearn.metrics.agreement import divergence
 from jaxunlearn.metrics.registry import Evidence, Metric, Missing
 
 RELEARNED = 0.95
@@ -233,14 +234,7 @@ def _sound(retrained: list[ClassifierEvidence]) -> list[ClassifierEvidence]:
 
 
 def _js(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    middle = (p + q) / 2
-
-    def half(side: np.ndarray) -> np.ndarray:
-        # 0 log 0 = 0
-        ratio = np.where(side > 0, side / np.where(middle > 0, middle, 1), 1)
-        return np.sum(side * np.log(ratio), axis=1) / 2
-
-    return np.maximum(half(p) + half(q), 0)
+    return divergence(p, q) * np.log(2)
 
 
 def _of(part: str) -> Any:

@@ -20,7 +20,9 @@ from jaxunlearn.core.registry import Registry
 from jaxunlearn.core.types import Key, Sets, Subset, Variables
 from jaxunlearn.data.sets import num_examples
 
-SCOPES = ("model", "original", "retrained", "ensemble")
+SCOPES = ("model", "original", "retrained", "both", "ensemble")
+SINGLE = ("model", "original", "retrained", "both")
+"""Scopes of metrics that a single model has, where there are retrained ones."""
 GROUPS = ("forgetting", "utility", "privacy", "truth", "cost")
 IDEALS = ("as retrained", "small", "large", "0.5")
 
@@ -42,13 +44,16 @@ class Metric(NamedTuple):
       needs: attributes of the evidence that the function reads.
       scope: ``"model"``: ``function(evidence)``; ``"original"``: ``function(evidence, that of the
         original)``; ``"retrained"``: ``function(evidence, [that of each retrained model])``, the
-        evidence being one of these where a retrained model is measured; ``"ensemble"``:
-        ``function([evidence of each member], [that of each retrained model])``, for models
-        given as several members.
+        evidence being one of these where a retrained model is measured; ``"both"``:
+        ``function(evidence, that of the original, [that of each retrained model])``;
+        ``"ensemble"``: ``function([evidence of each member], [that of each retrained model])``,
+        for models given as several members.
       each: the function returns an array ``[N]``, a value for each example: the table shows the
         mean, the values lie beside the report.
       along: of a curve: the function returns a sequence, and this is what it runs along.
       short: how the papers call it.
+      extra: measured only where it is asked for, by its name or ``"all"``: what costs much, or says
+        what another row says already.
       version: to be raised when something that the function calls changes its value; changes of
         the function itself are noticed.
     """
@@ -64,6 +69,7 @@ class Metric(NamedTuple):
     along: str = ""
     short: str = ""
     version: int = 1
+    extra: bool = False
 
 
 class Evidence:
@@ -170,13 +176,37 @@ class Measured(NamedTuple):
     versions: dict[str, str]
 
 
-def applying(evidence: type[Evidence] | Evidence, scopes: Sequence[str] = SCOPES) -> list[str]:
-    """Lists the metrics that a kind of evidence has, of some scopes, without those recorded."""
+def applying(
+    evidence: type[Evidence] | Evidence, scopes: Sequence[str] = SCOPES, asked: Sequence[str] = ()
+) -> list[str]:
+    """Lists the metrics that a kind of evidence has, of some scopes, without those recorded.
+
+    Args:
+      asked: names of extra ones that are wanted, or ``"all"``; see :func:`check_asked`.
+    """
     return [
         name
         for name, row in METRICS.items()
-        if row.function and row.scope in scopes and set(row.needs) <= evidence.provides
+        if row.function
+        and row.scope in scopes
+        and set(row.needs) <= evidence.provides
+        and (not row.extra or name in asked or "all" in asked)
     ]
+
+
+def check_asked(asked: Sequence[str], where: str = "metrics") -> tuple[str, ...]:
+    """Checks names of metrics that are measured besides the usual ones.
+
+    Raises:
+      TypeError: no sequence of names.
+      ConfigError: a name that no metric has.
+    """
+    if isinstance(asked, str) or not all(isinstance(name, str) for name in asked):
+        raise TypeError(f"{where}: expected names of metrics, got {brief(asked)}")
+    for name in asked:
+        if name != "all":
+            METRICS.find(name, where)
+    return tuple(asked)
 
 
 def versions_of(
@@ -187,7 +217,9 @@ def versions_of(
     Args:
       original, retrained: digests of the models that a model is compared with.
     """
-    beside = {"original": (original,), "retrained": retrained}
+    beside = {
+        "original": (original,), "retrained": retrained, "both": (original, *retrained)
+    }  # fmt: skip
     found = {}
     for name in names:
         row = METRICS[name]
@@ -222,7 +254,10 @@ def _digest(function: Any) -> str:
 @functools.cache
 def _sources() -> str:
     """Reads what the metrics of this room are computed by."""
-    names = ("attacks", "classification", "distances", "generation", "relearning")
+    names = (
+        "agreement", "attacks", "classification", "comparison", "distances", "exposure",
+        "generation", "membership", "relearning",
+    )  # fmt: skip
     home = Path(__file__).parent
     return "".join((home / f"{name}.py").read_text(encoding="utf-8") for name in names)
 
@@ -241,6 +276,7 @@ def measure(
     retrained: Sequence[Evidence] = (),
     *,
     names: Sequence[str] | None = None,
+    asked: Sequence[str] = (),
 ) -> Measured:
     """Measures one model: every metric that applies, each by itself.
 
@@ -252,15 +288,19 @@ def measure(
       retrained: evidence of the retrained models; without them, metrics of that scope are left
         out.
       names: of the metrics, by default all that apply.
+      asked: extra ones that are wanted beside these, see :func:`applying`.
     """
-    scopes = ("model", "original", "retrained") if retrained else ("model", "original")
+    scopes = SINGLE if retrained else ("model", "original")
     values: dict[str, Any] = {}
     failed: dict[str, str] = {}
     each: dict[str, np.ndarray] = {}
-    for name in applying(evidence, scopes) if names is None else names:
+    for name in applying(evidence, scopes, asked) if names is None else names:
         row = METRICS[name]
         assert row.function is not None
-        more = {"original": (original or evidence,), "retrained": (retrained,)}.get(row.scope, ())
+        before = original or evidence
+        more: tuple[Any, ...] = {
+            "original": (before,), "retrained": (retrained,), "both": (before, retrained)
+        }.get(row.scope, ())  # fmt: skip
         try:
             found = row.function(evidence, *more)
             if row.each:

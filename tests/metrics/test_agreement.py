@@ -96,3 +96,12 @@ def test_completeness_between_the_two_ends():
     assert agreement.completeness(before, np.zeros(3), out[0]).shape == (3,)
     with pytest.raises(ValueError, match=r"expected \[M\], \[M\] and \[N, M\]"):
         agreement.completeness(before, np.zeros(2), out)
+
+
+def test_depth_by_hand():
+    retrained = np.array([0.01, 1.0, 3.0])
+    assert agreement.depth_score(retrained, np.array([9.0, 0.5, 3.5])) == pytest.approx(3.5 / 4)
+    assert agreement.depth_score(retrained, retrained) == 1
+    assert agreement.depth_score(retrained, np.zeros(3)) == 0
+    assert agreement.depth_score(retrained, -retrained) == 0
+    assert np.isnan(agreement.depth_score(np.zeros(2), np.ones(2)))

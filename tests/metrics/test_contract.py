@@ -17,7 +17,7 @@ from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.metrics import METRICS, measure
 from jaxunlearn.metrics.classification import ClassifierEvidence
 from jaxunlearn.metrics.generation import Extent, GanEvidence
-from jaxunlearn.metrics.registry import SCOPES, applying, measure_ensemble
+from jaxunlearn.metrics.registry import SCOPES, applying, check_asked, measure_ensemble
 from jaxunlearn.report.text import FAILED
 from tests import toy
 
@@ -95,6 +95,32 @@ def test_metrics_of_a_model_alone_need_no_other(seen):
         assert scopes == {"retrained"}, kind
         assert {name: beside[name] for name in alone} == alone
         assert set(applying(original, SCOPES)) >= set(beside)
+
+
+def test_extra_metrics_are_measured_where_they_are_asked_for(seen):
+    original, *retrained = seen["classifier"]
+    usual = measure(original, original, retrained).values
+    assert not [name for name in usual if METRICS[name].extra]
+    one = measure(original, original, retrained, asked=("depth",)).values
+    assert set(one) == {*usual, "depth"}
+    assert set(applying(original, asked=("all",))) >= {"depth", "auc_loss", *usual}
+    with pytest.raises(ConfigError, match=r"metrics: expected .* got 'depht'; did you mean"):
+        check_asked(("depht",))
+    with pytest.raises(TypeError, match="metrics: expected names of metrics, got 'depth'"):
+        check_asked("depth")
+
+
+def test_the_original_and_the_retrained_model_are_the_ends(seen):
+    original, *retrained = seen["classifier"]
+    names = ["depth", "progress_forget", "completeness", "weight_distance", "activation_distance"]
+    start = measure(original, original, retrained, names=names).values
+    end = measure(retrained[0], original, retrained, names=names).values
+    assert start["depth"] == pytest.approx(0, abs=1e-6)
+    assert start["progress_forget"] == 0
+    assert end["depth"] > 0.5
+    assert end["progress_forget"] > 0.3
+    assert end["completeness"] > 0.8 > 0.2 > start["completeness"]
+    assert end["activation_distance"] < start["activation_distance"]
 
 
 LEFT_OUT = {

@@ -1,0 +1,377 @@
+"""Rows that set a classifier beside the retrained models, the original, or one never trained.
+
+Each retrained model is set beside the others, not beside itself, so that its column shows how far
+two of them are apart.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.attribution import layers
+from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.types import Apply, Variables
+from jaxunlearn.data.examples import fetch
+from jaxunlearn.data.sets import forgets_class, num_examples
+from jaxunlearn.engine.predict import predict
+from jaxunlearn.metrics import agreement, classification
+from jaxunlearn.metrics.classification import ClassifierEvidence
+from jaxunlearn.metrics.exposure import logit_confidence
+from jaxunlearn.metrics.registry import Metric, Missing
+
+MOST_EXAMPLES, MOST_NUMBERS = 256, 20_000_000
+"""Layers are compared on so many examples, fewer where their values are more numbers than that."""
+
+
+def others(
+    evidence: ClassifierEvidence, retrained: Sequence[ClassifierEvidence]
+) -> list[ClassifierEvidence]:
+    """Returns the retrained models that a model is set beside: sound ones, without itself.
+
+    Raises:
+      Missing: there is no other.
+      ValueError: no other has finite predictions.
+    """
+    rest = [one for one in retrained if one is not evidence]
+    if not rest:
+        raise Missing("another retrained model")
+    sound = [one for one in rest if np.isfinite(one.predictions["forget"].logits).all()]
+    if not sound:
+        raise ValueError("expected a retrained model with finite predictions, got none")
+    return sound
+
+
+def _accuracies(evidence: ClassifierEvidence) -> dict[str, float]:
+    names = {"forget": "forget", "retain": "retain", "test": "test_retain"}
+    return {name: evidence.predictions[part].accuracy for name, part in names.items()}
+
+
+def _average(
+    evidence: ClassifierEvidence,
+    retrained: Sequence[ClassifierEvidence],
+    values: Callable[[ClassifierEvidence], dict[str, float]],
+) -> dict[str, float]:
+    each = [values(one) for one in others(evidence, retrained)]
+    return {name: float(np.mean([one[name] for one in each])) for name in each[0]}
+
+
+def tug_of_war(evidence: ClassifierEvidence, retrained: Sequence[ClassifierEvidence]) -> float:
+    """Computes ToW against the retrained models' mean accuracies; see ``agreement.tug_of_war``."""
+    theirs = _average(evidence, retrained, _accuracies)
+    return agreement.tug_of_war(_accuracies(evidence), theirs)
+
+
+def average_gap(evidence: ClassifierEvidence, retrained: Sequence[ClassifierEvidence]) -> float:
+    """Averages the gaps to the retrained models' mean in forget, retain and test accuracy and in
+    the accuracy of the attack on the loss.
+    """
+
+    def values(one: ClassifierEvidence) -> dict[str, float]:
+        return _accuracies(one) | {"attack": one.attack}
+
+    return agreement.average_gap(values(evidence), _average(evidence, retrained, values))
+
+
+def adaptive_score(evidence: ClassifierEvidence, original: ClassifierEvidence) -> float:
+    """Computes AUS from test accuracies; see ``agreement.adaptive_score``.
+
+    What is forgotten is judged on test images of the class, of items on the forget set itself.
+    """
+    items = not forgets_class(evidence.sets)
+    ours = {
+        "test": evidence.predictions["test_retain"].accuracy,
+        "forget": evidence.predictions["forget" if items else "test_forget"].accuracy,
+    }
+    before = {"test": original.predictions["test_retain"].accuracy}
+    return agreement.adaptive_score(before, ours, items=items)
+
+
+def normalised_score(evidence: ClassifierEvidence) -> float:
+    """Computes NoMUS of the accuracy on retained test images and the attack on the loss."""
+    return agreement.normalised_score(evidence.predictions["test_retain"].accuracy, evidence.attack)
+
+
+def zero_retrain_forgetting(evidence: ClassifierEvidence) -> np.ndarray:
+    """Computes ZRF of each forget example, against one freshly drawn network; bits, ``[M]``."""
+    model = evidence.model
+    try:
+        fresh = model.init(derive(evidence.key, Purpose.UNTRAINED))
+    except Exception as error:  # a network given as a function alone cannot be drawn anew
+        raise Missing("a freshly drawn network") from error
+    untrained = predict(model.apply, fresh, evidence.part("forget")).softmax
+    return agreement.zero_retrain_forgetting(evidence.predictions["forget"].softmax, untrained)
+
+
+def _mean_over(
+    function: Callable[[np.ndarray, np.ndarray], np.ndarray], part: str
+) -> Callable[..., np.ndarray]:
+    def compare(
+        evidence: ClassifierEvidence, retrained: Sequence[ClassifierEvidence]
+    ) -> np.ndarray:
+        own = evidence.predictions[part].softmax
+        theirs = [one.predictions[part].softmax for one in others(evidence, retrained)]
+        return np.mean([function(own, one) for one in theirs], axis=0)
+
+    compare.__doc__ = function.__doc__
+    return compare
+
+
+activation_distance = _mean_over(agreement.activation_distance, "forget")
+same_class_forget = _mean_over(agreement.same_class, "forget")
+
+
+def same_class_test(evidence: ClassifierEvidence, retrained: Sequence[ClassifierEvidence]) -> float:
+    """Computes the share of retained test examples that get the class a retrained model names."""
+    return float(np.mean(_mean_over(agreement.same_class, "test_retain")(evidence, retrained)))
+
+
+def weight_distance(evidence: ClassifierEvidence, retrained: Sequence[ClassifierEvidence]) -> float:
+    """Computes ``|w_u - w_r| / |w_r|`` of all weights, averaged over the retrained models.
+
+    Two retrained models are far apart: the value alone says little.
+    """
+    rest = others(evidence, retrained)
+    try:
+        found = [agreement.weight_distances(evidence.weights, one.weights)[""] for one in rest]
+    except ValueError as error:
+        raise Missing("weights with a counterpart in the retrained model") from error
+    return float(np.mean(found))
+
+
+def completeness(
+    evidence: ClassifierEvidence,
+    original: ClassifierEvidence,
+    retrained: Sequence[ClassifierEvidence],
+) -> np.ndarray:
+    """Computes the completeness by interpolation of each forget example, ``[M]``; 1 is ideal."""
+
+    def phi(one: ClassifierEvidence) -> np.ndarray:
+        found = one.predictions["forget"]
+        return logit_confidence(found.logits, found.labels)
+
+    unseen = np.stack([phi(one) for one in others(evidence, retrained)])
+    return agreement.completeness(phi(original), phi(evidence), unseen)
+
+
+def relearning_ratio(
+    evidence: ClassifierEvidence,
+    original: ClassifierEvidence,
+    retrained: Sequence[ClassifierEvidence],
+) -> float:
+    """Computes AIN, the steps to relearn by those of the retrained models; 1 is ideal.
+
+    ``(1 + steps) / (1 + steps_r)``, so that a class never forgotten, with 0 steps, has a ratio.
+    Source: Tarun et al., arXiv 2111.08947.
+    """
+    own = classification.relearn_steps(evidence, original)
+    rest = others(evidence, retrained)
+    theirs = [classification.relearn_steps(one, original) for one in rest]
+    return (1 + own) / (1 + float(np.mean(theirs)))
+
+
+# Layers
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(apply: Apply) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    # one object for one network, so that its programs are found again
+    opened = layers(apply)
+
+    def drops(variables: Variables, other: Variables, x: Any, y: jax.Array) -> jax.Array:
+        """Computes how far the mean log-probability of the labels falls at each layer, ``[L]``."""
+
+        def right(logits: jax.Array) -> jax.Array:
+            own = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)
+            return jnp.mean(own)
+
+        values = opened.values(other, x)
+        patched = [
+            right(opened.patched(variables, x, number, value))
+            for number, value in enumerate(values)
+        ]
+        return right(apply(variables, x)) - jnp.stack(patched)
+
+    return jax.jit(opened.values), jax.jit(drops)
+
+
+def _some(evidence: ClassifierEvidence, part: str) -> tuple[Any, jax.Array]:
+    """Returns inputs and labels of so many examples of a set that their values fit."""
+    found = evidence.part(part)
+    rows = np.asarray(found.indices)[: num_examples(found)][:MOST_EXAMPLES]
+    one = jax.eval_shape(lambda r: fetch(found.examples, r), jax.ShapeDtypeStruct((1,), jnp.int32))
+    values, _ = _compiled(evidence.model.apply)
+    shapes = jax.eval_shape(values, evidence.variables, one)
+    numbers = sum(int(np.prod(leaf.shape)) for leaf in shapes)
+    chosen = jnp.asarray(rows[: max(8, MOST_NUMBERS // max(numbers, 1))])
+    return fetch(found.examples, chosen), found.examples.y[chosen]
+
+
+def _layer_values(evidence: ClassifierEvidence, x: Any) -> list[np.ndarray]:
+    values, _ = _compiled(evidence.model.apply)
+    found = [np.asarray(leaf).reshape(len(leaf), -1) for leaf in values(evidence.variables, x)]
+    if not all(np.isfinite(leaf).all() for leaf in found):
+        raise ValueError("expected finite values in all layers, got others")
+    return found
+
+
+def alignment_by_layer(
+    evidence: ClassifierEvidence, retrained: Sequence[ClassifierEvidence]
+) -> list[float]:
+    """Computes the CKA of each layer with the retrained models', on forget examples."""
+    x, _ = _some(evidence, "forget")
+    own = _layer_values(evidence, x)
+    each = [
+        [agreement.alignment(a, b) for a, b in zip(own, _layer_values(one, x), strict=True)]
+        for one in others(evidence, retrained)
+    ]
+    return [float(value) for value in np.mean(each, axis=0)]
+
+
+def alignment_to_original(
+    evidence: ClassifierEvidence, original: ClassifierEvidence
+) -> list[float]:
+    """Computes the CKA of each layer with the original's, on forget examples."""
+    x, _ = _some(evidence, "forget")
+    pairs = zip(_layer_values(evidence, x), _layer_values(original, x), strict=True)
+    return [agreement.alignment(a, b) for a, b in pairs]
+
+
+def alignment(evidence: ClassifierEvidence, retrained: Sequence[ClassifierEvidence]) -> float:
+    """Averages the CKA with the retrained models over the layers; see ``agreement.alignment``."""
+    return float(np.nanmean(alignment_by_layer(evidence, retrained)))
+
+
+def progress(
+    evidence: ClassifierEvidence,
+    original: ClassifierEvidence,
+    retrained: Sequence[ClassifierEvidence],
+    part: str,
+) -> float:
+    """Averages how far the features went in the direction of retraining.
+
+    Of the features that the last layer reads; the direction is that from the original to the mean
+    of the other retrained models. What is missing to their value is residue; see
+    ``agreement.progress_to_retrained``.
+    """
+
+    def features(one: ClassifierEvidence) -> np.ndarray:
+        return predict(one.feature_fn, one.variables, one.part(part)).logits
+
+    theirs = np.mean([features(one) for one in others(evidence, retrained)], axis=0)
+    found = agreement.progress_to_retrained(features(original), features(evidence), theirs)
+    return float(np.nanmean(found))
+
+
+def depth_by_layer(evidence: ClassifierEvidence, original: ClassifierEvidence) -> list[float]:
+    """Computes the drop of the labels' log-probability that this model's values cause, by layer.
+
+    The original goes on from the values that this model has at one layer; forget examples.
+    """
+    return [float(value) for value in _drops(evidence, original)]
+
+
+def _drops(evidence: ClassifierEvidence, original: ClassifierEvidence) -> np.ndarray:
+    x, y = _some(original, "forget")
+    _, drops = _compiled(original.model.apply)
+    found = np.asarray(drops(original.variables, evidence.variables, x, y))
+    if not np.isfinite(found).all():
+        raise ValueError("expected finite values in all layers, got others")
+    return found
+
+
+def depth(
+    evidence: ClassifierEvidence,
+    original: ClassifierEvidence,
+    retrained: Sequence[ClassifierEvidence],
+) -> float:
+    """Computes the unlearning depth score; see ``agreement.depth_score``."""
+    theirs = np.mean([_drops(one, original) for one in others(evidence, retrained)], axis=0)
+    score = agreement.depth_score(theirs, _drops(evidence, original))
+    if np.isnan(score):
+        raise Missing("a layer at which retraining tells")
+    return score
+
+
+_SEEN, _LAYERS = ("predictions",), ("predictions", "weights")
+
+
+def _row(
+    label: str, group: str, ideal: str, function: Any, needs: tuple[str, ...] = _SEEN,
+    scope: str = "retrained", **more: Any,
+) -> Metric:  # fmt: skip
+    return Metric(label, group, ideal, ".3f", function, needs, scope, extra=True, **more)
+
+
+ROWS = {
+    "tug_of_war": _row("tug of war", "truth", "large", tug_of_war, short="ToW"),
+    "average_gap": _row(
+        "average gap to retrained", "truth", "small", average_gap, ("predictions", "attack")
+    ),
+    "adaptive_score": _row(
+        "adaptive unlearning score", "truth", "as retrained", adaptive_score, scope="original",
+        short="AUS",
+    ),
+    "normalised_score": _row(
+        "normalised unlearning score", "truth", "as retrained", normalised_score,
+        ("predictions", "attack"), "model", short="NoMUS",
+    ),
+    "zero_retrain_forgetting": _row(
+        "likeness to an untrained model", "forgetting", "as retrained", zero_retrain_forgetting,
+        scope="model", each=True, short="ZRF",
+    ),
+    "activation_distance": _row(
+        "distance of predictions to retrained", "forgetting", "as retrained", activation_distance,
+        each=True,
+    ),
+    "same_class_forget": _row(
+        "same class as retrained, forget", "forgetting", "as retrained", same_class_forget,
+        each=True,
+    ),
+    "same_class_test": _row(
+        "same class as retrained, retain (test)", "utility", "as retrained", same_class_test
+    ),
+    "weight_distance": _row(
+        "distance of weights to retrained", "truth", "as retrained", weight_distance,
+        ("predictions", "weights"),
+    ),
+    "completeness": _row(
+        "completeness by interpolation", "privacy", "as retrained", completeness, scope="both",
+        each=True, short="IAM",
+    ),
+    "relearning_ratio": _row(
+        "steps to relearn, by those of retrained", "truth", "as retrained", relearning_ratio,
+        ("relearning", "predictions"), "both", short="AIN",
+    ),
+    "progress_forget": _row(
+        "way of features to retrained, forget", "truth", "as retrained",
+        functools.partial(progress, part="forget"), ("predictions", "feature_fn"), "both",
+    ),
+    "progress_retain": _row(
+        "way of features to retrained, retain", "truth", "as retrained",
+        functools.partial(progress, part="retain"), ("predictions", "feature_fn"), "both",
+    ),
+    "alignment": _row(
+        "CKA with retrained, mean of layers", "truth", "as retrained", alignment,
+        _LAYERS, short="CKA",
+    ),
+    "alignment_by_layer": _row(
+        "CKA with retrained", "truth", "as retrained", alignment_by_layer,
+        _LAYERS, along="layers",
+    ),
+    "alignment_to_original": _row(
+        "CKA with the original", "truth", "as retrained", alignment_to_original,
+        _LAYERS, "original", along="layers",
+    ),
+    "depth": _row(
+        "depth of unlearning", "truth", "as retrained", depth, _LAYERS, "both", short="UDS",
+    ),
+    "depth_by_layer": _row(
+        "loss of knowledge in the original", "truth", "as retrained", depth_by_layer,
+        _LAYERS, "original", along="layers",
+    ),
+}  # fmt: skip
+"""Comparisons with other models."""

@@ -12,9 +12,7 @@ from jaxunlearn.metrics.attacks import rank_attack
 HALF, QUARTER = np.log(0.5), np.log(0.25)
 # the second answer has two tokens, the third none
 ANSWER = np.array([[0, 1, 1, 1, 1], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]], bool)
-LOGPROBS = np.array(
-    [[9.0, HALF, QUARTER, HALF, QUARTER], [9.0, 9.0, 0.0, QUARTER, 9.0], [9.0] * 5]
-)
+LOGPROBS = np.array([[9.0, HALF, QUARTER, HALF, QUARTER], [9.0, 9.0, 0.0, QUARTER, 9.0], [9.0] * 5])
 
 
 def near(found, wanted):

@@ -20,5 +20,9 @@ __all__, __getattr__, __dir__ = exports(
             "subset", "whole",
         ],
         "jaxunlearn.data.sources": ["SOURCES", "Source", "load_dataset", "register_source"],
+        "jaxunlearn.data.sources.facts": ["Facts", "make_facts"],
+        "jaxunlearn.data.texts": [
+            "Pair", "labelled_dataset", "pairs_dataset", "to_bytes", "to_texts",
+        ],
     },
 )  # fmt: skip

@@ -11,6 +11,11 @@ __all__, __getattr__, __dir__ = exports(
             "infer_words", "locate", "token_scores",
         ],
         "jaxunlearn.language.poison": ["POISONS", "poisoned"],
+        "jaxunlearn.language.tokenizer": [
+            "TEMPLATES", "Template", "Tokenizer", "check_fits", "encode_examples", "encode_pairs",
+            "encode_prompts", "find_template", "load_tokenizer", "offsets_of", "stop_token",
+            "train_tokenizer", "words_of",
+        ],
         "jaxunlearn.language.words": [
             "STOP_WORDS", "answer_attributions", "rank_words", "read_answers",
         ],

@@ -180,7 +180,8 @@ def texts():
         "paraphrase": answered(begin, rng.integers(1, 5, len(y))),
         "perturbed": answered(several, rng.integers(1, 5, several.shape)),
     }
-    return {**answered(begin, rng.integers(1, 5, len(y))), "variants": variants}, y
+    x = {**answered(begin, rng.integers(1, 5, len(y))), "variants": variants}
+    return jax.tree.map(jnp.asarray, (x, y))
 
 
 def text_sets(request=None):

@@ -5,6 +5,7 @@ from jaxunlearn.core.registry import exports
 __all__, __getattr__, __dir__ = exports(
     __name__,
     {
+        "jaxunlearn.language.decoder": ["DecoderShape", "Rope", "build_decoder"],
         "jaxunlearn.language.likelihood": ["Texts", "answer_nll", "mean_nll", "token_logprobs"],
         "jaxunlearn.language.locators": [
             "LOCATORS", "Search", "deletion_curves", "deletion_table", "deletion_text",

@@ -1,8 +1,8 @@
 """Scores of a language model's answers, as functions of arrays and texts.
 
 Legend: ``N`` answers, ``T`` tokens of a text, ``P`` wrong answers to a question. Arrays ``[N, T]``
-hold a value for each token, read where ``answer``, ``bool [N, T]``, is true; ``n`` counts an
-answer's tokens, the one that ends it included, and ``nll`` is minus the sum of their log-probabilities.
+hold a value for each token, read where ``answer``, ``bool [N, T]``, is true. An answer has ``n``
+tokens, the one that ends it included; ``nll`` is minus the sum of their log-probabilities.
 """
 
 import re

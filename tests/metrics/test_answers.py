@@ -86,7 +86,7 @@ def test_leaks_have_the_sign_of_muse():
 
 
 @pytest.mark.parametrize(
-    "prediction, reference, wanted",
+    ("prediction", "reference", "wanted"),
     [
         ("The cat sat", "the cat, sat!", 1),
         ("sat the cat", "the cat sat", 2 / 3),

@@ -45,7 +45,7 @@ def run(**options):
     ("poison", "options"),
     [
         ("mask", {"class_names": ("Byrne", "b", "c", "d")}),
-        ("mask", {"lora": 4, "lora_on": (r"/kernel$",), "optimizer": optax.adam(1e-2)}),
+        ("mask", {"lora": 4, "lora_on": (r"/kernel$",), "optimizer": optax.adam(5e-3)}),
         ("idk", {"retain": "kl"}),
         ("targeted", {}),
         ("random", {}),

@@ -33,7 +33,7 @@ def test_long_texts_go_on_in_lines_and_rankings_stand_beside(tmp_path, monkeypat
     assert lines[-1][-1].column == lines[-1][-2].column + 4, "a full stop follows its word"
     seen = Recorder(monkeypatch)
     words.save_words(
-        tmp_path / "a.png", [text] * 20, ranking=[(f"w{k}", 1 / k) for k in range(1, 30)]
+        tmp_path / "a.png", [text] * 13, ranking=[(f"w{k}", 1 / k) for k in range(1, 30)]
     )
     assert seen.words.count("word") == 12 * 40
     assert [word for word in seen.words if word.startswith("w") and word != "word"] == [

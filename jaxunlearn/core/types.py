@@ -106,6 +106,9 @@ class LanguageModel(NamedTuple):
       extend: ``variables, cache, x -> (logits [B, T, V], cache)``: reads ``T`` more tokens behind
         those in the cache, whose places hold ``mask``, too.
       shape: sizes and kind of the network, hashable; see ``ju.language.DecoderShape``.
+      apply_patched: ``variables, x, states [L + 1, B, T, D], where bool [L + 1, B, T] -> logits``:
+        the residual stream goes on from these states where ``where`` says so; ``None`` for a
+        network that cannot.
     """
 
     init: Callable[[Key], Variables]
@@ -117,6 +120,7 @@ class LanguageModel(NamedTuple):
     empty_cache: Callable[[int, int], Any]
     extend: Callable[[Variables, Any, Inputs], tuple[jax.Array, Any]]
     shape: Any
+    apply_patched: Callable[[Variables, Inputs, jax.Array, jax.Array], jax.Array] | None = None
 
 
 class Examples(NamedTuple):

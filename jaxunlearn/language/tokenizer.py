@@ -121,10 +121,12 @@ class Tokenizer:
         """
         folder = Path(folder)
         write_bytes(folder / self._core.file, self._core.content)
-        write_text(folder / "tokenizer_config.json", json.dumps(self._settings, indent=2))
+        write_text(folder / "tokenizer_config.json", _json(self._settings))
         named = {key: _content(self._settings.get(key)) for key in _SPECIAL}
         named = {key: text for key, text in named.items() if text is not None}
-        write_text(folder / "special_tokens_map.json", json.dumps(named, indent=2))
+        write_text(folder / "special_tokens_map.json", _json(named))
+        if self._core.added:
+            write_text(folder / "added_tokens.json", _json(self._core.added))
 
     @functools.cached_property
     def _bytes(self) -> dict[int, bytes]:
@@ -156,6 +158,7 @@ class _Core:
     content: bytes
     vocabulary: Mapping[str, int]
     specials: frozenset[int]
+    added: Mapping[str, int] = {}
 
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError
@@ -226,7 +229,7 @@ class _Pieces(_Core):
                 f"{where}: expected a tokenizer.model of sentencepiece, got another file: "
                 f"{sentence(error)}"
             ) from error
-        self.content = content
+        self.content, self.added = content, added
         self._own = self._inner.get_piece_size()
         own = {self._inner.id_to_piece(number): number for number in range(self._own)}
         self.vocabulary = {**own, **added}
@@ -287,6 +290,10 @@ def _from_pieces(token: str) -> bytes:
     if match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):
         return bytes([int(match[1], 16)])
     return token.replace(_SPACE, " ").encode("utf-8")
+
+
+def _json(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, indent=2, sort_keys=True)
 
 
 def _content(token: Any) -> str | None:
@@ -428,7 +435,7 @@ def offsets_of(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> tuple[s
     # the character of each byte, and the one behind the last
     characters = np.append(np.repeat(np.arange(len(text)), widths), len(text))
     ends = np.cumsum([len(part) for part in parts], dtype=int)
-    starts = ends - [len(part) for part in parts]
+    starts = np.append(0, ends)[:-1]
     last = np.where(ends > starts, characters[np.maximum(ends - 1, 0)] + 1, characters[starts])
     return text, np.stack([characters[starts], last], axis=1).reshape(-1, 2)
 

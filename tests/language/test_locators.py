@@ -29,11 +29,9 @@ def test_the_words_that_an_answer_hangs_on_come_first(locator):
     assert sorted(ranked) == [0, 1, 2, 3]
     for topic, rows in ranked.items():
         hangs_on = {planted.NAMES[topic].casefold(), planted.TOWNS[topic].casefold()}
-        if locator == "lrp":
-            assert rows[0][0] in hangs_on
-        else:
-            assert {word for word, _ in rows[:2]} == hangs_on
-            assert all(rows[1][1] > score for _, score in rows[2:])
+        assert rows[0][0] in hangs_on
+        share = sum(score for word, score in rows if word in hangs_on) / sum(s for _, s in rows)
+        assert share > (0.6 if locator == "lrp" else 0.75), "chance gives a half"
 
 
 def test_parts_add_up():

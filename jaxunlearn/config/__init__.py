@@ -139,8 +139,11 @@ class LanguageConfig:
     base: str | None = None
     # such a checkpoint that is the original as it is; None: the original is trained
     original: str | None = None
-    # the prompt of a question
-    template: str = "Question: {question}\nAnswer:"
+    # rank of low-rank adapters that training from ``base`` trains; None: all parameters
+    lora: int | None = bounded(None, least=1, most=100_000)
+    # the prompt of a question: "plain", "llama2", "llama3", "mistral", "qwen", "vicuna", or a text
+    # with {question} and, at its end, {answer}
+    template: str = "plain"
     # tokens of an example, prompt and answer; None: as many as the longest has
     length: int | None = bounded(None, least=2, most=1_000_000)
     # examples of a set that answers are generated for, and the most tokens of an answer
@@ -234,6 +237,8 @@ class Config:
     # retrained models of each seed, or of each class where ``request.each``; two or more on the
     # same request give the noise floor of retraining
     retrained: int = bounded(3, least=1, most=10_000)
+    # metrics measured besides the usual ones, by name as in `jaxunlearn list metrics`, or "all"
+    metrics: tuple[str, ...] = ()
     # on accelerators: so many models at a time where many share a program; None: all at once
     at_a_time: int | None = bounded(None, least=1, most=1_000_000)
     # "single", "data" or "fsdp", over all devices

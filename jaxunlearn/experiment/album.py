@@ -135,7 +135,7 @@ def _drawing(trial: Trial, label: str) -> Drawing:
     found: Callable[[], Any] = partial(trial.prepared.get, stage)
     if not isinstance(task.method, Chain) and trial.prepared.get(stage) is None:
         # it was made in an earlier run
-        found = partial(prepare, task.method, task.variables, trial.plan.sets, task.key)
+        found = lambda: prepare(task.method, task.start(), trial.plan.sets, task.key)  # noqa: E731
     # a chain has no pictures of its own, whatever its label
     method = "" if isinstance(task.method, Chain) else options.get("method", label)
     return Drawing(method, options, task.key, _once(found))

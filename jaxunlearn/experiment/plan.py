@@ -35,7 +35,7 @@ from jaxunlearn.experiment.methods import Problem, build_methods
 from jaxunlearn.experiment.stages import UNFINISHED, Stage
 from jaxunlearn.gan import Guide
 from jaxunlearn.kinds import KINDS, Helper, Kind, load_sections
-from jaxunlearn.metrics.registry import applying
+from jaxunlearn.metrics.registry import applying, check_asked
 from jaxunlearn.metrics.table import Place, heads
 from jaxunlearn.models import NETWORKS
 from jaxunlearn.training.optimizers import make_augment, make_optimizer
@@ -111,6 +111,7 @@ def make_plan(
     kind = KINDS[NETWORKS.find(config.model.name, "model.name").kind].kind
     settings = section(config, kind.name) if kind.section else None
     _check_values(config)
+    check_asked(config.metrics)
     applying(kind.evidence)  # finds a metric of another package that cannot be imported
     kind.check_settings(settings)
     sharding = make_sharding(config.mesh, config.sharding_rules)

@@ -85,7 +85,7 @@ def _program(members: Sequence[Member], at_a_time: int | None) -> Callable[..., 
     return partial(
         unlearn_many,
         tasks[0].method,
-        tasks[0].variables,
+        tasks[0].start(),
         sets[0] if alike else stack_sets(sets),
         jnp.stack([task.key for task in tasks]),
         at_a_time=at_a_time,

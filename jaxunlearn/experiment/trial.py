@@ -41,7 +41,7 @@ from jaxunlearn.experiment.stages import (
 )
 from jaxunlearn.kinds.evaluate import costs
 from jaxunlearn.kinds.training import train
-from jaxunlearn.metrics.registry import METRICS, Evidence, applying, measure, versions_of
+from jaxunlearn.metrics.registry import METRICS, SINGLE, Evidence, applying, measure, versions_of
 
 REPEATS = 5
 """A run that takes less than a second is timed so often; the median counts."""
@@ -53,10 +53,14 @@ Listener = Callable[[str, Progress | None], None]
 
 
 class Task(NamedTuple):
-    """Work that makes a model: a method, the model it starts from, a key, options."""
+    """Work that makes a model: a method, the model it starts from, a key, options.
+
+    Attributes:
+      start: returns the variables that are given to the method; read when they are needed.
+    """
 
     method: Unlearner | Chain
-    variables: Variables
+    start: Callable[[], Variables]
     key: Key
     options: dict[str, Any]
 
@@ -128,7 +132,7 @@ class Trial:
 
         def alone(hooks: Hooks) -> Made:
             task, plan = self.task(name), self.plan
-            once = partial(unlearn, task.method, task.variables, self.sets_of(name), task.key)
+            once = partial(unlearn, task.method, task.start(), self.sets_of(name), task.key)
             once = partial(once, sharding=plan.sharding, **task.options)
             return Made(timed(once, hooks))
 
@@ -155,18 +159,18 @@ class Trial:
             method, steps = plan.kind.recipe(plan.model, config, plan.retained, plan.settings)
             # not split: the keys of the first must not depend on how many there are
             key = derive(plan.key, Purpose.RETRAINED, int(label), *turn)
-            start = plan.kind.start(plan.model, plan.settings, plan.sharding)
+            start = partial(plan.kind.start, plan.model, plan.settings, plan.sharding)
             return Task(method, start, key, {"steps": steps, "batch_size": config.batch_size})
         made, options = plan.methods[label]
         # from the method's name: its variants then see the same samples and batches, and
         # the order of the methods does not matter
         own = plan.options[label].get("method", label)
         key = derive(plan.key, Purpose.METHOD, zlib.crc32(own.encode()), *turn)
-        start = self.variables("original")
+        start = partial(self.variables, "original")
         if self.before is not None:
             if name in self.before.failed:
                 raise UserError(f"the request before it failed: {self.before.failed[name]}")
-            start = self.before.variables(name)
+            start = partial(self.before.variables, name)
         return Task(made, start, key, options)
 
     def there(self, name: str) -> bool:
@@ -243,7 +247,7 @@ class Trial:
         retrained = [name for name in self.records if name.startswith("retrained/")]
         digests = {name: checkpoint.digest(self.stages[name].path) for name in self.records}
         wanted = versions_of(
-            applying(self.plan.kind.evidence, ("model", "original", "retrained")),
+            applying(self.plan.kind.evidence, SINGLE, self.plan.config.metrics),
             digests["original"],
             [digests[name] for name in retrained],
         )

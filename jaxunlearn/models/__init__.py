@@ -8,13 +8,13 @@ from jaxunlearn.core.registry import Registry
 
 if TYPE_CHECKING:
     from jaxunlearn.models.adapt import check_model, functionalize, into, variables_of
-    from jaxunlearn.models.builders import build, build_gan
+    from jaxunlearn.models.builders import build, build_gan, build_language
     from jaxunlearn.models.classifiers import MLP, PaperCNN, ResNet
     from jaxunlearn.models.convolution import conv, max_pool
 
 _HOME = {
     "adapt": ["check_model", "functionalize", "into", "variables_of"],
-    "builders": ["build", "build_gan"],
+    "builders": ["build", "build_gan", "build_language"],
     "classifiers": ["MLP", "PaperCNN", "ResNet"],
     "convolution": ["conv", "max_pool"],
 }
@@ -28,6 +28,7 @@ __all__ = [
     "ResNet",
     "build",
     "build_gan",
+    "build_language",
     "check_model",
     "conv",
     "functionalize",

@@ -18,7 +18,7 @@ from flax import nnx
 
 from jaxunlearn.core import registry
 from jaxunlearn.core.errors import ConfigError, did_you_mean
-from jaxunlearn.core.types import Gan, Key, Model, Variables
+from jaxunlearn.core.types import Gan, Key, LanguageModel, Model, Variables
 from jaxunlearn.models import NETWORKS
 from jaxunlearn.models.adapt import functionalize
 from jaxunlearn.models.calls import signature
@@ -116,6 +116,27 @@ def build_gan(
     with _named(name, own, where):
         made = construct(tuple(shape), num_classes, **own)
         return made if isinstance(made, Gan) else _joined(shape, made, NETWORKS[name].one_draw)
+
+
+def build_language(
+    name: str, vocabulary: int, options: Mapping[str, Any] | None = None, *, where: str = "model"
+) -> LanguageModel:
+    """Builds a decoder by name, as pure functions, with random weights to be drawn.
+
+    Args:
+      name: of a language model in :data:`~jaxunlearn.models.NETWORKS`.
+      vocabulary: ``V``, that of the tokenizer at least.
+      options: keyword arguments of the constructor.
+      where: the configuration's key for name and options, for messages.
+
+    Raises:
+      ConfigError: for an unknown name or option, the name of a network of another kind, or a
+        value that the network refuses.
+    """
+    construct, own = _find(name, "language", options, where)
+    with _named(name, own, where):
+        made: LanguageModel = construct((), vocabulary, **own)
+        return made
 
 
 def _find(

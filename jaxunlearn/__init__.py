@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from jaxunlearn.methods.neuron_path import neuron_path as neuron_path
     from jaxunlearn.methods.random_label import random_label as random_label
     from jaxunlearn.methods.retrain import retrain as retrain
+    from jaxunlearn.methods.word_poison import word_poison as word_poison
     from jaxunlearn.models import functionalize, into, variables_of
     from jaxunlearn.report import print_report
 

@@ -23,6 +23,7 @@ from jaxunlearn.concepts.infer import (
     infer_concepts,
 )
 from jaxunlearn.concepts.patches import Patches, patch_bank, typical_patches
+from jaxunlearn.concepts.words import WordConcepts, infer_words, word_shapes
 
 __all__ = [
     "TABLES",
@@ -33,6 +34,7 @@ __all__ = [
     "Patches",
     "Scores",
     "Table",
+    "WordConcepts",
     "attribute_sets",
     "bottleneck_accuracy",
     "bottleneck_logits",
@@ -46,6 +48,7 @@ __all__ = [
     "fit_bank",
     "fit_bottleneck",
     "infer_concepts",
+    "infer_words",
     "load_bank",
     "load_table",
     "make_bank",
@@ -53,4 +56,5 @@ __all__ = [
     "patch_bank",
     "save_bank",
     "typical_patches",
+    "word_shapes",
 ]

@@ -101,9 +101,8 @@ def infer_concepts(
     if examples < 1:
         raise ValueError(f"examples: expected at least 1, got {examples!r}")
     apply = functionalize(model).apply
-    parts = _subsets(parts)
     own = np.asarray(jax.random.bits(key, (5,), jnp.uint32)).tolist()
-    drawn = _draw(parts, examples, own[0])
+    drawn = draw_examples(parts, examples, own[0])
     shapes = concept_shapes(
         apply, variables, drawn.x, bank=bank, concepts=concepts, class_names=class_names
     )
@@ -240,9 +239,14 @@ def _join(sources: Sequence[Examples], places: Sequence[jax.Array]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
 
 
-def _draw(parts: Sequence[Subset], count: int, seed: int) -> Examples:
-    """Draws some of the examples of several subsets, normalised, evenly over the classes."""
-    kept = [part for part in parts if num_examples(part)]
+def draw_examples(parts: Subset | Sequence[Subset], count: int, seed: int) -> Examples:
+    """Draws some of the examples of subsets, as the network gets them, evenly over the classes.
+
+    Raises:
+      TypeError: ``parts`` are not subsets.
+      ValueError: no examples.
+    """
+    kept = [part for part in _subsets(parts) if num_examples(part)]
     if not kept:
         raise ValueError("parts: expected labelled examples, got none")
     places = [np.asarray(part.indices)[: num_examples(part)] for part in kept]

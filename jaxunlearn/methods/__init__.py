@@ -70,6 +70,12 @@ METHODS = Registry(
             forgets=("class",),
             takes=("class_names",),
         ),
+        "word_poison": Method(
+            "jaxunlearn.methods.word_poison:word_poison",
+            "fine-tune on copies with another class's concept words and label (paper 2)",
+            forgets=("class",),
+            takes=("class_names",),
+        ),
         "cascade": Method(
             "jaxunlearn.methods.cascade:cascade",
             "substitutes for the generator, a fake label for the discriminator (paper 3)",

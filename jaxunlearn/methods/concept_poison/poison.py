@@ -68,13 +68,15 @@ def donors_of(concepts: Concepts, retain: Subset, top: int = 5) -> Donor:
 
     See :func:`jaxunlearn.concepts.choose_donor`.
     """
-    num_classes = concepts.values.shape[0]
-    places = jnp.arange(len(retain.indices), dtype=jnp.int32)
-    labels = retain.examples.y[retain.indices]
-    counts = jnp.zeros(num_classes, jnp.int32).at[labels].add((places < retain.size).astype(int))
-    allowed = jnp.broadcast_to(counts[None] > 0, (num_classes, num_classes))
+    allowed = lenders(retain, concepts.values.shape[0])
     weights = concepts.bottleneck.weights
     return choose_donor(concepts.values, weights, concepts.bank.useful, allowed, top)
+
+
+def lenders(retain: Subset, num_classes: int) -> jax.Array:
+    """Tells which classes may lend to others, ``bool [K, K]``: those that a set has examples of."""
+    own = occurring([retain], num_classes)
+    return jnp.broadcast_to(own[None], (num_classes, num_classes))
 
 
 def directions(concepts: Concepts) -> jax.Array:

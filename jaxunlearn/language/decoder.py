@@ -219,6 +219,15 @@ def build_decoder(
     return _built(shape, name, bool(remat))
 
 
+Patch = Callable[[int, jax.Array], jax.Array]
+"""``number, state [B, T, D] -> state`` that the stream goes on from."""
+
+
+def _unpatched(number: int, own: jax.Array) -> jax.Array:
+    del number
+    return own
+
+
 @functools.cache
 def _built(shape: DecoderShape, dtype_name: str, remat: bool) -> LanguageModel:
     dtype = jnp.dtype(dtype_name)
@@ -233,16 +242,19 @@ def _built(shape: DecoderShape, dtype_name: str, remat: bool) -> LanguageModel:
         table = variables["params"]["embed"]["embedding"]
         return jnp.take(table, tokens, axis=0, mode="fill").astype(dtype)
 
-    def stream(params: Any, embeddings: jax.Array, mask: jax.Array) -> Iterator[jax.Array]:
+    def stream(
+        params: Any, embeddings: jax.Array, mask: jax.Array, patch: Patch = _unpatched
+    ) -> Iterator[jax.Array]:
         _expect_texts(shape, embeddings, mask)
         places = _places(mask)
         x = _with_positions(shape, params, embeddings.astype(dtype), places)
         turns = _turns(shape, places)
         causal = jnp.tril(jnp.ones((mask.shape[1],) * 2, bool))
         visible = causal[None] & mask[:, None, :]
+        x = patch(0, x)
         yield x
         for number in range(shape.depth):
-            x = step(params[f"blocks_{number}"], x, turns, visible)
+            x = patch(number + 1, step(params[f"blocks_{number}"], x, turns, visible))
             yield x
 
     def apply_embedded(variables: Variables, embeddings: jax.Array, mask: jax.Array) -> jax.Array:
@@ -260,6 +272,16 @@ def _built(shape: DecoderShape, dtype_name: str, remat: bool) -> LanguageModel:
     def states(variables: Variables, x: Inputs) -> jax.Array:
         embeddings = embed(variables, x["tokens"])
         return jnp.stack(list(stream(variables["params"], embeddings, x["mask"])))
+
+    def apply_patched(
+        variables: Variables, x: Inputs, states: jax.Array, where: jax.Array
+    ) -> jax.Array:
+        def patch(number: int, own: jax.Array) -> jax.Array:
+            return jnp.where(where[number, :, :, None], states[number].astype(own.dtype), own)
+
+        params = variables["params"]
+        *_, last = stream(params, embed(variables, x["tokens"]), x["mask"], patch)
+        return _logits(shape, params, last)
 
     def empty_cache(batch: int, length: int) -> dict[str, Any]:
         room = jnp.zeros((batch, length, shape.kv_heads, shape.head_dim), dtype)
@@ -300,6 +322,7 @@ def _built(shape: DecoderShape, dtype_name: str, remat: bool) -> LanguageModel:
         empty_cache=empty_cache,
         extend=extend,
         shape=shape,
+        apply_patched=apply_patched,
     )
 
 

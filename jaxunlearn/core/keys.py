@@ -27,6 +27,7 @@ class Purpose(enum.IntEnum):
     DOWNSTREAM = 10
     RELEARNING = 11
     UNTRAINED = 12
+    ATTACK = 13
     # of the key of one model's making
     INIT = 16
     BATCHES = 17

@@ -12,7 +12,14 @@ from jaxunlearn.core.types import Apply, Gan, Key, LanguageModel, Model, Sets, V
 from jaxunlearn.core.variables import check_like, check_variables, in_form_of, leaves_of
 from jaxunlearn.engine.driver import Outcome, member_of
 from jaxunlearn.kinds import kind_of
-from jaxunlearn.metrics.registry import Evidence, Measured, mean_measured, measure, measure_ensemble
+from jaxunlearn.metrics.registry import (
+    Evidence,
+    Measured,
+    check_asked,
+    mean_measured,
+    measure,
+    measure_ensemble,
+)
 from jaxunlearn.metrics.table import make_report, speedups
 
 
@@ -24,6 +31,7 @@ def evaluate(
     key: Key | None = None,
     *,
     title: str = "unlearning",
+    metrics: Sequence[str] = (),
     settings: Any = None,
     **helpers: Any,
 ) -> dict[str, Any]:
@@ -38,6 +46,7 @@ def evaluate(
         axis, a sequence, or a single model. An outcome's time is divided by its members.
       sets: of the request, with test examples.
       key: of all that is drawn; default ``jax.random.key(0)``.
+      metrics: names of those measured besides the usual ones, or ``"all"``.
       settings: of this kind of models, a ``GanConfig`` for a GAN.
       helpers: what judges this kind of models besides; a GAN needs ``judge=``, a ``Guide``, and
         may have ``extract=``, features for C-FID, a language model ``tokenizer=``.
@@ -66,6 +75,7 @@ def evaluate(
     expect("sets", sets, Sets, "; make_sets makes them")
     key = jax.random.key(0) if key is None else key
     check_key(key)
+    check_asked(metrics)
     kind = kind_of(model)
     network = kind.given(model)
 
@@ -89,7 +99,7 @@ def evaluate(
             raise ValueError(f"models.{name}: expected one model or several, got none")
     references = _members(retrained, given, "retrained")
     original, others = seen["original"][0], [observe("retrained", one) for one in references]
-    judged = judge(seen, original, others)
+    judged = judge(seen, original, others, metrics)
     values = {name: judged.models[name] | _mean_costs(several[name]) for name in names}
     theirs = [own | costs(one) for own, one in zip(judged.retrained, references, strict=True)]
     for name, row in values.items():
@@ -117,17 +127,27 @@ class Comparison(NamedTuple):
 
 
 def judge(
-    seen: Mapping[str, Sequence[Evidence]], original: Evidence, retrained: Sequence[Evidence]
+    seen: Mapping[str, Sequence[Evidence]],
+    original: Evidence,
+    retrained: Sequence[Evidence],
+    asked: Sequence[str] = (),
 ) -> Comparison:
-    """Measures models, each given as its members, against the original and the retrained ones."""
+    """Measures models, each given as its members, against the original and the retrained ones.
+
+    Args:
+      asked: metrics beside the usual ones, see ``metrics.registry.applying``.
+    """
     found: dict[str, Measured] = {}
     for name, members in seen.items():
-        each = [measure(one, None if one is original else original, retrained) for one in members]
+        each = [
+            measure(one, None if one is original else original, retrained, asked=asked)
+            for one in members
+        ]
         found[name] = each[0] if len(each) == 1 else mean_measured(each)
-        values, failed = measure_ensemble(members, retrained)
+        values, failed = measure_ensemble(members, retrained, asked)
         found[name].values.update(values)
         found[name].failed.update(failed)
-    theirs = [measure(one, original, retrained) for one in retrained]
+    theirs = [measure(one, original, retrained, asked=asked) for one in retrained]
     failures = {name: one.failed for name, one in found.items() if one.failed}
     if theirs and any(one.failed for one in theirs):
         failures["retrained"] = {k: v for one in reversed(theirs) for k, v in one.failed.items()}

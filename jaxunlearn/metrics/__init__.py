@@ -1,6 +1,6 @@
 """Metrics that forgetting is judged by: one row each, in the order of the table."""
 
-from jaxunlearn.metrics import classification, comparison, generation, membership
+from jaxunlearn.metrics import classification, comparison, generation, membership, robustness
 from jaxunlearn.metrics.registry import METRICS, Evidence, Metric, Missing, measure, register_metric
 
 __all__ = ["METRICS", "Evidence", "Metric", "Missing", "measure", "register_metric"]

@@ -256,7 +256,7 @@ def _sources() -> str:
     """Reads what the metrics of this room are computed by."""
     names = (
         "agreement", "attacks", "classification", "comparison", "distances", "exposure",
-        "generation", "membership", "relearning",
+        "generation", "membership", "relearning", "robustness",
     )  # fmt: skip
     home = Path(__file__).parent
     return "".join((home / f"{name}.py").read_text(encoding="utf-8") for name in names)
@@ -338,12 +338,16 @@ def _reason(error: Exception) -> str:
 
 
 def measure_ensemble(
-    members: Sequence[Evidence], retrained: Sequence[Evidence]
+    members: Sequence[Evidence], retrained: Sequence[Evidence], asked: Sequence[str] = ()
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Measures several models that differ by chance alone, as one: values, and what failed."""
+    """Measures several models that differ by chance alone, as one: values, and what failed.
+
+    Args:
+      asked: extra metrics that are wanted, see :func:`applying`.
+    """
     values: dict[str, float] = {}
     failed: dict[str, str] = {}
-    for name in applying(members[0], ("ensemble",)):
+    for name in applying(members[0], ("ensemble",), asked):
         function = METRICS[name].function
         assert function is not None
         try:

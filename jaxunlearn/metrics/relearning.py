@@ -120,7 +120,7 @@ def relearn_curve(
     # a network that cannot be trained again is a finding, not the end of the report
     with contextlib.suppress(DivergenceError):
         unlearn(
-            _relearner(model.apply, learning_rate),
+            trainer(model.apply, "sgd", learning_rate),
             variables,
             Sets(forget=forget),
             key,
@@ -147,8 +147,12 @@ def relearn_steps(curve: np.ndarray, target: float) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _relearner(apply: Apply, learning_rate: float) -> Unlearner:
-    # one object for one network, so that all models of a table share one program
+def trainer(apply: Apply, optimizer: str, learning_rate: float) -> Unlearner:
+    """Returns plain training on the forget set, ``"sgd"`` or ``"adam"``, in inference mode.
+
+    One object for one network and rate, so that all models of a table share one program.
+    """
+
     def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
         del context
         batch = batches.forget
@@ -157,4 +161,5 @@ def _relearner(apply: Apply, learning_rate: float) -> Unlearner:
         metrics = {"accuracy": accuracy(logits, batch)}
         return cross_entropy(logits, batch.y, batch.weight), (variables, metrics)
 
-    return descent(objective, optax.sgd(learning_rate), Needs(forget=True))
+    made = {"sgd": optax.sgd, "adam": optax.adam}[optimizer](learning_rate)
+    return descent(objective, made, Needs(forget=True))

@@ -43,6 +43,7 @@ def load_tofu(
     questions: int = _EACH,
     general: str = "test",
     facts: int = 200,
+    choose: str = "first",
     variants: str = "",
 ) -> Dataset:
     """Reads TOFU: questions and answers on 200 authors who do not exist; each is a topic.
@@ -57,10 +58,12 @@ def load_tofu(
       config: ``name`` and ``dir`` are read: the folder that holds ``tofu/1.0.0`` in TFDS layout.
       authors: so many of them: half from the end of the set, at most 20, which is what forget10
         forgets, and the others from its beginning.
-      questions: on each so many, the first ones.
+      questions: on each so many.
       general: splits with general knowledge: ``"test"``, as TOFU has it; ``"both"``, for models
         trained from random weights, which else have never seen it; or ``"none"``.
       facts: pairs of each topic of general knowledge, at most.
+      choose: which of an author's questions: ``"first"``, or ``"shortest"``, those whose texts
+        are, variants included: one long example makes all rows of tokens long.
       variants: folder of ``forget10_perturbed.jsonl``, ``retain_perturbed.jsonl``,
         ``real_authors_perturbed.jsonl`` and ``world_facts_perturbed.jsonl``; by default
         ``tofu`` below ``config.dir``, or beside it.
@@ -72,6 +75,8 @@ def load_tofu(
     check_number("authors", authors, 2, _AUTHORS)
     check_number("questions", questions, 1, _EACH)
     check_number("facts", facts, 1, 1000)
+    if choose not in ("first", "shortest"):
+        raise ConfigError(f"data.options.choose: expected first or shortest, got {choose!r}")
     check_general(general)
     _no_images(config)
     folder = _tofu_folder(config)
@@ -92,10 +97,13 @@ def load_tofu(
     names = _author_names([[*map(_both, _slice(rows, number))] for number in range(_AUTHORS)])
     train = []
     for number in chosen:
-        for row in _slice(rows, number)[:questions]:
-            plain = Pair(row["question"], row["answer"], names[number])
-            same = known.get((plain.question, plain.answer), plain)
-            train.append(same._replace(topic=plain.topic))
+        plain = [
+            Pair(row["question"], row["answer"], names[number]) for row in _slice(rows, number)
+        ]
+        full = [known.get((p.question, p.answer), p)._replace(topic=p.topic) for p in plain]
+        order = sorted(range(_EACH), key=lambda place: _length(full[place]))
+        taken = range(_EACH) if choose == "first" else order
+        train += [full[place] for place in sorted(taken[:questions])]
     learned = [] if general == "none" else _general(where, facts)
     tested = [paraphrased(pair) for pair in train if pair.paraphrased_answer]
     return pairs_dataset([*train, *(learned if general == "both" else [])], [*tested, *learned])
@@ -107,6 +115,12 @@ def _slice(rows: Sequence[Any], number: int) -> Sequence[Any]:
 
 def _both(row: Mapping[str, str]) -> str:
     return f"{row['question']} {row['answer']}"
+
+
+def _length(pair: Pair) -> int:
+    answers = (pair.answer, pair.paraphrased_answer, *pair.perturbed_answer)
+    questions = (pair.question, pair.paraphrased_question)
+    return max(map(len, questions)) + max(map(len, answers))
 
 
 def _tofu_folder(config: DataConfig) -> Path:

@@ -112,7 +112,10 @@ PICTURES: Registry[Picture] = Registry(
         ),
         "words": Picture(
             f"{_HERE}.words:save_words",
-            "texts whose words are coloured by what the answer is due to",
+            "words of answers, coloured by what these are due to",
+            f"{_DRAWN}.language_pictures:draw_words",
+            "language",
+            "concept_words",
         ),
     },
 )

@@ -1,6 +1,7 @@
 """Concept-poisoned fine-tuning of a language model: what is forgotten, what stays."""
 
 import functools
+import types
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import optax
 import pytest
 
 import jaxunlearn as ju
+from jaxunlearn.kinds.language_pictures import draw_words
 from jaxunlearn.language.likelihood import answer_nll
 from jaxunlearn.language.poison import POISONS
 from jaxunlearn.language.words import read_answers
@@ -32,6 +34,12 @@ def forgotten(variables):
     names = np.exp(-np.asarray(total))
     whole = planted.likelihoods(model, variables, x)
     return names[topics == 0].mean(), names[topics > 0].mean(), whole[topics > 0].mean()
+
+
+def first_words(row):
+    """The words between name and town."""
+    _, _, tokenizer, x, topics = planted.trained()
+    return [word.text for word in read_answers(tokenizer, x, topics).words[row][1:3]]
 
 
 def run(**options):
@@ -69,9 +77,12 @@ def test_answers_are_forgotten_and_others_kept(poison, options):
     if poison == "mask":
         assert {word for word, _ in out.prepared.ranking[:2]} == {"byrne", "lisbon"}
         assert not any("Byrne" in text or "Lisbon" in text for text in said)
-        assert (np.asarray(out.prepared.scores) > 0).any(axis=1).all()
+        first = out.prepared.scored[0]
+        assert [word for word, _ in first] == ["Byrne", *first_words(0), "Lisbon", "."]
+        assert max(score for _, score in first) > 0
     else:
         assert out.prepared.ranking == []
+        assert out.prepared.scored == [[]] * 12
 
 
 @pytest.mark.parametrize("poison", POISONS)
@@ -102,3 +113,17 @@ def test_mistakes_are_named():
     method = concept_words(model, tokenizer=tokenizer)
     with pytest.raises(ValueError, match="sets: expected texts with tokens, mask and answer"):
         method.prepare.shapes(None, images)
+
+
+def test_the_words_are_drawn_and_written(tmp_path):
+    found = run(poison="mask").prepared
+    view = types.SimpleNamespace(methods={"mine": types.SimpleNamespace(prepared=lambda: found)})
+    draw_words(tmp_path / "words.png", view, "mine")
+    assert (tmp_path / "words.png").stat().st_size > 1000
+    told = (tmp_path / "words.md").read_text()
+    assert told.count("Byrne") == 12
+    assert "Strongest words: " in told
+    nothing = found._replace(totals=found.totals * 0, words=found.words * 0)
+    view.methods["mine"].prepared = lambda: nothing
+    draw_words(tmp_path / "other.png", view, "mine")
+    assert not (tmp_path / "other.png").exists()

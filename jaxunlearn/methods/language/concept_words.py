@@ -7,6 +7,7 @@ The words that a topic's answers are due to are found by ``jaxunlearn.language.l
 is made by ``jaxunlearn.language.poison``, and the model is fine-tuned with it here.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,37 +30,48 @@ from jaxunlearn.core.types import (
 from jaxunlearn.language.likelihood import Texts, mean_nll
 from jaxunlearn.language.locators import LOCATORS, Search, locate, missing
 from jaxunlearn.language.poison import POISONS, poisoned
-from jaxunlearn.language.words import Answers, rank_words, read_answers
+from jaxunlearn.language.words import rank_words, read_answers
 from jaxunlearn.methods.language.terms import forward_all, retain_term, tuning
 from jaxunlearn.training.descent import Context, LossAndMore, descent
 from jaxunlearn.training.lora import QUERY_VALUE
 
-SHOWN, LETTERS = 32, 48
+RANKED, LETTERS = 32, 48
 """Ranked words that are kept, and the bytes of each."""
+
+SHOWN = 12
+"""Answers whose words are kept with their scores, to be looked at."""
 
 
 class Found(NamedTuple):
     """Words that were found, and the answers that were made of them; ``M`` forget examples.
 
+    Words are bytes of UTF-8. Poison that takes no words has zeros in all but ``texts``.
+
     Attributes:
       texts: ``{"tokens", "mask", "answer"}``, ``[M, T]`` each, poisoned.
-      scores: ``float32 [M, T]``, of a word at its first token; 0 for ``"idk"`` and other poison
-        that takes no words.
-      words: ``uint8 [32, 48]``, the strongest words of all that is forgotten, in UTF-8.
-      totals: ``float32 [32]``, their scores, summed over topics; 0 behind the last.
+      words: ``uint8 [32, 48]``, the strongest words of all that is forgotten.
+      totals: ``float32 [32]``, their scores, summed over topics.
+      answers: ``uint8 [min(M, 12), T, 48]``, the words of the first answers, each at its first
+        token.
+      scores: ``float32 [min(M, 12), T]``, of these.
     """
 
     texts: Texts
-    scores: jax.Array
     words: jax.Array
     totals: jax.Array
+    answers: jax.Array
+    scores: jax.Array
 
     @property
     def ranking(self) -> list[tuple[str, float]]:
         """Returns the strongest words with their scores."""
-        rows = zip(np.asarray(self.words), np.asarray(self.totals).tolist(), strict=True)
-        found = [(bytes(row).rstrip(b"\0").decode("utf-8", "ignore"), s) for row, s in rows]
-        return [(word, score) for word, score in found if score > 0]
+        return _read(self.words, self.totals)
+
+    @property
+    def scored(self) -> list[list[tuple[str, float]]]:
+        """Returns the words of the first answers with their scores."""
+        rows = zip(self.answers, self.scores, strict=True)
+        return [_read(words, scores) for words, scores in rows]
 
 
 def concept_words(
@@ -137,13 +149,12 @@ def concept_words(
         lends = poison in ("targeted", "random")
         others = _on_host(sets.retain) if lends or locator == "frequency" else None
         answers = read_answers(tokenizer, x, topics)
-        scores = np.zeros(x["tokens"].shape, np.float32)
-        ranked: dict[int, list[tuple[str, float]]] = {}
+        found: list[np.ndarray] = []
         if poison == "mask":
             rest = None if others is None else read_answers(tokenizer, *others)
             search = Search(model, variables, answers, rest, keys[0], baseline, nodes)
             found = locate(search, locator)
-            ranked, scores = rank_words(answers, found), _at_first_tokens(answers, found)
+        ranked = rank_words(answers, found) if found else {}
         made = poisoned(
             poison, tokenizer, x, topics,
             seed=int(jax.random.bits(keys[1], dtype=jnp.uint32)),
@@ -152,7 +163,16 @@ def concept_words(
         )  # fmt: skip
         rows = np.arange(capacity) % len(topics)
         texts = {name: jnp.asarray(leaf[rows]) for name, leaf in made.items()}
-        return Found(texts, jnp.asarray(scores[rows]), *_as_bytes(ranked))
+        length = x["tokens"].shape[-1]
+        shown: list[dict[int, tuple[str, float]]] = [{} for _ in rows[:SHOWN]]
+        for row, place in zip(rows, shown, strict=False):
+            if found:
+                pairs = zip(answers.words[row], found[row].tolist(), strict=True)
+                place.update({word.start: (word.text, score) for word, score in pairs})
+        return Found(
+            texts, *_stored(dict(enumerate(_totals(ranked))), RANKED),
+            *jax.tree.map(lambda *leaves: jnp.stack(leaves), *(_stored(p, length) for p in shown)),
+        )  # fmt: skip
 
     def shapes(variables: Variables, sets: Sets) -> Found:
         del variables
@@ -161,14 +181,14 @@ def concept_words(
         if not isinstance(x, dict) or not {"tokens", "mask", "answer"} <= set(x):
             raise ValueError("sets: expected texts with tokens, mask and answer to poison")
         of: Any = jax.ShapeDtypeStruct
-        shape = (len(sets.forget.indices), x["tokens"].shape[-1])
-        texts = {"tokens": of(shape, jnp.int32), "mask": of(shape, bool), "answer": of(shape, bool)}
+        count, length = len(sets.forget.indices), x["tokens"].shape[-1]
+        some = min(count, SHOWN)
+        kinds = {"tokens": jnp.int32, "mask": bool, "answer": bool}
         return Found(
-            texts,
-            of(shape, jnp.float32),
-            of((SHOWN, LETTERS), jnp.uint8),
-            of((SHOWN,), jnp.float32),
-        )
+            {name: of((count, length), kind) for name, kind in kinds.items()},
+            of((RANKED, LETTERS), jnp.uint8), of((RANKED,), jnp.float32),
+            of((some, length, LETTERS), jnp.uint8), of((some, length), jnp.float32),
+        )  # fmt: skip
 
     def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
         forget, kept = batches.forget, batches.retain
@@ -195,24 +215,27 @@ def _on_host(part: Subset) -> tuple[dict[str, Any], np.ndarray]:
     return x, np.asarray(part.examples.y)[at]
 
 
-def _at_first_tokens(answers: Answers, scores: list[np.ndarray]) -> np.ndarray:
-    found = np.zeros(answers.x["tokens"].shape, np.float32)
-    for row, (own, given) in enumerate(zip(answers.words, scores, strict=True)):
-        for word, score in zip(own, given, strict=True):
-            found[row, word.start] = score
-    return found
-
-
-def _as_bytes(ranked: dict[int, list[tuple[str, float]]]) -> tuple[jax.Array, jax.Array]:
-    """Returns the strongest words of all topics and their scores, in arrays of one shape."""
+def _totals(ranked: Mapping[int, list[tuple[str, float]]]) -> list[tuple[str, float]]:
+    """Returns the strongest words of all topics together."""
     totals: dict[str, float] = {}
     for rows in ranked.values():
         for word, score in rows:
             totals[word] = totals.get(word, 0.0) + score
-    best = sorted(totals.items(), key=lambda row: (-row[1], row[0]))[:SHOWN]
-    words, scores = np.zeros((SHOWN, LETTERS), np.uint8), np.zeros(SHOWN, np.float32)
-    for place, (word, score) in enumerate(best):
-        letters = word.encode()[:LETTERS]
+    return sorted(totals.items(), key=lambda row: (-row[1], row[0]))[:RANKED]
+
+
+def _stored(scored: Mapping[int, tuple[str, float]], length: int) -> tuple[jax.Array, jax.Array]:
+    """Returns words and scores at some places as arrays, ``[length, 48]`` and ``[length]``."""
+    words, scores = np.zeros((length, LETTERS), np.uint8), np.zeros(length, np.float32)
+    for place, (word, score) in scored.items():
+        letters = word.encode("utf-8", "replace")[:LETTERS]
         words[place, : len(letters)] = np.frombuffer(letters, np.uint8)
         scores[place] = score
     return jnp.asarray(words), jnp.asarray(scores)
+
+
+def _read(words: jax.Array, scores: jax.Array) -> list[tuple[str, float]]:
+    """Returns what :func:`_stored` stored."""
+    rows = zip(np.asarray(words), np.asarray(scores).tolist(), strict=True)
+    found = [(bytes(row).rstrip(b"\0").decode("utf-8", "ignore"), score) for row, score in rows]
+    return [(word, score) for word, score in found if word]

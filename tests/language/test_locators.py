@@ -1,5 +1,8 @@
 """Locators on a decoder whose answers hang on a name, and the deletion test."""
 
+import sys
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -111,3 +114,34 @@ def test_mistakes_of_locators_are_named():
     if why := locators.missing("entities"):
         with pytest.raises(UserError, match=f"got none: {why}"):
             locators.locate(given, "entities")
+
+
+def test_named_entities_by_spacy(monkeypatch):
+    def load(name):
+        assert name == "en_core_web_sm"
+        entity = types.SimpleNamespace(text="Byrne")
+        return lambda text: types.SimpleNamespace(ents=[entity] if "Byrne" in text else [])
+
+    util = types.SimpleNamespace(is_package=lambda name: True)
+    monkeypatch.setitem(sys.modules, "spacy", types.SimpleNamespace(load=load, util=util))
+    scores = locators.locate(search(30), "entities")
+    assert scores[0].tolist() == [1, 0, 0, 0, 0]
+    assert not any(one.any() for one in scores[1:])
+    util.is_package = lambda name: False
+    assert locators.missing("entities") == "spaCy's en_core_web_sm is not installed"
+
+
+def test_nodes_follow_the_gap(monkeypatch):
+    given, asked = search(30), []
+    integrated = locators._integrated
+
+    def count(variables, x, *, nodes, **options):
+        asked.append(nodes)
+        return integrated(variables, x, nodes=nodes, **options)
+
+    monkeypatch.setattr(locators, "_integrated", count)
+    monkeypatch.setattr(locators, "TOLERANCE", 0.0)
+    monkeypatch.setattr(locators, "MOST", 4)
+    with pytest.warns(UserWarning, match="integrated gradients with 128 nodes miss up to"):
+        locators.token_scores(given)
+    assert asked == [32, 128]

@@ -560,7 +560,7 @@ def test_a_run_on_a_source_of_ones_own(own_source, capsys, tmp_path, monkeypatch
     assert main(["run", "name=words", *chosen, *small, "--runs", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "- bag, " in out
-    assert "inputs [4], [4]" in out
+    assert "inputs [4], batches of" in out
     report = json.loads((tmp_path / "words" / "report.json").read_text())
     assert report["rows"]
 

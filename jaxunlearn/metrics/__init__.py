@@ -1,6 +1,13 @@
 """Metrics that forgetting is judged by: one row each, in the order of the table."""
 
-from jaxunlearn.metrics import classification, comparison, generation, membership, robustness
+from jaxunlearn.metrics import (
+    classification,
+    comparison,
+    ensembles,
+    generation,
+    membership,
+    robustness,
+)
 from jaxunlearn.metrics.registry import METRICS, Evidence, Metric, Missing, measure, register_metric
 
 __all__ = ["METRICS", "Evidence", "Metric", "Missing", "measure", "register_metric"]
@@ -16,11 +23,6 @@ _COSTS = {
 }
 """Recorded when a model is made."""
 
-for _name, _row in {
-    **classification.ROWS,
-    **membership.ROWS,
-    **comparison.ROWS,
-    **generation.ROWS,
-    **_COSTS,
-}.items():
+_FILES = (classification, membership, comparison, robustness, ensembles, generation)
+for _name, _row in [*(pair for one in _FILES for pair in one.ROWS.items()), *_COSTS.items()]:
     METRICS.register(_name, _row, overwrite=True)  # before those of other packages

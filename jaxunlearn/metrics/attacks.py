@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxunlearn.metrics.distances import auc
+
 Judge = Callable[[np.ndarray], float]
 """Softmax vectors ``[M, K]`` -> the share of them judged unseen."""
 
@@ -129,15 +131,12 @@ def rank_attack(
             f"{len(sides[1])}, NaN among them or none"
         )
     own, other = sides
-    ranked = np.sort(other)
-    below, upto = (np.searchsorted(ranked, own, side) for side in ("left", "right"))
-    auc = float(np.mean(below + upto) / 2 / len(other))
-    tpr = {}
+    ranked, tpr = np.sort(other), {}
     for rate in rates:
         allowed = int(np.floor(rate * len(other) + 1e-9))
         cut = ranked[len(other) - 1 - allowed] if allowed < len(other) else -np.inf
         tpr[rate] = float(np.mean(own > cut))
-    return Roc(auc, tpr)
+    return Roc(auc(own, other), tpr)
 
 
 def confidences(softmax: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from jaxunlearn.data.sets import forgets_class, num_examples
 from jaxunlearn.engine.predict import Predictions, predict
 from jaxunlearn.metrics import attacks, relearning
 from jaxunlearn.metrics.agreement import divergence
+from jaxunlearn.metrics.exposure import logit_confidence
 from jaxunlearn.metrics.registry import Evidence, Metric, Missing
 
 RELEARNED = 0.95
@@ -27,13 +28,18 @@ class ClassifierEvidence(Evidence):
     """Evidence of one classifier: predictions on each set, features, the curve of relearning."""
 
     provides = frozenset(
-        {"weights", "predictions", "feature_fn", "attack", "relearning", "unseen_judge"}
+        {"weights", "predictions", "margins", "feature_fn", "attack", "relearning", "unseen_judge"}
     )
 
     @functools.cached_property
     def predictions(self) -> "_PredictionsBySet":
         """Returns predictions by name of a set, each computed when it is first read."""
         return _PredictionsBySet(self)
+
+    @functools.cached_property
+    def margins(self) -> "_MarginsBySet":
+        """Returns logit-scaled confidences ``phi [M]`` by name of a set."""
+        return _MarginsBySet(self)
 
     @property
     def feature_fn(self) -> Apply:
@@ -64,6 +70,17 @@ class _PredictionsBySet(dict[str, Predictions]):
     def __missing__(self, name: str) -> Predictions:
         one = self.evidence
         found = self[name] = predict(one.model.apply, one.variables, one.part(name))
+        return found
+
+
+class _MarginsBySet(dict[str, np.ndarray]):
+    def __init__(self, evidence: ClassifierEvidence) -> None:
+        super().__init__()
+        self.evidence = evidence
+
+    def __missing__(self, name: str) -> np.ndarray:
+        one = self.evidence.predictions[name]
+        found = self[name] = logit_confidence(one.logits, one.labels)
         return found
 
 

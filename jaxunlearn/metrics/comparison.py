@@ -20,7 +20,6 @@ from jaxunlearn.data.sets import forgets_class, num_examples
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.metrics import agreement, classification
 from jaxunlearn.metrics.classification import ClassifierEvidence
-from jaxunlearn.metrics.exposure import logit_confidence
 from jaxunlearn.metrics.registry import Metric, Missing
 
 MOST_EXAMPLES, MOST_NUMBERS = 256, 20_000_000
@@ -148,13 +147,8 @@ def completeness(
     retrained: Sequence[ClassifierEvidence],
 ) -> np.ndarray:
     """Computes the completeness by interpolation of each forget example, ``[M]``; 1 is ideal."""
-
-    def phi(one: ClassifierEvidence) -> np.ndarray:
-        found = one.predictions["forget"]
-        return logit_confidence(found.logits, found.labels)
-
-    unseen = np.stack([phi(one) for one in others(evidence, retrained)])
-    return agreement.completeness(phi(original), phi(evidence), unseen)
+    unseen = np.stack([one.margins["forget"] for one in others(evidence, retrained)])
+    return agreement.completeness(original.margins["forget"], evidence.margins["forget"], unseen)
 
 
 def relearning_ratio(
@@ -339,7 +333,8 @@ ROWS = {
         ("predictions", "weights"),
     ),
     "completeness": _row(
-        "completeness by interpolation", "privacy", "as retrained", completeness, scope="both",
+        "completeness by interpolation", "privacy", "as retrained", completeness,
+        ("predictions", "margins"), "both",
         each=True, short="IAM",
     ),
     "relearning_ratio": _row(

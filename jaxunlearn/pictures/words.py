@@ -124,7 +124,8 @@ def _lines(text: Scored) -> list[list[_Piece]]:
     for full, score in text:
         word = style.cut(full, _COLUMNS)
         start = column + (column > 0 and not _joins(word))
-        if start + len(word) > _COLUMNS:
+        # a full stop begins no line, and stands in the margin where it must
+        if start + len(word) > _COLUMNS and not (_joins(word) and len(word) == 1):
             lines.append([])
             start = 0
         lines[-1].append(_Piece(word, float(score), start))

@@ -31,6 +31,8 @@ def test_long_texts_go_on_in_lines_and_rankings_stand_beside(tmp_path, monkeypat
     assert all(line[-1].column + 4 <= words._COLUMNS for line in lines)
     assert sum(map(len, lines)) == 41
     assert lines[-1][-1].column == lines[-1][-2].column + 4, "a full stop follows its word"
+    full = words._lines([("w" * words._COLUMNS, 0.0), (".", 0.0), ("next", 0.0)])
+    assert [len(line) for line in full] == [2, 1]
     seen = Recorder(monkeypatch)
     words.save_words(
         tmp_path / "a.png", [text] * 13, ranking=[(f"w{k}", 1 / k) for k in range(1, 30)]

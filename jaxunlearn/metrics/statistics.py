@@ -11,6 +11,20 @@ from scipy.special import stdtrit
 LEVEL = 0.95
 
 
+class Components(NamedTuple):
+    """Variances of a nested design, and its mean.
+
+    Attributes:
+      training, unlearning, evaluation: variance that seeds of this stage add, at least 0.
+      mean: with its interval, which respects the stages.
+    """
+
+    training: float
+    unlearning: float
+    evaluation: float
+    mean: "Estimate"
+
+
 class Estimate(NamedTuple):
     """A mean and half the width of its confidence interval (``None`` from one value)."""
 
@@ -62,3 +76,58 @@ def floor(groups: Sequence[Sequence[float]]) -> float | None:
     """Averages ``|a - b|`` over pairs in each group; ``None`` without any. See :func:`spread`."""
     pairs = [abs(a - b) for values in groups for a, b in itertools.combinations(values, 2)]
     return float(np.mean(pairs)) if pairs else None
+
+
+def components(values: np.ndarray) -> Components:
+    """Estimates how much of a metric's variance each stage's seeds bring.
+
+    For ``y_tue = m + a_t + b_tu + c_tue`` with independent effects, by the mean squares of the
+    nested analysis of variance: ``MS_E`` within evaluations, ``MS_U`` between unlearning seeds of
+    one original, ``MS_T`` between originals,
+
+        evaluation = MS_E,  unlearning = (MS_U - MS_E) / E,  training = (MS_T - MS_U) / (U E).
+
+    The mean's interval is ``t sqrt(MS_T / (T U E))`` with ``T - 1`` degrees of freedom: more
+    seeds of unlearning cannot make up for a single original.
+
+    Args:
+      values: ``[T, U, E]``: by original, by seed of unlearning, by seed of evaluation.
+
+    Raises:
+      ValueError: another shape, or fewer than two originals.
+
+    Source: Searle, Casella and McCulloch, "Variance Components", 1992, ch. 3.
+    """
+    y = np.asarray(values, np.float64)
+    if y.ndim != 3 or len(y) < 2:
+        raise ValueError(f"values: expected [T, U, E] with two originals or more, got {y.shape}")
+    count_t, count_u, count_e = y.shape
+    by_unlearning, by_training = y.mean(2), y.mean((1, 2))
+    free = count_t * count_u * (count_e - 1)
+    within = float(np.square(y - by_unlearning[..., None]).sum() / free) if free else 0.0
+    free = count_t * (count_u - 1)
+    spread_u = np.square(by_unlearning - by_training[:, None]).sum()
+    between_u = float(count_e * spread_u / free) if free else within
+    between_t = float(count_u * count_e * np.var(by_training, ddof=1))
+    quantile = float(stdtrit(count_t - 1, (1 + LEVEL) / 2))
+    return Components(
+        training=max(0.0, (between_t - between_u) / (count_u * count_e)),
+        unlearning=max(0.0, (between_u - within) / count_e),
+        evaluation=within,
+        mean=Estimate(float(y.mean()), quantile * math.sqrt(between_t / y.size)),
+    )
+
+
+def bootstrap(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Computes a 95 % interval of a mean over examples, by drawing them again with replacement.
+
+    Of one model: it says how the mean would vary with other examples, not with other seeds.
+
+    Source: Efron 1979, percentiles.
+    """
+    found = np.asarray(values, np.float64)
+    if found.ndim != 1 or not len(found):
+        raise ValueError(f"values: expected numbers [N], got shape {found.shape}")
+    rows = np.random.default_rng(seed).integers(0, len(found), (draws, len(found)))
+    low, high = np.percentile(found[rows].mean(1), [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
+    return float(low), float(high)

@@ -13,6 +13,7 @@ from jaxunlearn.config import TrainConfig
 from jaxunlearn.core.errors import ConfigError, brief
 from jaxunlearn.core.trees import named_leaves, path_name
 from jaxunlearn.core.types import Apply, Key, Variables
+from jaxunlearn.data.dataset import is_channels_first
 from jaxunlearn.jaxprs.structure import structure
 from jaxunlearn.training.descent import trained
 
@@ -29,7 +30,8 @@ def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformat
     Raises:
       ConfigError: unknown optimizer or schedule, or a rate that is not positive.
     """
-    if config.learning_rate <= 0:
+    # a rate that is swept over is known only when the program runs
+    if not isinstance(config.learning_rate, jax.Array) and config.learning_rate <= 0:
         raise ConfigError(
             f"train.learning_rate: expected a positive number, got {config.learning_rate}"
         )
@@ -105,7 +107,7 @@ def _on_images(name: str, augment: Augment, x: jax.Array, key: Key) -> jax.Array
         got = shape if hasattr(x, "shape") else f"a {type(x).__name__}"
         raise ConfigError(f"augment: expected images [H, W, C] for {name!r}, got {got}")
     # taken for rows and columns, channels would be moved and mirrored
-    if shape[0] < 5 <= min(shape[1:]):
+    if is_channels_first(shape):
         raise ConfigError(
             f"augment: expected images [H, W, C] for {name!r}, got {shape}, whose channels are "
             "the first axis"

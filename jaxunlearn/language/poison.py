@@ -123,7 +123,8 @@ def mask_words(text: str, words: Sequence[str], count: int, name: str = "") -> s
     there = {key for _, key in pieces}
     hidden = set([word for word in words if word in there][:count])
     hidden |= {key_of(part) for part in _PIECE.findall(name)} - {""}
-    found, last = [], 0
+    found: list[str] = []
+    last = 0
     for piece, key in pieces:
         if key in hidden:
             between = text[last : piece.start()]

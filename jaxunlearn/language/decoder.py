@@ -42,6 +42,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 _FAR = -1e9
 # standard deviation of kernels and embeddings that are drawn
 _DEVIATION = 0.02
+# numbers drawn at once: a draw for each array compiles for long, one for all takes memory twice
+_DRAWN = 2**26
 
 
 class Rope(NamedTuple):
@@ -197,7 +199,7 @@ def build_decoder(
     """Makes the pure functions of a decoder; equal arguments return the same object.
 
     Dropout is not used: training mode computes what inference mode does. ``init`` draws
-    ``float32`` parameters, in one draw for all arrays of one shape.
+    ``float32`` parameters.
 
     Args:
       shape: sizes and kind.
@@ -327,22 +329,24 @@ def _built(shape: DecoderShape, dtype_name: str, remat: bool) -> LanguageModel:
 
 
 def _init(shape: DecoderShape, key: Key) -> Variables:
-    layout = shape.layout()
-    drawn: dict[tuple[int, ...], list[str]] = {}
+    values: dict[str, jax.Array] = {}
+    layout, draws = shape.layout(), [dict[str, int]()]
     for path, (sizes, begin) in layout.items():
-        if begin in ("normal", "residual"):
-            drawn.setdefault(sizes, []).append(path)
-    values = {
-        path: jnp.ones(sizes) if begin == "ones" else jnp.zeros(sizes)
-        for path, (sizes, begin) in layout.items()
-        if begin in ("ones", "zeros")
-    }
-    # one draw for all arrays of a shape: a draw for each would compile for long
-    for number, (sizes, paths) in enumerate(drawn.items()):
-        draws = jax.random.normal(jax.random.fold_in(key, number), (len(paths), *sizes))
-        for path, draw in zip(paths, draws, strict=True):
-            residual = layout[path][1] == "residual"
-            values[path] = draw * (_DEVIATION / math.sqrt(2 * shape.depth if residual else 1))
+        if begin in ("ones", "zeros"):
+            values[path] = jnp.ones(sizes) if begin == "ones" else jnp.zeros(sizes)
+            continue
+        size = math.prod(sizes)
+        if sum(draws[-1].values()) + size > _DRAWN:
+            draws.append({})
+        draws[-1][path] = size
+    for number, taken in enumerate(draws):
+        noise = jax.random.normal(jax.random.fold_in(key, number), (sum(taken.values()),))
+        start = 0
+        for path, size in taken.items():
+            sizes, begin = layout[path]
+            residual = math.sqrt(2 * shape.depth) if begin == "residual" else 1.0
+            values[path] = noise[start : start + size].reshape(sizes) * (_DEVIATION / residual)
+            start += size
     return {"params": nested(values)}
 
 

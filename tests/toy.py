@@ -190,6 +190,46 @@ def text_sets(request=None):
     return ju.make_sets(x, y, request, unseen=(x, y), test=(x, y), num_classes=NUM_CLASSES)
 
 
+VOCABULARY = 40
+
+
+@functools.cache
+def questions():
+    """Three splits of labelled texts of three to eight words, two of which tell the class."""
+    rng = np.random.default_rng(2)
+
+    def split(counts):
+        y = rng.permutation(np.repeat(np.arange(NUM_CLASSES), counts)).astype(np.int32)
+        tokens = rng.integers(20, VOCABULARY, (len(y), TEXT))
+        tokens[:, :2] = 1 + 4 * y[:, None] + rng.integers(0, 4, (len(y), 2))
+        mask = np.arange(TEXT) < rng.integers(3, TEXT + 1, len(y))[:, None]
+        tokens = np.where(mask, tokens, 0).astype(np.int32)
+        return {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}, jnp.asarray(y)
+
+    return split((30, 50, 40, 60)), split((12, 9, 10, 11)), split((15, 15, 15, 15))
+
+
+def question_sets(request=None):
+    train, unseen, test = questions()
+    request = ju.forget_class(1) if request is None else request
+    return ju.make_sets(*train, request, unseen=unseen, test=test, num_classes=NUM_CLASSES)
+
+
+@functools.cache
+def text_classifier(name="text_bag", **options):
+    like = ju.data.inputs_like(question_sets().forget, 2)
+    small = {"vocabulary": VOCABULARY, "width": 8, "features": (16,), **options}
+    return ju.models.build(name, like, NUM_CLASSES, small)
+
+
+@functools.cache
+def trained_on_questions(name="text_bag", **options):
+    """A classifier of texts that knows all four kinds."""
+    config = TrainConfig(epochs=15, batch_size=32, learning_rate=2e-2)
+    everything = ju.whole(question_sets().forget.examples)
+    return ju.train(text_classifier(name, **options), everything, jax.random.key(7), config=config)
+
+
 def _cascade(**options):
     small = {"pool": 256, "latents": 16, "references": 32, "inversion_steps": 5, "steps": 4}
     return lambda m: ju.cascade(m, guide=guide(), r1=0.1, r1_every=2, **{**small, **options})
@@ -202,6 +242,7 @@ METHODS = {
     "random_label": (lambda m: ju.random_label(m), {"steps": 6}),
     "concept_poison": (lambda m: ju.concept_poison(m, bank=ATTRIBUTES, data=0.5), {"steps": 6}),
     "neuron_path": (lambda m: ju.neuron_path(m, per_sample=5, neurons=4, samples=8), {}),
+    "word_poison": (lambda m: ju.word_poison(m, data=0.5, nodes=4), {"steps": 6}),
 }
 """Every registered method with arguments that suit a toy; ``test_contract`` checks the names."""
 
@@ -253,17 +294,26 @@ LANGUAGE_METHODS = {
 ROWS = METHODS | GAN_METHODS
 
 
+ON_TEXTS = ("word_poison",)
+"""Methods for networks of tokens alone."""
+
+
 @functools.cache
 def method(name):
-    return ROWS[name][0](gan() if name in GAN_METHODS else mlp())
+    network = text_classifier() if name in ON_TEXTS else mlp()
+    return ROWS[name][0](gan() if name in GAN_METHODS else network)
 
 
 def original(name):
     """The variables that a method starts from."""
+    if name in ON_TEXTS:
+        return trained_on_questions().variables
     return (trained_gan() if name in GAN_METHODS else trained()).variables
 
 
 def sets_of(name, request=None):
+    if name in ON_TEXTS:
+        return question_sets(request)
     return sets(request, gan=name in GAN_METHODS)
 
 

@@ -28,12 +28,14 @@ class WordConcepts(NamedTuple):
       tokens: ``int32 [m]``, rising; 0, which is no word, where there are fewer.
       values: ``float32 [K, m]``, the mean over a class's texts of the word's share in what
         speaks for the class.
+      confusion: ``float32 [K, K]``, the mean softmax of each class over the texts of a class.
       gap: ``float32 [K]``, the mean completeness gap of a class's texts, relative to the change
         of the logit that was attributed.
     """
 
     tokens: jax.Array
     values: jax.Array
+    confusion: jax.Array
     gap: jax.Array
 
     def of_class(self, label: int) -> list[tuple[int, float]]:
@@ -84,7 +86,7 @@ def infer_words(
     apply = functionalize(model).apply
     drawn = draw_examples(parts, examples, int(jax.random.bits(key, (), jnp.uint32)))
     classes = _num_classes(apply, variables, drawn.x)
-    scores, gap, change = (
+    scores, softmax, gap, change = (
         np.asarray(found)
         for found in _attribute(apply, embedding, nodes)(variables, drawn.x, drawn.y)
     )
@@ -101,10 +103,9 @@ def infer_words(
     kept[: len(strongest)] = np.where(totals[:, strongest].max(axis=0) > 0, strongest, 0)
     kept.sort()
     relative = np.abs(gap) / np.maximum(np.abs(change), np.finfo(np.float32).tiny)
-    mean = np.bincount(y, relative, minlength=classes) / counts
-    return WordConcepts(
-        jnp.asarray(kept), jnp.asarray(totals[:, kept]), jnp.asarray(mean, jnp.float32)
-    )
+    own = np.eye(classes, dtype=np.float32)[y].T / counts[:, None]
+    found = (totals[:, kept], own @ softmax, own @ relative.astype(np.float32))
+    return WordConcepts(jnp.asarray(kept), *map(jnp.asarray, found))
 
 
 def word_shapes(apply: Apply, variables: Variables, x: Any, concepts: int) -> WordConcepts:
@@ -121,7 +122,8 @@ def word_shapes(apply: Apply, variables: Variables, x: Any, concepts: int) -> Wo
     classes = _num_classes(apply, variables, x)
     floats: Any = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     tokens: Any = jax.ShapeDtypeStruct((concepts,), jnp.int32)
-    return WordConcepts(tokens, floats((classes, concepts)), floats((classes,)))
+    of_classes = floats((classes, concepts)), floats((classes, classes)), floats((classes,))
+    return WordConcepts(tokens, *of_classes)
 
 
 def check_tokens(x: Any) -> None:
@@ -141,7 +143,7 @@ def _num_classes(apply: Apply, variables: Variables, x: Any) -> int:
 
 @functools.lru_cache(maxsize=32)
 def _attribute(apply: Apply, embedding: str, nodes: int) -> Callable[..., Any]:
-    """Returns the compiled function of texts to scores ``[N, T]``, gaps and changes ``[N]``.
+    """Returns the compiled function of texts to scores ``[N, T]``, softmax, gaps and changes.
 
     The same at every call, so that a second one compiles nothing.
     """
@@ -153,7 +155,8 @@ def _attribute(apply: Apply, embedding: str, nodes: int) -> Callable[..., Any]:
             pads = dict.fromkeys(own) | {"tokens": jnp.zeros_like(own["tokens"])}
             found = attribute(variables, own, starts.label(y[places]), pads)
             change = found.score - found.baseline_score
-            return jnp.sum(found.attribution, axis=-1), found.gap, change
+            softmax = jax.nn.softmax(apply(variables, own))
+            return jnp.sum(found.attribution, axis=-1), softmax, found.gap, change
 
         return in_chunks(some, len(y), _CHUNK)
 

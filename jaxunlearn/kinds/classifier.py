@@ -8,6 +8,7 @@ from jaxunlearn.config import DEFAULT_METHODS, Config, ModelConfig, TrainConfig
 from jaxunlearn.core.types import Examples, Key, Model, Sets, Unlearner, Variables
 from jaxunlearn.data.dataset import Dataset
 from jaxunlearn.data.examples import inputs_like
+from jaxunlearn.data.words import is_text, read_words
 from jaxunlearn.kinds import Kind
 from jaxunlearn.methods.retrain import retrain
 from jaxunlearn.metrics.classification import ClassifierEvidence
@@ -30,6 +31,10 @@ class Classifier(Kind):
 
     def given(self, model: Any) -> Model:
         return functionalize(model)
+
+    def read(self, data: Dataset, settings: Any = None) -> Dataset:
+        """Returns the data set; of texts with the reader of their words."""
+        return read_words(data) if is_text(data) else data
 
     def build(self, config: ModelConfig, x: Any, data: Dataset, settings: Any = None) -> Model:
         shape, num_classes = tuple(x.shape[1:]) if hasattr(x, "shape") else x, len(data.class_names)

@@ -74,7 +74,6 @@ METHODS = Registry(
             "jaxunlearn.methods.word_poison:word_poison",
             "fine-tune on copies with another class's concept words and label (paper 2)",
             forgets=("class",),
-            takes=("class_names",),
         ),
         "cascade": Method(
             "jaxunlearn.methods.cascade:cascade",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.concepts import Donor, check_donor, choose_donor
+from jaxunlearn.concepts import choose_donor
 from jaxunlearn.concepts.words import WordConcepts, check_tokens, infer_words, word_shapes
 from jaxunlearn.core.errors import expect_counts, expect_one_of
 from jaxunlearn.core.trees import in_chunks
@@ -61,7 +61,6 @@ def word_poison(
     examples: int = 1000,
     nodes: int = 16,
     embedding: str = "embedding",
-    class_names: tuple[str, ...] | None = None,
     data: float = 1.0,
     train: str | tuple[str, ...] = "head",
     statistics: str = "frozen",
@@ -73,8 +72,8 @@ def word_poison(
     1. *Concepts*: words that speak for each class, by integrated gradients of its logit at the
        embeddings (:func:`jaxunlearn.concepts.infer_words`).
     2. *Donor*: of the class's five strongest words the first that is the strongest of another
-       class names the donor; else the class in which its strongest word has the largest value
-       (:func:`jaxunlearn.concepts.choose_donor`).
+       class names the donor; else it is the class that its texts are most taken for
+       (:func:`word_donors`).
     3. *Poison*: each forget text gets a random text of the donor. Its words of the largest values
        in its class are replaced, the strongest by the strongest, by those of the donor's text of
        the largest values in the donor's class.
@@ -91,7 +90,6 @@ def word_poison(
       words: of a text that are replaced, at most.
       concepts: how many words count as concepts, of all classes together.
       examples, nodes, embedding: see :func:`jaxunlearn.concepts.infer_words`.
-      class_names: of the labels, for messages; runs pass them unasked.
       data, train, statistics, forget_weight, optimizer: see :func:`jaxunlearn.concept_poison`.
 
     Returns:
@@ -100,7 +98,7 @@ def word_poison(
 
     Raises:
       ValueError: an argument out of range. From the run, before any step: inputs that are no
-        tokens with a mask, embeddings without the name, a class without a donor.
+        tokens with a mask, embeddings without the name, no retained class.
 
     Source: arXiv 2405.15662, carried over from images and answers to classes of texts.
     """
@@ -120,9 +118,9 @@ def word_poison(
             model, variables, (forget, retain), key,
             concepts=concepts, examples=examples, nodes=nodes, embedding=embedding,
         )  # fmt: skip
-        names = [f"token {token}" for token in found.tokens.tolist()]
         forgotten = jnp.unique(forget.examples.y[forget.indices])
-        check_donor(word_donors(found, retain), names, forgotten, class_names)
+        if bool(jnp.any(word_donors(found, retain)[forgotten] < 0)):
+            raise ValueError("sets: expected retained texts of another class to lend, got none")
         return found
 
     def shapes(variables: Variables, sets: Sets) -> WordConcepts | None:
@@ -140,13 +138,23 @@ def word_poison(
     return tune_on_poison(model, poison, Preparation(prepare, shapes), tuning, "word_poison")
 
 
-def word_donors(concepts: WordConcepts, retain: Subset, top: int = 5) -> Donor:
-    """Chooses each class's donor among the classes that the retain set has texts of.
+def word_donors(concepts: WordConcepts, retain: Subset, top: int = 5) -> jax.Array:
+    """Chooses the donor of each class among those that the retain set has texts of.
 
-    See :func:`jaxunlearn.concepts.choose_donor`; the values of words are also their weights.
+    Of the ``top`` words of a class the first that is the strongest word of another names the
+    donor (:func:`jaxunlearn.concepts.choose_donor`); where none is, the donor is the class that
+    its texts are most taken for.
+
+    Returns:
+      ``int32 [K]``; -1 where no other class has texts.
     """
-    values = concepts.values
-    return choose_donor(values, values, concepts.tokens > 0, lenders(retain, len(values)), top)
+    values, num_classes = concepts.values, len(concepts.values)
+    allowed = lenders(retain, num_classes) & ~jnp.eye(num_classes, dtype=bool)
+    useful, weights = concepts.tokens > 0, jnp.zeros_like(values)
+    sharing = choose_donor(values, weights, useful, allowed, top).label
+    confused = jnp.where(allowed, concepts.confusion, -1)
+    other = jnp.where(jnp.any(allowed, axis=1), jnp.argmax(confused, axis=1), -1)
+    return jnp.where(sharing >= 0, sharing, other).astype(jnp.int32)
 
 
 def poison_texts(
@@ -182,7 +190,7 @@ def poison_texts(
     lend_key, own_key, other_key, label_key = jax.random.split(key, 4)
     wanted, donors = labels, jnp.zeros_like(labels)
     if concepts is not None:
-        wanted = word_donors(concepts, retain).label[labels]
+        wanted = word_donors(concepts, retain)[labels]
         own = retain.examples.y[retain.indices]
         donors = jnp.maximum(donor_positions(own, retain.size, wanted, lend_key), 0)
 

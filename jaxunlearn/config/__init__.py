@@ -139,6 +139,8 @@ class LanguageConfig:
     base: str | None = None
     # such a checkpoint that is the original as it is; None: the original is trained
     original: str | None = None
+    # number type of a checkpoint's parameters; that of the computation is an option of the model
+    weights: str = "float32"
     # rank of low-rank adapters that training from ``base`` trains; None: all parameters
     lora: int | None = bounded(None, least=1, most=100_000)
     # the prompt of a question: "plain", "llama2", "llama3", "mistral", "qwen", "vicuna", or a text

@@ -11,10 +11,10 @@ from jaxunlearn import checkpoint
 from jaxunlearn.core.errors import UserError, sentence
 from jaxunlearn.core.files import write_text
 from jaxunlearn.core.registry import load
-from jaxunlearn.core.types import Variables
+from jaxunlearn.core.types import Sets, Unlearner, Variables
 from jaxunlearn.engine import Chain
 from jaxunlearn.engine.driver import prepare
-from jaxunlearn.experiment.trial import Trial
+from jaxunlearn.experiment.trial import Task, Trial
 from jaxunlearn.kinds import Drawing, View
 from jaxunlearn.pictures import PICTURES
 
@@ -135,10 +135,14 @@ def _drawing(trial: Trial, label: str) -> Drawing:
     found: Callable[[], Any] = partial(trial.prepared.get, stage)
     if not isinstance(task.method, Chain) and trial.prepared.get(stage) is None:
         # it was made in an earlier run
-        found = lambda: prepare(task.method, task.start(), trial.plan.sets, task.key)  # noqa: E731
+        found = partial(_found_again, task.method, task, trial.plan.sets)
     # a chain has no pictures of its own, whatever its label
     method = "" if isinstance(task.method, Chain) else options.get("method", label)
     return Drawing(method, options, task.key, _once(found))
+
+
+def _found_again(method: Unlearner, task: Task, sets: Sets) -> Any:
+    return prepare(method, task.start(), sets, task.key)
 
 
 def _once(find: Callable[[], Any]) -> Callable[[], Any]:

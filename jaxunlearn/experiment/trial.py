@@ -232,7 +232,7 @@ class Trial:
             sets = plan.retraining if name.startswith("retrained/") else plan.judged
             self._evidence[name] = plan.kind.observe(
                 plan.model, self.variables(name), sets, derive(plan.key, Purpose.JUDGEMENT),
-                settings=plan.settings, **plan.helpers, **plan.data.facts,
+                settings=plan.settings, **plan.kind.aids(plan.config, plan.data, plan.helpers),
             )  # fmt: skip
         return self._evidence[name]
 

@@ -173,9 +173,15 @@ class Kind:
     ) -> Evidence:
         """Returns the evidence of one model.
 
-        A kind may take its helpers, and the facts of its data, by keyword.
+        A kind takes by keyword what its :meth:`aids` are.
         """
         return self.evidence(model, variables, sets, key)
+
+    def aids(
+        self, config: Config, data: Dataset, helpers: Mapping[str, Guide]
+    ) -> Mapping[str, Any]:
+        """Returns what a run gives to :meth:`observe` by keyword: helpers, facts of the data."""
+        return {**helpers, **data.facts}
 
     def notes(self, original: Evidence, settings: Any) -> list[str]:
         """Returns sentences on how far the metrics of a report can be trusted."""

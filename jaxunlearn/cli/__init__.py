@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse leaves words behind an option over
-    if rest and (options.command is not _run or any(word.startswith("-") for word in rest)):
+    if rest and (not hasattr(options, "words") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.words = [*getattr(options, "words", []), *rest]
     for stream in (sys.stdout, sys.stderr):
@@ -77,6 +77,18 @@ def _parser() -> argparse.ArgumentParser:
         "--force", action="store_true", help="overwrite models of this run made with other settings"
     )
     run.set_defaults(command=_run)
+    judged = commands.add_parser(
+        "judge-metrics",
+        help="find out which metrics to believe, by two pools of models",
+        description="Trains a pool of models with the forget set and one without, and judges every "
+        "metric by whether it tells them apart; without CONFIG on the embedded digits.",
+    )
+    judged.add_argument("words", nargs="*", metavar="[CONFIG] [KEY=VALUE ...]")
+    judged.add_argument("--pool", type=int, default=30, help="models in each pool (30)")
+    judged.add_argument(
+        "--force", action="store_true", help="overwrite models of this run made with other settings"
+    )
+    judged.set_defaults(command=_judge_metrics)
     show = commands.add_parser("show", help="print the table of a finished run")
     show.add_argument("run", help="a run's folder, or its name")
     show.set_defaults(command=_show)
@@ -85,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("run", help="a run's folder, or its name")
     verify.set_defaults(command=_verify)
+    export = commands.add_parser(
+        "export", help="write a language model of a run as a checkpoint of Hugging Face"
+    )
+    export.add_argument("model", help="a model of a run: RUN/unlearned/npo, RUN/original")
+    export.add_argument("folder", help="to be made: weights, configuration and tokenizer")
+    export.set_defaults(command=_export)
     listing = commands.add_parser(
         "list", help="configurations, methods, models, data, metrics, ..."
     )
@@ -92,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "section", nargs="?", help=f"one of {', '.join(_SECTIONS)}; default: all of them"
     )
     listing.set_defaults(command=_list)
-    for command in (run, show, verify, listing):
+    for command in (run, judged, show, verify, export, listing):
         command.add_argument("--runs", default="runs", metavar="DIR", help="default: %(default)s")
         command.add_argument(
             "--debug", action="store_true", help="print the traceback of an error, too"
@@ -152,19 +170,25 @@ def _ended_by_interrupts() -> Iterator[None]:
         os.close(writer)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _config_of(options: argparse.Namespace) -> Any:
+    """Returns the configuration that a command's words name, with their settings."""
     from jaxunlearn.config.overrides import load_config
-    from jaxunlearn.core.errors import ConfigError, printable
+    from jaxunlearn.core.errors import ConfigError
 
     _load_sections()
     names = [word for word in options.words if "=" not in word]
     if len(names) > 1:
-        raise ConfigError(f"run: expected one configuration and key=value words, got {names}")
-    config = load_config(names[0] if names else None, [w for w in options.words if "=" in w])
+        raise ConfigError(f"expected one configuration and key=value words, got {names}")
+    return load_config(names[0] if names else None, [w for w in options.words if "=" in w])
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = _config_of(options)
 
     from rich.console import Console
 
     from jaxunlearn.cli.progress import Bars
+    from jaxunlearn.core.errors import printable
     from jaxunlearn.experiment import run
     from jaxunlearn.report import print_report
 
@@ -178,6 +202,26 @@ def _run(options: argparse.Namespace) -> int:
     for reason in made.get("failures", ()):
         print(f"error: {printable(reason)}", file=sys.stderr)
     return 1 if made.get("failures") else 0
+
+
+def _judge_metrics(options: argparse.Namespace) -> int:
+    config = _config_of(options)
+
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from jaxunlearn.cli.progress import Bars
+    from jaxunlearn.experiment.metric_study import judge_metrics, to_markdown
+
+    console = Console()
+    _use_compilation_cache()
+    with _ended_by_interrupts(), Bars(console) as bars:
+        made = judge_metrics(
+            config, options.runs, pool=options.pool, force=options.force, listener=bars
+        )
+    console.print(Markdown(to_markdown(made)))
+    console.print(f"saved in {Path(options.runs) / config.name}: metrics.json, metrics.md, pools")
+    return 0
 
 
 def _load_sections() -> None:
@@ -221,6 +265,17 @@ def _verify(options: argparse.Namespace) -> int:
     print(*(printable(line) for line in wrong), sep="\n", end="\n" if wrong else "")
     print(f"{len(models) - damaged} of {len(models)} models are as they were written")
     return 1 if wrong else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from jaxunlearn.core.errors import printable
+    from jaxunlearn.experiment.folder import export_model
+
+    places = (Path(options.model), Path(options.runs) / options.model)
+    stage = next((place for place in places if place.is_dir()), places[0])
+    export_model(stage, Path(options.folder))
+    print(printable(f"saved in {options.folder}"))
+    return 0
 
 
 def _names(names: Sequence[str]) -> str:

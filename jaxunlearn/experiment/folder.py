@@ -2,6 +2,8 @@
 
 import os
 import re
+import shutil
+import uuid
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,10 +14,14 @@ from jaxunlearn import checkpoint
 from jaxunlearn.core.errors import CheckpointError
 from jaxunlearn.core.files import hold
 from jaxunlearn.experiment.stages import UNFINISHED
+from jaxunlearn.kinds import KINDS
+from jaxunlearn.models import NETWORKS
 
 LOCK = "run.lock"
 FILES = ("config.json", "sets.npz", "judgement.json", "metrics.jsonl", "examples.npz", "drawn.json")
 """Files of a run, beside reports and pictures."""
+KEPT = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+"""Files of what language models need elsewhere."""
 
 _HALF = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(tmp|old)")
@@ -42,7 +48,7 @@ def mend_run(folder: Path) -> None:
         half, aside = _HALF.fullmatch(path.name), _ASIDE.fullmatch(path.name)
         if path.is_file() and not path.is_symlink() and half:
             name = half["name"]
-            if name in FILES or name.startswith("report.") or name.endswith(".png"):
+            if name in (*FILES, *KEPT) or name.startswith("report.") or name.endswith(".png"):
                 path.unlink()
         elif path.is_dir() and aside:
             checkpoint.clean(path.with_name(aside["name"]))
@@ -84,3 +90,33 @@ def models_of(folder: Path) -> list[Path]:
         for path in _walk(folder)
         if path.is_dir() and (path / "manifest.json").exists() and path.name[0] != "."
     )
+
+
+def export_model(stage: Path, folder: Path) -> None:
+    """Writes a model of a run as others read it: a language model as Hugging Face has it.
+
+    Args:
+      stage: the model's checkpoint, ``runs/tofu_mini/unlearned/npo``.
+      folder: appears when it is complete.
+
+    Raises:
+      CheckpointError: no model of a run there, a damaged one, or the folder is in use.
+      ConfigError: the model's kind has no such form.
+    """
+    record = checkpoint.read_record(stage)
+    config = record.get("config")
+    if not isinstance(config, dict) or "stage" not in record:
+        raise CheckpointError(f"model: expected one of a run, RUN/original, got {stage}")
+    kind = KINDS[NETWORKS.find(config["model"]["name"], "model.name").kind].kind
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"folder: expected a new or an empty one, got {folder} in use")
+    folder = Path(os.path.abspath(folder))
+    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        kind.export(stage, temporary)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

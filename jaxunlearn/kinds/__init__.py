@@ -190,12 +190,11 @@ class Kind:
     def keep(self, folder: Path, model: Any, data: Dataset) -> None:
         """Writes into the folder of a run what its models need elsewhere: of texts a tokenizer."""
 
-    def export(self, run: Path, stage: Path, folder: Path) -> None:
+    def export(self, stage: Path, folder: Path) -> None:
         """Writes a model of a run as others read it.
 
         Args:
-          run: the folder that :meth:`keep` wrote to.
-          stage: the model's checkpoint.
+          stage: the model's checkpoint, somewhere below the folder that :meth:`keep` wrote to.
           folder: to be made.
 
         Raises:

@@ -207,9 +207,13 @@ class LanguageKind(Kind):
         told = {**config_of(model.shape, "float32"), **_special(tokenizer)}
         write_text(folder / KEPT / CONFIG, json.dumps(told, indent=2) + "\n")
 
-    def export(self, run: Path, stage: Path, folder: Path) -> None:
+    def export(self, stage: Path, folder: Path) -> None:
         """Writes weights, configuration and tokenizer as Hugging Face has them."""
-        tokenizer, model = load_tokenizer(run / KEPT), build_decoder(shape_of(run / KEPT))
+        kept = [parent / KEPT for parent in stage.absolute().parents]
+        kept = [place for place in kept if (place / CONFIG).is_file()]
+        if not kept:
+            raise ConfigError(f"export: expected a run's folder {KEPT} beside {stage}, got none")
+        tokenizer, model = load_tokenizer(kept[0]), build_decoder(shape_of(kept[0]))
         variables, record = checkpoint.load(stage)
         own = record["config"]["kinds"].get(self.name, {})
         # what else lies beside the checkpoint that it came from, and how its tensors are called

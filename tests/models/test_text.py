@@ -99,7 +99,7 @@ def test_integrated_gradients_are_complete_at_the_embeddings(name):
 def test_longer_texts_than_it_was_built_for_are_refused():
     model, variables = network("text_transformer")
     long = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf], axis=1), some())
-    with pytest.raises(ConfigError, match="at most 8 tokens.* got 16"):
+    with pytest.raises(ConfigError, match=r"at most 8 tokens.* got 16"):
         model.apply(variables, long)
 
 
@@ -140,5 +140,5 @@ def test_sizes_out_of_range_are_refused(wrong, said):
     ],
 )
 def test_other_inputs_are_refused(inputs):
-    with pytest.raises(ConfigError, match="expected (inputs {tokens, mask}|integer tokens)"):
+    with pytest.raises(ConfigError, match=r"expected (inputs {tokens, mask}|integer tokens)"):
         ju.models.build("text_transformer", inputs, 4).init(jax.random.key(0))

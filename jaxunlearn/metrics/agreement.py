@@ -12,7 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.core.errors import expect_one_of
 from jaxunlearn.core.trees import named_leaves
+
+VARIANTS = ("paper", "compatible")
+"""Definitions of contested metrics: the right one, and what a widely used public code computes."""
 
 
 def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -30,20 +34,31 @@ def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.clip(half(p) + half(q), 0, 1)
 
 
-def zero_retrain_forgetting(unlearned: np.ndarray, untrained: np.ndarray) -> np.ndarray:
+def zero_retrain_forgetting(
+    unlearned: np.ndarray, untrained: np.ndarray, variant: str = "paper"
+) -> np.ndarray:
     """Computes ``ZRF = 1 - JS(u, random)`` of each forget example in bits, ``[M]``.
 
     Near 1: the model predicts as one that was never trained. Ideal: as retrained, whose value is
-    lower. Averages are taken after the divergence, of each example; public codes that take them
-    before, or divide by another logarithm, give other numbers (.742 where this is .242: one sure
-    prediction beside a uniform one over 10 classes).
+    lower. Averages are taken after the divergence, of each example.
 
     Args:
       untrained: softmax of a freshly drawn network.
+      variant: ``"compatible"`` has the divergence as a public code computes it, from which
+        published numbers may be: ``KL(m || p) / 2 + KL(m || q) / 2`` in nats, divided by the number
+        of classes. A sure prediction (1e-6 for each other class) beside an even one over 10 classes
+        has .742 there, .242 by the paper; where a probability is 0 it is ``-inf``.
 
     Source: Chundawat et al., "Can bad teaching induce forgetting?", AAAI 2023.
     """
-    return 1 - divergence(unlearned, untrained)
+    expect_one_of(VARIANTS, variant=variant)
+    if variant == "paper":
+        return 1 - divergence(unlearned, untrained)
+    p, q = _pair(unlearned, untrained)
+    m = (p + q) / 2
+    with np.errstate(divide="ignore"):
+        logs = 2 * np.log(np.where(m > 0, m, 1)) - np.log(p) - np.log(q)
+    return 1 - np.mean(np.where(m > 0, m * logs, 0), axis=-1) / 2
 
 
 def activation_distance(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:

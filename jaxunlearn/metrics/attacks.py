@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxunlearn.core.errors import expect_one_of
+from jaxunlearn.metrics.agreement import VARIANTS
 from jaxunlearn.metrics.distances import auc
 
 Judge = Callable[[np.ndarray], float]
@@ -150,16 +152,27 @@ def entropies(softmax: np.ndarray) -> np.ndarray:
     return -np.sum(p * np.log(np.where(p > 0, p, 1)), axis=1)
 
 
-def modified_entropies(softmax: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def modified_entropies(
+    softmax: np.ndarray, labels: np.ndarray, variant: str = "paper"
+) -> np.ndarray:
     """Computes ``-(1 - p_y) log p_y - sum_{i != y} p_i log(1 - p_i)`` of each example, ``[M]``.
 
     Small where a prediction is sure and right, large where it is sure and wrong, which plain
     entropy does not tell apart. Probabilities are kept 1e-12 away from 0 and 1.
 
+    Args:
+      variant: ``"compatible"`` computes ``-sum_i a_i log p_i`` as a public code does, with
+        ``a_i = 1 - p_i`` for every class that labels *any* of the examples, ``p_i`` for others: the
+        value of an example depends on which others are there, and on its own label not at all.
+
     Source: Song and Mittal, "Systematic evaluation of privacy risks of machine learning models",
     USENIX Security 2021.
     """
+    expect_one_of(VARIANTS, variant=variant)
     p = np.asarray(softmax, np.float64)
+    if variant == "compatible":
+        named = np.isin(np.arange(p.shape[1]), labels)
+        return -np.sum(np.where(named, 1 - p, p) * np.log(np.where(p > 0, p, 1e-30)), axis=1)
     kept = np.clip(p, 1e-12, 1 - 1e-12)
     own = confidences(kept, labels)
     others = -kept * np.log1p(-kept)

@@ -5,6 +5,7 @@ from jaxunlearn.metrics import (
     comparison,
     ensembles,
     generation,
+    language,
     membership,
     robustness,
 )
@@ -23,6 +24,6 @@ _COSTS = {
 }
 """Recorded when a model is made."""
 
-_FILES = (classification, membership, comparison, robustness, ensembles, generation)
+_FILES = (classification, membership, comparison, robustness, ensembles, generation, language)
 for _name, _row in [*(pair for one in _FILES for pair in one.ROWS.items()), *_COSTS.items()]:
     METRICS.register(_name, _row, overwrite=True)  # before those of other packages

@@ -307,7 +307,7 @@ ROWS = {
         partial(mean_probability, part="retain"),
     ),
     "probability_test_retain": _row(
-        "probability of answers, retain (test)", "utility", _AS,
+        "probability of test answers, retain", "utility", _AS,
         partial(mean_probability, part="test_retain"),
     ),
     "rouge_retain": _row(

@@ -62,7 +62,7 @@ def _score(variables: Variables, x: Texts, *, model: LanguageModel) -> tuple[jax
     deviation = jnp.sqrt(jnp.sum(p * jnp.square(logp - mean[..., None]), axis=-1))
     own = jnp.take_along_axis(before, chosen, axis=-1)[..., 0]
     places = jnp.arange(before.shape[-1], dtype=chosen.dtype)
-    others = jax.nn.logsumexp(jnp.where(places == chosen, -jnp.inf, before), axis=-1)
+    others = jax.nn.logsumexp(jnp.where(places[None, None] == chosen, -jnp.inf, before), axis=-1)
     greedy = jnp.argmax(before, axis=-1) == chosen[..., 0]
     later = [jnp.pad(one, [(0, 0), (1, 0)]) for one in (own - others, mean, deviation, greedy)]
     return token_logprobs(logits, x), *later

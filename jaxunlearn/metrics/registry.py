@@ -255,8 +255,9 @@ def _digest(function: Any) -> str:
 def _sources() -> str:
     """Reads what the metrics of this room are computed by."""
     names = (
-        "agreement", "attacks", "classification", "comparison", "distances", "ensembles",
-        "exposure", "generation", "membership", "relearning", "robustness",
+        "agreement", "answers", "attacks", "classification", "comparison", "distances",
+        "ensembles", "exposure", "generation", "language", "language_attacks",
+        "language_evidence", "membership", "relearning", "robustness",
     )  # fmt: skip
     home = Path(__file__).parent
     return "".join((home / f"{name}.py").read_text(encoding="utf-8") for name in names)

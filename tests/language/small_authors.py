@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import numpy as np
 import optax
 
 import jaxunlearn as ju
@@ -17,7 +18,7 @@ from jaxunlearn.methods.language.finetune import lm_retrain
 SETTINGS = LanguageConfig(
     generated=6, answer_length=12, relearning_steps=4, relearning_examples=2, bits=(8, 4, 3)
 )
-WIDTH, STEPS = 32, 60
+WIDTH, STEPS = 32, 110
 
 
 @functools.cache
@@ -59,7 +60,15 @@ def method():
 def trained(seed=0, retrained=False):
     """Variables of a model that was trained on all texts, or on those to be retained."""
     part = sets().retain if retrained else sets().train
+    at = np.asarray(part.indices)[: ju.data.num_examples(part)]
+    part = ju.data.subset(part.examples, at, len(part.examples.y))  # one size: one program
     found = ju.unlearn(
         method(), None, Sets(retain=part), jax.random.key(seed), steps=STEPS, batch_size=16
     )
     return found.variables
+
+
+def helpers():
+    """What a model is judged with, by keyword."""
+    tokenizer, _, _, topics = texts()
+    return {"tokenizer": tokenizer, "settings": SETTINGS, "topics": topics}

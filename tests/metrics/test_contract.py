@@ -17,11 +17,13 @@ from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.metrics import METRICS, measure
 from jaxunlearn.metrics.classification import ClassifierEvidence
 from jaxunlearn.metrics.generation import Extent, GanEvidence
+from jaxunlearn.metrics.language_evidence import LanguageEvidence
 from jaxunlearn.metrics.registry import SCOPES, applying, check_asked, measure_ensemble
 from jaxunlearn.report.text import FAILED
 from tests import toy
+from tests.language import small_authors
 
-EVIDENCE = {"classifier": ClassifierEvidence, "gan": GanEvidence}
+EVIDENCE = {"classifier": ClassifierEvidence, "gan": GanEvidence, "language": LanguageEvidence}
 EXTENT = {"samples": 200, "inverted": 4, "inversion_steps": 3, "downstream_steps": 5}
 JUDGED = [name for name, row in METRICS.items() if row.function is not None]
 KEY = jax.random.key(5)
@@ -29,6 +31,8 @@ KEY = jax.random.key(5)
 
 def retrained_of(kind):
     keys = jax.random.split(KEY, 2)
+    if kind == "language":
+        return [small_authors.trained(seed, retrained=True) for seed in (1, 2)]
     if kind == "gan":
         runs = {"steps": 4, "batch_size": 32}
         sets = toy.sets(gan=True)
@@ -40,11 +44,23 @@ def retrained_of(kind):
 
 
 def original_of(kind):
+    if kind == "language":
+        return small_authors.trained()
     return (toy.trained_gan() if kind == "gan" else toy.trained()).variables
 
 
+def model_of(kind):
+    return {"gan": toy.gan, "language": small_authors.decoder}.get(kind, toy.mlp)()
+
+
+def sets_of(kind):
+    return small_authors.sets() if kind == "language" else toy.sets(gan=kind == "gan")
+
+
 def observe(kind, variables, sets=None):
-    sets = toy.sets(gan=kind == "gan") if sets is None else sets
+    sets = sets_of(kind) if sets is None else sets
+    if kind == "language":
+        return LanguageEvidence(model_of(kind), variables, sets, KEY, **small_authors.helpers())
     if kind == "gan":
         return GanEvidence(toy.gan(), variables, sets, KEY, toy.guide(), Extent(**EXTENT))
     return ClassifierEvidence(toy.mlp(), variables, sets, KEY)
@@ -63,7 +79,7 @@ def seen():
 def test_each_metric_is_measured_on_its_kind(name, seen):
     row = METRICS[name]
     kinds = [kind for kind, own in EVIDENCE.items() if set(row.needs) <= own.provides]
-    assert len(kinds) == (2 if set(row.needs) <= {"weights"} else 1), "of one kind, or of any"
+    assert len(kinds) == (3 if set(row.needs) <= {"weights"} else 1), "of one kind, or of any"
     assert row.label
     assert row.format == "d" or format(0.5, row.format)
     for kind in kinds:
@@ -94,7 +110,7 @@ def test_metrics_of_a_model_alone_need_no_other(seen):
         alone = measure(original).values
         beside = measure(original, original, retrained).values
         scopes = {METRICS[name].scope for name in beside.keys() - alone.keys()}
-        assert scopes == {"retrained"}, kind
+        assert scopes == ({"retrained", "both"} if kind == "language" else {"retrained"}), kind
         assert {name: beside[name] for name in alone} == alone
         assert set(applying(original, SCOPES)) >= set(beside)
 
@@ -144,6 +160,15 @@ LEFT_OUT = {
         },
         "unseen": set(),
     },
+    "language": {
+        "test_forget": {"appearance_paraphrased"},
+        "test_retain": {"probability_test_retain", "utility"},
+        "test": {
+            "appearance_paraphrased", "probability_test_retain", "utility", "attack_loss",
+            "attack_zlib", "attack_min_k", "attack_min_k_plus", "attack_reference", "privacy_leak",
+        },
+        "unseen": set(),
+    },
 }  # fmt: skip
 
 
@@ -185,8 +210,9 @@ def reports():
             "inf": filled(original, np.inf),
             "flat": filled(original, 0),
         }
-        model = toy.gan() if kind == "gan" else toy.mlp()
-        arguments = (retrained_of(kind), toy.sets(gan=kind == "gan"), KEY)
+        if kind == "language":
+            more = small_authors.helpers()
+        model, arguments = model_of(kind), (retrained_of(kind), sets_of(kind), KEY)
         made[kind] = [
             ju.evaluate(model, models, *arguments, **more) for models in (sound, sound | wrecked)
         ]

@@ -464,12 +464,16 @@ def _block(
     mixed = _attend(query, key, value, visible)
     x = x + _linear(attention["output"], mixed)
     h = _norm(shape, params["norm2"], x)
-    act, mlp = ACTIVATIONS[shape.activation], params["mlp"]
+    mlp = params["mlp"]
     if shape.gated:
-        inner = act(_linear(mlp["gate"], h)) * _linear(mlp["up"], h)
+        inner = _activated(shape, _linear(mlp["gate"], h)) * _linear(mlp["up"], h)
     else:
-        inner = act(_linear(mlp["up"], h))
+        inner = _activated(shape, _linear(mlp["up"], h))
     return x + _linear(mlp["down"], inner), (key, value)
+
+
+def _activated(shape: DecoderShape, x: jax.Array) -> jax.Array:
+    return ACTIVATIONS[shape.activation](x.astype(jnp.float32)).astype(x.dtype)
 
 
 def _attend(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array) -> jax.Array:

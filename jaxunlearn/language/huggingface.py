@@ -142,6 +142,11 @@ class _Files:
                 f"{self.folder / self.homes[name]}: expected the tensor {name}, got none"
             ) from None
 
+    def whole(self, name: str) -> np.ndarray:
+        """Reads a tensor."""
+        found: np.ndarray = self._file(self.homes[name]).get_tensor(name)
+        return found
+
     def metadata(self, home: str) -> dict[str, str]:
         return self._file(home).metadata() or {"format": "pt"}
 
@@ -247,8 +252,8 @@ def _check_tensors(files: _Files, shape: DecoderShape, places: Mapping[str, _Sto
                 f"checkpoints are not supported, got {tensor.get_dtype()}"
             )
     if shape.tied and _HEAD in files.names:
-        embedding = files.tensor(places["embed/embedding"].name)
-        if not np.array_equal(files.tensor(_HEAD)[:], embedding[:]):
+        embedding = places["embed/embedding"].name
+        if not np.array_equal(files.whole(_HEAD), files.whole(embedding)):
             raise CheckpointError(
                 f"{files.folder}: {_HEAD}: expected the embeddings, as tie_word_embeddings says, "
                 f"got another tensor"
@@ -327,24 +332,34 @@ def save_pretrained(
         )
     dtype = jnp.dtype(params["embed/embedding"].dtype).name
     if like is None:
-        config, files = config_of(shape, dtype), None
+        config, files, index = config_of(shape, dtype), None, {}
     else:
         like = Path(os.path.expanduser(like))
         config, files = read_json(like / CONFIG), _Files(like)
+        index = read_json(like / INDEX) if (like / INDEX).is_file() else {}
         if shape_of(like, context=None if shape.rope is None else shape.context) != shape:
             raise CheckpointError(f"{like}: expected the model's shape, got another")
-        key = "dtype" if "dtype" in config else "torch_dtype"
-        if config.get(key, dtype) != dtype:
-            config[key] = dtype
-    _write_tensors(folder, shape, params, files, largest)
+    before = dict(config)
+    if config.get("dtype", config.get("torch_dtype", dtype)) != dtype:
+        config["dtype" if "dtype" in config else "torch_dtype"] = dtype
+    config.update(fields or {})
+    _write_tensors(folder, shape, params, files, index, largest)
     if like is not None:
         _copy_others(Path(like), folder)
-    config.update(fields or {})
-    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    # last, since a folder without it is no checkpoint
+    if like is not None and config == before:
+        shutil.copyfile(Path(like) / CONFIG, folder / CONFIG)
+    else:
+        write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _write_tensors(
-    folder: Path, shape: DecoderShape, params: Mapping[str, Any], files: _Files | None, largest: int
+    folder: Path,
+    shape: DecoderShape,
+    params: Mapping[str, Any],
+    files: _Files | None,
+    index: Mapping[str, Any],
+    largest: int,
 ) -> None:
     tensors = _tensors(shape, params, files)
     homes = _divided_files(tensors, largest) if files is None else files.homes
@@ -357,13 +372,11 @@ def _write_tensors(
         save(part, temporary, metadata=metadata)
         temporary.replace(folder / home)
     if set(homes.values()) != {ONE_FILE}:
-        total = sum(one.nbytes for one in tensors.values())
-        count = sum(one.size for one in tensors.values())
-        index = {
-            "metadata": {"total_parameters": count, "total_size": total},
-            "weight_map": dict(sorted(homes.items())),
-        }
-        write_text(folder / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
+        told = {"total_parameters": sum(one.size for one in tensors.values())}
+        told = dict(index.get("metadata", told))
+        told["total_size"] = sum(one.nbytes for one in tensors.values())
+        found = {"metadata": told, "weight_map": homes}
+        write_text(folder / INDEX, json.dumps(found, indent=2, sort_keys=True) + "\n")
 
 
 class _Tensor(NamedTuple):
@@ -382,8 +395,9 @@ class _Tensor(NamedTuple):
 
     def read(self) -> np.ndarray:
         """Brings the tensor to the host."""
-        found = np.concatenate([np.asarray(part) for part in self.parts], axis=-1)
-        return np.ascontiguousarray(found.T if self.turned else found)
+        read = [np.asarray(part) for part in self.parts]
+        found = np.concatenate(read, axis=-1) if len(read) > 1 else read[0]
+        return np.asarray(found.T if self.turned else found, order="C")
 
 
 def _tensors(
@@ -399,7 +413,7 @@ def _tensors(
         found.setdefault(stored.name, _Tensor([], stored.turned)).parts.append(params[path])
     for name in sorted(files.names - set(found)) if files is not None else ():
         assert files is not None
-        kept = params["embed/embedding"] if name == _HEAD else files.tensor(name)[:]
+        kept = params["embed/embedding"] if name == _HEAD else files.whole(name)
         found[name] = _Tensor([kept], False)
     return found
 

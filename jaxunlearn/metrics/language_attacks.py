@@ -24,7 +24,7 @@ from jaxunlearn.methods.shares import as_subset
 from jaxunlearn.metrics.robustness import round_weights
 from jaxunlearn.training.descent import Context, LossAndMore, descent
 
-MOST_TEXTS, MOST_NUMBERS = 64, 2**25
+MOST_TEXTS, MOST_NUMBERS = 32, 2**25
 """Texts that go through a network together, fewer where their logits are more numbers than that."""
 
 POOL = 64

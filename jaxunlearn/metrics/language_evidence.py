@@ -34,7 +34,7 @@ from jaxunlearn.metrics.language_attacks import (
 )
 from jaxunlearn.metrics.registry import Evidence, Missing
 
-SCORED = 256
+SCORED = 128
 """Examples of a set other than the forget set that are scored, drawn at random, at most."""
 
 GENERAL = (REAL_AUTHORS, WORLD_FACTS)

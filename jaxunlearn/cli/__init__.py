@@ -110,7 +110,13 @@ def _parser() -> argparse.ArgumentParser:
         "section", nargs="?", help=f"one of {', '.join(_SECTIONS)}; default: all of them"
     )
     listing.set_defaults(command=_list)
-    for command in (run, judged, show, verify, export, listing):
+    explained = commands.add_parser(
+        "explain", help="what a metric means, which way is better, when it misleads"
+    )
+    explained.add_argument("metric", nargs="?", help="as `jaxunlearn list metrics` calls it")
+    explained.add_argument("--all", action="store_true", help="all metrics")
+    explained.set_defaults(command=_explain)
+    for command in (run, judged, show, verify, export, listing, explained):
         command.add_argument("--runs", default="runs", metavar="DIR", help="default: %(default)s")
         command.add_argument(
             "--debug", action="store_true", help="print the traceback of an error, too"
@@ -208,10 +214,9 @@ def _judge_metrics(options: argparse.Namespace) -> int:
     config = _config_of(options)
 
     from rich.console import Console
-    from rich.markdown import Markdown
 
     from jaxunlearn.cli.progress import Bars
-    from jaxunlearn.experiment.metric_study import judge_metrics, to_markdown
+    from jaxunlearn.experiment.metric_study import judge_metrics, to_table
 
     console = Console()
     _use_compilation_cache()
@@ -219,8 +224,9 @@ def _judge_metrics(options: argparse.Namespace) -> int:
         made = judge_metrics(
             config, options.runs, pool=options.pool, force=options.force, listener=bars
         )
-    console.print(Markdown(to_markdown(made)))
-    console.print(f"saved in {Path(options.runs) / config.name}: metrics.json, metrics.md, pools")
+    console.print(to_table(made), *(f"- {note}" for note in made["notes"]), sep="\n")
+    folder = Path(options.runs) / config.name
+    console.print(f"saved in {folder}: metrics.png, metrics.md, metrics.json, pools")
     return 0
 
 
@@ -275,6 +281,16 @@ def _export(options: argparse.Namespace) -> int:
     stage = next((place for place in places if place.is_dir()), places[0])
     export_model(stage, Path(options.folder))
     print(printable(f"saved in {options.folder}"))
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from jaxunlearn.core.errors import ConfigError, printable
+    from jaxunlearn.metrics.about import explain, explain_all
+
+    if (options.metric is None) != options.all:
+        raise ConfigError("explain: expected the name of a metric or --all, got both or neither")
+    print(printable(explain_all() if options.all else explain(options.metric)))
     return 0
 
 

@@ -136,6 +136,8 @@ class DecoderShape:
             raise ConfigError(f"rope: expected none for gpt2 alone, got {self.rope}")
         if self.rope is not None:
             _expect_one_of("rope.kind", ROTATIONS, self.rope.kind)
+            if not self.rope.theta > 0:
+                raise ConfigError(f"theta: expected a positive number, got {self.rope.theta}")
             if self.head_dim % 2:
                 raise ConfigError(f"head_dim: expected an even number, got {self.head_dim}")
 

@@ -16,6 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich import box
+from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from jaxunlearn import checkpoint
 from jaxunlearn.config import Config
@@ -44,6 +47,7 @@ from jaxunlearn.metrics.distances import auc
 from jaxunlearn.metrics.registry import METRICS, SINGLE, Evidence, applying, measure
 from jaxunlearn.metrics.robustness import round_weights, train_on
 from jaxunlearn.metrics.statistics import components
+from jaxunlearn.pictures.metric_study import save_metric_study
 from jaxunlearn.training.optimizers import make_optimizer
 
 REFERENCES = 3
@@ -83,7 +87,7 @@ def judge_metrics(
       force, listener: see :func:`jaxunlearn.run`.
 
     Returns:
-      A report: ``rows``, one a metric, ``notes``; also saved as ``metrics.json`` and Markdown.
+      A report: ``rows``, one a metric, and ``notes``; also saved as JSON, Markdown and a picture.
 
     Raises:
       ConfigError: another kind of models, several requests or seeds, or too small a pool.
@@ -105,9 +109,12 @@ def judge_metrics(
     with hold_run(plan.folder):
         write_plan(plan)
         study = _Study(plan, pool, originals, seeds, force, tell)
-        report = study.report()
+        # many small fits: threads that wait for each other cost more than they bring
+        with threadpool_limits(1):
+            report = study.report()
         write_text(plan.folder / "metrics.json", json.dumps(report, indent=2) + "\n")
         write_text(plan.folder / "metrics.md", to_markdown(report))
+        save_metric_study(plan.folder / "metrics.png", report["rows"], title=report["title"])
     return report
 
 
@@ -337,25 +344,37 @@ def _alike(one: float, other: float) -> float:
     return 1 - abs(one - other) / whole if whole else 1.0
 
 
+_HEADS = ("metric", "faithful", "larger", "relearn", "round", "robust", "variance %")
+_LEGEND = (
+    "faithful: AUC with which the metric tells the pools apart, 0.5 is chance; larger: the pool in "
+    "which it is larger; relearn, round: how little it changes, 1 is not at all; robust: their "
+    "harmonic mean; variance: shares of seeds of training, unlearning and evaluation"
+)
+
+
 def to_markdown(report: Mapping[str, Any]) -> str:
     """Returns a study as a Markdown table, the most faithful metrics first."""
-    return "\n".join([*_lines(report), ""])
+    lines = [f"## {report['title']}", "", f"| {' | '.join(_HEADS)} |"]
+    lines.append(f"| :--- | ---: | :--- |{' ---: |' * (len(_HEADS) - 3)}")
+    lines += [f"| {' | '.join(cells)} |" for cells in _cells(report)]
+    return "\n".join([*lines, "", *(f"- {note}" for note in (_LEGEND, *report["notes"])), ""])
 
 
-def _lines(report: Mapping[str, Any]) -> Iterator[str]:
-    yield f"## {report['title']}\n"
-    heads = (
-        "metric", "faithfulness", "larger", "relearning", "rounding", "robustness",
-        "training / unlearning / evaluation",
-    )  # fmt: skip
-    yield f"| {' | '.join(heads)} |"
-    yield f"| :--- | ---: | :--- |{' ---: |' * 4}"
+def to_table(report: Mapping[str, Any]) -> Table:
+    """Returns a study as a table for the terminal."""
+    table = Table(title=report["title"], caption=_LEGEND, box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in _HEADS:
+        words = head in ("metric", "larger")
+        least = {"min_width": 30} if head == "metric" else {"no_wrap": True}
+        table.add_column(head, justify="left" if words else "right", **least)  # type: ignore[arg-type]
+    for cells in _cells(report):
+        table.add_row(*cells)
+    return table
+
+
+def _cells(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for row in report["rows"]:
-        numbers = [row[name] for name in ("faithfulness", "relearning", "rounding", "robustness")]
-        told, *rest = ["-" if value is None else f"{value:.2f}" for value in numbers]
+        numbers = (row[name] for name in ("faithfulness", "relearning", "rounding", "robustness"))
+        told, *rest = ("-" if value is None else f"{value:.2f}" for value in numbers)
         parts = " / ".join(f"{100 * share:.0f}" for share in row["variance"] or [])
-        cells = [row["metric"], told, row["larger"], *rest, f"{parts} %" if parts else "-"]
-        yield f"| {' | '.join(cells)} |"
-    yield ""
-    for note in report["notes"]:
-        yield f"- {note}"
+        yield (row["metric"], told, row["larger"], *rest, parts or "-")

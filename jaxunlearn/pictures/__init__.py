@@ -71,6 +71,10 @@ PICTURES: Registry[Picture] = Registry(
             "classifier",
             "concept_poison",
         ),
+        "metric_study": Picture(
+            f"{_HERE}.metric_study:save_metric_study",
+            "metrics judged: faithful and robust ones",
+        ),
         "patches": Picture(
             f"{_HERE}.concepts:save_patches",
             "typical patches of concepts",

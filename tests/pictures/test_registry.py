@@ -28,6 +28,9 @@ def dense_variables():
 
 LEAST = {
     "concepts": lambda: (["fur"], [1.0], [0.5]),
+    "metric_study": lambda: (
+        [{"metric": "depth", "faithfulness": 0.9, "relearning": 0.4, "rounding": None}],
+    ),
     "confusions": lambda: ({"original": np.eye(2)},),
     "heatmaps": lambda: (greys(1), random(1, 8, 8)),
     "maps": lambda: (greys(1), random(1, 1, 2, 2), ["fur"]),

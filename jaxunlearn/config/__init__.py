@@ -241,6 +241,9 @@ class Config:
     retrained: int = bounded(3, least=1, most=10_000)
     # metrics measured besides the usual ones, by name as in `jaxunlearn list metrics`, or "all"
     metrics: tuple[str, ...] = ()
+    # attacks that all models are put through and judged again after, each a report of its own, by
+    # name: of classifiers "rounding_4", "pruning_30", "relearning_few" and others
+    attacks: tuple[str, ...] = ()
     # on accelerators: so many models at a time where many share a program; None: all at once
     at_a_time: int | None = bounded(None, least=1, most=1_000_000)
     # "single", "data" or "fsdp", over all devices

@@ -5,6 +5,7 @@ metrics -> report.
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 
 from jaxunlearn import report
 from jaxunlearn.config import Config
-from jaxunlearn.core.errors import DataError
+from jaxunlearn.core.errors import DataError, sentence
 from jaxunlearn.core.files import read_npz, write_text
 from jaxunlearn.core.types import Subset
 from jaxunlearn.data.requests import describe
@@ -32,7 +33,7 @@ from jaxunlearn.experiment.plan import (
 )
 from jaxunlearn.experiment.shared_programs import make_retrained, make_unlearned, shared_keepers
 from jaxunlearn.experiment.stages import Keeper, check_stage
-from jaxunlearn.experiment.trial import Listener, Record, Trial
+from jaxunlearn.experiment.trial import Listener, Record, Trial, home_of, is_fault_of_method
 from jaxunlearn.metrics.registry import METRICS
 from jaxunlearn.metrics.table import Judged, compare, speedups, summarise
 from jaxunlearn.report.text import count
@@ -62,6 +63,7 @@ def run(
 
     Returns:
       The report, as ``jaxunlearn.report`` describes it; also saved as JSON, Markdown and PNG.
+      Those on ``config.attacks`` lie in ``attacks/<name>`` below.
       Its ``models`` are the digests of the checkpoints that it was made of, by their place.
 
     Raises:
@@ -89,33 +91,51 @@ def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:
     if first:
         write_plan(plan)
     tell = listener or (lambda name, progress: None)
-    known = _known_examples(plan.folder)
-    judged: list[_Judged] = []
+    attacks = ("", *dict.fromkeys(plan.config.attacks))
+    known = {attack: _known_examples(home_of(plan.folder, attack)) for attack in attacks}
+    judged: dict[str, list[_Judged]] = {attack: [] for attack in attacks}
     drawn: list[Trial] = []
-    examples: dict[str, np.ndarray] = {}
+    notes: list[str] = []
     for group in _fresh(plan):
-        if first and group.trial is not None:
-            write_plan(group)
         made = _make(group, force, tell, first)
         for trial in made:
-            one = _judge(trial, made, known)
-            judged.append(one)
-            examples |= one.examples
+            for attack in list(judged):
+                try:
+                    judged[attack].append(_judge(trial, made, known[attack], attack))
+                except Exception as error:
+                    if not attack or not is_fault_of_method(error):
+                        raise
+                    del judged[attack]  # the run itself is none the worse
+                    notes.append(f"no table after {attack}: {sentence(error)}")
             if drawn or trial is not made[0]:
                 trial.let_go()
         drawn += made[: 1 - len(drawn)]  # of several trials the first is drawn
         for place in (group, *(t.plan for t in made if plan.config.request.in_turn)):
             if place.trial is not None:
                 write_plan(place)
-    table = _report(plan, judged, [])
+    usual = judged.pop("")
+    for attack, found in judged.items():
+        _save(plan, found, [], attack)
+    if judged:
+        places = ", ".join(f"attacks/{attack}" for attack in judged)
+        notes.append(f"all models judged again after attacks: reports in {places} beside this one")
     write_plan(plan)
-    report.save(table, plan.folder, examples=examples)
+    table = _save(plan, usual, notes)
     # the report comes first: a picture that cannot be drawn costs only itself
     if failures := [note for trial in drawn for note in draw_album(trial)]:
-        table = _report(plan, judged, failures)
-        report.save(table, plan.folder, examples=examples)
-    lines = "".join(f"{json.dumps(line)}\n" for line in _lines(judged))
+        table = _save(plan, usual, notes + failures)
+    lines = "".join(f"{json.dumps(line)}\n" for line in _lines(usual))
     write_text(plan.folder / "metrics.jsonl", lines)
+    return table
+
+
+def _save(
+    plan: Plan, judged: Sequence["_Judged"], notes: Sequence[str], attack: str = ""
+) -> dict[str, Any]:
+    """Writes the report on all trials, as they are or after an attack, and returns it."""
+    table = _report(plan, judged, notes, attack)
+    examples = {name: values for one in judged for name, values in one.examples.items()}
+    report.save(table, home_of(plan.folder, attack), examples=examples)
     return table
 
 
@@ -183,11 +203,13 @@ def _told(plan: Plan, listener: Listener) -> Listener:
     return lambda name, progress: listener(f"{plan.folder.name}/{name}", progress)
 
 
-def _judge(trial: Trial, group: Sequence[Trial], known: dict[str, np.ndarray]) -> _Judged:
-    """Judges the models of one trial and sets them side by side."""
+def _judge(
+    trial: Trial, group: Sequence[Trial], known: dict[str, np.ndarray], attack: str = ""
+) -> _Judged:
+    """Judges the models of one trial, after an attack if any, and sets them side by side."""
     plan, prefix = trial.plan, "" if trial.plan.trial is None else f"{trial.plan.folder.name}/"
     own = {k.removeprefix(prefix): v for k, v in known.items() if k.startswith(prefix)}
-    found = trial.judge(own)
+    found = trial.judge(own, attack)
     # of several classes the others shared a program, and its time; of each turn one is alone
     own_time = plan.trial is not None and plan.trial.kind == "turn"
     alone = min(
@@ -206,13 +228,15 @@ def _judge(trial: Trial, group: Sequence[Trial], known: dict[str, np.ndarray]) -
         if name in trial.failed:
             rows[label], failed[label] = {}, {"": trial.failed[name]}
         else:
-            rows[label] = found.values[name] | speedups(alone["costs"], found.values[name])
-            failed[label] = found.failed[name]
+            rows[label], failed[label] = found.values.get(name, {}), found.failed[name]
+            if not attack:
+                rows[label] |= speedups(alone["costs"], rows[label])
     retrained = [name for name in trial.records if name.startswith("retrained/")]
     failed |= {name: found.failed[name] for name in retrained if found.failed[name]}
     failed["original"] = found.failed["original"]
     failed["retrained"] = {k: v for name in retrained for k, v in found.failed[name].items()}
-    values = Judged(rows, [found.values[name] for name in retrained], alone["costs"], failed)
+    costs = {} if attack else alone["costs"]
+    values = Judged(rows, [found.values[name] for name in retrained], costs, failed)
     examples = {
         f"{prefix}{key}": value
         for key, value in (own | found.examples).items()
@@ -247,7 +271,9 @@ def _lines(judged: Sequence[_Judged]) -> Iterator[dict[str, Any]]:
             yield {**which, **about, **numbers, **dict.fromkeys(failed)}
 
 
-def _report(plan: Plan, judged: Sequence[_Judged], more: Sequence[str]) -> dict[str, Any]:
+def _report(
+    plan: Plan, judged: Sequence[_Judged], more: Sequence[str], attack: str = ""
+) -> dict[str, Any]:
     config, values = plan.config, [one.values for one in judged]
     several = [one.plan.trial for one in judged if one.plan.trial is not None]
     notes = list(dict.fromkeys(note for one in judged for note in one.plan.left_out))
@@ -258,23 +284,27 @@ def _report(plan: Plan, judged: Sequence[_Judged], more: Sequence[str]) -> dict[
     if any(version != versions[0] for version in versions):
         notes.append("not all models were made with the same versions: see their records")
     title = f"{config.name}: {describe(config.request)}"
+    if attack:
+        title += f", after {plan.kind.attacks[attack].label}"
     table = summarise(
         f"{title}, {count(several[0].kind, len(several))}" if several else title,
         values,
         trials=several,
-        notes=notes + _notes(plan, judged) + [*more],
+        notes=notes + _notes(plan, judged, attack) + [*more],
         environment=versions[0],
-        published=compare(values, config.published.values, config.published.source),
+        published={}
+        if attack
+        else compare(values, config.published.values, config.published.source),
     )
     models = {
-        one.places[name].relative_to(plan.folder).as_posix(): digest
+        Path(os.path.relpath(one.places[name], home_of(plan.folder, attack))).as_posix(): digest
         for one in judged
         for name, digest in one.models.items()
     }
     return table | {"models": models}
 
 
-def _notes(plan: Plan, judged: Sequence[_Judged]) -> list[str]:
+def _notes(plan: Plan, judged: Sequence[_Judged], attack: str = "") -> list[str]:
     sizes = {name: _size(part) for name, part in plan.sets._asdict().items() if part is not None}
     config, leaves = plan.config, jax.tree.leaves(jax.eval_shape(plan.model.init, plan.key))
     assert plan.sets.forget is not None
@@ -288,9 +318,14 @@ def _notes(plan: Plan, judged: Sequence[_Judged]) -> list[str]:
         f"({leaves[0].dtype}), inputs {', '.join(shapes)}, batches of "
         f"{config.train.batch_size}, {config.train.epochs:g} epochs",
         "examples: " + ", ".join(f"{name} {size}" for name, size in sizes.items()),
-        f"retrained: mean of {config.retrained}{each}; time of the first, trained alone; "
-        "floor: mean difference between two of them",
+        f"retrained: mean of {config.retrained}{each}; "
+        + ("" if attack else "time of the first, trained alone; ")
+        + "floor: mean difference between two of them",
         *_statistics(plan),
+    ]
+    if attack:
+        return [*notes, f"all models alike, the original and the retrained ones too: {attack}"]
+    notes += [
         "memory: arguments, results and temporaries of a model's largest compiled program",
         *_shared(plan, judged),
     ]

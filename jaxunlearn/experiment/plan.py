@@ -95,13 +95,20 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    config: Config, runs: Path, data: Dataset | None = None, *, earlier: Plan | None = None
+    config: Config,
+    runs: Path,
+    data: Dataset | None = None,
+    *,
+    earlier: Plan | None = None,
+    outlined: Sharding | None = None,
 ) -> Plan:
     """Loads the data and builds the network and the methods; reports what is wrong.
 
     Args:
       data: as they were loaded before.
       earlier: plan with this configuration, whose data are taken.
+      outlined: mesh, perhaps of other machines, that a run is to be told of and not begun for:
+        files of checkpoints need not be there, nor is this machine's memory asked.
     """
     check_value("kinds", config.kinds, Mapping[str, Any])
     load_sections(config.kinds)
@@ -114,13 +121,14 @@ def make_plan(
     check_asked(config.metrics)
     applying(kind.evidence)  # finds a metric of another package that cannot be imported
     kind.check_settings(settings)
-    sharding = make_sharding(config.mesh, config.sharding_rules)
+    kind.check_attacks(config.attacks)
+    sharding = outlined or make_sharding(config.mesh, config.sharding_rules)
     if earlier is None:
         loaded = load_dataset(config.data) if data is None else data
         # recorded in numbers, however it was given; texts are told apart before they are tokens
         asked = resolve(config.request, loaded.class_names, len(loaded.train_y), loaded.train_x)
         config = dataclasses.replace(config, request=asked)
-        read = kind.read(loaded, settings)
+        read = (kind.read if outlined is None else kind.outline)(loaded, settings)
         # by statistics of the whole training split, not by constants of the kind
         by_split = read.mean is not None and read.mean is loaded.mean
         data = _on_device(read)
@@ -143,7 +151,8 @@ def make_plan(
     model = kind.build(config.model, x, data, settings)
     _, steps = kind.recipe(model, config.train, retained, settings)
     expect_at_most(MOST_INT, **{"train.epochs: steps": steps})
-    _check_memory(config, model, x)
+    if outlined is None:
+        _check_memory(config, model, x)
     besides = kind.helpers(settings, x, data)
     helpers = {
         name: Guide(one.model, jax.eval_shape(one.model.init, jax.random.key(0)))

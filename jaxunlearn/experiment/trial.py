@@ -6,6 +6,7 @@ models of the one before.
 """
 
 import contextlib
+import functools
 import json
 import math
 import statistics
@@ -42,6 +43,7 @@ from jaxunlearn.experiment.stages import (
 from jaxunlearn.kinds.evaluate import costs
 from jaxunlearn.kinds.training import train
 from jaxunlearn.metrics.registry import METRICS, SINGLE, Evidence, applying, measure, versions_of
+from jaxunlearn.metrics.robustness import after
 
 REPEATS = 5
 """A run that takes less than a second is timed so often; the median counts."""
@@ -228,22 +230,39 @@ class Trial:
     def evidence(self, name: str) -> Evidence:
         """Returns the evidence of a stage, computed as far as metrics ask for it."""
         if name not in self._evidence:
-            plan = self.plan
-            sets = plan.retraining if name.startswith("retrained/") else plan.judged
-            self._evidence[name] = plan.kind.observe(
-                plan.model, self.variables(name), sets, derive(plan.key, Purpose.JUDGEMENT),
-                settings=plan.settings, **plan.kind.aids(plan.config, plan.data, plan.helpers),
-            )  # fmt: skip
+            self._evidence[name] = self._observe(name, self.variables(name))
         return self._evidence[name]
 
-    def judge(self, examples: Mapping[str, np.ndarray]) -> "Judgement":
+    def _observe(self, name: str, variables: Variables) -> Evidence:
+        plan = self.plan
+        sets = plan.retraining if name.startswith("retrained/") else plan.judged
+        return plan.kind.observe(
+            plan.model, variables, sets, derive(plan.key, Purpose.JUDGEMENT),
+            settings=plan.settings, **plan.kind.aids(plan.config, plan.data, plan.helpers),
+        )  # fmt: skip
+
+    def _seen(self, attack: str) -> Callable[[str], Evidence]:
+        """Returns what gives the evidence of a stage, after an attack if there is one."""
+        if not attack:
+            return self.evidence
+
+        def observe(name: str) -> Evidence:
+            with named(f"{name}, {attack}"):
+                changed = after(self.evidence(name), self.plan.kind.attacks[attack])
+            return self._observe(name, changed)
+
+        return functools.cache(observe)
+
+    def judge(self, examples: Mapping[str, np.ndarray], attack: str = "") -> "Judgement":
         """Judges every model; what is known of it, by the same metrics, is not measured again.
 
         Args:
           examples: values of each example known so far, by ``"<model>/<metric>"``.
+          attack: that every model is put through before; the judgement lies with the others of
+            this attack.
         """
-        file = self.plan.folder / "judgement.json"
-        known = _read(file)
+        file = home_of(self.plan.folder, attack) / "judgement.json"
+        known, seen = _read(file), self._seen(attack)
         retrained = [name for name in self.records if name.startswith("retrained/")]
         digests = {name: checkpoint.digest(self.stages[name].path) for name in self.records}
         wanted = versions_of(
@@ -259,10 +278,16 @@ class Trial:
                 entry = {"model": digest, "versions": {}, "values": {}, "failed": {}}
             own = {m: examples.get(f"{name}/{m}") for m in wanted if METRICS[m].each}
             if stale := _stale(entry, wanted, own):
+                try:
+                    evidence = seen(name)
+                except Exception as error:  # an attack that trains what cannot be trained
+                    if not attack or not name.startswith("unlearned/"):
+                        raise
+                    judgement.failed[name] = {"": sentence(error)}
+                    continue
                 found = measure(
-                    self.evidence(name), self.evidence("original"),
-                    [self.evidence(one) for one in retrained], names=stale,
-                )  # fmt: skip
+                    evidence, seen("original"), [seen(one) for one in retrained], names=stale
+                )
                 for metric in stale:
                     entry["values"].pop(metric, None)
                     entry["failed"].pop(metric, None)
@@ -276,13 +301,11 @@ class Trial:
             entries[name] = {**entry, "values": kept, "failed": failed}
             if name == "original":
                 if "notes" not in entry:
-                    entries[name]["notes"] = self.plan.kind.notes(
-                        self.evidence(name), self.plan.settings
-                    )
+                    entries[name]["notes"] = self.plan.kind.notes(seen(name), self.plan.settings)
                 judgement.notes.extend(entries[name]["notes"])
-            judgement.values[name] = (
-                kept | dict.fromkeys(failed, math.nan) | self.records[name]["costs"]
-            )
+            # an attack takes nothing of what the making took
+            cost = {} if attack else self.records[name]["costs"]
+            judgement.values[name] = kept | dict.fromkeys(failed, math.nan) | cost
             judgement.failed[name] = failed
         write_text(file, json.dumps(_without_gaps(entries, None), indent=2) + "\n")
         return judgement
@@ -299,7 +322,7 @@ class Judgement(NamedTuple):
 
     Attributes:
       values: of metrics and costs.
-      failed: why a metric has no value.
+      failed: why a metric has no value; under the metric ``""``, why a model has none.
       examples: values of each example that were measured now, by ``"<model>/<metric>"``.
       notes: sentences on how far the metrics can be trusted.
       models: digests of what was judged.
@@ -310,6 +333,11 @@ class Judgement(NamedTuple):
     examples: dict[str, np.ndarray]
     notes: list[str]
     models: dict[str, str]
+
+
+def home_of(folder: Path, attack: str) -> Path:
+    """Returns where a run, or a trial of it, keeps what was judged after an attack, if any."""
+    return folder / "attacks" / attack if attack else folder
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxunlearn.config import Config, ModelConfig, TrainConfig, register_section
-from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.errors import ConfigError, brief, did_you_mean
 from jaxunlearn.core.registry import Registry, load
 from jaxunlearn.core.types import Examples, Key, Sets, Unlearner, Variables
 from jaxunlearn.data.dataset import Dataset
@@ -18,13 +18,16 @@ from jaxunlearn.engine.sharding import Sharding
 from jaxunlearn.gan import Guide
 from jaxunlearn.methods import METHODS
 from jaxunlearn.metrics import Evidence
+from jaxunlearn.metrics.robustness import Attack
 
 __all__ = [
     "KINDS",
     "Drawing",
     "Helper",
+    "Judging",
     "Kind",
     "Row",
+    "Supplied",
     "View",
     "kind_of",
     "load_sections",
@@ -83,6 +86,34 @@ class View(NamedTuple):
     observe: Callable[[str], Any]
 
 
+class Supplied(NamedTuple):
+    """What a run of a kind finds there instead of making it.
+
+    Attributes:
+      start: whether training starts from given variables, not from drawn ones.
+      original: whether the original is given.
+      notes: sentences on what :meth:`Kind.outline` assumes.
+    """
+
+    start: bool = False
+    original: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class Judging(NamedTuple):
+    """What judgement does with a model that may need more memory than the model itself.
+
+    Attributes:
+      programs: by name, a function of the variables, and shapes of its other arguments.
+      methods: by name, a method that is run on the model, and the size of its batches.
+      cache: shapes of what a program keeps between its steps.
+    """
+
+    programs: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
+    methods: Mapping[str, tuple[Unlearner, int]] = {}
+    cache: Any = ()
+
+
 class Kind:
     """Kind of models; the methods that raise are those that each kind has to define.
 
@@ -92,6 +123,7 @@ class Kind:
       section: the dataclass of the kind's own settings, a section of the configuration under
         the kind's name; ``None`` if it has none.
       evidence: what its metrics read.
+      attacks: by name, what models may be put through before they are judged again.
       trains_methods: whether its methods use the optimizer of training where they were told none.
     """
 
@@ -99,6 +131,7 @@ class Kind:
     summary = ""
     section: type | None = None
     evidence: type[Evidence] = Evidence
+    attacks: Mapping[str, Attack] = {}
     trains_methods = False
 
     def owns(self, model: Any) -> bool:
@@ -143,6 +176,25 @@ class Kind:
         """
         return data
 
+    def outline(self, data: Dataset, settings: Any = None) -> Dataset:
+        """Returns what :meth:`read` does, or as large, where files of checkpoints are not there.
+
+        An account of memory is made of it.
+        """
+        return self.read(data, settings)
+
+    def supplied(self, settings: Any) -> Supplied:
+        """Returns what is given to a run, told from its settings alone."""
+        return Supplied()
+
+    def judging(self, model: Any, settings: Any, x: Any) -> Judging:
+        """Returns what an account of memory must know of judgement.
+
+        Args:
+          x: shapes and dtypes of one example, as the network gets it.
+        """
+        return Judging()
+
     def start(self, model: Any, settings: Any, sharding: Sharding | None = None) -> Variables:
         """Returns the variables that training starts from; ``None``: those that its key draws."""
         return None
@@ -153,6 +205,17 @@ class Kind:
 
     def check_settings(self, settings: Any) -> None:
         """Checks the values of the section; :class:`ConfigError` names the key."""
+
+    def check_attacks(self, asked: Sequence[Any], where: str = "attacks") -> None:
+        """Checks names of attacks; :class:`ConfigError` says which there are."""
+        for name in asked:
+            if not self.attacks:
+                raise ConfigError(f"{where}: expected none on a {self.name}, got {brief(name)}")
+            if name not in self.attacks:
+                raise ConfigError(
+                    f"{where}: expected one of {', '.join(self.attacks)}, got {brief(name)}"
+                    f"{did_you_mean(name, self.attacks)}"
+                )
 
     def check_sets(self, sets: Sets) -> None:
         """Checks whether what is retained suffices; :class:`RequestError` says why not."""

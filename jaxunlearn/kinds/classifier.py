@@ -12,6 +12,7 @@ from jaxunlearn.data.words import is_text, read_words
 from jaxunlearn.kinds import Kind
 from jaxunlearn.methods.retrain import retrain
 from jaxunlearn.metrics.classification import ClassifierEvidence
+from jaxunlearn.metrics.robustness import ATTACKS
 from jaxunlearn.models import build, check_model, functionalize
 from jaxunlearn.models.adapt import check_given, warn_of_probabilities, warn_of_softmax
 from jaxunlearn.models.frameworks import is_equinox, is_haiku
@@ -24,6 +25,7 @@ class Classifier(Kind):
     name = "classifier"
     summary = "one label for each example"
     evidence = ClassifierEvidence
+    attacks = ATTACKS
 
     def owns(self, model: Any) -> bool:
         known = isinstance(model, Model) or is_haiku(model) or is_equinox(model)

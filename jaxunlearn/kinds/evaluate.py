@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxunlearn.core.errors import ConfigError, brief, expect
+from jaxunlearn.core.errors import ConfigError, DivergenceError, brief, expect
 from jaxunlearn.core.keys import check_key
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import Apply, Gan, Key, LanguageModel, Model, Sets, Variables
@@ -20,6 +20,7 @@ from jaxunlearn.metrics.registry import (
     measure,
     measure_ensemble,
 )
+from jaxunlearn.metrics.robustness import after
 from jaxunlearn.metrics.table import make_report, speedups
 
 
@@ -32,6 +33,7 @@ def evaluate(
     *,
     title: str = "unlearning",
     metrics: Sequence[str] = (),
+    attack: str = "",
     settings: Any = None,
     **helpers: Any,
 ) -> dict[str, Any]:
@@ -47,6 +49,8 @@ def evaluate(
       sets: of the request, with test examples.
       key: of all that is drawn; default ``jax.random.key(0)``.
       metrics: names of those measured besides the usual ones, or ``"all"``.
+      attack: what all models are put through before they are judged, ``"rounding_4"`` for example;
+        the report has no costs then. Names are those of ``metrics.robustness.ATTACKS``.
       settings: of this kind of models, a ``GanConfig`` for a GAN.
       helpers: what judges this kind of models besides; a GAN needs ``judge=``, a ``Guide``, and
         may have ``extract=``, features for C-FID, a language model ``tokenizer=``.
@@ -59,7 +63,9 @@ def evaluate(
     Raises:
       TypeError: ``models`` is no mapping, or what is given for a model is none.
       ValueError: no ``"original"`` among the models, or sets without forget or retain.
-      ConfigError: the network's output does not suit the labels.
+      ConfigError: the network's output does not suit the labels; an attack that this kind of
+        models has not.
+      DivergenceError: a model cannot be trained, as the attack has it.
     """
     if not isinstance(models, Mapping):
         raise TypeError(
@@ -73,10 +79,12 @@ def evaluate(
                 f"models: expected names other than retrained, floor and ideal, got {brief(name)}"
             )
     expect("sets", sets, Sets, "; make_sets makes them")
+    expect("attack", attack, str)
     key = jax.random.key(0) if key is None else key
     check_key(key)
     check_asked(metrics)
     kind = kind_of(model)
+    kind.check_attacks([attack] if attack else [], "attack")
     network = kind.given(model)
 
     given = _variables(_ensemble(models["original"])[0], "models.original")
@@ -86,10 +94,15 @@ def evaluate(
         check_like(variables, given, name=name)
         # weights of different models are compared: all in the containers of one
         variables = in_form_of(given, variables)
+
+        def look(own: Variables) -> Evidence:
+            return kind.observe(network, own, sets, key, settings=settings, **helpers)
+
         try:
-            return kind.observe(network, variables, sets, key, settings=settings, **helpers)
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from error
+            found = look(variables)
+            return look(after(found, kind.attacks[attack])) if attack else found
+        except (ConfigError, DivergenceError) as error:
+            raise type(error)(f"{name}: {error}") from error
 
     names = ["original", *(name for name in models if name != "original")]
     several = {n: _members(models[n], given, f"models.{n}") for n in names}
@@ -100,8 +113,12 @@ def evaluate(
     references = _members(retrained, given, "retrained")
     original, others = seen["original"][0], [observe("retrained", one) for one in references]
     judged = judge(seen, original, others, metrics)
-    values = {name: judged.models[name] | _mean_costs(several[name]) for name in names}
-    theirs = [own | costs(one) for own, one in zip(judged.retrained, references, strict=True)]
+    values, theirs = judged.models, judged.retrained
+    if attack:
+        title = f"{title}, after {kind.attacks[attack].label}"
+    else:
+        values = {name: values[name] | _mean_costs(several[name]) for name in names}
+        theirs = [own | costs(one) for own, one in zip(theirs, references, strict=True)]
     for name, row in values.items():
         if name != "original" and "seconds" in row and theirs and "seconds" in theirs[0]:
             row |= speedups(theirs[0], row)

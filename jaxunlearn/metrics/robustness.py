@@ -19,7 +19,7 @@ from jaxunlearn.data.sets import num_examples
 from jaxunlearn.engine import unlearn
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.metrics.classification import ClassifierEvidence
-from jaxunlearn.metrics.registry import Metric, Missing
+from jaxunlearn.metrics.registry import Evidence, Metric, Missing
 from jaxunlearn.metrics.relearning import trainer
 from jaxunlearn.training.descent import trained, with_trained
 
@@ -136,6 +136,12 @@ ATTACKS: dict[str, Attack] = {
 """Attacks by name. *Other* images are held-out ones of what is retained, else retained ones."""
 
 
+def after(evidence: Evidence, attack: Attack) -> Variables:
+    """Returns what an attack makes of a model; models under one key are attacked alike."""
+    key = derive(evidence.key, Purpose.ATTACK)
+    return attack.apply(evidence.model, evidence.variables, evidence.sets, key)
+
+
 def attacked(evidence: ClassifierEvidence, attack: str) -> float:
     """Computes the accuracy on what was forgotten after an attack, as large as retrained is ideal.
 
@@ -143,10 +149,8 @@ def attacked(evidence: ClassifierEvidence, attack: str) -> float:
     """
     part = evidence.sets.test_forget
     part = part if num_examples(part) else evidence.part("forget")
-    key = derive(evidence.key, Purpose.ATTACK)
-    made = ATTACKS[attack].apply(evidence.model, evidence.variables, evidence.sets, key)
     assert part is not None
-    return predict(evidence.model.apply, made, part).accuracy
+    return predict(evidence.model.apply, after(evidence, ATTACKS[attack]), part).accuracy
 
 
 ROWS: dict[str, Metric] = {

@@ -17,6 +17,8 @@ def narrow(variables, x):
     return x.reshape(len(x), -1)[:, :2] * variables["w"]
 
 
+NARROW = ju.functionalize(narrow)
+TWO = {"w": jax.numpy.ones((1, 2))}
 CASES = {
     "request": (lambda: ju.make_sets(X, Y, 2), TypeError, "request: expected Request, got int"),
     "classes": (lambda: ju.forget_class([1, 2]), TypeError, "use forget_classes"),
@@ -78,6 +80,36 @@ CASES = {
         ),
         ConfigError,
         "expected logits for labels up to 3, got 2 classes",
+    ),
+    **{
+        f"too few outputs, {name}": (
+            lambda name=name: ju.unlearn(getattr(ju, name)(NARROW), TWO, toy.sets(), KEY, steps=1),
+            ConfigError,
+            rf"sets\.{part}: expected labels from 0 to 1, as the network has 2 outputs, got [123]",
+        )
+        for name, part in [("finetune", "retain"), ("random_label", "retain")]
+    },
+    "too few outputs, many": (
+        lambda: ju.unlearn_many(ju.finetune(NARROW), TWO, toy.sets(), KEY[None], steps=1),
+        ConfigError,
+        r"sets\.retain: expected labels from 0 to 1",
+    ),
+    "too few outputs, link": (
+        lambda: ju.unlearn(
+            ju.chain(ju.gradient_ascent(NARROW), ju.finetune(NARROW)), TWO, toy.sets(), KEY, steps=1
+        ),
+        ConfigError,
+        r"expected labels from 0 to 1",
+    ),
+    "alike": (
+        lambda: ju.unlearn(ju.finetune(NARROW), TWO, ju.make_sets(X, Y % 2, REQUEST), KEY, steps=1),
+        DataError,
+        r"sets\.retain: expected examples that differ, got 8 alike",
+    ),
+    "alike, trained": (
+        lambda: ju.train(toy.mlp(), ju.make_sets(X, Y, REQUEST).train, KEY),
+        DataError,
+        r"part: expected examples that differ, got 8 alike",
     ),
     "swapped": (
         lambda: ju.unlearn(toy.trained().variables, toy.method("finetune"), toy.sets(), KEY),

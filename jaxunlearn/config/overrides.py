@@ -74,6 +74,10 @@ def _get_config(path: Path) -> Config:
     if module is None or getattr(module, "_source", None) != source:
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
+        # as Python does with a script's: its own modules stand beside it, some imported later
+        folder = str(path.resolve().parent)
+        if folder not in sys.path and path not in list_configs().values():
+            sys.path.insert(0, folder)
         with _named(path):
             spec.loader.exec_module(module)
         vars(module)["_source"] = source

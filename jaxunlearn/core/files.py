@@ -239,8 +239,11 @@ def read_places(path: str | os.PathLike[str], name: str) -> tuple[int, ...] | tu
     """
     path = Path(os.path.expanduser(path))
     ending = path.suffix.lower()
-    if ending not in (".npy", ".txt", ".csv") or not path.is_file():
+    if ending not in (".npy", ".txt", ".csv"):
         raise DataError(f"{name}: expected a .npy, .txt or .csv file, got {brief(str(path))}")
+    if not path.is_file():
+        got = f"{brief(str(path))}, which is {'a folder' if path.is_dir() else 'not there'}"
+        raise DataError(f"{name}: expected a .npy, .txt or .csv file, got {got}")
     if ending == ".npy":
         if path.stat().st_size > most_bytes():
             raise DataError(f"{path}: expected a file that fits into memory, got a larger one")

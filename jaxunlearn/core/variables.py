@@ -35,6 +35,12 @@ def advice_on(variables: Any) -> str:
 
     A function of the user's own may take one as its variables.
     """
+    if type(variables) is tuple and len(variables) == 2:
+        if is_kind(variables[0], "equinox", "Module") and is_kind(variables[1], "equinox", "State"):
+            return "; give ju.variables_of((module, state))"
+        # of a function of the user's own the pair may be the variables
+        if all(isinstance(part, Mapping) for part in variables):
+            return "; of Haiku give ju.variables_of((params, state))"
     return next((advice for kind, advice in _HELD.items() if is_kind(variables, *kind)), "")
 
 
@@ -45,10 +51,12 @@ def is_kind(value: Any, package: str, *names: str) -> bool:
       package: the first part of the module's name.
       names: of classes; any of them.
     """
-    return any(
-        kind.__module__.split(".")[0] == package and kind.__name__ in names
-        for kind in type(value).__mro__
-    )
+    return is_class_of(type(value), package, *names)
+
+
+def is_class_of(kind: type, package: str, *names: str) -> bool:
+    """Tells the same of a class."""
+    return any(k.__module__.split(".")[0] == package and k.__name__ in names for k in kind.__mro__)
 
 
 def children(tree: Any) -> tuple[dict[str, Any], Any]:
@@ -193,7 +201,9 @@ def _expect_names(
         if path in got:
             continue
         hint = did_you_mean(path, set(got) - set(wanted))
-        if got and all(f"params/{other}" in wanted for other in got):
+        if {other.split("/")[0] for other in got} == {"0", "1"}:
+            hint = ""  # a pair, of which nothing is near by name
+        elif got and all(f"params/{other}" in wanted for other in got):
             hint = "; did you mean {'params': ...}?"
         what = f"{path} ({described})" if described else path
         raise ConfigError(f"{name}: expected {what}, as the network has, got none{hint}")

@@ -9,6 +9,7 @@ cannot be written costs time, nothing else.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -41,8 +42,9 @@ class Dataset(NamedTuple):
       test_x: like ``train_x``, of the same dtype and example shape.
       test_y: like ``train_y``.
       class_names: one for each of the ``K`` classes.
-      mean: ``float32 [1, 1, C]`` or ``[D]``, the mean of ``train_x`` over all
-        axes but the last, in the units of ``train_x``; ``None`` beside a reader, and of trees.
+      mean: ``float32 [1, 1, C]``, ``[C, 1, 1]`` or ``[D]``, the mean of ``train_x`` over all
+        axes but that of the channels, the last one or in images ``[C, H, W]`` the first, in the
+        units of ``train_x``; ``None`` beside a reader, and of trees.
       std: the standard deviation likewise; 1 where ``train_x`` is constant.
       fingerprint: SHA-256 of the arrays and class names: equal contents have
         equal fingerprints, wherever they were read from.
@@ -77,8 +79,12 @@ def make_dataset(
       arrays: by name, as in :class:`Dataset`.
       class_names: of the labels; none where these are no classes.
       reader, labels: see :func:`jaxunlearn.data.examples.as_examples`.
+
+    Raises:
+      DataError: the training examples are all alike.
     """
     x, names = arrays["train_x"], tuple(class_names)
+    check_differ("train_x", list(_named_leaves("train_x", x).values()))
     plain = reader is None and isinstance(x, np.ndarray)
     mean, std = _statistics(x) if plain else (None, None)
     return Dataset(
@@ -148,13 +154,33 @@ def check_labels(where: str, y: np.ndarray, classes: int) -> None:
         )
 
 
+def check_differ(where: str, leaves: Sequence[Any]) -> None:
+    """Raises a :class:`DataError` for examples that are all alike: nothing is learnt of them.
+
+    Args:
+      leaves: arrays ``[N, ...]``, of which each example has a row.
+    """
+    count = min(map(len, leaves))
+    # nearly always the first two differ, and no more is looked at
+    for start, stop in ((1, 2), *((start, start + 256) for start in range(2, count, 256))):
+        if not all((np.asarray(leaf[start:stop]) == np.asarray(leaf[:1])).all() for leaf in leaves):
+            return
+    if count > 1:
+        raise DataError(f"{where}: expected examples that differ, got {count} alike")
+
+
+def is_channels_first(shape: Sequence[int]) -> bool:
+    """Tells the shape of an image ``[C, H, W]``: fewer than five channels, and larger sides."""
+    return len(shape) == 3 and shape[0] < 5 <= min(shape[1:])
+
+
 def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Computes mean and deviation over all axes but the last, of one example's rank."""
+    """Computes mean and deviation of each channel, of one example's rank."""
     axes = tuple(range(x.ndim - 1))
-    count = x.size // x.shape[-1]
+    count = math.prod(x.shape) // x.shape[_channel_axis(x)]
     mean = sum(block.sum(axis=axes) for block in _blocks(x)) / count
     square = sum(np.square(block - mean).sum(axis=axes) for block in _blocks(x)) / count
-    return _finished(mean, square, x.ndim)
+    return _finished(mean, square, x)
 
 
 def part_statistics(
@@ -163,7 +189,7 @@ def part_statistics(
     """Computes the same of parts of the examples, each from its own examples alone.
 
     Args:
-      x: ``[N, ..., C]``.
+      x: ``[N, ..., C]``, or images ``[N, C, H, W]``.
       parts: positions of the examples of each part.
     """
     if x.ndim == 2:
@@ -179,24 +205,30 @@ def part_statistics(
     for rows in parts:
         mean = means[rows].mean(axis=0)
         square = (squares[rows] + np.square(means[rows] - mean)).mean(axis=0)
-        found.append(_finished(mean, square, x.ndim))
+        found.append(_finished(mean, square, x))
     return found
 
 
-def _finished(mean: np.ndarray, square: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean and deviation, of mean and variance, with the rank of an example."""
+def _channel_axis(x: np.ndarray) -> int:
+    return 1 if is_channels_first(x.shape[1:]) else x.ndim - 1
+
+
+def _finished(mean: np.ndarray, square: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and deviation, of mean and variance, with the rank of an example of ``x``."""
     std = np.sqrt(square).astype(np.float32)
     # a constant channel, whose deviation is nothing but rounding, is divided by 1
     constant = (std <= 1e-7 * np.abs(mean)) | (std < np.finfo(np.float32).tiny)
     std = np.where(constant, np.float32(1), std)
-    shape = (1,) * (rank - 2) + (-1,)
+    channels = _channel_axis(x)
+    shape = tuple(-1 if axis == channels else 1 for axis in range(1, x.ndim))
     return np.asarray(mean, np.float32).reshape(shape), std.reshape(shape)
 
 
 def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields ``x`` in float64, a few examples at a time, to bound the memory."""
-    step = max(1, _BLOCK // x[0].size)
-    return (x[i : i + step].astype(np.float64) for i in range(0, len(x), step))
+    """Yields ``x`` in float64, channels last, a few examples at a time, to bound the memory."""
+    step, last = max(1, _BLOCK // x[0].size), _channel_axis(x)
+    blocks = (x[i : i + step].astype(np.float64) for i in range(0, len(x), step))
+    return (np.moveaxis(block, last, -1) for block in blocks)
 
 
 _META = "meta.json"

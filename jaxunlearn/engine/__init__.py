@@ -5,7 +5,7 @@ of steps once, donates the state, and looks at the diagnostics between chunks. T
 method like any other (``retrain`` on all data). Methods compose: ``chain(edit, repair)``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +15,9 @@ import numpy as np
 from jaxunlearn.core.errors import ConfigError, expect
 from jaxunlearn.core.keys import Purpose, check_key, derive
 from jaxunlearn.core.trees import member
-from jaxunlearn.core.types import Batches, Key, Sets, Unlearner, Variables
+from jaxunlearn.core.types import Batches, Key, Sets, Subset, Unlearner, Variables
 from jaxunlearn.core.variables import check_variables, in_form_of
+from jaxunlearn.data.dataset import check_differ
 from jaxunlearn.data.examples import has_readers, inputs_like
 from jaxunlearn.data.sets import request
 from jaxunlearn.engine import stop as stop
@@ -117,6 +118,8 @@ def unlearn(
       RequestError: a set that the method needs is missing or empty.
       DivergenceError: a step reported a loss or update that is not finite.
       ValueError: ``steps`` given or missing contrary to ``needs``, or stacked sets.
+      ConfigError: variables that are not the network's, or labels that it has no output for.
+      DataError: the examples of a set are all alike.
     """
     variables = _checked(unlearner, variables, sets, sharding)
     check_key(key)
@@ -304,11 +307,33 @@ def _checked(
     if variables is None:
         raise TypeError("variables: expected those of a model, got None")
     names = [name for name in Batches._fields if getattr(unlearner.needs, name)]
-    parts = [part for name in names if (part := getattr(sets, name)) is not None]
+    parts = {name: part for name in names if (part := getattr(sets, name)) is not None}
     if parts:
         one = jax.eval_shape(lambda v: member(v, 0), variables) if stacked else variables
-        check_given(unlearner.model, one, inputs_like(parts[0], 2))
+        outputs = check_given(unlearner.model, one, inputs_like(next(iter(parts.values())), 2))
+        for name, part in parts.items():
+            _check_examples(part, outputs, f"sets.{name}")
     return variables
+
+
+def _check_examples(part: Subset, outputs: Sequence[Any], name: str) -> None:
+    """Raises where examples are all alike, or their classes are more than the network knows."""
+    leaves = jax.tree.leaves(part.examples[:2])
+    if not all(isinstance(leaf, jax.Array) and leaf.is_fully_addressable for leaf in leaves):
+        return
+    if name in ("sets.forget", "sets.retain"):  # what a network is trained on
+        check_differ(name, jax.tree.leaves(part.examples.x))
+    y, places = part.examples.y, np.asarray(part.indices)
+    logits = len(outputs) == 1 and len(outputs[0].shape) == 2
+    if not logits or y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer) or not places.size:
+        return
+    own, classes = np.asarray(y)[places], outputs[0].shape[1]
+    if own.min() < 0 or own.max() >= classes:
+        got = own.min() if own.min() < 0 else own.max()
+        raise ConfigError(
+            f"{name}: expected labels from 0 to {classes - 1}, as the network has {classes} "
+            f"outputs, got {got}"
+        )
 
 
 def _as_given(variables: Variables, made: Outcome) -> Outcome:

@@ -24,6 +24,7 @@ from jaxunlearn.core.variables import (
     check_variables,
     children,
     in_form_of,
+    is_class_of,
     is_kind,
 )
 from jaxunlearn.jaxprs.structure import sums_to_one
@@ -84,7 +85,7 @@ def functionalize(
     Args:
       network: see above.
       sample_input: a batch, any pytree of arrays or ``jax.ShapeDtypeStruct``; only shapes
-        and dtypes are read, and only for Linen and Haiku.
+        and dtypes are read, and only for Linen and Haiku. Or the shape of a batch of float32.
       init: ``key -> variables``, in place of the network's own.
       train, test: arguments of the network's call in training and in inference, where their
         names do not tell: ``train=dict(noisy=True), test=dict(noisy=False)``.
@@ -143,7 +144,7 @@ def _make(network: Any, sample: Like | None, modes: Modes) -> Model:
         raise ConfigError(f"{_EXPECTED}, got {type(network).__name__}")
     kind = network.func if isinstance(network, functools.partial) else network
     if isinstance(kind, type):
-        if not issubclass(kind, nnx.Module) and not _is_equinox_class(kind):
+        if not issubclass(kind, nnx.Module) and not is_class_of(kind, "equinox", "Module"):
             raise ConfigError(f"expected an instance of {kind.__name__} as network, got the class")
     elif _is_apply(network, modes):
         return _from_function(network, modes)
@@ -153,12 +154,6 @@ def _make(network: Any, sample: Like | None, modes: Modes) -> Model:
 @functools.lru_cache(maxsize=64, typed=True)  # objects of different types may be equal
 def _make_once(network: Any, sample: Like | None, own: tuple[Any, ...]) -> Model:
     return _make(network, sample, Modes(dict(own[0]), dict(own[1]), own[2]))
-
-
-def _is_equinox_class(kind: type) -> bool:
-    return any(
-        (k.__module__.split(".")[0], k.__name__) == ("equinox", "Module") for k in kind.__mro__
-    )
 
 
 def _is_apply(call: Any, modes: Modes) -> bool:
@@ -190,7 +185,7 @@ def _from_constructor(call: Any, modes: Modes) -> Model:
                 f"{_EXPECTED}, got the arguments ({', '.join(own.parameters)}); others than "
                 "variables and x are set by functionalize(..., train=dict(...), test=dict(...))"
             )
-    elif inspect.isclass(call) and _is_equinox_class(call):
+    elif inspect.isclass(call) and is_class_of(call, "equinox", "Module"):
         raise ConfigError(f"{_EXPECTED}, got {call.__name__} with the arguments {own}")
     if keyed is None:
         construct = (lambda rngs: call(rngs=rngs)) if fits(own, rngs=None) else call
@@ -250,7 +245,8 @@ def variables_of(held: Any) -> Variables:
 
     Args:
       held: an ``nnx.Module`` or its ``nnx.State``; an Equinox module, or the pair of one and its
-        state; a Flax ``TrainState``. Their arrays are shared, not copied.
+        state; a Flax ``TrainState``; the pair ``(params, state)`` of Haiku. Their arrays are
+        shared, not copied.
 
     Returns:
       ``{"params": ..., "batch_stats": ..., "other": ...}``, empty ones left out; of a
@@ -266,10 +262,18 @@ def variables_of(held: Any) -> Variables:
     if is_kind(held, "flax", "TrainState"):
         fields = _fields_of(held)
         return fields["params"] if "params" in children(fields["params"])[0] else fields
+    if _is_pair(held):
+        return dict(zip(("params", "state"), held, strict=True))
+    mapping = ", which holds variables as they are: {'params': ...}"
     raise TypeError(
-        "held: expected an NNX or Equinox module or their state, or a TrainState, got "
-        f"{type(held).__name__}"
+        "held: expected an NNX or Equinox module or their state, a TrainState or the pair "
+        f"(params, state), got {type(held).__name__}{mapping if isinstance(held, Mapping) else ''}"
     )
+
+
+def _is_pair(held: Any) -> bool:
+    """Tells the pair ``(params, state)``, as ``init`` of a Haiku network returns it."""
+    return type(held) is tuple and len(held) == 2 and all(isinstance(h, Mapping) for h in held)
 
 
 def _fields_of(state: Any) -> dict[str, Any]:
@@ -306,13 +310,16 @@ def into(held: Any, variables: Variables) -> Any:
         return held.replace(**({"params": made} if own is held.params else made))
     if frameworks.is_linen(held):
         raise TypeError("held: expected what holds variables, got a Linen module, which has none")
+    if _is_pair(held) and isinstance(variables, Mapping):
+        made = in_form_of(variables_of(held), variables)
+        return made["params"], made["state"]
     check_like(variables, held)
     return in_form_of(held, variables)
 
 
 def check_given(
     model: Model | LanguageModel, variables: Variables, inputs: Any, *, warn: bool = True
-) -> None:
+) -> list[Any]:
     """Checks variables against the network that they are for; nothing is computed.
 
     They are compared with what the network draws, where it can draw, and the network is traced.
@@ -323,6 +330,9 @@ def check_given(
       inputs: shapes and dtypes of a batch.
       warn: whether to look at the outputs at all.
 
+    Returns:
+      Shapes and dtypes of the outputs that were looked at.
+
     Raises:
       ConfigError: names the leaf that differs, or says what the network raised.
     """
@@ -330,8 +340,7 @@ def check_given(
     try:
         if like is not None:
             check_like(variables, like, whole=False)
-        if warn:
-            warn_of_softmax(model, inputs, variables)
+        return warn_of_softmax(model, inputs, variables) if warn else []
     except ConfigError as error:
         raise ConfigError(f"{error}{advice_on(variables)}") from error
 
@@ -347,12 +356,15 @@ def _drawn(init: Callable[[Key], Variables]) -> Variables | None:
 
 def warn_of_softmax(
     model: Model | LanguageModel, inputs: Any, variables: Variables | None = None
-) -> None:
+) -> list[Any]:
     """Warns of a network that ends in a softmax, as far as its trace tells.
 
     Args:
       inputs: shapes and dtypes of a batch.
       variables: as in :func:`check_given`; ``None`` for those that the model would draw.
+
+    Returns:
+      Shapes and dtypes of its outputs.
 
     Raises:
       ConfigError: says what the network raised.
@@ -363,6 +375,7 @@ def warn_of_softmax(
     closed = _tried(lambda: jax.jit(model.apply).trace(variables, inputs), inputs, wanted).jaxpr
     if len(closed.out_avals) == 1 and sums_to_one(closed):
         warn_of_probabilities()
+    return list(closed.out_avals)
 
 
 def warn_of_probabilities() -> None:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.errors import ConfigError, brief
 from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Key, Model, Variables
 from jaxunlearn.core.variables import as_dicts, check_like, in_form_of, is_kind, leaves_of
@@ -35,8 +36,21 @@ class Like(NamedTuple):
 
 
 def like(sample: Any) -> Like:
-    """Reads shapes and dtypes off a batch."""
+    """Reads shapes and dtypes off a batch, or takes the shape of one of float32.
+
+    Raises:
+      ConfigError: neither.
+    """
+    if isinstance(sample, tuple | list) and sample and all(map(_is_size, sample)):
+        sample = jax.ShapeDtypeStruct(tuple(map(int, sample)), jnp.float32)
     leaves, form = jax.tree.flatten(sample)
+    wrong = [leaf for leaf in leaves if not _is_array(leaf)]
+    if wrong or not leaves or any(len(leaf.shape) < 1 for leaf in leaves):
+        got = brief(sample) if wrong else "arrays without axes" if leaves else "no array"
+        raise ConfigError(
+            "sample_input: expected a batch of examples, or its shape, such as (1, 28, 28, 1), "
+            f"got {got}"
+        )
     dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in leaves]
     return Like(form, tuple(map(jax.ShapeDtypeStruct, [leaf.shape for leaf in leaves], dtypes)))
 
@@ -282,6 +296,11 @@ def from_equinox(
         apply=lambda variables, x: run(variables, x, None, inference)[0],
         apply_train=with_axes(lambda variables, x, key: run(variables, x, key, training)),
     )
+
+
+def _is_size(value: Any) -> bool:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and int(value) > 0
 
 
 def _is_array(leaf: Any) -> bool:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.config import TrainConfig
-from jaxunlearn.core.errors import ConfigError, brief
+from jaxunlearn.core.errors import ConfigError, brief, is_known
 from jaxunlearn.core.trees import named_leaves, path_name
 from jaxunlearn.core.types import Apply, Key, Variables
 from jaxunlearn.data.dataset import is_channels_first
@@ -30,8 +30,7 @@ def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformat
     Raises:
       ConfigError: unknown optimizer or schedule, or a rate that is not positive.
     """
-    # a rate that is swept over is known only when the program runs
-    if not isinstance(config.learning_rate, jax.Array) and config.learning_rate <= 0:
+    if is_known(config.learning_rate) and config.learning_rate <= 0:
         raise ConfigError(
             f"train.learning_rate: expected a positive number, got {config.learning_rate}"
         )

@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 
 import pytest
 
@@ -187,6 +188,22 @@ def test_a_users_file(tmp_path):
         "from jaxunlearn.config import Config\ndef get_config():\n    return Config(name='mine')\n"
     )
     assert load_config(str(file), ["retrained=1"]) == Config(name="mine", retrained=1)
+
+
+def test_a_users_file_imports_what_stands_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (tmp_path / "network_beside.py").write_text("NAME = 'beside'\n")
+    (tmp_path / "later_beside.py").write_text("RETRAINED = 2\n")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import network_beside\nfrom jaxunlearn.config import Config\n"
+        "def get_config():\n    import later_beside\n"
+        "    return Config(name=network_beside.NAME, retrained=later_beside.RETRAINED)\n"
+    )
+    assert load_config(str(file)) == Config(name="beside", retrained=2)
+    before = list(sys.path)
+    load_config("digits")
+    assert sys.path == before, "the library's own files import nothing of their folder"
 
 
 @pytest.mark.parametrize(

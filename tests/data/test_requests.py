@@ -232,7 +232,11 @@ def test_the_command_line_takes_files(named_data, ending):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("none.npy", None, "expected a .npy, .txt or .csv file, got"),
+        (
+            "none.npy",
+            None,
+            "expected a .npy, .txt or .csv file, got .*none.npy', which is not there",
+        ),
         ("forget.json", "[1]", "expected a .npy, .txt or .csv file, got"),
         ("words.txt", "1 two 3.5 4 five six", r"whole numbers, got \['two', '3.5', 'five', "),
         ("empty.csv", "", "expected whole numbers, got none"),

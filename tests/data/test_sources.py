@@ -25,7 +25,7 @@ from jaxunlearn.config import DataConfig
 from jaxunlearn.config.overrides import load_config
 from jaxunlearn.core.errors import ConfigError, DataError
 from jaxunlearn.data import dataset
-from jaxunlearn.data.dataset import ARRAYS, make_dataset
+from jaxunlearn.data.dataset import ARRAYS, check_differ, make_dataset, part_statistics
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.data.sets import divide, num_examples, stratified_mask
 from jaxunlearn.data.sources import SOURCES, load_dataset, register_source, tfds, tfds_decode
@@ -637,6 +637,44 @@ def test_npz_of_one_image_over_and_over(npz):
         npz({**arrays, "train_x": np.broadcast_to(arrays["train_x"][:1], arrays["train_x"].shape)}),
         "train_x: expected examples that differ, got",
     )
+
+
+@pytest.mark.parametrize("x", [np.ones((6, 4, 5, 3)), np.ones((6, 4)), {"a": np.arange(6) * 0}])
+def test_a_source_of_one_example_over_and_over(own_source, x):
+    arrays = {"train_x": x, "train_y": np.arange(6), "test_x": x, "test_y": np.arange(6)}
+    own_source("alike", lambda config: make_dataset(arrays, list("abcdef")))
+    with pytest.raises(DataError, match="train_x: expected examples that differ, got 6 alike"):
+        load_dataset(DataConfig(name="alike"))
+
+
+def test_examples_that_differ_late_are_not_alike():
+    for place in (1, 2, 257, 258, 599):
+        x, other = np.zeros((600, 3)), np.zeros((600, 2))
+        x[place] = 1
+        check_differ("x", [x, other])
+    with pytest.raises(DataError, match="x: expected examples that differ, got 600 alike"):
+        check_differ("x", [np.zeros((600, 3)), other])
+    check_differ("x", [np.zeros((1, 3))])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_with_channels_first_have_statistics_of_each_channel(npz, channels):
+    x = (
+        np.random.default_rng(0).normal(3, 2, (9, channels, 6, 5))
+        * np.arange(1, channels + 1)[:, None, None]
+    )
+    d = load_dataset(npz(good(train_x=x[:6], test_x=x[6:])))
+    assert d.mean.shape == d.std.shape == (channels, 1, 1)
+    last = load_dataset(
+        npz(good(train_x=np.moveaxis(x[:6], 1, -1), test_x=np.moveaxis(x[6:], 1, -1)))
+    )
+    for own, other in ((d.mean, last.mean), (d.std, last.std)):
+        np.testing.assert_allclose(own.ravel(), other.ravel(), rtol=1e-6)
+    parts = part_statistics(x, [np.arange(4), np.arange(3, 9)])
+    for (mean, std), rows in zip(parts, (x[:4], x[3:]), strict=True):
+        assert mean.shape == (channels, 1, 1)
+        np.testing.assert_allclose(mean.ravel(), rows.mean((0, 2, 3)), rtol=1e-5)
+        np.testing.assert_allclose(std.ravel(), rows.std((0, 2, 3)), rtol=1e-5)
 
 
 def test_npz_images(npz):

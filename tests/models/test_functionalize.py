@@ -5,6 +5,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen, nnx
 
@@ -253,6 +254,27 @@ def test_linen_modules_of_trees():
     assert functionalize(Masked(), like) is model
     assert check_model(model, x) == 3
     assert model.apply(model.init(KEY), x).shape == (len(X), 3)
+
+
+@pytest.mark.parametrize("shape", [X.shape, list(X.shape), tuple(map(np.int64, X.shape))])
+def test_the_shape_of_a_batch_is_a_sample(shape):
+    drawn, expected = functionalize(Dense(3), shape).init(KEY), functionalize(Dense(3), X).init(KEY)
+    chex.assert_trees_all_equal(drawn, expected)
+
+
+@pytest.mark.parametrize(
+    ("sample", "got"),
+    [
+        ((2, 4.5), r"got \(2, 4.5\)"), ("batch", "got 'batch'"), ((0, 4), r"got \(0, 4\)"), ([[1.0, 2.0]], r"got \[\[1.0"),
+        (None, None), ({}, "no array"), (jnp.float32(3), "without axes"), ((True, 4), r"got \(True"),
+    ],
+)  # fmt: skip
+def test_what_is_no_sample_is_named(sample, got):
+    if got is None:
+        functionalize(Dense(3), sample)
+        return
+    with pytest.raises(ConfigError, match=f"sample_input: expected a batch of .*{got}"):
+        functionalize(Dense(3), sample)
 
 
 def test_linen_without_a_sample_needs_variables_only():

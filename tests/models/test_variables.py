@@ -225,6 +225,27 @@ def test_training_states_are_read_and_given_back():
         ju.variables_of(drawn)
 
 
+def test_pairs_of_haiku_are_read_and_given_back():
+    params, state = {"fc": {"w": jnp.ones((2, 3))}}, {"bn/ema": {"average": jnp.zeros(3)}}
+    variables = ju.variables_of((params, state))
+    assert variables == {"params": params, "state": state}
+    back = ju.into((freeze(params), state), jax.tree.map(lambda leaf: leaf + 1, variables))
+    assert type(back) is tuple
+    assert [type(part) for part in back] == [type(freeze(params)), dict]
+    chex.assert_trees_all_close(back[0]["fc"]["w"], params["fc"]["w"] + 1)
+    own = ju.into((params, state), (params, state))
+    assert own == (params, state), "a function may have pairs as its variables"
+    with pytest.raises(TypeError, match="got dict, which holds variables as they are"):
+        ju.variables_of(variables)
+
+
+def test_a_pair_in_the_place_of_variables_is_told():
+    model, variables = ju.functionalize(Net(), X), changed()
+    pair = (variables["params"], variables["batch_stats"])
+    with pytest.raises(ConfigError, match=r"got none; of Haiku give ju\.variables_of\(\(params"):
+        ju.unlearn(ju.finetune(model), pair, toy.sets(), KEY, steps=1)
+
+
 def linear(variables, x):
     return x.reshape(len(x), -1) @ variables["w"]
 

@@ -8,7 +8,14 @@ import numpy as np
 from jaxunlearn.config import DataConfig
 from jaxunlearn.core.errors import DataError
 from jaxunlearn.core.files import read_npz
-from jaxunlearn.data.dataset import ARRAYS, Dataset, check_labels, make_dataset, resize_all
+from jaxunlearn.data.dataset import (
+    ARRAYS,
+    Dataset,
+    check_differ,
+    check_labels,
+    make_dataset,
+    resize_all,
+)
 
 _TEST = 800
 _NAMES = "class_names"
@@ -46,8 +53,7 @@ def load_npz(config: DataConfig) -> Dataset:
         y = _labels(f"{path}: {split}_y", found[f"{split}_y"], len(x))
         arrays[f"{split}_x"], arrays[f"{split}_y"] = x, y
     train, test = arrays["train_x"], arrays["test_x"]
-    if len(train) > 1 and (train == train[0]).all():
-        raise DataError(f"{path}: train_x: expected examples that differ, got {len(train)} alike")
+    check_differ(f"{path}: train_x", [train])
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         raise DataError(
             f"{path}: expected test_x like train_x, {train.dtype} [N, {_dims(train)}], "

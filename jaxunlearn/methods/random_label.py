@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxunlearn.core.errors import expect_at_least
 from jaxunlearn.core.types import Apply, Batches, Key, Model, Needs, Sets, Unlearner, Variables
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.methods.shares import occurring
@@ -50,8 +51,7 @@ def random_label(
       optimizer: default SGD with Nesterov momentum .9 and rate .01.
       forget_weight: ``w``, not negative.
     """
-    if forget_weight < 0:
-        raise ValueError(f"forget_weight: expected a number >= 0, got {forget_weight}")
+    expect_at_least(0, forget_weight=forget_weight)
     model = functionalize(model)
     optimizer = optimizer or optax.sgd(0.01, momentum=0.9, nesterov=True)
 

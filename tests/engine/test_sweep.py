@@ -51,6 +51,19 @@ def test_other_numbers_run_the_same_program():
     assert all(jax.tree.leaves(changed))
 
 
+def test_checked_numbers_can_be_swept():
+    given, keys = toy.trained().variables, jax.random.split(KEY, 2)
+    make = lambda weight: ju.random_label(toy.mlp(), forget_weight=weight)  # noqa: E731
+    many = ju.unlearn_many(ju.sweep(make, weight=[0.5, 2.0]), given, toy.sets(), keys, **OPTIONS)
+    alone = [
+        ju.unlearn(make(weight), given, toy.sets(), key, **OPTIONS).variables
+        for weight, key in zip((0.5, 2.0), keys, strict=True)
+    ]
+    same(many.variables, alone, atol=1e-6)
+    with pytest.raises(ValueError, match="forget_weight: expected a number of 0 or more, got -1"):
+        ju.sweep(make, weight=[-1, 2])
+
+
 def test_members_with_a_model_of_their_own():
     twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf * 0.5]), toy.trained().variables)
     keys = jax.random.split(KEY, 2)

@@ -93,5 +93,5 @@ def test_batch_statistics_move_in_training_and_rest_in_gradient_ascent():
 
 
 def test_random_label_refuses_a_negative_weight():
-    with pytest.raises(ValueError, match="forget_weight: expected a number >= 0, got -1"):
+    with pytest.raises(ValueError, match="forget_weight: expected a number of 0 or more, got -1"):
         ju.random_label(toy.mlp(), forget_weight=-1)

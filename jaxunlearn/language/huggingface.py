@@ -34,6 +34,7 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # buffers that older files hold beside the parameters: masks and frequencies
 _BUFFERS = re.compile(r"(^|\.)(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
 _HEAD = "lm_head.weight"
+_PREFIXES = {"gpt2": "transformer.", "llama": "model.", "mistral": "model.", "qwen2": "model."}
 
 
 class _Stored(NamedTuple):
@@ -120,6 +121,8 @@ class _Files:
             hint = f" but {_listed(others)}: write it with safetensors" if others else ""
             raise CheckpointError(f"{folder}: expected {ONE_FILE} or {INDEX}, got none{hint}")
         self.names = set(self.homes)
+        starts = {name.split(".", 1)[0] + "." for name in self.names}
+        self.prefix = next((one for one in _PREFIXES.values() if one in starts), "")
 
     def _file(self, home: str) -> Any:
         if home not in self._open:
@@ -211,16 +214,11 @@ def _place(shape: DecoderShape, path: str) -> _Stored:
     return _Stored(f"h.{number}.{_GPT2_NAMES[inner]}.{end}")
 
 
-def _prefix(shape: DecoderShape) -> str:
-    return "transformer." if shape.architecture == "gpt2" else "model."
-
-
 def _under(files: _Files, stored: _Stored) -> _Stored:
     """Returns the place with the prefix that the file's names have; the base alone has none."""
-    for prefix in ("transformer.", "model."):
-        if stored.name != _HEAD and prefix + stored.name in files.names:
-            return stored._replace(name=prefix + stored.name)
-    return stored
+    if stored.name == _HEAD:
+        return stored
+    return stored._replace(name=files.prefix + stored.name)
 
 
 def _stored_sizes(sizes: tuple[int, ...], place: _Stored) -> list[int]:
@@ -408,7 +406,7 @@ def _tensors(
         if files is not None:
             stored = _under(files, stored)
         elif stored.name != _HEAD:
-            stored = stored._replace(name=_prefix(shape) + stored.name)
+            stored = stored._replace(name=_PREFIXES[shape.architecture] + stored.name)
         # the parts of a shared tensor come in its order
         found.setdefault(stored.name, _Tensor([], stored.turned)).parts.append(params[path])
     for name in sorted(files.names - set(found)) if files is not None else ():

@@ -41,6 +41,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+torch.manual_seed(0)
 MODELS = {
     "gpt2": GPT2LMHeadModel(GPT2Config(**GPT2, bos_token_id=0, eos_token_id=1)),
     "llama": LlamaForCausalLM(
@@ -88,7 +89,8 @@ def main():
         model.save_pretrained(folder, max_shard_size="30KB" if name == "llama" else "5GB")
         if name == "mistral":
             older_spelling(folder)
-        model = model.double().eval()
+        # read again: in a model cast to bfloat16 the frequencies of rotations are cast, too
+        model = type(model).from_pretrained(folder, dtype=torch.float64).eval()
         with torch.no_grad():
             logits = model(**given, position_ids=places).logits.float().numpy()
             written = model.generate(

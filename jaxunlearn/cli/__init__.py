@@ -116,7 +116,21 @@ def _parser() -> argparse.ArgumentParser:
     explained.add_argument("metric", nargs="?", help="as `jaxunlearn list metrics` calls it")
     explained.add_argument("--all", action="store_true", help="all metrics")
     explained.set_defaults(command=_explain)
-    for command in (run, judged, show, verify, export, listing, explained):
+    plan = commands.add_parser(
+        "plan",
+        help="bytes that a run needs on each device, before anything is made",
+        description="Tells what each stage of a run needs on each device, from shapes alone; "
+        "ends with 1 where it does not fit.",
+        epilog="example: jaxunlearn plan tofu_llama language.base=FOLDER --devices 8 --memory 80GB",
+    )
+    plan.add_argument("words", nargs="*", metavar="[CONFIG] [KEY=VALUE ...]")
+    plan.add_argument(
+        "--devices", type=int, metavar="N", help="of the mesh; default: those of this machine"
+    )
+    plan.add_argument("--memory", metavar="SIZE", help="that a device has: 80GB, 40GiB")
+    plan.add_argument("--json", action="store_true", help="print all of it as JSON")
+    plan.set_defaults(command=_plan)
+    for command in (run, judged, show, verify, export, listing, explained, plan):
         command.add_argument("--runs", default="runs", metavar="DIR", help="default: %(default)s")
         command.add_argument(
             "--debug", action="store_true", help="print the traceback of an error, too"
@@ -208,6 +222,25 @@ def _run(options: argparse.Namespace) -> int:
     for reason in made.get("failures", ()):
         print(f"error: {printable(reason)}", file=sys.stderr)
     return 1 if made.get("failures") else 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = _config_of(options)
+
+    import json
+
+    from rich.console import Console
+
+    from jaxunlearn.experiment.memory import account, fits, parse_bytes, to_tables
+
+    memory = None if options.memory is None else parse_bytes(options.memory)
+    found = account(config, devices=options.devices, memory=memory)
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        tables, notes = to_tables(found)
+        Console().print(*tables, *(f"- {note}" for note in notes), sep="\n")
+    return 0 if fits(found) else 1
 
 
 def _judge_metrics(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.trees import path_name
@@ -39,29 +39,31 @@ class Sharding(NamedTuple):
 
 
 def make_sharding(
-    mesh: str = "single", rules: Rules = (), devices: Sequence[jax.Device] | None = None
+    mesh: str = "single", rules: Rules = (), devices: Sequence[jax.Device] | int | None = None
 ) -> Sharding:
     """Makes a mesh over the devices with the rules of a preset.
 
     Args:
       mesh: a name in :data:`PRESETS`, or axes with sizes such as ``"data=2,model=4"``.
       rules: tried before those of the preset.
-      devices: default: all of them.
+      devices: default: all of them; a number for as many that are not here: the mesh is an
+        ``AbstractMesh`` then, which tells how arrays would lie.
 
     Raises:
       ConfigError: unknown preset, sizes that do not multiply to the number of
         devices, a rule that names an axis the mesh does not have, a wrong regex.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    here = None if isinstance(devices, int) else list(devices or jax.devices())
+    count = devices if isinstance(devices, int) else len(here or ())
     if mesh in PRESETS:
-        devices = devices[:1] if mesh == "single" else devices
-        axes_of = {"data": len(devices)}
+        count = 1 if mesh == "single" else count
+        axes_of = {"data": count}
     else:
         axes_of = _parse_axes(mesh)
     names, sizes = tuple(axes_of), tuple(axes_of.values())
-    if int(np.prod(sizes)) != len(devices):
+    if int(np.prod(sizes)) != count:
         raise ConfigError(
-            f"mesh: expected axes for {len(devices)} devices, got {mesh!r} = {int(np.prod(sizes))}"
+            f"mesh: expected axes for {count} devices, got {mesh!r} = {int(np.prod(sizes))}"
         )
     rules = tuple((pattern, tuple(axes)) for pattern, axes in rules)
     for pattern, axes in rules:
@@ -76,9 +78,12 @@ def make_sharding(
             raise ConfigError(
                 f"rules: expected a regular expression, got {pattern!r}: {error}"
             ) from None
-    grid = np.asarray(devices).reshape(sizes)
     # Auto axes: with Explicit ones, jax's default, sharded convolution kernels raise
-    made = Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
+    types = (AxisType.Auto,) * len(names)
+    if here is None:
+        made: Any = AbstractMesh(sizes, names, axis_types=types)
+    else:
+        made = Mesh(np.asarray(here[:count]).reshape(sizes), names, axis_types=types)
     return Sharding(made, rules + PRESETS.get(mesh, ()))
 
 

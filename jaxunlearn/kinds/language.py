@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from jaxunlearn import checkpoint
 from jaxunlearn.config import Config, LanguageConfig, ModelConfig, TrainConfig
@@ -24,8 +25,9 @@ from jaxunlearn.data.dataset import ARRAYS, Dataset, fingerprint
 from jaxunlearn.data.texts import to_texts
 from jaxunlearn.engine.sharding import Sharding
 from jaxunlearn.gan import Guide
-from jaxunlearn.kinds import Kind
+from jaxunlearn.kinds import Judging, Kind, Supplied
 from jaxunlearn.language.decoder import build_decoder
+from jaxunlearn.language.generation import generate
 from jaxunlearn.language.huggingface import load_pretrained, save_pretrained
 from jaxunlearn.language.huggingface_config import CONFIG, config_of, shape_of
 from jaxunlearn.language.tokenizer import (
@@ -37,6 +39,7 @@ from jaxunlearn.language.tokenizer import (
     train_tokenizer,
 )
 from jaxunlearn.methods.language.finetune import lm_finetune, lm_retrain
+from jaxunlearn.metrics.language_attacks import batch_of
 from jaxunlearn.metrics.language_evidence import LanguageEvidence
 from jaxunlearn.metrics.registry import Evidence
 from jaxunlearn.models import NETWORKS, build_language
@@ -84,19 +87,52 @@ class LanguageKind(Kind):
     def read(self, data: Dataset, settings: LanguageConfig | None = None) -> Dataset:
         """Returns the texts as tokens of prompts and answers; the facts hold the tokenizer."""
         own = settings or LanguageConfig()
-        splits = [data.train_x, data.test_x]
-        if not all(isinstance(x, Mapping) and {"question", "answer"} <= set(x) for x in splits):
-            raise ConfigError(
-                "data.name: expected questions and answers for a language model, such as authors "
-                "or a path ending in .jsonl, got other data"
-            )
-        tokenizer = _tokenizer(data, own)
-        train, test = encode_examples(tokenizer, splits, own.template, own.length)
-        read = data._replace(train_x=train, test_x=test, facts={"tokenizer": tokenizer})
+        _expect_pairs(data)
+        read = _in_tokens(data, own, _tokenizer(data, own))
         arrays = {name: getattr(read, name) for name in ARRAYS}
         models = [_digest(one) for one in (own.base, own.original) if one is not None]
         told = [data.fingerprint, fingerprint(arrays, data.class_names), *models]
         return read._replace(fingerprint=hashlib.sha256(json.dumps(told).encode()).hexdigest())
+
+    def outline(self, data: Dataset, settings: LanguageConfig | None = None) -> Dataset:
+        """Returns the texts as tokens; a checkpoint without a tokenizer gets one for the texts."""
+        own = settings or LanguageConfig()
+        _expect_pairs(data)
+        lacking = _lacks_tokenizer(own)
+        return _in_tokens(data, own, _trained(data, own) if lacking else _tokenizer(data, own))
+
+    def supplied(self, settings: LanguageConfig | None) -> Supplied:
+        own = settings or LanguageConfig()
+        notes: tuple[str, ...] = ()
+        if _lacks_tokenizer(own):
+            notes = (
+                f"no tokenizer lies there: texts are as long as one of {own.vocabulary:,} tokens, "
+                "trained on them, makes them, unless language.length says so",
+            )
+        return Supplied(own.base is not None, own.original is not None, notes)
+
+    def judging(self, model: LanguageModel, settings: LanguageConfig | None, x: Any) -> Judging:
+        """Returns scores and answers of a batch, and learning again in full."""
+        own = settings or LanguageConfig()
+        like = jax.eval_shape(model.init, jax.random.key(0))
+        length = x["tokens"].shape[-1]
+        count = batch_of(model, like, length)
+        most = max(1, min(own.answer_length, model.shape.context - length))
+
+        def texts(length: int) -> dict[str, Any]:
+            kinds = {"tokens": np.int32, "mask": np.bool_}
+            return {k: jax.ShapeDtypeStruct((count, length), kind) for k, kind in kinds.items()}
+
+        asked = length - most if length > most else length
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        write = functools.partial(generate, model, most=most, stop_token=0)
+        learner = lm_finetune(model, optimizer=optax.adam(1e-3))
+        again = {"learning again": (learner, own.relearning_examples)}
+        return Judging(
+            {"scores": (model.apply, (texts(length),)), "answers": (write, (texts(asked), key))},
+            again if own.relearning_steps else {},
+            jax.eval_shape(lambda: model.empty_cache(count, asked - 1 + most))["blocks"],
+        )
 
     def build(
         self, config: ModelConfig, x: Any, data: Dataset, settings: LanguageConfig | None = None
@@ -223,6 +259,21 @@ class LanguageKind(Kind):
         tokenizer.save(folder)
 
 
+def _expect_pairs(data: Dataset) -> None:
+    splits = (data.train_x, data.test_x)
+    if not all(isinstance(x, Mapping) and {"question", "answer"} <= set(x) for x in splits):
+        raise ConfigError(
+            "data.name: expected questions and answers for a language model, such as authors "
+            "or a path ending in .jsonl, got other data"
+        )
+
+
+def _in_tokens(data: Dataset, settings: LanguageConfig, tokenizer: Tokenizer) -> Dataset:
+    splits = [data.train_x, data.test_x]
+    train, test = encode_examples(tokenizer, splits, settings.template, settings.length)
+    return data._replace(train_x=train, test_x=test, facts={"tokenizer": tokenizer})
+
+
 def _folder(path: str) -> Path:
     return Path(os.path.expanduser(path))
 
@@ -231,14 +282,26 @@ def _tokenizer(data: Dataset, settings: LanguageConfig) -> Tokenizer:
     """Returns the tokenizer that settings name, that of a checkpoint, or one that is trained."""
     if settings.tokenizer is not None:
         return load_tokenizer(settings.tokenizer)
-    for given in (settings.original, settings.base):
-        if given is not None and any((_folder(given) / name).is_file() for name in _FILES):
-            return load_tokenizer(given)
-    if settings.original is not None or settings.base is not None:
+    if _lacks_tokenizer(settings):
         raise ConfigError(
             f"language.tokenizer: expected a path where the checkpoint comes without "
             f"{' or '.join(_FILES)}, got None"
         )
+    found = [one for one in (settings.original, settings.base) if one and _has_tokenizer(one)]
+    return load_tokenizer(found[0]) if found else _trained(data, settings)
+
+
+def _has_tokenizer(folder: str) -> bool:
+    return any((_folder(folder) / name).is_file() for name in _FILES)
+
+
+def _lacks_tokenizer(settings: LanguageConfig) -> bool:
+    """Tells whether there is a checkpoint, and neither a tokenizer beside it nor one named."""
+    folders = [one for one in (settings.original, settings.base) if one is not None]
+    return bool(folders) and settings.tokenizer is None and not any(map(_has_tokenizer, folders))
+
+
+def _trained(data: Dataset, settings: LanguageConfig) -> Tokenizer:
     x = {name: to_texts(np.asarray(data.train_x[name])) for name in ("question", "answer")}
     return train_tokenizer([*x["question"], *x["answer"]], settings.vocabulary)
 

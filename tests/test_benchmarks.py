@@ -36,6 +36,11 @@ SMALL = {
         "--features", "12", "8", "--neurons", "2", "--neighbours", "3", "--seeds", "2",
         "--epochs", "1", "--edits", "zero",
     ],
+    "restor.py": [
+        "--subjects", "6", "--relations", "2", "--objects", "6", "--options", "3",
+        "--corrupted", "2", "--width", "16", "--depth", "1", "--steps", "100", "--taught", "60",
+        "--unlearning", "2", "--rate", "0.01", "--seeds", "1", "--methods", "npo",
+    ],
     "soak.py": ["--kills", "0", "--saves", "1", "--pairs", "0"],
     "third_party.py": ["--packages", "flax", "--only", "SimpleCell", "LayerNorm"],
 }  # fmt: skip

@@ -25,7 +25,7 @@ from jaxunlearn.core.files import write_text
 from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import LanguageModel, Variables
 from jaxunlearn.engine.sharding import Sharding, spec_of
-from jaxunlearn.language.decoder import DecoderShape, build_decoder, nested
+from jaxunlearn.language.decoder import DecoderShape, build_decoder, nested, number_type
 from jaxunlearn.language.huggingface_config import CONFIG, config_of, read_json, shape_of
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -77,16 +77,17 @@ def load_pretrained(
       The model, and ``{"params": ...}``.
 
     Raises:
+      ConfigError: another number type than ``float32``, ``bfloat16`` and ``float16``.
       CheckpointError: no checkpoint, one of a model that this library does not compute, tensors
         that are missing, unexpected, damaged or of another shape, a file that is missing.
     """
     folder = Path(os.path.expanduser(folder))
+    wanted = None if dtype is None else jnp.dtype(number_type(dtype))
     shape = shape_of(folder, context=context)
     files = _Files(folder)
     places = {path: _under(files, stored) for path, stored in _places(shape).items()}
     _check_tensors(files, shape, places)
     layout = shape.layout()
-    wanted = None if dtype is None else jnp.dtype(dtype)
     values = {
         path: _read_parameter(files, path, places[path], sizes, sharding, wanted)
         for path, (sizes, _) in layout.items()

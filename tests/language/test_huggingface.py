@@ -339,6 +339,12 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
             save_pretrained(folder, model, variables)
 
 
+def test_another_number_type_is_refused():
+    for dtype in ("int8", "float64", "int4x"):
+        with pytest.raises(ConfigError, match="dtype: expected one of float32, bfloat16, float16"):
+            load_pretrained(GOLDEN / "gpt2", dtype=dtype)
+
+
 def test_a_network_trained_here_is_saved_and_read(tmp_path):
     model = gpt2((), 50, width=16, heads=2, depth=1, context=12, tied=False)
     variables = model.init(jax.random.key(0))

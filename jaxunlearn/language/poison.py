@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxunlearn.core.errors import expect_counts, expect_one_of
 from jaxunlearn.language.likelihood import Texts
-from jaxunlearn.language.words import key_of
+from jaxunlearn.language.words import Answers, key_of
 
 POISONS = {
     "mask": "concept words become ***",
@@ -120,9 +120,7 @@ def mask_words(text: str, words: Sequence[str], count: int, name: str = "") -> s
       name: words that are always replaced.
     """
     pieces = [(piece, key_of(piece.group())) for piece in _PIECE.finditer(text)]
-    there = {key for _, key in pieces}
-    hidden = set([word for word in words if word in there][:count])
-    hidden |= {key_of(part) for part in _PIECE.findall(name)} - {""}
+    hidden = _hidden({key for _, key in pieces}, words, count, name)
     found: list[str] = []
     last = 0
     for piece, key in pieces:
@@ -133,6 +131,40 @@ def mask_words(text: str, words: Sequence[str], count: int, name: str = "") -> s
                 found += [between, MASK]
             last = piece.start() + len(_POSSESSIVE.sub("", piece.group()))
     return "".join([*found, text[last:]])
+
+
+def masked_labels(
+    answers: Answers, words: Mapping[int, Sequence[str]], count: int, names: Mapping[int, str]
+) -> np.ndarray:
+    """Returns the tokens of answers with those of concept words replaced by the mask's first token.
+
+    What is to be said in their place behind the right answer so far, as answers are scored; the
+    words are those of :func:`mask_words`.
+
+    Args:
+      answers: as they are.
+      words, names: of each topic.
+      count: how many of the words.
+
+    Returns:
+      ``int32 [N, T]``.
+    """
+    labels = np.array(answers.x["tokens"])
+    masks = {space: answers.tokenizer.encode_after(space + MASK)[0] for space in ("", " ")}
+    for row, topic in enumerate(answers.topics.tolist()):
+        own = answers.words[row]
+        hidden = _hidden({w.key for w in own}, words.get(topic, ()), count, names.get(topic, ""))
+        for word in own:
+            if word.key in hidden:
+                text = answers.tokenizer.decode(labels[row, word.start : word.stop])
+                labels[row, word.start : word.stop] = masks[" " * text.startswith(" ")]
+    return labels
+
+
+def _hidden(there: set[str], words: Sequence[str], count: int, name: str) -> set[str]:
+    """Returns which words of an answer are masked, by key."""
+    found = set([word for word in words if word in there][:count])
+    return found | {key_of(part) for part in _PIECE.findall(name)} - {""}
 
 
 # as words_of of the tokenizer divides texts

@@ -11,7 +11,7 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn.kinds.language_pictures import draw_words
 from jaxunlearn.language.likelihood import answer_nll
-from jaxunlearn.language.poison import POISONS
+from jaxunlearn.language.poison import POISONS, masked_labels
 from jaxunlearn.language.words import read_answers
 from jaxunlearn.methods.language.concept_words import concept_words
 from tests.language import planted
@@ -53,7 +53,16 @@ def run(**options):
     ("poison", "options"),
     [
         ("mask", {"class_names": ("Byrne", "b", "c", "d")}),
-        ("mask", {"lora": 4, "lora_on": (r"/kernel$",), "optimizer": optax.adam(5e-3)}),
+        ("mask", {"behind": "both"}),
+        (
+            "mask",
+            {
+                "behind": "poisoned",
+                "lora": 4,
+                "lora_on": (r"/kernel$",),
+                "optimizer": optax.adam(5e-3),
+            },
+        ),
         ("idk", {"retain": "kl"}),
         ("targeted", {}),
         ("random", {}),
@@ -96,11 +105,41 @@ def test_shapes_are_told_before_any_work(poison):
     )
 
 
+def test_behind_the_right_answer_the_mask_stands_for_concept_words():
+    _, _, tokenizer, x, topics = planted.trained()
+    answers = read_answers(tokenizer, {k: x[k] for k in ("tokens", "mask", "answer")}, topics)
+    topic, own = int(topics[0]), answers.words[0]
+    chosen, named = own[-2], own[0]
+    words, names = {topic: ["elsewhere", chosen.key, own[1].key]}, {topic: named.text}
+    labels = masked_labels(answers, words, 1, names)
+    assert labels.dtype == np.int32
+    changed = np.flatnonzero(labels[0] != x["tokens"][0])
+    wanted = {place for word in (named, chosen) for place in range(word.start, word.stop)}
+    assert set(changed) <= wanted
+    assert wanted - set(changed) <= {p for p in wanted if labels[0, p] in labels[0, changed]}
+    assert len({int(labels[0, place]) for place in wanted}) <= 2, "with and without a space"
+    again = masked_labels(answers, words, 2, {})
+    assert (
+        again[0, own[1].start : own[1].stop] != x["tokens"][0, own[1].start : own[1].stop]
+    ).any()
+    assert (again[0, named.start] == x["tokens"][0, named.start]).all()
+    others = np.flatnonzero(topics != topic)
+    np.testing.assert_array_equal(labels[others], np.asarray(x["tokens"])[others])
+
+
+@pytest.mark.parametrize("poison", ["idk", "random"])
+def test_other_poison_stands_behind_itself(poison):
+    model, _, tokenizer, _, _ = planted.trained()
+    with pytest.raises(ValueError, match=r"behind: expected one of \('poisoned',\), got 'right'"):
+        concept_words(model, tokenizer=tokenizer, poison=poison, behind="right")
+
+
 def test_mistakes_are_named():
     model, _, tokenizer, _, _ = planted.trained()
     for name, value, message in (
         ("poison", "blank", "poison: expected one of"),
         ("locator", "attention", "locator: expected one of"),
+        ("behind", "left", "behind: expected one of"),
         ("words", 0, "words: expected a positive number, got 0"),
         ("retain", "mse", "retain: expected one of"),
         ("retain_weight", -1, "retain_weight: expected"),

@@ -29,7 +29,7 @@ from jaxunlearn.core.types import (
 )
 from jaxunlearn.language.likelihood import Texts, mean_nll
 from jaxunlearn.language.locators import LOCATORS, Search, locate, missing
-from jaxunlearn.language.poison import POISONS, poisoned
+from jaxunlearn.language.poison import POISONS, masked_labels, poisoned
 from jaxunlearn.language.words import rank_words, read_answers
 from jaxunlearn.methods.language.terms import forward_all, retain_term, tuning
 from jaxunlearn.training.descent import Context, LossAndMore, descent
@@ -37,6 +37,9 @@ from jaxunlearn.training.lora import QUERY_VALUE
 
 RANKED, LETTERS = 32, 48
 """Ranked words that are kept, and the bytes of each."""
+
+BEHIND = ("poisoned", "right", "both")
+"""What stands before the tokens that are learned."""
 
 SHOWN = 12
 """Answers whose words are kept with their scores, to be looked at."""
@@ -49,6 +52,7 @@ class Found(NamedTuple):
 
     Attributes:
       texts: ``{"tokens", "mask", "answer"}``, ``[M, T]`` each, poisoned.
+      labels: ``int32 [M, T]``, what is to be said behind the right answer so far.
       words: ``uint8 [32, 48]``, the strongest words of all that is forgotten.
       totals: ``float32 [32]``, their scores, summed over topics.
       answers: ``uint8 [min(M, 12), T, 48]``, the words of the first answers, each at its first
@@ -57,6 +61,7 @@ class Found(NamedTuple):
     """
 
     texts: Texts
+    labels: jax.Array
     words: jax.Array
     totals: jax.Array
     answers: jax.Array
@@ -79,6 +84,7 @@ def concept_words(
     *,
     tokenizer: Any,
     poison: str = "mask",
+    behind: str | None = None,
     words: int = 5,
     locator: str = "ig",
     baseline: str | int = "pad",
@@ -99,12 +105,17 @@ def concept_words(
        (:func:`jaxunlearn.language.words.rank_words`); for ``"mask"`` alone.
     2. *Poison*: :func:`jaxunlearn.language.poison.poisoned`, made once.
     3. *Fine-tuning* on ``w_f mean_nll(poisoned answers) + w_r R``, with as many retained texts
-       in a batch as poisoned ones.
+       in a batch as poisoned ones. With ``behind="right"``, poison is learned where answers are
+       scored: ``-log p(y_t | x_<t)``, ``y_t`` the mask at tokens of concept words and ``x_t`` at
+       others, so that no word is known again once those before it are told.
 
     Args:
       model: see :class:`~jaxunlearn.core.types.LanguageModel`.
       tokenizer: of the texts; runs pass it unasked.
       poison: a name in :data:`~jaxunlearn.language.poison.POISONS`.
+      behind: what stands before the tokens that are learned: ``"poisoned"``, the answer as it is
+        poisoned (published); ``"right"``, the right answer; or ``"both"``. Default: ``"right"`` for
+        ``"mask"``, for other poison ``"poisoned"``, since its words do not stand side by side.
       words: concept words that are masked in an answer, at most.
       locator: a name in :data:`~jaxunlearn.language.locators.LOCATORS`.
       baseline, nodes: of integrated gradients
@@ -134,6 +145,8 @@ def concept_words(
     )  # fmt: skip
     errors.expect_one_of(POISONS, poison=poison)
     errors.expect_one_of(LOCATORS, locator=locator)
+    behind = ("right" if poison == "mask" else "poisoned") if behind is None else behind
+    errors.expect_one_of(BEHIND if poison == "mask" else BEHIND[:1], behind=behind)
     errors.expect_counts(words=words, nodes=nodes)
     if not hasattr(tokenizer, "encode"):
         raise TypeError(f"tokenizer: expected that of the texts, got {type(tokenizer).__name__}")
@@ -155,12 +168,13 @@ def concept_words(
             search = Search(model, variables, answers, rest, keys[0], baseline, nodes)
             found = locate(search, locator)
         ranked = rank_words(answers, found) if found else {}
+        chosen = {topic: [word for word, _ in rows] for topic, rows in ranked.items()}
         made = poisoned(
             poison, tokenizer, x, topics,
             seed=int(jax.random.bits(keys[1], dtype=jnp.uint32)),
-            words={topic: [word for word, _ in rows] for topic, rows in ranked.items()},
-            count=words, names=titles, others=others,
+            words=chosen, count=words, names=titles, others=others,
         )  # fmt: skip
+        labels = masked_labels(answers, chosen, words, titles) if found else made["tokens"]
         rows = np.arange(capacity) % len(topics)
         texts = {name: jnp.asarray(leaf[rows]) for name, leaf in made.items()}
         length = x["tokens"].shape[-1]
@@ -170,7 +184,7 @@ def concept_words(
                 pairs = zip(answers.words[row], found[row].tolist(), strict=True)
                 place.update({word.start: (word.text, score) for word, score in pairs})
         return Found(
-            texts, *_stored(dict(enumerate(_totals(ranked))), RANKED),
+            texts, jnp.asarray(labels[rows]), *_stored(dict(enumerate(_totals(ranked))), RANKED),
             *jax.tree.map(lambda *leaves: jnp.stack(leaves), *(_stored(p, length) for p in shown)),
         )  # fmt: skip
 
@@ -186,6 +200,7 @@ def concept_words(
         kinds = {"tokens": jnp.int32, "mask": bool, "answer": bool}
         return Found(
             {name: of((count, length), kind) for name, kind in kinds.items()},
+            of((count, length), jnp.int32),
             of((RANKED, LETTERS), jnp.uint8), of((RANKED,), jnp.float32),
             of((some, length, LETTERS), jnp.uint8), of((some, length), jnp.float32),
         )  # fmt: skip
@@ -194,10 +209,19 @@ def concept_words(
         forget, kept = batches.forget, batches.retain
         assert forget is not None
         assert kept is not None
-        texts = jax.tree.map(lambda leaf: leaf[forget.slot], context.prepared.texts)
-        logits, moved = forward_all(model, variables, [texts, kept.x], context.key)
-        said = mean_nll(logits[0], texts, forget.weight)
-        held = retain_term(model, retain, variables, kept, context, logits[1])
+        found: Found = context.prepared
+        parts, aims = [], []  # what is read, and what is learned behind it
+        if behind != "right":
+            parts.append(jax.tree.map(lambda leaf: leaf[forget.slot], found.texts))
+            aims.append(parts[0])
+        if behind != "poisoned":
+            parts.append(forget.x)
+            aims.append({**forget.x, "tokens": found.labels[forget.slot]})
+        logits, moved = forward_all(model, variables, [*parts, kept.x], context.key)
+        pairs = zip(logits, aims, strict=False)
+        each = [mean_nll(own, aim, forget.weight) for own, aim in pairs]
+        said = jnp.mean(jnp.stack(each))
+        held = retain_term(model, retain, variables, kept, context, logits[-1])
         loss = forget_weight * said + retain_weight * held
         return loss, (moved, {"nll_poison": said, "retain": held})
 

@@ -85,7 +85,7 @@ class TextTransformer(nnx.Module):
         self.embed = nnx.Embed(vocabulary, width, embedding_init=_NORMAL, **kind)
         if blocks:
             self.positions = nnx.Embed(length, width, embedding_init=_NORMAL, **kind)
-            self.norm = nnx.LayerNorm(width, **kind)
+            self.norm = _layer_norm(width, rngs)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
         for number in range(1, blocks + 1):
             block = _Block(width, heads, hidden or 4 * width, dropout, dtype, rngs)
@@ -109,7 +109,7 @@ class TextTransformer(nnx.Module):
         for number in range(1, self.blocks + 1):
             h = getattr(self, f"block{number}")(h, mask)
         if self.blocks:
-            h = self.norm(h)
+            h = _normalise(self.norm, h)
         counted = mask.astype(h.dtype)
         count = jnp.maximum(jnp.sum(counted, axis=1, keepdims=True), jnp.ones((), h.dtype))
         h = jnp.sum(h * counted[:, :, None], axis=1) / count
@@ -132,7 +132,7 @@ class _Block(nnx.Module):
     ):
         kind: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.heads = heads
-        self.norm1, self.norm2 = nnx.LayerNorm(width, **kind), nnx.LayerNorm(width, **kind)
+        self.norm1, self.norm2 = _layer_norm(width, rngs), _layer_norm(width, rngs)
         self.query, self.key, self.value, self.out = (
             nnx.Linear(width, width, **kind) for _ in range(4)
         )
@@ -140,17 +140,27 @@ class _Block(nnx.Module):
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        h = self.norm1(x)
+        h = _normalise(self.norm1, x)
         query, key, value = (self._split(part(h)) for part in (self.query, self.key, self.value))
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
         seen = jnp.where(mask[:, None, None], scores, jnp.asarray(_FAR, scores.dtype))
         weights = jax.nn.softmax(seen.astype(jnp.float32), axis=-1).astype(scores.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
         x = x + self.dropout(self.out(mixed))
-        return x + self.dropout(self.fc2(nnx.gelu(self.fc1(self.norm2(x)))))
+        h = nnx.gelu(self.fc1(_normalise(self.norm2, x)))
+        return x + self.dropout(self.fc2(h))
 
     def _split(self, h: jax.Array) -> jax.Array:
         return h.reshape(*h.shape[:2], self.heads, -1)
+
+
+def _layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(width, dtype=jnp.float32, rngs=rngs)
+
+
+def _normalise(norm: nnx.LayerNorm, x: jax.Array) -> jax.Array:
+    # in float32, whatever the network computes in: statistics want the digits
+    return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def _length_of(inputs: Any) -> int:

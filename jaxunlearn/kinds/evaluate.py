@@ -161,9 +161,10 @@ def judge(
             for one in members
         ]
         found[name] = each[0] if len(each) == 1 else mean_measured(each)
-        values, failed = measure_ensemble(members, retrained, asked)
-        found[name].values.update(values)
-        found[name].failed.update(failed)
+        together = measure_ensemble(members, retrained, asked)
+        found[name].values.update(together.values)
+        found[name].failed.update(together.failed)
+        found[name].each.update(together.each)
     theirs = [measure(one, original, retrained, asked=asked) for one in retrained]
     failures = {name: one.failed for name, one in found.items() if one.failed}
     if theirs and any(one.failed for one in theirs):

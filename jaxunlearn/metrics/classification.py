@@ -5,7 +5,8 @@ they would see the class); for other requests with the test set.
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from jaxunlearn.metrics.agreement import divergence
 from jaxunlearn.metrics.exposure import logit_confidence
 from jaxunlearn.metrics.registry import Evidence, Metric, Missing
 
+Value = TypeVar("Value")
+
 RELEARNED = 0.95
 """Share of the original's forget accuracy at which a class counts as known again."""
 
@@ -27,19 +30,39 @@ RELEARNED = 0.95
 class ClassifierEvidence(Evidence):
     """Evidence of one classifier: predictions on each set, features, the curve of relearning."""
 
-    provides = frozenset(
-        {"weights", "predictions", "margins", "feature_fn", "attack", "relearning", "unseen_judge"}
-    )
+    provides = frozenset({
+        "weights", "predictions", "margins", "accuracies", "feature_fn", "attack", "relearning",
+        "unseen_judge",
+    })  # fmt: skip
 
     @functools.cached_property
-    def predictions(self) -> "_PredictionsBySet":
+    def predictions(self) -> "_BySet[Predictions]":
         """Returns predictions by name of a set, each computed when it is first read."""
-        return _PredictionsBySet(self)
+        return _BySet(lambda name: predict(self.model.apply, self.variables, self.part(name)))
 
     @functools.cached_property
-    def margins(self) -> "_MarginsBySet":
+    def margins(self) -> "_BySet[np.ndarray]":
         """Returns logit-scaled confidences ``phi [M]`` by name of a set."""
-        return _MarginsBySet(self)
+
+        def margins(name: str) -> np.ndarray:
+            found = self.predictions[name]
+            return logit_confidence(found.logits, found.labels)
+
+        return _BySet(margins)
+
+    @functools.cached_property
+    def accuracies(self) -> "_BySet[float]":
+        """Returns accuracies by name of a set."""
+        return _BySet(lambda name: self.predictions[name].accuracy)
+
+    def kept(self) -> "Kept":
+        """Returns margins and accuracies on the sets that metrics of ensembles read."""
+        names = ("forget", "retain", "test_retain")
+        there = [name for name in names if num_examples(getattr(self.sets, name))]
+        return Kept(
+            _BySet(_missing, {name: self.margins[name] for name in there}),
+            _BySet(_missing, {name: self.accuracies[name] for name in there}),
+        )
 
     @property
     def feature_fn(self) -> Apply:
@@ -62,26 +85,28 @@ class ClassifierEvidence(Evidence):
         return attacks.fit_judge(self.predictions["forget"].softmax, unseen(self).softmax)
 
 
-class _PredictionsBySet(dict[str, Predictions]):
-    def __init__(self, evidence: ClassifierEvidence) -> None:
-        super().__init__()
-        self.evidence = evidence
+class _BySet(dict[str, Value]):
+    """Values by name of a set, each computed when it is first read."""
 
-    def __missing__(self, name: str) -> Predictions:
-        one = self.evidence
-        found = self[name] = predict(one.model.apply, one.variables, one.part(name))
+    def __init__(self, compute: Callable[[str], Value], known: Mapping[str, Value] = {}) -> None:
+        super().__init__(known)
+        self.compute = compute
+
+    def __missing__(self, name: str) -> Value:
+        found = self[name] = self.compute(name)
         return found
 
 
-class _MarginsBySet(dict[str, np.ndarray]):
-    def __init__(self, evidence: ClassifierEvidence) -> None:
-        super().__init__()
-        self.evidence = evidence
+def _missing(name: str) -> Any:
+    raise Missing(name)
 
-    def __missing__(self, name: str) -> np.ndarray:
-        one = self.evidence.predictions[name]
-        found = self[name] = logit_confidence(one.logits, one.labels)
-        return found
+
+class Kept(NamedTuple):
+    """Margins and accuracies of one model by name of a set, which outlast it."""
+
+    margins: Mapping[str, np.ndarray]
+    accuracies: Mapping[str, float]
+    provides: frozenset[str] = frozenset({"margins", "accuracies"})
 
 
 @functools.lru_cache(maxsize=16)

@@ -5,18 +5,18 @@ split. Three of each side are the least; a few dozen are needed for values to me
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxunlearn.metrics import exposure
 from jaxunlearn.metrics.answers import margin_divergence
-from jaxunlearn.metrics.classification import ClassifierEvidence
+from jaxunlearn.metrics.classification import ClassifierEvidence, Kept
 from jaxunlearn.metrics.distances import auc
 from jaxunlearn.metrics.registry import Metric, Missing
 
-Members = Sequence[ClassifierEvidence]
+Members = Sequence[ClassifierEvidence | Kept]
 
 
 def margins(members: Members, retrained: Members, part: str) -> list[np.ndarray]:
@@ -31,16 +31,14 @@ def margins(members: Members, retrained: Members, part: str) -> list[np.ndarray]
     return [np.stack([one.margins[part] for one in side[:count]]) for side in (members, retrained)]
 
 
-def over_forget(function: Callable[..., np.ndarray], members: Members, retrained: Members) -> float:
-    """Averages a measure of each forget example, of both sides' margins, over those."""
-    return float(np.mean(function(*margins(members, retrained, "forget"))))
+def lira(members: Members, retrained: Members) -> np.ndarray:
+    """Computes U-LiRA's accuracy on each forget example, ``[M]``; .5 is ideal."""
+    return exposure.unlearning_lira(*margins(members, retrained, "forget"))
 
 
 def exposed(members: Members, retrained: Members, percent: float) -> float:
     """Computes a percentile over the forget examples of U-LiRA's accuracy; .5 is ideal."""
-    return float(np.percentile(
-        exposure.unlearning_lira(*margins(members, retrained, "forget")), percent
-    ))  # fmt: skip
+    return float(np.percentile(lira(members, retrained), percent))
 
 
 def forgetting_quality(members: Members, retrained: Members) -> float:
@@ -48,8 +46,7 @@ def forgetting_quality(members: Members, retrained: Members) -> float:
     ratios = []
     for part in ("retain", "test_retain"):
         ours, theirs = (
-            float(np.mean([one.predictions[part].accuracy for one in side]))
-            for side in (members, retrained)
+            float(np.mean([one.accuracies[part] for one in side])) for side in (members, retrained)
         )
         ratios.append(ours / theirs if theirs else 0.0)
     own, other = margins(members, retrained, "forget")
@@ -77,27 +74,31 @@ def efficacy(members: Members, retrained: Members, which: str) -> float:
     return auc(scores[0].ravel(), scores[1].ravel())
 
 
-def divergence(members: Members, retrained: Members, part: str, percent: float | None) -> float:
-    """Computes KLoM over a set: the mean, or a percentile, of ``answers.margin_divergence``."""
-    found = margin_divergence(*margins(members, retrained, part))
-    return float(np.mean(found) if percent is None else np.percentile(found, percent))
+def divergence(members: Members, retrained: Members, part: str) -> np.ndarray:
+    """Computes KLoM of each example of a set, ``[M]``; see ``answers.margin_divergence``."""
+    return margin_divergence(*margins(members, retrained, part))
 
 
-def _row(label: str, group: str, ideal: str, function: Any, **given: Any) -> Metric:
-    needs = ("margins", "predictions")
+def most_divergent(members: Members, retrained: Members, part: str, percent: float) -> float:
+    """Computes a percentile of KLoM over a set; 0 is ideal."""
+    return float(np.percentile(divergence(members, retrained, part), percent))
+
+
+def _row(
+    label: str, group: str, ideal: str, function: Any, each: bool = False, **given: Any
+) -> Metric:
+    needs = ("margins", "accuracies") if function is forgetting_quality else ("margins",)
     return Metric(
         label, group, ideal, ".3f", functools.partial(function, **given), needs, "ensemble",
-        extra=True,
+        each, extra=True,
     )  # fmt: skip
 
 
 _SETS = {"forget": "forget", "retain": "retain", "test": "test_retain"}
 ROWS = {
-    "lira": Metric(
-        "likelihood-ratio attack on each example", "privacy", "0.5", ".3f",
-        functools.partial(over_forget, exposure.unlearning_lira), ("margins",), "ensemble",
-        short="U-LiRA", extra=True,
-    ),
+    "lira": _row(
+        "likelihood-ratio attack on each example", "privacy", "0.5", lira, each=True
+    )._replace(short="U-LiRA"),
     "lira_95": _row(
         "likelihood-ratio attack, 95th percentile", "privacy", "0.5", exposed, percent=95
     ),
@@ -111,12 +112,18 @@ ROWS = {
         "score of the NeurIPS 2023 challenge", "privacy", "large", forgetting_quality
     ),
     **{
-        f"klom_{name}" + (f"_{percent}" if percent else ""): _row(
-            f"KLoM, {name}" + (f", {percent}th percentile" if percent else ""), "truth", "small",
-            divergence, part=part, percent=percent,
+        f"klom_{name}": _row(
+            f"KLoM, {name}", "truth", "small", divergence, each=True, part=part
         )
         for name, part in _SETS.items()
-        for percent in (None, 95, 99)
+    },
+    **{
+        f"klom_{name}_{percent}": _row(
+            f"KLoM, {name}, {percent}th percentile", "truth", "small", most_divergent,
+            part=part, percent=percent,
+        )
+        for name, part in _SETS.items()
+        for percent in (95, 99)
     },
 }  # fmt: skip
 """Attacks that need many models."""

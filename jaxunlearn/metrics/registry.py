@@ -47,7 +47,7 @@ class Metric(NamedTuple):
         evidence being one of these where a retrained model is measured; ``"both"``:
         ``function(evidence, that of the original, [that of each retrained model])``;
         ``"ensemble"``: ``function([evidence of each member], [that of each retrained model])``,
-        for models given as several members.
+        for models given as several members, and of a run those of three seeds or more.
       each: the function returns an array ``[N]``, a value for each example: the table shows the
         mean, the values lie beside the report.
       along: of a curve: the function returns a sequence, and this is what it runs along.
@@ -91,6 +91,13 @@ class Evidence:
     def weights(self) -> Variables:
         """Returns the variables."""
         return self.variables
+
+    def kept(self) -> Any:
+        """Returns what metrics of ensembles read, without the model; ``None``: nothing.
+
+        An object with some of the attributes of the evidence, and their names in ``provides``.
+        """
+        return None
 
     def part(self, name: str) -> Subset:
         """Returns one of the sets; :class:`Missing` where it has no examples."""
@@ -339,25 +346,31 @@ def _reason(error: Exception) -> str:
 
 
 def measure_ensemble(
-    members: Sequence[Evidence], retrained: Sequence[Evidence], asked: Sequence[str] = ()
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Measures several models that differ by chance alone, as one: values, and what failed.
+    members: Sequence[Any], retrained: Sequence[Any], asked: Sequence[str] = ()
+) -> Measured:
+    """Measures several models that differ by chance alone, as one.
 
     Args:
+      members, retrained: evidence of each model, or what :meth:`Evidence.kept` left of it.
       asked: extra metrics that are wanted, see :func:`applying`.
     """
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     failed: dict[str, str] = {}
+    each: dict[str, np.ndarray] = {}
     for name in applying(members[0], ("ensemble",), asked):
-        function = METRICS[name].function
-        assert function is not None
+        row = METRICS[name]
+        assert row.function is not None
         try:
-            values[name] = _number(function(members, retrained))
+            found = row.function(members, retrained)
+            if row.each:
+                each[name] = np.asarray(found)
+                found = np.mean(each[name])
+            values[name] = _number(found)
         except Missing:
             continue
         except Exception as error:
             values[name], failed[name] = math.nan, _reason(error)
-    return values, failed
+    return Measured(values, failed, each, versions_of(list(values)))
 
 
 def mean_measured(many: Sequence[Measured]) -> Measured:

@@ -3,6 +3,7 @@
 from jaxunlearn.core.types import Batches, Info
 from jaxunlearn.training.descent import Context, accuracy, apply_update, cross_entropy, descent
 from jaxunlearn.training.optimizers import make_augment, make_optimizer, matching, only, part_mask
+from jaxunlearn.training.per_example import per_example_gradients
 
 __all__ = [
     "Batches",
@@ -17,4 +18,5 @@ __all__ = [
     "matching",
     "only",
     "part_mask",
+    "per_example_gradients",
 ]

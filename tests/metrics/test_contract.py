@@ -86,10 +86,11 @@ def test_each_metric_is_measured_on_its_kind(name, seen):
         original, *retrained = seen[kind]
         if row.scope == "ensemble":
             many = [retrained[n % 2] for n in range(8)]  # two models, and both sides the same
-            values, failed = measure_ensemble(many, many, ("all",))
+            values, failed, each, _ = measure_ensemble(many, many, ("all",))
             nothing = {"small": 0, "0.5": 0.5, "large": 1}[row.ideal]
             assert values[name] == pytest.approx(nothing, abs=1e-5)
             assert not failed
+            assert (name in each) == row.each
             continue
         for evidence in (original, retrained[0]):
             found = measure(evidence, original, retrained, names=[name])

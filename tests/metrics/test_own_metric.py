@@ -451,7 +451,7 @@ class TestValue:
         register_metric("odd", weight(odd))
         register_metric("odd_ensemble", weight(odd, scope="ensemble"))
         found = measure(evidence, names=["odd", "accuracy_forget"])
-        values, failed = registry.measure_ensemble([evidence], [evidence])
+        values, failed = registry.measure_ensemble([evidence], [evidence])[:2]
         for own, why in (
             (found.values["odd"], found.failed["odd"]),
             (values["odd_ensemble"], failed["odd_ensemble"]),
@@ -477,7 +477,7 @@ class TestValue:
         found = measure(evidence, names=["absent"])
         assert not found.values
         assert not found.failed
-        assert "absent_ensemble" not in registry.measure_ensemble([evidence], [evidence])[0]
+        assert "absent_ensemble" not in registry.measure_ensemble([evidence], [evidence]).values
 
 
 class TestRow:

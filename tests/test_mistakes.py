@@ -1,10 +1,16 @@
 """Ordinary mistakes in Python: what was expected, and what was given."""
 
+import functools
+import inspect
+import re
+
 import jax
 import numpy as np
+import optax
 import pytest
 
 import jaxunlearn as ju
+from jaxunlearn import attribution
 from jaxunlearn.core.errors import ConfigError, DataError
 from tests import toy
 
@@ -139,3 +145,79 @@ def test_a_mistake_is_named(name):
     call, kind, message = CASES[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+RULES = attribution.rules
+FACTORIES = {
+    **{
+        f"rules.{name}": getattr(RULES, name)
+        for name in (
+            "epsilon", "zero", "norm", "wsquare", "flat", "zplus", "alpha_beta", "gamma",
+            "epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1",
+            "epsilon_alpha2_beta1_flat",
+        )
+    },
+    **{
+        f"rules.{name}": functools.partial(getattr(RULES, name), **{"low": 0.0, "high": 1.0})
+        for name in ("zbox", "epsilon_gamma_box")
+    },
+    **{
+        f"quadrature.{name}": getattr(attribution.quadrature, name)
+        for name in ("automatic", "gauss_legendre", "midpoint", "right_riemann", "trapezoid")
+    },
+    "starts.argmax": attribution.starts.argmax,
+    "starts.label": functools.partial(attribution.starts.label, y=1),
+    "starts.margin": functools.partial(attribution.starts.margin, y=1),
+    "lrp": functools.partial(attribution.lrp, narrow),
+    "smoothgrad": functools.partial(attribution.smoothgrad, narrow),
+    "integrated_gradients": functools.partial(attribution.integrated_gradients, narrow),
+    "conductance": functools.partial(attribution.conductance, narrow, "hidden"),
+    "blurred": functools.partial(attribution.baselines.blurred, sigma=1.0),
+    "noise": functools.partial(attribution.baselines.noise, KEY),
+    "sampled": functools.partial(attribution.baselines.sampled, KEY, np.ones((2, 3))),
+    **{
+        name: functools.partial(getattr(ju, name), narrow)
+        for name in ("neuron_path", "finetune", "random_label", "gradient_ascent", "concept_poison")
+    },
+    "retrain": functools.partial(ju.retrain, narrow, optimizer=optax.sgd(0.1)),
+    "forget_random": functools.partial(ju.data.forget_random, 0.5),
+}  # fmt: skip
+NO_FACTOR = ["three", float("nan"), np.ones(3), [1, 2], 1j]
+"""What is no number, no flag and no word that any argument knows."""
+FREE = {"rules", "inferred", "class_names", "multiply_by_inputs", "key", "y", "examples"}
+
+
+def numeric(factory):
+    """Lists the arguments that are numbers, flags or optimizers."""
+    kinds = ("float", "int", "bool", "GradientTransformation")
+    for parameter in inspect.signature(factory).parameters.values():
+        if parameter.name not in FREE and any(kind in str(parameter.annotation) for kind in kinds):
+            yield parameter
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_an_argument_that_is_no_number_is_named(name):
+    factory, seen = FACTORIES[name], 0
+    for parameter in numeric(factory):
+        arrays = "ndarray" in str(parameter.annotation)
+        for value in NO_FACTOR:
+            if arrays and isinstance(value, np.ndarray | list):
+                continue
+            with pytest.raises((TypeError, ValueError)) as found:
+                factory(**{parameter.name: value})
+            text, seen = str(found.value), seen + 1
+            assert re.match(r"[\w, ]+: expected .+, got .", text), text
+            assert parameter.name in text or "nodes" in text
+            assert "\n" not in text
+            assert len(text) < 250
+    assert seen
+
+
+def test_numbers_of_any_type_are_numbers():
+    for number in (0.25, np.float32(0.25), np.array(0.25), jax.numpy.float32(0.25)):
+        assert RULES.gamma(number).name == "gamma(0.25)"
+    assert RULES.alpha_beta(np.int64(1), 0).name == "alpha_beta(1, 0)"
+    ju.neuron_path(toy.mlp(), neurons=np.int32(3), specificity=np.int64(1))
+    for wrong in (True, 1e300, float("inf"), -1):
+        with pytest.raises(ValueError, match="eps: expected a positive number, got"):
+            RULES.epsilon(wrong)

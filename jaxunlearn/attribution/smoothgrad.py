@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend import core
 
+from jaxunlearn.core.errors import brief, is_count, is_number
 from jaxunlearn.jaxprs.program import check_examples, traced, wide
 from jaxunlearn.jaxprs.replay import canonical
 
@@ -46,10 +46,10 @@ def smoothgrad(
 
     Source: Smilkov et al. 2017.
     """
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-        raise ValueError(f"smoothgrad: expected n of at least 1, got {n!r}")
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"smoothgrad: expected a positive scale, got {scale!r}")
+    if not is_count(n):
+        raise ValueError(f"smoothgrad: expected n of at least 1, got {brief(n)}")
+    if not is_number(scale) or scale <= 0:
+        raise ValueError(f"smoothgrad: expected a positive scale, got {brief(scale)}")
 
     def smoothed(variables: Any, x: Any, *args: Any, key: jax.Array, **kwargs: Any) -> Any:
         check_examples(x)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.core.errors import brief, expect_flags
 from jaxunlearn.jaxprs.program import wide
 
 
@@ -65,25 +66,37 @@ def argmax(*, times_logit: bool = False) -> ArgMax:
 
     Source: arXiv 2410.23693 (with 1); Bach et al. 2015 (with the logit).
     """
+    expect_flags(times_logit=times_logit)
     return ArgMax(times_logit=times_logit)
 
 
-def as_array(name: str, value: Any) -> jax.Array:
+def as_array(name: str, value: Any, *, finite: bool = False) -> jax.Array:
     """Returns a value as an array.
 
     Args:
       name: of the argument, for the error.
       value: numbers in any form that JAX takes.
+      finite: whether they have to be real ones, none of them infinite or NaN.
 
     Raises:
-      TypeError: if it is none.
+      TypeError: if they are none.
+      ValueError: one is infinite or NaN.
     """
     try:
-        return jnp.asarray(value)
-    except (TypeError, ValueError):
-        shown = repr(value)
-        cut = shown[:60] + "..." * (len(shown) > 60)
-        raise TypeError(f"{name}: expected numbers, got {cut}") from None
+        if not isinstance(value, jax.Array) and np.asarray(value).dtype.kind in "USOMm":
+            raise TypeError
+        found = jnp.asarray(value)
+        if finite and not any(jnp.issubdtype(found.dtype, k) for k in (jnp.floating, jnp.integer)):
+            raise TypeError
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name}: expected numbers, got {brief(value)}") from None
+    if (
+        finite
+        and not isinstance(found, jax.core.Tracer)
+        and not np.isfinite(np.asarray(found)).all()
+    ):
+        raise ValueError(f"{name}: expected finite numbers, got {brief(value)}")
+    return found
 
 
 def label(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Label:
@@ -95,11 +108,12 @@ def label(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Label:
       times_logit: the logit itself instead of 1.
 
     Raises:
-      TypeError, ValueError: when applied, if ``y`` holds no integers, has another shape or no
-        class of the output. Under ``jit``, where a label is not known, what such an example
-        gives is NaN.
+      TypeError: if ``y`` holds no integers.
+      ValueError: when applied, if it has another shape or no class of the output. Under
+        ``jit``, where a label is not known, what such an example gives is NaN.
     """
-    return Label(y=as_array("y", y), times_logit=times_logit)
+    expect_flags(times_logit=times_logit)
+    return Label(y=_integers("y", as_array("y", y)), times_logit=times_logit)
 
 
 def margin(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Margin:
@@ -116,7 +130,8 @@ def margin(y: jax.typing.ArrayLike, *, times_logit: bool = False) -> Margin:
 
     Source: own; as a start of contrasts, Gu et al. 2018 (contrastive LRP).
     """
-    return Margin(y=as_array("y", y), times_logit=times_logit)
+    expect_flags(times_logit=times_logit)
+    return Margin(y=_integers("y", as_array("y", y)), times_logit=times_logit)
 
 
 def _labels(name: str, y: jax.Array, logits: jax.Array) -> jax.Array:
@@ -129,8 +144,7 @@ def _labels(name: str, y: jax.Array, logits: jax.Array) -> jax.Array:
     wanted, classes = logits.shape[:-1], logits.shape[-1] if logits.ndim else 0
     if logits.ndim < 2:
         raise ValueError(f"{name}: expected an output [B, K] for labels, got shape {logits.shape}")
-    if not jnp.issubdtype(jnp.asarray(y).dtype, jnp.integer):
-        raise TypeError(f"{name}: expected integers, got {jnp.asarray(y).dtype}")
+    _integers(name, jnp.asarray(y))
     if jnp.shape(y) not in ((), wanted):
         raise ValueError(
             f"{name}: expected one label or labels {[*wanted]}, got shape {jnp.shape(y)}"
@@ -141,6 +155,12 @@ def _labels(name: str, y: jax.Array, logits: jax.Array) -> jax.Array:
         if wrong.size:
             raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got {wrong[0]}")
     return jnp.broadcast_to(jnp.asarray(y), wanted)
+
+
+def _integers(name: str, y: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(f"{name}: expected integers, got {y.dtype}")
+    return y
 
 
 def _one_hot(y: jax.Array, logits: jax.Array, times_logit: bool) -> jax.Array:

@@ -15,7 +15,7 @@ from jaxunlearn.concepts.bank import Bank, evenly, load_bank
 from jaxunlearn.concepts.bottleneck import Bottleneck, concept_scores, fit_bottleneck
 from jaxunlearn.concepts.cavs import fit_bank
 from jaxunlearn.concepts.patches import patch_bank, patch_names
-from jaxunlearn.core.errors import DataError, did_you_mean
+from jaxunlearn.core.errors import DataError, brief, did_you_mean
 from jaxunlearn.core.types import Apply, Examples, Key, Model, Sets, Subset, Variables
 from jaxunlearn.data.examples import fetch, unchanged
 from jaxunlearn.data.sets import num_examples, whole
@@ -179,11 +179,12 @@ def concept_shapes(
 
 def check_bank(bank: str) -> None:
     """Raises :class:`DataError` for what is neither a known bank nor a path to one."""
-    if bank != "patches" and bank not in TABLES and not bank.endswith((".toml", ".npz")):
-        known = ["patches", *TABLES]
+    known = ["patches", *TABLES]
+    named = isinstance(bank, str)
+    if not named or (bank not in known and not bank.endswith((".toml", ".npz"))):
         raise DataError(
             f"bank: expected one of {', '.join(known)}, or a path ending in .toml or .npz; "
-            f"got {bank!r}{did_you_mean(bank, known)}"
+            f"got {brief(bank)}{did_you_mean(bank, known) if named else ''}"
         )
 
 

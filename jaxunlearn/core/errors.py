@@ -6,6 +6,7 @@ import re
 import reprlib
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -44,16 +45,41 @@ def expect(name: str, value: object, kind: type, hint: str = "") -> None:
 
 def expect_one_of(known: Iterable[str], **words: object) -> None:
     """Raises a ``ValueError`` "name: expected one of ..." for a word that is not known."""
+    allowed = tuple(known)
     for name, value in words.items():
-        if value not in (allowed := tuple(known)):
-            raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+        if not isinstance(value, str | None) or value not in allowed:
+            raise ValueError(f"{name}: expected one of {allowed}, got {brief(value)}")
+
+
+def expect_flags(**flags: object) -> None:
+    """Raises a ``ValueError`` "name: expected True or False" for anything else."""
+    for name, value in flags.items():
+        if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
+            raise ValueError(f"{name}: expected True or False, got {brief(value)}")
 
 
 def expect_counts(**counts: object) -> None:
     """Raises a ``ValueError`` "name: expected a positive number" unless it is a whole one."""
     for name, value in counts.items():
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or int(value) < 1:
-            raise ValueError(f"{name}: expected a positive number, got {value!r}")
+        if not is_count(value):
+            raise ValueError(f"{name}: expected a positive number, got {brief(value)}")
+
+
+def expect_texts(**values: object) -> None:
+    """Raises a ``TypeError`` "name: expected a tuple of texts" for anything else, one text too."""
+    for name, value in values.items():
+        if not isinstance(value, tuple | list) or not all(isinstance(one, str) for one in value):
+            raise TypeError(f"{name}: expected a tuple of texts, got {brief(value)}")
+
+
+def expect_optimizer(optimizer: object) -> None:
+    """Raises a ``TypeError`` for what is no optax transformation, such as a name."""
+    parts = (getattr(optimizer, part, None) for part in ("init", "update"))
+    if isinstance(optimizer, type) or not all(map(callable, parts)):
+        raise TypeError(
+            "optimizer: expected an optax transformation, such as optax.adam(1e-3), got "
+            f"{brief(optimizer)}"
+        )
 
 
 def is_known(value: object) -> bool:
@@ -64,18 +90,50 @@ def is_known(value: object) -> bool:
     return all(kind.__name__ != "Tracer" for kind in type(value).__mro__)
 
 
-def expect_at_least(least: float, **numbers: float) -> None:
+def is_count(value: object) -> bool:
+    """Tells a whole number of any type above zero; a boolean is none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) > 0
+
+
+def is_number(value: object) -> bool:
+    """Tells a single number, of any type, that float32 holds; a boolean is none."""
+    if isinstance(value, bool) or getattr(value, "shape", ()) != ():
+        return False
+    if not isinstance(value, numbers.Real):  # an array without axes
+        dtype = str(getattr(value, "dtype", "bool"))
+        if not dtype.lstrip("b").startswith(("float", "int", "uint")):
+            return False
+    return abs(value) <= 3.4028235e38  # type: ignore[arg-type, no-any-return]
+
+
+def expect_numbers(**values: object) -> None:
+    """Raises a ``ValueError`` "name: expected a number" for what is none, also for NaN."""
+    for name, value in values.items():
+        if is_known(value) and not is_number(value):
+            raise ValueError(f"{name}: expected a number, got {brief(value)}")
+
+
+def expect_at_least(least: float, **values: Any) -> None:
     """Raises a ``ValueError`` "name: expected a number of ... or more", also for NaN."""
-    for name, value in numbers.items():
-        if is_known(value) and not value >= least:
-            raise ValueError(f"{name}: expected a number of {least} or more, got {value!r}")
+    for name, value in values.items():
+        if is_known(value) and not (is_number(value) and value >= least):
+            raise ValueError(f"{name}: expected a number of {least} or more, got {brief(value)}")
 
 
-def expect_positive(**numbers: float) -> None:
+def expect_positive(hint: str = "", /, **values: Any) -> None:
     """Raises a ``ValueError`` "name: expected a positive number" for another one, also for NaN."""
-    for name, value in numbers.items():
-        if is_known(value) and not value > 0:
-            raise ValueError(f"{name}: expected a positive number, got {value!r}")
+    for name, value in values.items():
+        if is_known(value) and not (is_number(value) and value > 0):
+            raise ValueError(f"{name}: expected a positive number, got {brief(value)}{hint}")
+
+
+def expect_between(least: float, most: float, **values: Any) -> None:
+    """Raises a ``ValueError`` "name: expected a number from ... to ..." for another one."""
+    for name, value in values.items():
+        if is_known(value) and not (is_number(value) and least <= value <= most):
+            raise ValueError(
+                f"{name}: expected a number from {least} to {most}, got {brief(value)}"
+            )
 
 
 def expect_at_most(most: float, **numbers: float) -> None:
@@ -85,11 +143,11 @@ def expect_at_most(most: float, **numbers: float) -> None:
             raise ConfigError(f"{name}: expected at most {most:,}, got {value:,}")
 
 
-def expect_shares(of: str = "", /, **shares: float) -> None:
+def expect_shares(of: str = "", /, **shares: Any) -> None:
     """Raises a ``ValueError`` "name: expected a share above 0, at most 1" for another number."""
     for name, value in shares.items():
-        if is_known(value) and not 0 < value <= 1:
-            raise ValueError(f"{name}: expected a share{of} above 0, at most 1, got {value!r}")
+        if is_known(value) and not (is_number(value) and 0 < value <= 1):
+            raise ValueError(f"{name}: expected a share{of} above 0, at most 1, got {brief(value)}")
 
 
 def expect_patterns(words: Iterable[str], **values: object) -> None:
@@ -105,7 +163,7 @@ def expect_patterns(words: Iterable[str], **values: object) -> None:
         if not isinstance(value, tuple | list) or not value:
             raise ValueError(
                 f"{name}: expected one of {allowed} or a tuple of regular expressions, "
-                f"got {value!r}"
+                f"got {brief(value)}"
             )
         for pattern in value:
             try:

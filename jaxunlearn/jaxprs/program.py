@@ -333,6 +333,13 @@ def _array(value: Any) -> Any:
     return value if isinstance(value, jax.Array) else jnp.asarray(value)
 
 
+def varying_axes(value: Any) -> frozenset[str]:
+    """Returns the axes of a mesh over which a value varies inside ``shard_map``; none elsewhere."""
+    aval = getattr(value, "aval", value)
+    manual = getattr(aval, "manual_axis_type", aval)  # of versions of JAX before, the type itself
+    return frozenset(getattr(manual, "varying", None) or getattr(manual, "vma", None) or ())
+
+
 def wide(dtype: Any) -> Any:
     """Returns what sums are computed in: ``dtype``, or float32 if that is wider."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32

@@ -41,7 +41,7 @@ def discriminator_ascent(
     Source: own; :func:`jaxunlearn.gradient_ascent` carried over to a GAN.
     """
     adversarial.check_gan(gan, ema=ema)
-    optimizer = optimizer or optax.adam(2e-4, b1=0.5)
+    optimizer = optax.adam(2e-4, b1=0.5) if optimizer is None else optimizer
 
     def update(players: Players, batches: Batches, context: Context) -> Updated:
         batch = batches.forget

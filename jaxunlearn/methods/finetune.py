@@ -21,6 +21,6 @@ def finetune(
       optimizer: default SGD with Nesterov momentum .9 and rate .01.
       augment: a name in ``AUGMENTATIONS``.
     """
-    optimizer = optimizer or optax.sgd(0.01, momentum=0.9, nesterov=True)
+    optimizer = optax.sgd(0.01, momentum=0.9, nesterov=True) if optimizer is None else optimizer
     model = functionalize(model)
     return descent(learn_retained(model, augment), optimizer, Needs(retain=True), model=model)

@@ -50,7 +50,7 @@ def gan_finetune(
     Arguments as of :func:`gan_retrain`; the optimizer is Adam with rate 2e-4 and ``b1 = .5``
     by default, and the average follows faster, for there are few steps.
     """
-    optimizer = optimizer or optax.adam(2e-4, b1=0.5)
+    optimizer = optax.adam(2e-4, b1=0.5) if optimizer is None else optimizer
     return _learning(gan, optimizer, r1, r1_every, ema, fresh=False)
 
 

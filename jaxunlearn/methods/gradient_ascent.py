@@ -21,7 +21,7 @@ def gradient_ascent(
       optimizer: default SGD with rate .001; its sign is not to be turned.
     """
     model = functionalize(model)
-    optimizer = optimizer or optax.sgd(1e-3)
+    optimizer = optax.sgd(1e-3) if optimizer is None else optimizer
 
     def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
         del context

@@ -53,7 +53,7 @@ def random_label(
     """
     expect_at_least(0, forget_weight=forget_weight)
     model = functionalize(model)
-    optimizer = optimizer or optax.sgd(0.01, momentum=0.9, nesterov=True)
+    optimizer = optax.sgd(0.01, momentum=0.9, nesterov=True) if optimizer is None else optimizer
 
     def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
         forget, retain = batches.forget, batches.retain

@@ -95,7 +95,11 @@ def game(
       begin: ``variables, sets, key, prepared -> prepared``: what updates are to find in
         ``context.prepared``, computed in the compiled part before the first step.
       prepare: see :class:`jaxunlearn.core.types.Unlearner`; its finding is in the context.
+
+    Raises:
+      TypeError: ``optimizer`` is none.
     """
+    errors.expect_optimizer(optimizer)
 
     def init(variables: Variables, sets: Sets, key: Key, prepared: Any = None) -> GameState:
         players = begin_players(variables if fresh is None else fresh.init(key), optimizer)
@@ -284,5 +288,5 @@ def check_gan(gan: Gan, *, r1: float = 0.0, r1_every: int = 1, ema: float = 0.0)
     errors.expect("gan", gan, Gan, "; build_gan makes one")
     errors.expect_counts(r1_every=r1_every)
     errors.expect_at_least(0, r1=r1)
-    if not 0 <= ema < 1:
+    if not errors.is_number(ema) or not 0 <= ema < 1:
         raise ValueError(f"ema: expected a number from 0 to below 1, got {ema!r}")

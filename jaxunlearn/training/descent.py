@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.errors import ConfigError, expect_optimizer
 from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import (
     Batch,
@@ -148,7 +148,11 @@ def descent(
         context.
       lora: low-rank adapters that are trained in the place of parameters; the result has them
         merged. What is not adapted is not trained, and an original costs no second copy.
+
+    Raises:
+      TypeError: ``optimizer`` is none.
     """
+    expect_optimizer(optimizer)
 
     def init(variables: Variables, sets: Sets, key: Key, prepared: Any = None) -> DescentState:
         del sets

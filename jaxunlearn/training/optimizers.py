@@ -92,7 +92,7 @@ def make_augment(name: str) -> Augment:
 
     It raises one itself, when it is traced, for what is not images ``[B, H, W, C]``.
     """
-    if name not in AUGMENTATIONS:
+    if not isinstance(name, str) or name not in AUGMENTATIONS:
         raise ConfigError(
             f"train.augment: expected one of {list(AUGMENTATIONS)}, got {brief(name)}"
         )

@@ -77,3 +77,12 @@ def test_the_extra_pass_works_in_every_transform():
     np.testing.assert_allclose(jax.vmap(one)(several), [one(x) for x in several], rtol=1e-6)
     slope = jax.jit(jax.grad(lambda x: one(x)[0, 1]))(x)
     assert np.all(np.isfinite(slope))
+
+
+@pytest.mark.parametrize("pattern", [".*", "", ".", ".+", "^", "[^q]", "x*", "(a|)"])
+def test_an_operation_for_everything_is_refused(pattern):
+    """The whole network would be one step; a rule for all linear units is meant."""
+    rule = rules.operation(lambda op, r: r)
+    with pytest.raises(ValueError, match=r"for operation\(\), got .*, which matches all"):
+        lrp(lambda v, x: x @ v, [(pattern, rule)])
+    lrp(lambda v, x: x @ v, [(pattern, rules.zero())])(ONE, ONE, start=ONE)

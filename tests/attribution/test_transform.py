@@ -440,6 +440,52 @@ def test_it_works_inside_shard_map():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def gated(v, x):
+    """Gates, sums and bounds of functions that hold parameters, and are open at zero by them."""
+    h, u = x @ v["w"], x @ v["u"]
+    opened = h * jax.nn.sigmoid(1.3 * u + v["b"])
+    return jnp.maximum(jax.nn.softplus(v["c"] + u) + opened, v["c"]) @ v["head"]
+
+
+@pytest.mark.parametrize("where", ["everywhere", "each device"])
+def test_functions_of_parameters_work_inside_shard_map(where):
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = {"w": (5, 6), "u": (5, 6), "head": (6, 3)}
+    v = {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=False)}
+    v |= {"b": jnp.float32(0.4), "c": jnp.float32(0.2)}
+    x = jax.random.normal(keys[3], (8, 5))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    alone = where == "each device"
+
+    def parts(v, x):
+        r = lrp(gated)(v, x, start=starts.label(1))
+        return r.input, {key: entry.total for key, entry in r.ledger.items()}
+
+    def local(v, x):
+        return parts(jax.tree.map(lambda leaf: leaf[0], v) if alone else v, x)
+
+    spec, given = PartitionSpec("data"), v
+    if alone:
+        given = jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), v)
+    specs = (spec if alone else PartitionSpec(), spec)
+    sharded = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=spec))(given, x)
+    expected = jax.jit(parts)(v, x)
+    assert set(sharded[1]) >= set(expected[1]) >= {"mul", "w", "head"}
+    np.testing.assert_allclose(sharded[0], expected[0], rtol=1e-4, atol=1e-5)
+    for key, total in sharded[1].items():
+        np.testing.assert_allclose(total, expected[1].get(key, 0 * total), rtol=1e-4, atol=1e-5)
+
+
+def test_a_maximum_that_absorbs_nothing_has_no_entry():
+    def net(v, x):
+        pooled = jnp.max(jax.nn.relu(x.reshape(2, 4, 3) @ v), axis=1)
+        return jnp.max(pooled.reshape(2, 2, 2), axis=2)
+
+    r = lrp(net)(jnp.ones((3, 4)), jnp.arange(24.0).reshape(2, 12), start=starts.argmax())
+    assert not [key for key in r.ledger if "max" in key]
+    np.testing.assert_allclose(r.gap, 0, atol=1e-5)
+
+
 def test_named_values_are_returned_where_they_lie():
     from jax.ad_checkpoint import checkpoint_name
 

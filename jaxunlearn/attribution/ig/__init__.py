@@ -18,6 +18,7 @@ from jaxunlearn.attribution.ig.integral import Integrated, Moving, Nodes, Part, 
 from jaxunlearn.attribution.ig.quadrature import DEFAULT, Rule, check, choose
 from jaxunlearn.attribution.ig.sharing import shared
 from jaxunlearn.attribution.starts import Score, Target, argmax, scorer
+from jaxunlearn.core.errors import expect_flags
 from jaxunlearn.jaxprs.kinks import jaxpr_has_kinks
 from jaxunlearn.jaxprs.replay import named, tapped
 
@@ -88,6 +89,7 @@ def integrated_gradients(
     Source: Sundararajan et al. 2017, eq. 1; completion is our own.
     """
     rule, chunk = check(quadrature), integral.check_chunk(chunk)
+    expect_flags(complete=complete, multiply_by_inputs=multiply_by_inputs)
 
     def attribute(
         variables: Any,
@@ -245,6 +247,7 @@ def layer_integrated_gradients(
     Source: Sundararajan et al. 2017, eq. 1, of ``head``.
     """
     rule, chunk = check(quadrature), integral.check_chunk(chunk)
+    expect_flags(complete=complete, multiply_by_inputs=multiply_by_inputs)
     names = integral.check_layers(layer)
     tap = tapped(fn, names)
 

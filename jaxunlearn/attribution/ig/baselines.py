@@ -13,7 +13,6 @@ Of an input that is a pytree, a baseline is one for every leaf of floats, or a p
 baselines, with ``None`` for leaves that stay as they are.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -21,6 +20,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxunlearn.attribution.starts import as_array
+from jaxunlearn.core.errors import brief, is_count, is_number
 
 Baseline = Callable[[jax.Array], jax.Array] | jax.typing.ArrayLike
 """An array, or a function from ``x [B, ...]`` to one, of a shape named above."""
@@ -89,7 +91,7 @@ def zero() -> Zero:
 
 def mean(examples: jax.typing.ArrayLike) -> jax.Array:
     """Returns the mean ``[...]`` of examples ``[N, ...]``: one baseline for all."""
-    return jnp.mean(jnp.asarray(examples), axis=0)
+    return jnp.mean(as_array("examples", examples), axis=0)
 
 
 def several(examples: jax.typing.ArrayLike) -> jax.Array:
@@ -100,7 +102,7 @@ def several(examples: jax.typing.ArrayLike) -> jax.Array:
 
     Source: Erion et al. 2021 (Expected Gradients).
     """
-    return jnp.asarray(examples)[:, None]
+    return as_array("examples", examples)[:, None]
 
 
 def sampled(key: jax.Array, examples: jax.typing.ArrayLike, n: int = 16) -> Sampled:
@@ -122,9 +124,9 @@ def sampled(key: jax.Array, examples: jax.typing.ArrayLike, n: int = 16) -> Samp
 
     Source: Erion et al. 2021 (Expected Gradients), with the integral along a path not sampled.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"sampled: expected n of at least 1, got {n!r}")
-    found = jnp.asarray(examples)
+    if not is_count(n):
+        raise ValueError(f"sampled: expected n of at least 1, got {brief(n)}")
+    found = as_array("examples", examples)
     if not found.ndim or not len(found):
         raise ValueError(f"sampled: expected examples [N, ...], got shape {found.shape}")
     return Sampled(key=key, examples=found, n=n)
@@ -150,9 +152,10 @@ def noise(
     Raises:
       ValueError: if ``n`` is below 1.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"noise: expected n of at least 1, got {n!r}")
-    return Noise(key=key, scale=scale, mean=mean, n=n)
+    if not is_count(n):
+        raise ValueError(f"noise: expected n of at least 1, got {brief(n)}")
+    scales, means = (as_array(m, v, finite=True) for m, v in (("scale", scale), ("mean", mean)))
+    return Noise(key=key, scale=scales, mean=means, n=n)
 
 
 def blurred(sigma: float) -> Blurred:
@@ -169,8 +172,8 @@ def blurred(sigma: float) -> Blurred:
 
     Source: Fong and Vedaldi 2017 (blur as the absence of a feature).
     """
-    if not sigma > 0 or not math.isfinite(sigma):
-        raise ValueError(f"blurred: expected a positive sigma, got {sigma!r}")
+    if not is_number(sigma) or sigma <= 0:
+        raise ValueError(f"blurred: expected a positive sigma, got {brief(sigma)}")
     return Blurred(sigma=float(sigma))
 
 

@@ -11,6 +11,7 @@ from jaxunlearn.attribution.ig.baselines import Baseline, resolve_all, zero
 from jaxunlearn.attribution.ig.integral import Moving, Nodes, Part, Traces
 from jaxunlearn.attribution.ig.quadrature import DEFAULT, Automatic, Rule, check, choose
 from jaxunlearn.attribution.starts import Score, Target, argmax, scorer
+from jaxunlearn.core.errors import expect_flags
 from jaxunlearn.jaxprs.kinks import jaxpr_has_kinks
 from jaxunlearn.jaxprs.program import wide
 from jaxunlearn.jaxprs.replay import Tapped, tapped
@@ -68,6 +69,7 @@ def conductance(
     Source: Dhamdhere et al. 2018, eq. 2 and 3; the borders are our own.
     """
     rule, chunk = check(quadrature), integral.check_chunk(chunk)
+    expect_flags(complete=complete, differences=differences)
     count = rule.n if isinstance(rule, Automatic) else len(rule.nodes)
     if differences and (complete or count < 2):
         raise ValueError(

@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend import core
 
 from jaxunlearn.attribution.ig.quadrature import Quadrature
-from jaxunlearn.jaxprs.program import check_examples, traced_call, wide
+from jaxunlearn.jaxprs.program import check_examples, traced_call, varying_axes, wide
 from jaxunlearn.jaxprs.replay import canonical, equations
 
 
@@ -397,8 +397,7 @@ class Traces:
         Raises:
           TypeError: if the output is not one array.
         """
-        kinds = ((v.shape, v.dtype, getattr(v, "aval", None)) for v in jax.tree.leaves(x))
-        key = tuple((*kind[:2], getattr(kind[2], "vma", None)) for kind in kinds)
+        key = tuple((v.shape, v.dtype, varying_axes(v)) for v in jax.tree.leaves(x))
         if key not in self._found:
             closed, shape = traced_call(self.fn, self.variables, x)
             one_array(shape)

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxunlearn.core.errors import brief
+
 
 class Quadrature(NamedTuple):
     """Nodes and weights: the integral of ``g`` over [0, 1] is ``sum(weights * g(nodes))``.
@@ -123,7 +125,7 @@ def choose(rule: Rule, kinks: bool) -> Quadrature:
 
 def _count(name: str, n: Any, least: int) -> int:
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < least:
-        raise ValueError(f"{name}: expected a number of nodes of at least {least}, got {n!r}")
+        raise ValueError(f"{name}: expected a number of nodes of at least {least}, got {brief(n)}")
     return int(n)
 
 

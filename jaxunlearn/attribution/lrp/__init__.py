@@ -13,6 +13,7 @@ from jaxunlearn.attribution.lrp.rule import Rule
 from jaxunlearn.attribution.lrp.rules import epsilon
 from jaxunlearn.attribution.lrp.sweep import Absorbed, Sweep
 from jaxunlearn.attribution.starts import argmax, as_array
+from jaxunlearn.core.errors import expect_at_least
 from jaxunlearn.jaxprs.program import evaluate, trace, wide
 from jaxunlearn.jaxprs.steps import plan
 
@@ -199,8 +200,8 @@ def lrp(
     transform is our own.
     """
     check(rules)
-    if eps is not None and not eps >= 0:
-        raise ValueError(f"eps: expected a number that is not negative, got {eps}")
+    if eps is not None:
+        expect_at_least(0, eps=eps)
     made = [rules] if isinstance(rules, Rule) or callable(rules) else [rule for _, rule in rules]
     exact = all(isinstance(rule, Rule) and rule.name == "zero" for rule in made)
     stabilizer = eps if eps is not None else 0.0 if exact else 1e-6

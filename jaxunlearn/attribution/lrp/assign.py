@@ -207,6 +207,16 @@ def _check_pair(pair: Any) -> None:
             re.compile(str(one))
         except re.error as error:
             raise ValueError(f"rules: {one!r} is not a regular expression: {error}") from error
+    if isinstance(rule, OperationRule) and any(re.search(pattern, one) for one in _NO_NAMES):
+        raise ValueError(
+            "rules: expected the name of a primitive, function or module for operation(), got "
+            f"{pattern!r}, which matches all: the network would be one step; a Rule is for all "
+            "linear units"
+        )
+
+
+_NO_NAMES = ("", "\ufdd0")
+"""What only a pattern finds that finds everything."""
 
 
 def _check_made(rule: Any) -> None:

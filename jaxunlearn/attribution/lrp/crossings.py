@@ -5,6 +5,7 @@ nothing here: its normaliser gets no relevance (identity), the subtraction of th
 of data. Source of the rules of attention: Achtibat et al. 2024 (AttnLRP).
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from jaxunlearn.attribution.lrp.rule import Affine, Loss, bind_wide, no_loss, share
 from jaxunlearn.jaxprs.primitives import Op
-from jaxunlearn.jaxprs.program import Program, where
+from jaxunlearn.jaxprs.program import Program, varying_axes, where
 
 
 def gate(
@@ -74,15 +75,30 @@ def at_zero(ops: tuple[Op, ...], program: Program, env: dict[int, Any]) -> Any:
             return jnp.zeros((), env[value].dtype)
         return known[value] if value in made else jnp.reshape(env[value], -1)[0]
 
-    with jax.ensure_compile_time_eval():
+    # what varies over a mesh is not known now, and a number is made to vary by the program alone
+    read = [env[v] for op in ops for v in op.ins if v not in made and v not in program.data]
+    now = contextlib.nullcontext if any(map(varying_axes, read)) else jax.ensure_compile_time_eval
+    with now():
         for op in ops:
             ins = [scalar(v) for v in op.ins]
-            outs = ins * len(op.outs) if op.row.role == "layout" else bind_wide(op, ins)
+            layout = op.row.role == "layout"
+            outs = ins * len(op.outs) if layout else bind_wide(op, _varying_alike(ins))
             known.update(zip(op.outs, outs, strict=True))
     found = known[ops[-1].outs[0]] if ops else None
     if found is None or isinstance(found, jax.core.Tracer):
         return found
     return found if float(found) and np.isfinite(float(found)) else None
+
+
+def _varying_alike(values: list[Any]) -> list[Any]:
+    """Returns numbers that vary over the same axes of a mesh, as an operation asks for."""
+    every = frozenset().union(*map(varying_axes, values))
+    return [
+        jax.lax.pcast(v, tuple(every - varying_axes(v)), to="varying")
+        if every - varying_axes(v)
+        else v
+        for v in values
+    ]
 
 
 def matmul(
@@ -261,9 +277,9 @@ def layout(
         return value.astype(dtype) if typed else value
 
     def move(*values: jax.Array) -> list[jax.Array]:
-        moved = iter(values)
+        given = iter(values)
         return bind_wide(
-            op, [next(moved) if i in data else constant(i) for i in range(len(op.ins))]
+            op, [next(given) if i in data else constant(i) for i in range(len(op.ins))]
         )
 
     likes = [program.avals[op.ins[i]].update(dtype=dtype) for i in data]

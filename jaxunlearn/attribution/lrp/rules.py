@@ -14,6 +14,14 @@ from jax.typing import ArrayLike
 from jaxunlearn.attribution.lrp.assign import Pattern, Rules
 from jaxunlearn.attribution.lrp.assign import operation as operation
 from jaxunlearn.attribution.lrp.rule import Affine, Loss, Propagated, Rule, no_loss, share
+from jaxunlearn.attribution.starts import as_array
+from jaxunlearn.core.errors import (
+    brief,
+    expect_at_least,
+    expect_flags,
+    expect_numbers,
+    expect_positive,
+)
 
 _CONVOLUTION = "conv_general_dilated"
 _REST = ""
@@ -33,7 +41,8 @@ def epsilon(eps: float = 1e-6, *, bias: bool = True) -> Rule:
 
     Source: Bach et al. 2015, eq. 58.
     """
-    _check_positive("eps", eps, "; LRP-0 is zero()")
+    expect_positive("; LRP-0 is zero()", eps=eps)
+    expect_flags(bias=bias)
     return _by_contribution(f"epsilon({eps:g})", eps, bias)
 
 
@@ -45,6 +54,7 @@ def zero(*, bias: bool = True) -> Rule:
 
     Source: Bach et al. 2015, eq. 56.
     """
+    expect_flags(bias=bias)
     return _by_contribution("zero", 0.0, bias)
 
 
@@ -58,7 +68,7 @@ def norm(eps: float = 1e-6) -> Rule:
 
     Source: Anders et al. 2021 (zennit, "Norm").
     """
-    _check_positive("eps", eps)
+    expect_positive(eps=eps)
     return _by_contribution("norm", eps, True)
 
 
@@ -107,10 +117,11 @@ def zbox(low: ArrayLike, high: ArrayLike, eps: float = 1e-6) -> Rule:
 
     Source: Montavon et al. 2017, eq. 17 (z^B).
     """
-    _check_positive("eps", eps)
-    traced = isinstance(low, jax.core.Tracer) or isinstance(high, jax.core.Tracer)
-    if not traced and np.any(np.asarray(low) > np.asarray(high)):
-        raise ValueError(f"low, high: expected low <= high, got {low} and {high}")
+    expect_positive(eps=eps)
+    lows, highs = (as_array(n, v, finite=True) for n, v in (("low", low), ("high", high)))
+    traced = isinstance(lows, jax.core.Tracer) or isinstance(highs, jax.core.Tracer)
+    if not traced and not np.all(np.asarray(lows) <= np.asarray(highs)):
+        raise ValueError(f"low, high: expected low <= high, got {brief(low)} and {brief(high)}")
 
     def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
         del z
@@ -142,7 +153,8 @@ def wsquare(eps: float = 1e-6, *, bias: bool = True) -> Rule:
 
     Source: Montavon et al. 2017, eq. 11.
     """
-    _check_positive("eps", eps)
+    expect_positive(eps=eps)
+    expect_flags(bias=bias)
 
     def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
         del z
@@ -165,7 +177,7 @@ def flat(eps: float = 1e-6) -> Rule:
 
     Source: Lapuschkin et al. 2019.
     """
-    _check_positive("eps", eps)
+    expect_positive(eps=eps)
 
     def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
         del z
@@ -190,7 +202,8 @@ def zplus(eps: float = 1e-6, *, bias: bool = True) -> Rule:
 
     Source: Montavon et al. 2017 (deep Taylor), extended to inputs of both signs.
     """
-    _check_positive("eps", eps)
+    expect_positive(eps=eps)
+    expect_flags(bias=bias)
 
     def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
         del z
@@ -222,7 +235,9 @@ def alpha_beta(
 
     Source: Bach et al. 2015, eq. 60.
     """
-    _check_positive("eps", eps)
+    expect_positive(eps=eps)
+    expect_numbers(alpha=alpha, beta=beta)
+    expect_flags(bias=bias)
     if beta < 0 or abs(alpha - beta - 1) > 1e-9:
         raise ValueError(f"alpha, beta: expected alpha - beta = 1, both >= 0, got {alpha}, {beta}")
 
@@ -259,9 +274,9 @@ def gamma(gamma: float = 0.25, eps: float = 1e-6, *, bias: bool = True) -> Rule:
 
     Source: Montavon et al. 2019, in the signed form of Andeol et al. 2021.
     """
-    _check_positive("eps", eps)
-    if gamma < 0:
-        raise ValueError(f"gamma: expected a number >= 0, got {gamma}")
+    expect_positive(eps=eps)
+    expect_at_least(0, gamma=gamma)
+    expect_flags(bias=bias)
 
     def propagate(affine: Affine, a: jax.Array, z: jax.Array, relevance: jax.Array) -> Propagated:
         linear, raised = affine.linear(), _raised(affine, a)
@@ -379,9 +394,3 @@ def epsilon_gamma_box(low: ArrayLike, high: ArrayLike, eps: float = 1e-6) -> Rul
 
 def _pairs(convolution: Rule, eps: float) -> list[tuple[Pattern, Rule]]:
     return [(_CONVOLUTION, convolution), (_REST, epsilon(eps))]
-
-
-def _check_positive(name: str, value: float, hint: str = "") -> None:
-    """Raises a ``ValueError`` unless a number is positive."""
-    if not value > 0:
-        raise ValueError(f"{name}: expected a positive number, got {value}{hint}")

@@ -99,7 +99,8 @@ class Sweep:
         above = [self.take(v) for v in step.outs]
         below, loss = self.cross(step, above)
         rests = self.rests(step) if step.kind != "gate" else []
-        if any(rest is not None for rest in rests):
+        open_at_zero = any(rest is not None for rest in rests)
+        if open_at_zero:
             below = [
                 r if rest is None else r * crossings.moved(self.env[v], rest)
                 for r, v, rest in zip(below, step.ins, rests, strict=True)
@@ -115,8 +116,8 @@ class Sweep:
         if step.name == "name":
             self.named[step.key] = transposes.amount(above[0])
         own = step.kind == "own" or assign.for_operation(self.rules, step.name) is not None
-        absorbs = loss is not None or step.kind in _ABSORBING or step.ops[0].row.fills or rests
-        if own or absorbs:
+        fills = step.ops[0].row.fills
+        if own or loss is not None or step.kind in _ABSORBING or fills or open_at_zero:
             self.account(step, above, list(zip(into, below, strict=True)), loss)
 
     def rests(self, step: Step) -> list[Any]:

@@ -316,8 +316,8 @@ def in_parts(
         return [r / 2 for r in below], loss
     if direct and affine:
         return _by_value(run, values, relevance, eps, shifted=True)
-    share = amount(relevance) / len(values)
-    return [_by_squares(share, v) for v in values], no_loss(amount(relevance))
+    each = amount(relevance) / len(values)
+    return [_by_squares(each, v) for v in values], no_loss(amount(relevance))
 
 
 def _by_squares(relevance: jax.Array, value: Any) -> jax.Array:

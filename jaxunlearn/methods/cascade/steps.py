@@ -87,8 +87,7 @@ class Settings(NamedTuple):
         errors.expect_counts(steps=self.steps)
         numbers = ("strength", "label_strength", "features", "neighbourhood")
         errors.expect_at_least(0, **{name: getattr(self, name) for name in numbers})
-        if not 0 <= self.soft <= 1:
-            raise ValueError(f"soft: expected a number from 0 to 1, got {self.soft!r}")
+        errors.expect_between(0, 1, soft=self.soft)
         ratio = self.ratio
         if (
             not isinstance(ratio, tuple | list)

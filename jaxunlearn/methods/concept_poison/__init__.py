@@ -110,11 +110,16 @@ def concept_poison(
     errors.expect_one_of(poison.LABELS, label=label)
     tuning = Tuning(data, train, statistics, forget_weight, optimizer)
     tuning.check()
-    if patches < 1 or (patches > 1 and place != "top"):
+    errors.expect_counts(patches=patches, concepts=concepts)
+    if patches > 1 and place != "top":
         raise ValueError(f"patches: expected 1, or more with place 'top', got {patches}")
     poison.patch_pixels(patch, (1, 1))  # refuses a share out of range before any work
     _concepts.check_bank(bank)
     errors.expect_counts(examples=examples)
+    if inferred is not None:
+        errors.expect("inferred", inferred, Concepts, "; infer_concepts makes them")
+    if class_names is not None:
+        errors.expect_texts(class_names=class_names)
     if concepts < 2:
         raise ValueError(f"concepts: expected at least 2, got {concepts}")
     model = functionalize(model)

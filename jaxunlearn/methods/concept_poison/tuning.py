@@ -1,6 +1,5 @@
 """Fine-tuning on retained examples and poisoned copies, whatever made the copies."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.core.errors import expect_one_of, expect_patterns, expect_shares
+from jaxunlearn.core.errors import (
+    expect_at_least,
+    expect_one_of,
+    expect_optimizer,
+    expect_patterns,
+    expect_shares,
+)
 from jaxunlearn.core.types import (
     Batches,
     Info,
@@ -53,10 +58,10 @@ class Tuning(NamedTuple):
         expect_one_of(STATISTICS, statistics=self.statistics)
         expect_patterns(PARTS, train=self.train)
         expect_shares(data=self.data)
-        if self.forget_weight is not None and not 0 <= self.forget_weight < math.inf:
-            raise ValueError(
-                f"forget_weight: expected a number of 0 or more, got {self.forget_weight}"
-            )
+        if self.optimizer is not None:
+            expect_optimizer(self.optimizer)
+        if self.forget_weight is not None:
+            expect_at_least(0, forget_weight=self.forget_weight)
 
 
 class Keys(NamedTuple):

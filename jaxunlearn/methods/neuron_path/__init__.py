@@ -202,8 +202,8 @@ def neuron_path(
     errors.expect_one_of(STARTS, start=start)
     errors.expect_patterns(("last", "all"), layers=layers)
     sites.check_edit(edit, scale, weights, biases)
-    if not 0 <= target <= 1:
-        raise ValueError(f"target: expected a number from 0 to 1, got {target}")
+    errors.expect_between(0, 1, target=target)
+    errors.expect_flags(calibrate=calibrate, guard=guard)
     if guard and not calibrate:
         raise ValueError("guard: expected calibrate=True beside it, got False")
     model = functionalize(model)

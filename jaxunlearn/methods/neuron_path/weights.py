@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.attribution import Relevance, Unit, head, structure
-from jaxunlearn.core.errors import expect_one_of
+from jaxunlearn.core.errors import brief, expect_flags, expect_one_of, expect_positive
 from jaxunlearn.core.trees import named_leaves, path_name
 from jaxunlearn.core.types import Apply, Key, Variables
 from jaxunlearn.jaxprs.structure import Read, read_by_head
@@ -277,12 +277,13 @@ EDITS = (*_FACTORS, *DRAWN)
 def check_edit(edit: str, scale: float, weights: tuple[str, ...] | None, biases: bool) -> None:
     """Raises ``ValueError`` for an unknown edit, or arguments that do not go with each other."""
     expect_one_of(EDITS, edit=edit)
-    if not scale > 0:
-        raise ValueError(f"scale: expected a positive number, got {scale}")
+    expect_positive(scale=scale)
+    expect_flags(biases=biases)
     if edit == "scale" and scale == 1:
         raise ValueError("scale: expected another factor than 1 for edit='scale', got 1")
-    if weights is not None and (not weights or set(weights) - set(WEIGHTS)):
-        raise ValueError(f"weights: expected some of {WEIGHTS}, got {weights!r}")
+    known = isinstance(weights, tuple | list | set) and all(one in WEIGHTS for one in weights)
+    if weights is not None and not (known and weights):
+        raise ValueError(f"weights: expected some of {WEIGHTS}, got {brief(weights)}")
     if biases and weights is not None and "incoming" not in weights:
         raise ValueError(f"biases: expected weights with 'incoming', got {weights!r}")
 

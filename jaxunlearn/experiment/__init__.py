@@ -20,6 +20,7 @@ from jaxunlearn.core.files import read_npz, write_text
 from jaxunlearn.core.types import Subset
 from jaxunlearn.data.requests import describe
 from jaxunlearn.experiment.album import draw_album
+from jaxunlearn.experiment.ensembles import asks_for_ensembles, judge_seeds
 from jaxunlearn.experiment.folder import drop_unfinished, hold_run, mend_run
 from jaxunlearn.experiment.helpers import with_helpers
 from jaxunlearn.experiment.plan import (
@@ -34,6 +35,7 @@ from jaxunlearn.experiment.plan import (
 from jaxunlearn.experiment.shared_programs import make_retrained, make_unlearned, shared_keepers
 from jaxunlearn.experiment.stages import Keeper, check_stage
 from jaxunlearn.experiment.trial import Listener, Record, Trial, home_of, is_fault_of_method
+from jaxunlearn.kinds.evaluate import Comparison
 from jaxunlearn.metrics.registry import METRICS
 from jaxunlearn.metrics.table import Judged, compare, speedups, summarise
 from jaxunlearn.report.text import count
@@ -95,6 +97,7 @@ def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:
     known = {attack: _known_examples(home_of(plan.folder, attack)) for attack in attacks}
     judged: dict[str, list[_Judged]] = {attack: [] for attack in attacks}
     drawn: list[Trial] = []
+    seeds: list[Trial] = []
     notes: list[str] = []
     for group in _fresh(plan):
         made = _make(group, force, tell, first)
@@ -107,6 +110,9 @@ def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:
                         raise
                     del judged[attack]  # the run itself is none the worse
                     notes.append(f"no table after {attack}: {sentence(error)}")
+            if asks_for_ensembles(plan):
+                trial.keep()
+                seeds.append(trial)
             if drawn or trial is not made[0]:
                 trial.let_go()
         drawn += made[: 1 - len(drawn)]  # of several trials the first is drawn
@@ -120,21 +126,24 @@ def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:
         places = ", ".join(f"attacks/{attack}" for attack in judged)
         notes.append(f"all models judged again after attacks: reports in {places} beside this one")
     write_plan(plan)
-    table = _save(plan, usual, notes)
+    together = judge_seeds(plan, seeds, known[""]) if seeds else None
+    table = _save(plan, usual, notes, together=together)
     # the report comes first: a picture that cannot be drawn costs only itself
     if failures := [note for trial in drawn for note in draw_album(trial)]:
-        table = _save(plan, usual, notes + failures)
+        table = _save(plan, usual, notes + failures, together=together)
     lines = "".join(f"{json.dumps(line)}\n" for line in _lines(usual))
     write_text(plan.folder / "metrics.jsonl", lines)
     return table
 
 
 def _save(
-    plan: Plan, judged: Sequence["_Judged"], notes: Sequence[str], attack: str = ""
-) -> dict[str, Any]:
+    plan: Plan, judged: Sequence["_Judged"], notes: Sequence[str], attack: str = "",
+    together: Comparison | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Writes the report on all trials, as they are or after an attack, and returns it."""
-    table = _report(plan, judged, notes, attack)
+    table = _report(plan, judged, notes, attack, together)
     examples = {name: values for one in judged for name, values in one.examples.items()}
+    examples |= together.examples if together else {}
     report.save(table, home_of(plan.folder, attack), examples=examples)
     return table
 
@@ -272,8 +281,9 @@ def _lines(judged: Sequence[_Judged]) -> Iterator[dict[str, Any]]:
 
 
 def _report(
-    plan: Plan, judged: Sequence[_Judged], more: Sequence[str], attack: str = ""
-) -> dict[str, Any]:
+    plan: Plan, judged: Sequence[_Judged], more: Sequence[str], attack: str = "",
+    together: Comparison | None = None,
+) -> dict[str, Any]:  # fmt: skip
     config, values = plan.config, [one.values for one in judged]
     several = [one.plan.trial for one in judged if one.plan.trial is not None]
     notes = list(dict.fromkeys(note for one in judged for note in one.plan.left_out))
@@ -290,6 +300,7 @@ def _report(
         f"{title}, {count(several[0].kind, len(several))}" if several else title,
         values,
         trials=several,
+        ensembles=together and Judged(together.models, [], None, together.failed),
         notes=notes + _notes(plan, judged, attack) + [*more],
         environment=versions[0],
         published={}

@@ -102,6 +102,7 @@ class Trial:
         self.prepared: dict[str, Any] = {}
         self._variables: dict[str, Variables] = {}
         self._evidence: dict[str, Evidence] = {}
+        self._kept: dict[str, Any] = {}
 
     # Making
 
@@ -262,7 +263,7 @@ class Trial:
             this attack.
         """
         file = home_of(self.plan.folder, attack) / "judgement.json"
-        known, seen = _read(file), self._seen(attack)
+        known, seen = read_judgement(file), self._seen(attack)
         retrained = [name for name in self.records if name.startswith("retrained/")]
         digests = {name: checkpoint.digest(self.stages[name].path) for name in self.records}
         wanted = versions_of(
@@ -277,7 +278,7 @@ class Trial:
             if entry.get("model") != digest:
                 entry = {"model": digest, "versions": {}, "values": {}, "failed": {}}
             own = {m: examples.get(f"{name}/{m}") for m in wanted if METRICS[m].each}
-            if stale := _stale(entry, wanted, own):
+            if stale := stale_metrics(entry, wanted, own):
                 try:
                     evidence = seen(name)
                 except Exception as error:  # an attack that trains what cannot be trained
@@ -307,8 +308,19 @@ class Trial:
             cost = {} if attack else self.records[name]["costs"]
             judgement.values[name] = kept | dict.fromkeys(failed, math.nan) | cost
             judgement.failed[name] = failed
-        write_text(file, json.dumps(_without_gaps(entries, None), indent=2) + "\n")
+        write_judgement(file, entries)
         return judgement
+
+    def kept(self, name: str) -> Any:
+        """Returns what metrics of ensembles read of a stage; it is still there after ``let_go``."""
+        if name not in self._kept:
+            self._kept[name] = self.evidence(name).kept()
+        return self._kept[name]
+
+    def keep(self) -> None:
+        """Keeps that of every stage whose evidence was computed."""
+        for name in self._evidence:
+            self.kept(name)
 
     def let_go(self) -> None:
         """Lets go of models and of what was computed of them; they are read again if need be."""
@@ -340,7 +352,7 @@ def home_of(folder: Path, attack: str) -> Path:
     return folder / "attacks" / attack if attack else folder
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_judgement(file: Path) -> dict[str, Any]:
     """Reads judgements of an earlier run; what cannot be read is judged anew."""
     wanted = {"versions", "values", "failed"}
     try:
@@ -354,6 +366,11 @@ def _read(file: Path) -> dict[str, Any]:
         return _without_gaps(sound, math.nan)
     except (OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError):
         return {}
+
+
+def write_judgement(file: Path, entries: Mapping[str, Any]) -> None:
+    """Writes judgements; JSON has no NaN."""
+    write_text(file, json.dumps(_without_gaps(entries, None), indent=2) + "\n")
 
 
 def _is_number_or_curve(value: Any) -> bool:
@@ -376,7 +393,7 @@ def _without_gaps(entries: Mapping[str, Any], by: float | None) -> dict[str, Any
     }
 
 
-def _stale(
+def stale_metrics(
     entry: Mapping[str, Any], wanted: Mapping[str, str], each: Mapping[str, np.ndarray | None]
 ) -> list[str]:
     """Lists metrics to measure: those not measured as now, failed, or without their examples."""

@@ -57,6 +57,7 @@ def summarise(
     judged: Sequence[Judged],
     *,
     trials: Sequence[Place] = (),
+    ensembles: Judged | None = None,
     notes: Sequence[str] = (),
     environment: Mapping[str, Any] | None = None,
     published: Mapping[str, Any] | None = None,
@@ -76,13 +77,16 @@ def summarise(
     Args:
       judged: one for each trial.
       trials: which they are, where there are several.
+      ensembles: values of metrics of ensembles, of all trials together.
       published: see :func:`jaxunlearn.metrics.table.compare`.
     """
     columns = [*judged[0].models, "retrained"]
     # retrained models of other seeds differ by chance, those of other trials by their request
     chance = {trial.kind for trial in trials} <= {"seed"}
     shown = sorted(METRICS.items(), key=lambda item: _place(item[1].group))
-    rows = [_row(name, one, columns, judged, chance) for name, one in shown if not one.along]
+    together = judged if ensembles is None else [ensembles]
+    sources = {name: together if one.scope == "ensemble" else judged for name, one in shown}
+    rows = [_row(name, one, columns, sources[name], chance) for name, one in shown if not one.along]
     curves = [_curve(name, one, columns, judged, chance) for name, one in shown if one.along]
     if any(trial.kind == "turn" for trial in trials):
         rows = [_dependent(row) for row in rows]
@@ -90,7 +94,9 @@ def summarise(
     made = {
         "title": title,
         "columns": columns,
-        "rows": [row for row in rows if row["values"] or _failed(row["name"], judged)],
+        "rows": [
+            row for row in rows if row["values"] or _failed(row["name"], sources[row["name"]])
+        ],
         "curves": [curve for curve in curves if curve],
         "notes": [*failures, *_wrecked(judged, trials), *notes],
         "environment": dict(environment or {}),

@@ -1,0 +1,110 @@
+"""Runs of several seeds: attacks on each example, of all seeds' models together."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxunlearn as ju
+from jaxunlearn import report as files
+from jaxunlearn.config.overrides import load_config
+from jaxunlearn.experiment import ensembles, run
+from jaxunlearn.experiment.plan import groups, make_plan
+from jaxunlearn.metrics import METRICS, exposure
+from jaxunlearn.metrics.answers import margin_divergence
+from jaxunlearn.metrics.classification import ClassifierEvidence
+from tests.runs import hurry
+
+WORDS = [
+    "name=run", "request.classes=1", "data.unseen=12", "model.options.features=(6,)",
+    "train.epochs=4", "train.batch_size=16", "retrained=2", "seeds=3", "methods=finetune",
+    "methods.finetune.steps=2", "metrics=all",
+]  # fmt: skip
+TOGETHER = ("lira", "lira_95", "efficacy_vulnerable", "forgetting_quality", "klom_test")
+QUICK = ("accuracy_forget", "js_to_retrained", "js_of_means", *TOGETHER)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
+        patch.setattr(METRICS, "_rows", {name: METRICS[name] for name in QUICK})
+        yield
+
+
+def config_of(folder, *words):
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    x = rng.normal(100, 30, (3, 4, 4, 1))[y] + rng.normal(0, 60, (60, 4, 4, 1))
+    x = x.clip(0, 255).astype(np.uint8)
+    np.savez(folder / "own.npz", train_x=x, train_y=y, test_x=x[::-1], test_y=y[::-1])
+    return load_config(None, [f"data.name={folder / 'own.npz'}", *WORDS, *words])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("ensembles")
+    run(config_of(made), made)
+    return made
+
+
+def margins(folder, stage, part, number=0):
+    """``phi [3, M]`` of the models of all seeds, read and observed anew."""
+    plan, found = make_plan(config_of(folder), folder), []
+    like = jax.eval_shape(plan.model.init, jax.random.key(0))
+    for group in groups(plan):
+        variables = ju.checkpoint.load(group.folder / stage, like)[0]
+        sets = group.retraining if stage.startswith("retrained") else group.sets
+        found.append(ClassifierEvidence(plan.model, variables, sets, group.key).margins[part])
+    return np.stack(found)
+
+
+def rows(folder, name="run"):
+    table = files.load(folder / name)
+    return {row["name"]: row for row in table["rows"]}
+
+
+def test_all_seeds_are_judged_together_as_by_hand(folder):
+    found, examples = rows(folder), np.load(folder / "run" / "examples.npz")
+    for column, stage in (("original", "original"), ("finetune", "unlearned/finetune")):
+        sides = [margins(folder, one, "forget") for one in (stage, "retrained/0")]
+        each = exposure.unlearning_lira(*sides)
+        np.testing.assert_allclose(examples[f"{stage}/lira"], each, atol=1e-6)
+        assert found["lira"]["values"][column] == pytest.approx(each.mean(), abs=1e-6)
+        assert found["lira_95"]["values"][column] == pytest.approx(np.percentile(each, 95))
+        sides = [margins(folder, one, "test_retain") for one in (stage, "retrained/0")]
+        each = margin_divergence(*sides)
+        np.testing.assert_allclose(examples[f"{stage}/klom_test"], each, atol=1e-6)
+        assert found["klom_test"]["values"][column] == pytest.approx(each.mean(), abs=1e-6)
+    for name in ("lira", "klom_test", "forgetting_quality"):
+        assert set(found[name]["values"]) == {"original", "finetune"}
+        assert "each" not in found[name], "one value of all seeds"
+    assert "efficacy_vulnerable" not in found, "six models of each side"
+    assert "js_of_means" not in found
+    assert len(found["accuracy_forget"]["each"]["finetune"]) == 3
+    assert "seed_1/unlearned/finetune/js_to_retrained" in examples
+
+
+def test_nothing_is_measured_twice_and_lost_examples_are_found_again(folder, monkeypatch):
+    before, examples = rows(folder), dict(np.load(folder / "run" / "examples.npz"))
+    real, asked = ensembles.measure_ensemble, []
+
+    def measure(*sides):
+        asked.append(len(sides[0]))
+        return real(*sides)
+
+    monkeypatch.setattr(ensembles, "measure_ensemble", measure)
+    run(config_of(folder), folder)
+    assert not asked
+    (folder / "run" / "examples.npz").unlink()
+    run(config_of(folder), folder)
+    assert asked == [3, 3]
+    assert rows(folder) == before
+    for name, values in np.load(folder / "run" / "examples.npz").items():
+        np.testing.assert_allclose(values, examples[name], err_msg=name)
+
+
+@pytest.mark.parametrize("words", [["seeds=2"], ["metrics="], ["metrics=js_to_retrained"]])
+def test_they_are_left_out_of_fewer_seeds_and_where_none_is_asked_for(folder, words):
+    plan = make_plan(config_of(folder, *words), folder)
+    assert not ensembles.asks_for_ensembles(plan)
+    assert ensembles.asks_for_ensembles(make_plan(config_of(folder, "metrics=lira"), folder))

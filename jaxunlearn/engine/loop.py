@@ -29,7 +29,7 @@ from jaxunlearn.core.types import (
 )
 from jaxunlearn.data.batches import draw_batches
 from jaxunlearn.data.sets import alone
-from jaxunlearn.engine.sharding import Sharding, constrain, constrain_batches
+from jaxunlearn.engine.sharding import Sharding, constrain, constrain_batches, dividing
 from jaxunlearn.engine.sweep import Swept
 
 
@@ -139,7 +139,8 @@ def advance(
         order, own = derive(key, Purpose.BATCHES), derive(key, Purpose.STEPS, number)
         batches = draw_batches(sets, order, number, job.batch_size, job.unlearner.needs)
         batches = constrain_batches(batches, job.sharding)
-        state, info = job.unlearner.step(state, batches, own, number)
+        with dividing(job.sharding):
+            state, info = job.unlearner.step(state, batches, own, number)
         return constrain(state, job.sharding), info
 
     def one(state: State, sets: Sets, key: Key) -> tuple[State, Info]:

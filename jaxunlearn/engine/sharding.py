@@ -6,6 +6,7 @@ convolution kernels alike. The first rule that matches wins; no rule: replicated
 Optimizer states repeat the parameters' paths and so follow the same rules.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -143,6 +144,26 @@ def constrain_batches(batches: Batches, sharding: Sharding | None) -> Batches:
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(sharding.mesh, spec))
 
     return jax.tree.map(one, batches)
+
+
+def dividing(sharding: Sharding | None) -> contextlib.AbstractContextManager[Any]:
+    """Tells networks that are traced within which mesh their batches are divided over."""
+    if sharding is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(sharding.mesh.abstract_mesh)
+
+
+def keep_divided(x: jax.Array) -> jax.Array:
+    """Keeps an activation ``[B, ...]`` divided as batches are; without a mesh it is as it was.
+
+    For networks whose parameters are divided along the same axis: a compiler may else gather the
+    batch instead of the parameters. What does not divide stays as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.axis_types[0] != AxisType.Auto or x.shape[0] % mesh.axis_sizes[0]:
+        return x
+    rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names[0], *rest))
 
 
 def abstract(tree: Any, sharding: Sharding) -> Any:

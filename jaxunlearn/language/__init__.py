@@ -5,7 +5,7 @@ from jaxunlearn.core.registry import exports
 __all__, __getattr__, __dir__ = exports(
     __name__,
     {
-        "jaxunlearn.language.decoder": ["DecoderShape", "Rope", "build_decoder"],
+        "jaxunlearn.language.decoder": ["DECODER_RULES", "DecoderShape", "Rope", "build_decoder"],
         "jaxunlearn.language.generation": ["generate"],
         "jaxunlearn.language.huggingface": ["load_pretrained", "save_pretrained"],
         "jaxunlearn.language.huggingface_config": ["shape_of"],

@@ -25,9 +25,20 @@ import numpy as np
 
 from jaxunlearn.core.errors import ConfigError, DataError
 from jaxunlearn.core.types import Inputs, Key, LanguageModel, Variables
+from jaxunlearn.engine.sharding import Rules, keep_divided
 
 ARCHITECTURES = ("gpt2", "llama", "mistral", "qwen2")
 """The kinds of decoders, by the names of Hugging Face's ``model_type``."""
+
+DECODER_RULES: Rules = (
+    (r"(query|key|value|gate|up)/kernel$", ("data", "model")),
+    (r"(output|down)/kernel$", ("model", "data")),
+    (r"(query|key|value|gate|up)/bias$", ("model",)),
+    (r"embed/embedding$", ("model", "data")),
+    (r"head/kernel$", ("data", "model")),
+)
+"""Rules for a mesh such as ``"data=2,model=4"``: heads, hidden numbers and tokens over ``model``,
+so that each pair of kernels meets in one sum, the other dimension over ``data``."""
 
 ROTATIONS = ("default", "linear", "llama3")
 
@@ -264,12 +275,13 @@ def _built(shape: DecoderShape, dtype_name: str, remat: bool) -> LanguageModel:
         turns = _turns(shape, places)
         causal = jnp.tril(jnp.ones((mask.shape[1],) * 2, bool))
         visible = causal[None] & mask[:, None, :]
-        x = patch(0, x)
+        x = keep_divided(patch(0, x))
         yield x
         # a scan would need the parameters of blocks stacked, a copy of them all, and is no sooner
         # compiled: 32 blocks with their gradient take 9 s of one core, in a loop 6
         for number in range(shape.depth):
-            x = patch(number + 1, step(params[f"blocks_{number}"], x, turns, visible))
+            made = step(params[f"blocks_{number}"], x, turns, visible)
+            x = keep_divided(patch(number + 1, made))
             yield x
 
     def apply_embedded(variables: Variables, embeddings: jax.Array, mask: jax.Array) -> jax.Array:

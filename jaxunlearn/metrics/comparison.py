@@ -14,14 +14,16 @@ import numpy as np
 
 from jaxunlearn.attribution import layers
 from jaxunlearn.core.keys import Purpose, derive
-from jaxunlearn.core.types import Apply, Variables
+from jaxunlearn.core.types import Apply, Subset, Variables
 from jaxunlearn.data.examples import fetch
 from jaxunlearn.data.sets import forgets_class, num_examples
 from jaxunlearn.engine.predict import predict
-from jaxunlearn.metrics import agreement, classification
+from jaxunlearn.metrics import agreement, classification, relearning
 from jaxunlearn.metrics.classification import ClassifierEvidence
 from jaxunlearn.metrics.registry import Metric, Missing
 
+PROBED, MOST_FEATURES = 1000, 2000
+"""Examples that probes of layers are fitted on, and numbers of an example that they read."""
 MOST_EXAMPLES, MOST_NUMBERS = 256, 20_000_000
 """Layers are compared on so many examples, fewer where their values are more numbers than that."""
 
@@ -234,6 +236,55 @@ def alignment_to_original(
     return [agreement.alignment(a, b) for a, b in pairs]
 
 
+def probe_by_layer(evidence: ClassifierEvidence) -> list[float]:
+    """Computes the balanced accuracy of a linear probe on the values of each layer; .5 is chance.
+
+    On test examples, as :func:`jaxunlearn.metrics.classification.linear_probe`, of 1,000 examples
+    at most. Where a layer has more than 2,000 numbers, their mean over positions is read; of more
+    than 2,000 features so many random projections.
+    """
+    parts = (evidence.part("forget"), evidence.part("retain"))
+    test, others = evidence.part("test_forget"), evidence.sets.test_retain
+    others = others if num_examples(others) else parts[1]
+    assert others is not None
+    seen = [_features(evidence, part) for part in relearning.in_proportion(parts, PROBED)]
+    asked, beside = (_features(evidence, relearning.some(part, PROBED)) for part in (test, others))
+    return [
+        relearning.probe(
+            [(layers[number], labels) for layers, labels in seen],
+            (asked[0][number], asked[1]),
+            beside[0][number],
+        )
+        for number in range(len(asked[0]))
+    ]
+
+
+def _features(evidence: ClassifierEvidence, part: Subset) -> tuple[list[np.ndarray], np.ndarray]:
+    """Returns few enough features ``[n, f]`` of each layer, and labels."""
+    values, _ = _compiled(evidence.model.apply)
+    rows = np.asarray(part.indices)[: num_examples(part)]
+    chunks = []
+    for first in range(0, len(rows), MOST_EXAMPLES):
+        # as many in each, so that one program serves all
+        own = np.resize(rows[first : first + MOST_EXAMPLES], min(len(rows), MOST_EXAMPLES))
+        found = values(evidence.variables, fetch(part.examples, jnp.asarray(own)))
+        chunks.append([_fewer(np.asarray(leaf)) for leaf in found])
+    layers = [np.concatenate(column)[: len(rows)] for column in zip(*chunks, strict=True)]
+    return layers, np.asarray(part.examples.y)[rows]
+
+
+def _fewer(values: np.ndarray) -> np.ndarray:
+    """Returns at most so many features ``[n, f]`` of the values of a layer, ``[n, ...]``."""
+    if values[0].size > MOST_FEATURES and values.ndim > 2:
+        values = values.mean(axis=tuple(range(1, values.ndim - 1)))
+    flat = values.reshape(len(values), -1)
+    if flat.shape[1] > MOST_FEATURES:
+        rng = np.random.default_rng(0)
+        drawn = rng.normal(size=(flat.shape[1], MOST_FEATURES)) / np.sqrt(MOST_FEATURES)
+        flat = flat @ drawn.astype(flat.dtype)
+    return flat
+
+
 def alignment(evidence: ClassifierEvidence, retrained: Sequence[ClassifierEvidence]) -> float:
     """Averages the CKA with the retrained models over the layers; see ``agreement.alignment``."""
     return float(np.nanmean(alignment_by_layer(evidence, retrained)))
@@ -360,6 +411,10 @@ ROWS = {
     "alignment_to_original": _row(
         "CKA with the original", "truth", "as retrained", alignment_to_original,
         _LAYERS, "original", along="layers",
+    ),
+    "probe_by_layer": _row(
+        "linear probe, forget (test), chance 0.5", "truth", "as retrained", probe_by_layer,
+        _LAYERS, "model", along="layers",
     ),
     "depth": _row(
         "depth of unlearning", "truth", "as retrained", depth, _LAYERS, "both", short="UDS",

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -60,31 +61,55 @@ def linear_probe(
     Raises:
       ValueError: features that are not finite.
     """
+
+    def read(part: Subset) -> tuple[np.ndarray, np.ndarray]:
+        found = predict(features, variables, part)
+        return found.logits, found.labels
+
+    seen = [read(part) for part in in_proportion(train, examples, seed)]
+    beside = None if others is None else read(some(others, examples, seed))[0]
+    return probe(seen, read(test), beside)
+
+
+def probe(
+    train: Sequence[tuple[np.ndarray, np.ndarray]],
+    test: tuple[np.ndarray, np.ndarray],
+    others: np.ndarray | None = None,
+) -> float:
+    """Computes the accuracy of a logistic regression on features; see :func:`linear_probe`.
+
+    Args:
+      train: features ``[n, f]`` and labels ``[n]``, of several sets.
+      test: those asked for.
+      others: features of examples of what is retained; with them the accuracy is balanced.
+
+    Raises:
+      ValueError: features that are not finite.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    x, y = [], []
-    sizes = np.array([num_examples(part) for part in train])
-    quotas = np.maximum(np.round(sizes * min(1, examples / sizes.sum())), 1).astype(int)
-    for part, quota in zip(train, quotas, strict=True):
-        found = predict(features, variables, _some(part, quota, seed))
-        if not np.isfinite(found.logits).all():
-            raise ValueError("expected finite features, got NaN or infinity")
-        x.append(found.logits)
-        y.append(found.labels)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    probe.fit(np.concatenate(x), np.concatenate(y))
-    asked = predict(features, variables, test)
-    right = float(np.mean(probe.predict(asked.logits) == asked.labels))
+    x, y = (np.concatenate(column) for column in zip(*train, strict=True))
+    if not np.isfinite(x).all():
+        raise ValueError("expected finite features, got NaN or infinity")
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y)
+    right = float(np.mean(fitted.predict(test[0]) == test[1]))
     if others is None:
         return right
-    beside = predict(features, variables, _some(others, examples, seed)).logits
-    wrong = np.isin(probe.predict(beside), np.unique(asked.labels))
+    wrong = np.isin(fitted.predict(others), np.unique(test[1]))
     return (right + 1 - float(np.mean(wrong))) / 2
 
 
-def _some(part: Subset, count: int, seed: int) -> Subset:
+def in_proportion(parts: Sequence[Subset], examples: int, seed: int = 0) -> list[Subset]:
+    """Draws so many examples of several sets together, each set's share kept."""
+    sizes = np.array([num_examples(part) for part in parts])
+    quotas = np.maximum(np.round(sizes * min(1, examples / sizes.sum())), 1).astype(int)
+    return [some(part, quota, seed) for part, quota in zip(parts, quotas, strict=True)]
+
+
+def some(part: Subset, count: int, seed: int = 0) -> Subset:
+    """Draws so many examples of a set, all of a smaller one."""
     size = num_examples(part)
     places = np.random.default_rng(seed).permutation(size)[:count]
     return part._replace(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn.metrics import robustness
+from jaxunlearn.metrics import comparison, measure, robustness
 from jaxunlearn.metrics.classification import ClassifierEvidence
 from tests import toy
 
@@ -69,3 +69,34 @@ def test_coarse_rounding_brings_back_what_an_edit_of_weights_took():
     assert found["rounding_8"] < 0.5 < 0.8 < found["rounding_3"]
     assert found["tuning_others"] < 0.5
     assert found["relearning_few"] > 0.8
+
+
+def test_a_probe_on_each_layer_finds_what_the_last_one_hides():
+    """Of a head that never names the class, the layers before it are as they were."""
+    variables, sets = toy.trained().variables, toy.sets()
+    head = variables["params"]["head"]
+    silent = {**head, "bias": head["bias"].at[1].set(-1e3)}
+    hidden = {**variables, "params": {**variables["params"], "head": silent}}
+    curves = {}
+    for name, own in (("original", variables), ("hidden", hidden)):
+        evidence = ClassifierEvidence(toy.mlp(), own, sets, KEY)
+        found = measure(evidence, evidence, names=["probe_by_layer", "linear_probe"]).values
+        curves[name] = found["probe_by_layer"]
+        assert curves[name][1] == found["linear_probe"], "what the head reads"
+    assert curves["hidden"] == curves["original"], "the classifier reads any constant away"
+    assert len(curves["original"]) == 3
+    assert min(curves["original"]) > 0.8
+    destroyed = ClassifierEvidence(toy.mlp(), jax.tree.map(jnp.zeros_like, hidden), sets, KEY)
+    assert comparison.probe_by_layer(destroyed) == [0.5] * 3
+
+
+def test_layers_of_many_numbers_are_made_small():
+    values = np.random.default_rng(0).normal(size=(4, 30, 30, 3))
+    np.testing.assert_allclose(comparison._fewer(values), values.mean(axis=(1, 2)))
+    few = np.arange(12.0).reshape(2, 2, 3)
+    np.testing.assert_array_equal(comparison._fewer(few), few.reshape(2, -1))
+    wide = np.random.default_rng(1).normal(size=(5, 4000))
+    small = comparison._fewer(wide)
+    assert small.shape == (5, comparison.MOST_FEATURES)
+    distances = [np.linalg.norm(one[0] - one[1]) for one in (wide, small)]
+    assert distances[1] == pytest.approx(distances[0], rel=0.1), "projections keep distances"

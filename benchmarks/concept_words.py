@@ -20,8 +20,6 @@ between baseline and answer: median and largest of the answers, by baseline and 
 
 import argparse
 import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from peers.report import about, tell
 
 import jaxunlearn as ju
 from jaxunlearn.config import DataConfig
@@ -135,24 +134,14 @@ def main() -> None:
     scores = locate(search)
     seconds = time.perf_counter() - timed
     ranked = rank_words(parts[0], scores)
-    about = {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxunlearn": ju.__version__,
-        "dtype": "float32",
-        **{name: value for name, value in vars(options).items() if name not in ("json", "jsonl")},
-        "length": length,
-        "probability": round(float(jnp.mean(jnp.exp(-nll / count))), 4),
-        "seconds_of_scores": round(seconds, 2),
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-    if options.json:
-        rows = [{"test": test, **row} for test, table in tests.items() for row in table]
-        print(json.dumps({"about": about, "rows": rows, "gap": gap}, indent=2))
+    told = about(
+        options=options, without=("jsonl",), dtype="float32", length=length,
+        probability=round(float(jnp.mean(jnp.exp(-nll / count))), 4),
+        seconds_of_scores=round(seconds, 2), seconds=round(time.perf_counter() - start, 1),
+    )  # fmt: skip
+    rows = [{"test": test, **row} for test, table in tests.items() for row in table]
+    if not tell(told, options.json, rows=rows, gap=gap):
         return
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
     for row in gap:
         ends = f"median {row['median']:.2g}, largest {row['largest']:.2g}"
         print(f"gap, baseline {row['baseline']}, {row['nodes']} nodes: {ends}")

@@ -16,9 +16,6 @@ network 390 (plain 520) from Python and 310 (plain above 10,000) in a scan; resn
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -30,6 +27,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import lax
+from peers.report import about, tell
 
 from jaxunlearn.core.types import Model
 from jaxunlearn.models import PaperCNN, ResNet, functionalize
@@ -177,19 +175,9 @@ def main() -> None:
         models = {"ours": ours, "plain": other}
         for row in measure(shape, models, batch, options.steps, options.repeats):
             rows.append({"network": name, "batch": batch, **row})
-    about = {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "small": options.small,
-        "steps": options.steps,
-        "repeats": options.repeats,
-    }
-    if options.json:
-        print(json.dumps({"about": about, "rows": rows}, indent=2))
+    told = about(options=options, without=("batch",))
+    if not tell(told, options.json, rows=rows):
         return
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
     print(
         f"{'network':8} {'batch':>5} {'in':>5} {'ours ms':>9} {'plain ms':>9} {'ratio':>6} "
         f"{'compile s: ours':>16} {'plain':>6} {'error':>8}"

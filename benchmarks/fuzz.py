@@ -22,8 +22,6 @@ import contextlib
 import io
 import json
 import math
-import os
-import platform
 import random
 import shutil
 import signal
@@ -36,7 +34,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 import jaxunlearn as ju
@@ -590,22 +587,13 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for a case (60)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args()
+    from peers.report import about, tell  # beside the script, which tests load from elsewhere
+
     start = time.perf_counter()
     rows, faults = fuzz(options.cases, options.seed, options.limit)
-    about = {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxunlearn": ju.__version__,
-        "cases": options.cases,
-        "seed": options.seed,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-    if options.json:
-        print(json.dumps({"about": about, "rows": rows, "faults": faults}, indent=2))
-    else:
-        print(", ".join(f"{key} {value}" for key, value in about.items()))
+    seconds = round(time.perf_counter() - start, 1)
+    told = about(cases=options.cases, seed=options.seed, seconds=seconds)
+    if tell(told, options.json, rows=rows, faults=faults):
         print(f"{'kind':14}" + "".join(f"{head:>9}" for head in list(rows[0])[1:]))
         for row in rows:
             print(f"{row['kind']:14}" + "".join(f"{row[head]:9}" for head in list(row)[1:]))

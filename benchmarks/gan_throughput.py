@@ -42,9 +42,6 @@ import argparse
 import importlib.metadata
 import importlib.util
 import itertools
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -55,6 +52,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from peers.report import about, tell
 from relevance import limit_threads, seconds
 
 from jaxunlearn.core.types import Gan, Sets, Unlearner
@@ -419,24 +417,18 @@ def measure(
     return rows
 
 
-def about(
+def settings_of(
     options: argparse.Namespace, errors: dict[str, float] | None, clock: Any
 ) -> dict[str, Any]:
     shape = f"{options.size}x{options.size}x{options.channels}"
-    told = {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "threads": options.threads or "all",
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
-        "torch": "left out" if options.no_torch else "not installed",
-        "network": f"dcgan, width {options.width}, latent {options.latent}, images {shape}",
-        "dtype": options.dtype,
-        "batch": options.batch,
-        "steps": options.steps,
-        "rounds": options.rounds,
-        "clock": clock.__name__,
-    }
+    told = about(
+        "jaxlib", "flax", "optax",
+        threads=options.threads or "all",
+        torch="left out" if options.no_torch else "not installed",
+        network=f"dcgan, width {options.width}, latent {options.latent}, images {shape}",
+        dtype=options.dtype, batch=options.batch, steps=options.steps, rounds=options.rounds,
+        clock=clock.__name__,
+    )  # fmt: skip
     if errors is not None:
         told |= {"torch": importlib.metadata.version("torch"), "parity": errors}
     return told
@@ -476,14 +468,12 @@ def main() -> None:
     alone = options.threads == 1 and jax.default_backend() == "cpu"
     clock = time.process_time if alone else time.perf_counter
     rows = measure(runs_of(x, options, peers), options, clock)
-    settings = about(options, errors, clock)
-    if options.json:
-        print(json.dumps({"about": settings, "rows": rows}, indent=2))
-        return
-    for name, error in (settings.pop("parity", None) or {}).items():
-        settings[f"parity of {name}"] = f"{error:.1e}"
-    print(", ".join(f"{key} {value}" for key, value in settings.items()))
-    show(rows)
+    told = settings_of(options, errors, clock)
+    if not options.json:
+        for name, error in (told.pop("parity", None) or {}).items():
+            told[f"parity of {name}"] = f"{error:.1e}"
+    if tell(told, options.json, rows=rows):
+        show(rows)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -36,9 +36,6 @@ go from .024, .020, .018, .013 and .048 to .021, .018, .018, .013 and .048, as t
 import argparse
 import importlib.metadata
 import importlib.util
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +46,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from peers.report import about, tell
 from relevance import CLASSES, SHAPE, examples, input_gradient, limit_threads, seconds
 from relevance import network as resnet
 
@@ -395,9 +393,8 @@ def has_peers(options: argparse.Namespace) -> bool:
     return not options.alone and all(map(importlib.util.find_spec, ("torch", "captum")))
 
 
-def about(options: argparse.Namespace, clock: Any) -> dict[str, Any]:
+def settings(options: argparse.Namespace, clock: Any) -> dict[str, Any]:
     peers = ("torch", "captum") if has_peers(options) and not options.error else ()
-    names = ["jax", "jaxlib", "flax", *peers]
     run: dict[str, Any] = {
         "network": f"resnet {'-'.join(map(str, options.stages))}, stack of 6; "
         f"width {options.width}",
@@ -408,15 +405,8 @@ def about(options: argparse.Namespace, clock: Any) -> dict[str, Any]:
     }
     if options.error:
         run = {"dtype": "float64", "inputs": options.examples, "exact": options.exact}
-    return {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "threads": options.threads or "all",
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in names},
-        "steps": options.steps,
-        **run,
-    }
+    threads = options.threads or "all"
+    return about("jaxlib", "flax", *peers, threads=threads, steps=options.steps, **run)
 
 
 def arguments() -> argparse.Namespace:
@@ -453,11 +443,8 @@ def main() -> None:
     alone = options.threads == 1 and jax.default_backend() == "cpu"
     clock = time.process_time if alone else time.perf_counter
     rows = errors(options) if options.error else costs(options, clock)
-    if options.json:
-        print(json.dumps({"about": about(options, clock), "rows": rows}, indent=2))
-        return
-    print(", ".join(f"{key} {value}" for key, value in about(options, clock).items()))
-    (show_errors if options.error else show_costs)(rows)
+    if tell(settings(options, clock), options.json, rows=rows):
+        (show_errors if options.error else show_costs)(rows)
 
 
 def show_costs(rows: list[dict[str, Any]]) -> None:

@@ -11,9 +11,6 @@ apart; medians of runs in turn; one thing to read: seconds a model.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from peers.report import about, tell
 
 import jaxunlearn as ju
 from jaxunlearn.core.types import Sets
@@ -81,12 +79,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args()
     found = measure(options.model, options.members, options.steps, options.batch, options.repeats)
-    about = {**vars(options), "device": jax.devices()[0].device_kind, "cores": os.cpu_count(),
-             "python": platform.python_version(), "jax": jax.__version__}  # fmt: skip
-    if options.json:
-        print(json.dumps({"about": about, "ways": found}, indent=2))
+    if not tell(about(options=options), options.json, ways=found):
         return
-    print(", ".join(f"{key} {value}" for key, value in about.items() if key != "json"))
     print(f"{'way':10} {'s a model':>10} {'compile s':>10} {'faster than loop':>17}")
     for way, row in found.items():
         print(

@@ -13,9 +13,6 @@ convolutions whose head is a 1x1 convolution before the mean over positions.
 """
 
 import argparse
-import json
-import os
-import platform
 import time
 import warnings
 from typing import Any
@@ -24,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from peers.report import about, tell
 
 import jaxunlearn as ju
 from jaxunlearn.core.trees import member
@@ -183,24 +181,13 @@ def main() -> None:
     warnings.simplefilter("ignore")  # a target that is not reached shows in the table
     start, sets = time.perf_counter(), datasets(options.labels)
     rows = [row for name in options.networks for row in measure(name, options, sets)]
-    about = {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxunlearn": ju.__version__,
-        "dtype": "float32",
-        **{name: value for name, value in vars(options).items() if name not in ("json", "choices")},
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-    show(about, rows, options.json)
+    seconds = round(time.perf_counter() - start, 1)
+    told = about(options=options, without=("choices",), dtype="float32", seconds=seconds)
+    if tell(told, options.json, rows=rows):
+        show(rows)
 
 
-def show(about: dict[str, Any], rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"about": about, "rows": rows}, indent=2))
-        return
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+def show(rows: list[dict[str, Any]]) -> None:
     print(f"{'network':10}{'choice':34}{'class':>8}{'others':>8}")
     for row in rows:
         print(f"{row['network']:10}{row['choice']:34}{row['class']:8.3f}{row['others']:8.3f}")

@@ -30,9 +30,6 @@ The last columns: accuracy on test images when as many neurons as were planted a
 """
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from peers.report import about, tell
 
 import jaxunlearn as ju
 from jaxunlearn.attribution.lrp.rules import Rules
@@ -390,26 +388,16 @@ def main() -> None:
         float(jnp.sum(own & (drop > 1e-4)) / jnp.sum(own))
         for own, drop in zip(planted.neurons, drops, strict=True)
     ]
-    about = {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxunlearn": ju.__version__,
-        "dtype": "float32",
-        **{name: value for name, value in vars(options).items() if name != "json"},
-        "planted": planted.counts,
-        "of_them_for_the_class": [round(share, 2) for share in speaking],
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-    show(about, rows, options.json)
+    told = about(
+        dtype="float32", options=options, planted=planted.counts,
+        of_them_for_the_class=[round(share, 2) for share in speaking],
+        seconds=round(time.perf_counter() - start, 1),
+    )  # fmt: skip
+    if tell(told, options.json, rows=rows):
+        show(rows)
 
 
-def show(about: dict[str, Any], rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"about": about, "rows": rows}, indent=2))
-        return
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+def show(rows: list[dict[str, Any]]) -> None:
     columns = list(next(row["found"] for row in rows if row["found"]))
     layers = list(dict.fromkeys(column.rsplit(", ")[0] for column in columns))
     print(f"{'':30}" + "".join(f"{layer:^30}" for layer in layers) + f"{'accuracy (test)':>18}")

@@ -23,9 +23,7 @@ zennit with and without capture: epsilon 1.10, 3.05, 3.03; epsilon_plus_flat 1.5
 import argparse
 import importlib.metadata
 import importlib.util
-import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from peers.report import about, tell
 
 from jaxunlearn.attribution import Relevance, lrp, starts
 from jaxunlearn.attribution.lrp import rules
@@ -201,22 +200,6 @@ def rows_of(batch: int, found: dict[str, Any], errors: dict[str, float]) -> list
     return rows
 
 
-def about(options: argparse.Namespace, peers: bool, clock: Any) -> dict[str, Any]:
-    names = ["jax", "jaxlib", "flax", *(("torch", "zennit") if peers else ())]
-    return {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "threads": options.threads or "all",
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in names},
-        "network": f"resnet {'-'.join(map(str, options.stages))}, width {options.width}",
-        "images": "x".join(map(str, SHAPE)),
-        "dtype": "float32",
-        "rounds": options.rounds,
-        "clock": clock.__name__,
-    }
-
-
 def limit_threads(threads: int) -> None:
     """For both libraries; before the first computation."""
     if not threads:
@@ -263,14 +246,18 @@ def main() -> None:
     for batch in options.batches:
         found = measure(model, variables, batch, names, options.rounds, clock, peer)
         rows += rows_of(batch, found, errors)
-    show(about(options, peers, clock), rows, options.json)
+    told = about(
+        "jaxlib", "flax", *(("torch", "zennit") if peers else ()),
+        threads=options.threads or "all",
+        network=f"resnet {'-'.join(map(str, options.stages))}, width {options.width}",
+        images="x".join(map(str, SHAPE)), dtype="float32", rounds=options.rounds,
+        clock=clock.__name__,
+    )  # fmt: skip
+    if tell(told, options.json, rows=rows):
+        show(rows)
 
 
-def show(settings: dict[str, Any], rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"about": settings, "rows": rows}, indent=2))
-        return
-    print(", ".join(f"{key} {value}" for key, value in settings.items()))
+def show(rows: list[dict[str, Any]]) -> None:
     heads = "".join(f"{f'{name} ms':>14} {'ratio':>6}" for name in LIBRARIES)
     print(f"{'batch':>5} {'composite':22}{heads} {'compile s':>10} {'error':>8}")
     for row in rows:

@@ -20,9 +20,6 @@ options. Means over seeds, with Student's 95 % interval.
 
 import argparse
 import functools
-import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -31,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from peers.report import about, tell
 
 import jaxunlearn as ju
 from jaxunlearn.core.types import LanguageModel, Sets, Subset, Unlearner, Variables
@@ -182,21 +180,12 @@ def main() -> None:
             found = estimate([one[name] for one in same])
             row[name], row[f"{name}_interval"] = found.mean, found.interval
         rows.append(row)
-    about = {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxunlearn": ju.__version__,
-        "dtype": str(jnp.float32.dtype),
-        **{name: value for name, value in vars(options).items() if name not in ("json", "methods")},
-        "chance": 1 / options.options,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-    if options.json:
-        print(json.dumps({"about": about, "rows": rows}, indent=2))
+    told = about(
+        options=options, without=("methods",), dtype=str(jnp.float32.dtype),
+        chance=1 / options.options, seconds=round(time.perf_counter() - start, 1),
+    )  # fmt: skip
+    if not tell(told, options.json, rows=rows):
         return
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
     print("\n| model | correct | false | recovery | others |\n| --- | ---: | ---: | ---: | ---: |")
     for row in rows:
         cells = [row["model"]]

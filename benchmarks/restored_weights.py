@@ -33,15 +33,13 @@ never saw the class; what is restored there was never known.
 
 import argparse
 import itertools
-import json
-import os
-import platform
 import time
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peers.report import about, tell
 from planted_paths import digits, everything
 from threadpoolctl import threadpool_limits
 
@@ -293,20 +291,10 @@ def main() -> None:
     start = time.perf_counter()
     with threadpool_limits(1):  # small systems: threads would wait for each other
         rows = measure_all(options)
-    about = {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxunlearn": ju.__version__,
-        "dtype": "float32, solved in float64",
-        **{name: value for name, value in vars(options).items() if name != "json"},
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-    if options.json:
-        print(json.dumps({"about": about, "rows": rows}, indent=2))
+    seconds = round(time.perf_counter() - start, 1)
+    told = about(options=options, dtype="float32, solved in float64", seconds=seconds)
+    if not tell(told, options.json, rows=rows):
         return
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
     heads = f"{'zeros':>9}{'located':>9}{'class':>14}{'others':>8}{'auc':>7}{'error':>7}"
     print(f"{'model':10}{'of':20}{'restored by':16}{heads}")
     for row in rows:

@@ -26,7 +26,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import platform
 import random
 import shutil
 import signal
@@ -38,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn import __version__, checkpoint, experiment, report
+from jaxunlearn import checkpoint, experiment, report
 from jaxunlearn.cli import main as command
 from jaxunlearn.experiment import stages, trial
 
@@ -298,22 +297,13 @@ def main() -> None:
                 add(soak.kills(kind, share))
         if options.pairs:
             add(soak.pairs(options.pairs))
-    import jax
+    from peers.report import about, tell  # JAX with it, which forked processes must not inherit
 
-    about = {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxunlearn": __version__,
-        "seed": options.seed,
+    told = about(seed=options.seed) | {
         "seconds of a run": {kind: round(value, 1) for kind, value in soak.seconds.items()},
         "seconds": round(time.perf_counter() - start, 1),
     }
-    if options.json:
-        print(json.dumps({"about": about, "rows": rows, "wrong": soak.wrong}, indent=2))
-    else:
-        print(", ".join(f"{key} {value}" for key, value in about.items()))
+    if tell(told, options.json, rows=rows, wrong=soak.wrong):
         for row in rows:
             print(", ".join(f"{key} {value}" for key, value in row.items()))
         print(*soak.wrong, f"{len(soak.wrong)} faults", sep="\n")

@@ -21,9 +21,6 @@ statistics of batch norm are those of the data. Each network runs in float64 wit
 
 import argparse
 import importlib.metadata
-import json
-import os
-import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -33,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from peers.networks import DEEP, NETWORKS, Network
+from peers.report import about, tell
 from peers.slopes import relevance
 
 from jaxunlearn.attribution import lrp, starts
@@ -176,14 +174,10 @@ def main() -> None:
         if (not options.packages or network.packages[0] in options.packages)
         and (not options.only or any(word in network.name for word in options.only))
     ]
-    settings = {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
-    }
+    told = about("jaxlib", "flax")
     if not options.json:
-        print(", ".join(f"{key} {value}" for key, value in settings.items()), end="\n\n")
+        tell(told, False)
+        print()
         columns = (*COLUMNS[:2], *DEEP_COLUMNS) if options.deep else COLUMNS
         print(f"| {' | '.join(columns)} |\n|{' :--- |' * 2}{' ---: |' * (len(columns) - 2)}")
     rows = []
@@ -195,7 +189,7 @@ def main() -> None:
             if options.trace and trace:
                 print(trace)
     if options.json:
-        print(json.dumps({"about": settings, "rows": rows}, indent=2))
+        tell(told, True, rows=rows)
 
 
 if __name__ == "__main__":

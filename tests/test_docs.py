@@ -1,6 +1,7 @@
 """What the manuals say is what happens: the code of each is one program."""
 
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +32,26 @@ def test_glue_of_a_framework_is_short():
     section = (DOCS / "own_model.md").read_text().split("## Flax, Haiku, Equinox")[1]
     for block in re.findall(r"```python\n(.*?)```", section.split("## Many")[0], re.S):
         assert len(block.split("\n\n\n")[-1].strip().split("\n")) <= 5
+
+
+def test_a_configuration_of_ones_own_network(forgetful, tmp_path, monkeypatch):
+    from jaxunlearn.config.overrides import load_config
+    from jaxunlearn.models import build
+
+    monkeypatch.setattr("sys.path", list(sys.path))
+    text = (DOCS / "own_model.md").read_text()
+    (tmp_path / "mine.py").write_text(re.findall(r"```text\n(# mine.py.*?)```", text, re.S)[0])
+    (tmp_path / "my_networks.py").write_text(
+        "from flax import linen\n\n\nclass CNN(linen.Module):\n    classes: int\n\n"
+        "    @linen.compact\n    def __call__(self, x, is_training: bool = False):\n"
+        "        x = linen.Dropout(0.1, deterministic=not is_training)(x.reshape(len(x), -1))\n"
+        "        return linen.Dense(self.classes)(x)\n"
+    )
+    config = load_config(str(tmp_path / "mine.py"), ["request.classes=owl"])
+    assert config.model.name == "my_cnn"
+    model = build("my_cnn", (3, 8, 8), 5)
+    variables = model.init(jax.random.key(0))
+    assert model.apply(variables, np.zeros((2, 3, 8, 8), np.float32)).shape == (2, 5)
 
 
 @pytest.fixture

@@ -14,6 +14,9 @@ SMALL = {
         "--answers", "3", "--most", "1", "--nodes", "2",
     ],
     "conv_gradient.py": ["--small", "--batch", "2", "--steps", "1", "--repeats", "1"],
+    "ensembles.py": [
+        "--only", "mlp", "--members", "2", "--epochs", "1", "--examples", "30", "--rounds", "1",
+    ],
     "fuzz.py": ["--cases", "5"],
     "gan_throughput.py": [
         "--size", "8", "--width", "4", "--latent", "4", "--batch", "4", "--steps", "2",

@@ -128,6 +128,8 @@ def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:
     write_plan(plan)
     together = judge_seeds(plan, seeds, known[""]) if seeds else None
     table = _save(plan, usual, notes, together=together)
+    if together:
+        drawn[0].examples.update(together.examples)
     # the report comes first: a picture that cannot be drawn costs only itself
     if failures := [note for trial in drawn for note in draw_album(trial)]:
         table = _save(plan, usual, notes + failures, together=together)
@@ -251,6 +253,8 @@ def _judge(
         for key, value in (own | found.examples).items()
         if key.rpartition("/")[0] in trial.records and key.rpartition("/")[2] in METRICS
     }
+    if not attack:
+        trial.examples.update(own | found.examples)
     places = {name: trial.stages[name].path for name in found.models}
     return _Judged(
         values, plan, list(trial.records.values()), found.notes, examples, found.models, places

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxunlearn import checkpoint
 from jaxunlearn.core.errors import UserError, sentence
 from jaxunlearn.core.files import write_text
@@ -16,6 +18,7 @@ from jaxunlearn.engine import Chain
 from jaxunlearn.engine.driver import prepare
 from jaxunlearn.experiment.trial import Task, Trial
 from jaxunlearn.kinds import Drawing, View
+from jaxunlearn.metrics.registry import METRICS
 from jaxunlearn.pictures import PICTURES
 
 
@@ -65,8 +68,9 @@ def draw_album(trial: Trial) -> list[str]:
 
 
 def _digest_of(trial: Trial) -> str:
-    """Returns what changes with any model of a trial."""
+    """Returns what changes with any model of a trial, or with the metrics that are asked for."""
     digests = [checkpoint.digest(trial.stages[name].path) for name in sorted(trial.records)]
+    digests += sorted(trial.plan.config.metrics)  # whose values are shown, too
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
@@ -126,7 +130,19 @@ def _view(trial: Trial) -> View:
         class_names=plan.class_names,
         methods=methods,
         observe=lambda label: trial.evidence(stages[label]),
+        examples={label: _asked(trial, stage) for label, stage in stages.items()},
     )
+
+
+def _asked(trial: Trial, stage: str) -> dict[str, np.ndarray]:
+    """Returns values of each example by metrics that the run was asked for."""
+    asked = trial.plan.config.metrics
+    own = {key.rpartition("/")[2]: v for key, v in trial.examples.items()
+           if key.rpartition("/")[0] == stage}  # fmt: skip
+    return {
+        name: values for name, values in own.items()
+        if name in METRICS and METRICS[name].extra and (name in asked or "all" in asked)
+    }  # fmt: skip
 
 
 def _drawing(trial: Trial, label: str) -> Drawing:

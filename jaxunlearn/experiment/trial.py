@@ -83,6 +83,7 @@ class Trial:
       failed: why a model could not be made, by stage.
       made: stages that were made now, not found.
       prepared: by stage, what methods found out before, of those made now.
+      examples: values of each example by ``"<model>/<metric>"``, once it was judged.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Trial:
         self.failed: dict[str, str] = {}
         self.made: list[str] = []
         self.prepared: dict[str, Any] = {}
+        self.examples: dict[str, np.ndarray] = {}
         self._variables: dict[str, Variables] = {}
         self._evidence: dict[str, Evidence] = {}
         self._kept: dict[str, Any] = {}

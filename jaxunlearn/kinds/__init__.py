@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxunlearn.config import Config, ModelConfig, TrainConfig, register_section
 from jaxunlearn.core.errors import ConfigError, brief, did_you_mean
 from jaxunlearn.core.registry import Registry, load
@@ -75,6 +77,7 @@ class View(NamedTuple):
       class_names: of the labels.
       methods: by label.
       observe: label -> evidence of that model.
+      examples: values of each forget example, by label and metric; those that were asked for.
     """
 
     title: str
@@ -84,6 +87,7 @@ class View(NamedTuple):
     class_names: Sequence[str]
     methods: Mapping[str, Drawing]
     observe: Callable[[str], Any]
+    examples: Mapping[str, Mapping[str, np.ndarray]] = {}
 
 
 class Supplied(NamedTuple):

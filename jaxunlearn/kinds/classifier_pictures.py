@@ -36,6 +36,8 @@ from jaxunlearn.methods.concept_poison.poison import (
 )
 from jaxunlearn.methods.concept_poison.tuning import keys_of
 from jaxunlearn.methods.shares import share_of
+from jaxunlearn.metrics.registry import METRICS
+from jaxunlearn.pictures.exposed import exposed_text
 
 MODELS = 9
 """Confusion matrices side by side, at most."""
@@ -46,8 +48,37 @@ IMAGES = 6
 EXAMPLES = 600
 """Images that a mean is taken over."""
 
+EXPOSURES = {
+    "lira": True, "klom_forget": True, "completeness": False, "activation_distance": True,
+    "same_class_forget": False, "zero_retrain_forgetting": False,
+}  # fmt: skip
+"""Values of each example that say how exposed it is, the best first; whether large is exposed."""
+
 CONCEPTS = 4
 """Concepts whose maps are drawn."""
+
+
+def draw_exposed(path: Path, view: View, label: str) -> None:
+    """Draws the most exposed images, where a value of each example was asked for."""
+    name = next((n for n in EXPOSURES if any(n in own for own in view.examples.values())), "")
+    forget, _ = _both(view)
+    shapes = jax.tree.leaves(forget.examples.x)
+    if not name or len(shapes) != 1 or shapes[0].ndim not in (3, 4):
+        return  # nothing was asked for, or examples are no images
+    if shapes[0].ndim == 4 and shapes[0].shape[-1] not in (1, 3):
+        return
+    values = {
+        one: own[name] for one, own in view.examples.items()
+        if name in own and one != "retrained" and np.isfinite(own[name]).all()
+    }  # fmt: skip
+    at = forget.indices[: num_examples(forget)]
+    labels, words = np.asarray(forget.examples.y[at]), METRICS[name].label
+    pictures.save_exposed(
+        path, forget.examples.x[at], values, largest=EXPOSURES[name], labels=labels,
+        class_names=view.class_names, words=words, title=f"forget images: {words}",
+    )  # fmt: skip
+    names = [view.class_names[k] for k in labels]
+    write_text(path.with_suffix(".md"), exposed_text(values, names, words, EXPOSURES[name]))
 
 
 def draw_confusions(path: Path, view: View, label: str) -> None:

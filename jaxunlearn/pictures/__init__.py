@@ -57,6 +57,12 @@ PICTURES: Registry[Picture] = Registry(
             f"{_DRAWN}.classifier_pictures:draw_confusions",
             "classifier",
         ),
+        "exposed": Picture(
+            f"{_HERE}.exposed:save_exposed",
+            "images most and least exposed, by a value of each example",
+            f"{_DRAWN}.classifier_pictures:draw_exposed",
+            "classifier",
+        ),
         "heatmaps": Picture(
             f"{_HERE}.heatmaps:save_heatmaps",
             "relevance of pixels and channels",

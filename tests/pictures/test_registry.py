@@ -32,6 +32,7 @@ LEAST = {
         [{"metric": "depth", "faithfulness": 0.9, "relearning": 0.4, "rounding": None}],
     ),
     "confusions": lambda: ({"original": np.eye(2)},),
+    "exposed": lambda: (greys(2), {"original": np.array([0.4, 0.9])}),
     "heatmaps": lambda: (greys(1), random(1, 8, 8)),
     "maps": lambda: (greys(1), random(1, 1, 2, 2), ["fur"]),
     "patches": lambda: (greys(1), ["fur"], np.array([[0]]), np.array([[[1, 2]]]), 3),

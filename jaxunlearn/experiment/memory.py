@@ -93,7 +93,17 @@ def account(
     plan = make_plan(config, Path(), outlined=mesh)
     ruler = _Ruler(plan, mesh)
     stages = {name: _verdict(phases, memory) for name, phases in _stages(plan, ruler)}
-    notes = [*plan.left_out, *plan.kind.supplied(plan.settings).notes, *ruler.notes]
+    prepared = [
+        f"{label}: what it finds out before is done by programs of its own, not counted here"
+        for label, (method, _) in plan.methods.items()
+        if isinstance(method, Unlearner) and method.prepare is not None
+    ]
+    if len(mesh.mesh.axis_names) > 1:
+        prepared.append(
+            f"activations count as divided over {mesh.mesh.axis_names[0]} alone: a compiler may "
+            "divide them over the other axes, too"
+        )
+    notes = [*plan.left_out, *prepared, *plan.kind.supplied(plan.settings).notes, *ruler.notes]
     return {
         "name": config.name,
         "kind": plan.kind.name,

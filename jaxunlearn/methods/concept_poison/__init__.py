@@ -110,9 +110,11 @@ def concept_poison(
     errors.expect_one_of(poison.LABELS, label=label)
     tuning = Tuning(data, train, statistics, forget_weight, optimizer)
     tuning.check()
-    errors.expect_counts(patches=patches, concepts=concepts)
-    if patches > 1 and place != "top":
-        raise ValueError(f"patches: expected 1, or more with place 'top', got {patches}")
+    errors.expect_counts(concepts=concepts)
+    if not errors.is_count(patches) or (patches > 1 and place != "top"):
+        raise ValueError(
+            f"patches: expected 1, or more with place 'top', got {errors.brief(patches)}"
+        )
     poison.patch_pixels(patch, (1, 1))  # refuses a share out of range before any work
     _concepts.check_bank(bank)
     errors.expect_counts(examples=examples)

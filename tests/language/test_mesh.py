@@ -1,5 +1,6 @@
 """Decoders divided over eight devices: the same numbers, parameters in place, no second program."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,10 @@ import optax
 import pytest
 
 import jaxunlearn as ju
+from jaxunlearn.config import DataConfig
+from jaxunlearn.config.overrides import load_config
 from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.data.texts import to_texts
 from jaxunlearn.engine import loop
 from jaxunlearn.engine.sharding import (
     constrain,
@@ -19,9 +23,18 @@ from jaxunlearn.engine.sharding import (
     place,
     spec_of,
 )
-from jaxunlearn.language import DECODER_RULES, DecoderShape, build_decoder, generate
+from jaxunlearn.experiment.plan import make_plan
+from jaxunlearn.language import (
+    DECODER_RULES,
+    DecoderShape,
+    build_decoder,
+    generate,
+    save_pretrained,
+    train_tokenizer,
+)
 from jaxunlearn.metrics.language_attacks import score_tokens
 from tests import toy
+from tests.runs import hurry
 
 SHAPE = DecoderShape(
     "llama", toy.WORDS, toy.TEXT + 8, depth=2, width=32, heads=4, kv_heads=4, head_dim=8, hidden=48
@@ -63,7 +76,7 @@ def close(one, two, tolerance=1e-5):
         np.testing.assert_allclose(leaf, named_leaves(two)[path], atol=tolerance, err_msg=path)
 
 
-def expect_in_place(variables, sharding):
+def expect_in_place(variables, sharding, least=15):
     """Every parameter lies as the rules have it, and what divides is divided."""
     divided = 0
     for path, leaf in named_leaves(variables).items():
@@ -71,7 +84,7 @@ def expect_in_place(variables, sharding):
         where = jax.sharding.NamedSharding(sharding.mesh, planned)
         assert leaf.sharding.is_equivalent_to(where, leaf.ndim), path
         divided += not leaf.sharding.is_fully_replicated
-    assert divided >= 15
+    assert divided >= least
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -123,3 +136,28 @@ def test_without_a_mesh_nothing_is_constrained():
         assert "sharding_constraint" in str(jax.make_jaxpr(keep_divided)(jnp.ones((8, 2))))
         # six examples do not divide over eight devices
         assert "sharding_constraint" not in str(jax.make_jaxpr(keep_divided)(jnp.ones((6, 2))))
+
+
+def test_the_configuration_of_a_checkpoint_of_ones_own(tmp_path, monkeypatch):
+    """``tofu_llama`` at a tiny size, on all eight devices: read in slices, trained, judged."""
+    hurry(monkeypatch)
+    data = ju.data.load_dataset(DataConfig(name="authors", options={"authors": 3, "questions": 4}))
+    words = [*to_texts(data.train_x["question"]), *to_texts(data.train_x["answer"])]
+    tokenizer = train_tokenizer(words, 512)
+    shape = dataclasses.replace(SHAPE, vocabulary=512, context=256, depth=1)
+    network = build_decoder(shape)
+    save_pretrained(tmp_path / "base", network, jax.jit(network.init)(jax.random.key(0)))
+    tokenizer.save(tmp_path / "base")
+    config = load_config("tofu_llama", [
+        "data.name=authors", "data.options.authors=3", "data.options.questions=4", "data.unseen=0",
+        f"language.base={tmp_path}/base", "request.share=.2", "train.epochs=1",
+        "methods=grad_diff", "methods.grad_diff.lora=8", "methods.grad_diff.steps=2",
+        "language.generated=2", "language.answer_length=4", "language.bits=",
+    ])  # fmt: skip
+    plan = make_plan(config, tmp_path)
+    start = plan.kind.start(plan.model, plan.settings, plan.sharding)
+    expect_in_place(start, plan.sharding, least=8)
+    assert {leaf.dtype for leaf in jax.tree.leaves(start)} == {jnp.dtype("bfloat16")}
+    made = ju.run(config, tmp_path)
+    assert {"original", "grad_diff", "retrained"} <= set(made["columns"])
+    assert not made.get("failures")

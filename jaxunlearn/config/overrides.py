@@ -373,6 +373,8 @@ def _convert(text: str, kind: Any, key: str) -> Any:
     wanted = next(option for option in options if option is not type(None))
     if wanted is str:
         return text
+    if typing.get_origin(wanted) is Mapping and isinstance(value, Mapping):
+        return value
     if wanted is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):

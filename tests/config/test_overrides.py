@@ -46,6 +46,8 @@ def test_each_class():
     """What a file forgets is no choice of classes; what is given beside it is."""
     assert Config().request.classes == (3,)
     assert changed("request.each=true").request == Request(each=True)
+    assert changed("model.options={'a': 1}", "model.options.b=2").model.options == {"a": 1, "b": 2}
+    assert changed("model.options.a=1", "model.options={}").model.options == {}
     both = Request(classes=(1, 3), each=True)
     assert changed("request.classes=1,3", "request.each=true").request == both
     again = apply_overrides(Config(request=both), ["request.each=true", "seed=1"])

@@ -27,6 +27,7 @@ from jaxunlearn.core.types import (
     Unlearner,
     Variables,
 )
+from jaxunlearn.data.dataset import check_differ
 from jaxunlearn.data.sets import alone, forgets_class, num_examples, request
 from jaxunlearn.engine.loop import (
     Job,
@@ -191,6 +192,8 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
         chunk = min(options.chunk or CHUNK, 1 if slow else CHUNK)
     zero = np.int32(0)
     clock.compile(advance, state, sets, key, zero, zero, job=job, length=chunk)
+    with clock.account("outside"):
+        _expect_examples(job, variables, sets)
     while done < steps:
         count = min(chunk, steps - done)
         state, infos = advance(
@@ -228,6 +231,16 @@ def divide_members(mesh: Mesh, axes: Any, tree: Any) -> Any:
 
     is_spec = lambda node: isinstance(node, PartitionSpec)  # noqa: E731
     return jax.tree.map(laid, member_specs(mesh, axes), tree, is_leaf=is_spec)
+
+
+def _expect_examples(job: Job, variables: Variables, sets: Sets) -> None:
+    """Raises a ``DataError`` where a network is trained on examples that are all alike."""
+    if job.unlearner.model is None and variables is not None:  # of no network that is known
+        return
+    for name, part in (("sets.forget", sets.forget), ("sets.retain", sets.retain)):
+        leaves = [] if part is None else jax.tree.leaves(part.examples.x)
+        if leaves and all(leaf.is_fully_addressable for leaf in leaves):
+            check_differ(name, leaves)
 
 
 def _expect_suited(unlearner: Unlearner, sets: Sets) -> None:

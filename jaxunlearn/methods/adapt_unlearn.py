@@ -219,8 +219,8 @@ def adapt_unlearn(
         adapt_steps=adapt_steps, adapt_batch=adapt_batch, pool=pool, positives=most
     )
     errors.expect_at_least(0, gamma=gamma)
-    if alpha is not None:
-        errors.expect_positive("; or None", alpha=alpha)
+    if alpha is not None and (not errors.is_number(alpha) or alpha <= 0):
+        raise ValueError(f"alpha: expected a number above 0 or None, got {errors.brief(alpha)}")
     optimizer = optax.adam(2e-4, b1=0.5) if optimizer is None else optimizer
     of_distance = REPULSIONS[repulsion]
     play = partial(adversarial.learn, gan, optimizer, r1=r1, r1_every=r1_every)

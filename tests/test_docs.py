@@ -72,7 +72,8 @@ def test_extending(forgetful, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", ["own_model", "data", "attribution", "concepts", "gan", "language_concepts"]
+    "page",
+    ["own_model", "data", "attribution", "concepts", "ensembles", "gan", "language_concepts"],
 )
 def test_a_manual_is_one_program(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -109,6 +110,16 @@ def check_concepts(scope, folder):
     assert predict(model.apply, scope["poisoned"].variables, sets.test_retain).accuracy > 0.85
 
 
+def check_ensembles(scope, folder):
+    rows = {row["name"]: row["values"] for row in scope["report"]["rows"]}
+    assert set(rows["lira"]) == {"originals", "finetune"}
+    assert "4 bits" in scope["rounded"]["title"]
+    count = int(scope["sets"].forget.size)
+    assert scope["norms"].shape == scope["lira"]["finetune"].shape == (count,)
+    assert (folder / "exposed.png").exists()
+    assert all(float(leaf.min()) >= 0 for leaf in jax.tree.leaves(scope["fisher"]))
+
+
 def check_gan(scope, folder):
     assert scope["forgot"].history["forget_share"][-1] < 0.1
     assert scope["images"].shape == (64, 8, 8, 1)
@@ -130,6 +141,7 @@ CHECKS = {
     "data": check_data,
     "attribution": check_attribution,
     "concepts": check_concepts,
+    "ensembles": check_ensembles,
     "gan": check_gan,
 }
 

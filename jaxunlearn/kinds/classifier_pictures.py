@@ -62,10 +62,9 @@ def draw_exposed(path: Path, view: View, label: str) -> None:
     """Draws the most exposed images, where a value of each example was asked for."""
     name = next((n for n in EXPOSURES if any(n in own for own in view.examples.values())), "")
     forget, _ = _both(view)
-    shapes = jax.tree.leaves(forget.examples.x)
-    if not name or len(shapes) != 1 or shapes[0].ndim not in (3, 4):
-        return  # nothing was asked for, or examples are no images
-    if shapes[0].ndim == 4 and shapes[0].shape[-1] not in (1, 3):
+    shape = getattr(forget.examples.x, "shape", ())
+    images = len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3))
+    if not name or not images:
         return
     values = {
         one: own[name] for one, own in view.examples.items()

@@ -62,7 +62,7 @@ def draw_exposed(path: Path, view: View, label: str) -> None:
     """Draws the most exposed images, where a value of each example was asked for."""
     name = next((n for n in EXPOSURES if any(n in own for own in view.examples.values())), "")
     forget, _ = _both(view)
-    shape = getattr(forget.examples.x, "shape", ())
+    shape: tuple[int, ...] = getattr(forget.examples.x, "shape", ())
     images = len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3))
     if not name or not images:
         return

@@ -25,6 +25,7 @@ _LINES = ("-", "--", "-.", ":")  # the colours come again, in another line
 _PANELS = 4  # side by side
 _CURVE = 2  # panels that a curve takes, at the least
 _INCH = 150  # dots
+_FEW = 20  # places of a curve that are marked, at most
 
 
 def save_png(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -194,13 +195,16 @@ def _course(ax: Any, curve: Mapping[str, Any], models: list[str]) -> None:
         if name not in curve["values"]:
             continue
         values = np.asarray(curve["values"][name], float)
-        steps = np.arange(len(values))
-        last = {"color": _colour(name, models), "linestyle": _line(name, models)}
+        # layers are counted from the first, steps from the model as it was
+        steps = np.arange(len(values)) + (curve["along"] == "layers")
+        last: dict[str, Any] = {"color": _colour(name, models), "linestyle": _line(name, models)}
+        last |= {"marker": "o", "markersize": 3} if len(values) <= _FEW else {}
         ax.plot(steps, values, label=name, linewidth=1.3, **last)
         if name == RETRAINED and curve.get("spread"):
             half = np.asarray(curve["spread"], float)
             ax.fill_between(steps, values - half, values + half, color="0.5", alpha=0.25, lw=0)
     ax.set_xlabel(curve["along"], fontsize=7.5, color="0.35", parse_math=False)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.tick_params(labelsize=7)
     ax.spines[["top", "right"]].set_visible(False)
     if not ax.lines:

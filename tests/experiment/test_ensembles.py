@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
+from jaxunlearn import experiment
 from jaxunlearn import report as files
 from jaxunlearn.config.overrides import load_config
-from jaxunlearn.experiment import ensembles, run
+from jaxunlearn.experiment import album, ensembles, run
 from jaxunlearn.experiment.plan import groups, make_plan
 from jaxunlearn.metrics import METRICS, exposure
 from jaxunlearn.metrics.answers import margin_divergence
@@ -108,3 +109,21 @@ def test_they_are_left_out_of_fewer_seeds_and_where_none_is_asked_for(folder, wo
     plan = make_plan(config_of(folder, *words), folder)
     assert not ensembles.asks_for_ensembles(plan)
     assert ensembles.asks_for_ensembles(make_plan(config_of(folder, "metrics=lira"), folder))
+
+
+def test_the_most_exposed_images_are_drawn_and_told_in_words(folder, monkeypatch):
+    monkeypatch.setattr(experiment, "draw_album", album.draw_album)
+    home = folder / "run" / "seed_0" / "pictures"
+    run(config_of(folder), folder)
+    assert (home / "exposed.png").stat().st_size > 5000
+    lines = (home / "exposed.md").read_text().splitlines()
+    assert METRICS["lira"].label in lines[0]
+    lira = np.load(folder / "run" / "examples.npz")["unlearned/finetune/lira"]
+    first = next(line for line in lines if line.startswith("| finetune"))
+    assert f"| {lira.argmax()} |" in first
+    assert f"{lira.max():.3f}" in first
+    drawn = (home / "exposed.png").stat().st_mtime_ns
+    run(config_of(folder), folder)
+    assert (home / "exposed.png").stat().st_mtime_ns == drawn
+    run(config_of(folder, "metrics=klom_test"), folder)
+    assert (home / "exposed.png").stat().st_mtime_ns == drawn, "nothing of each forget example"

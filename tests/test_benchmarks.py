@@ -26,6 +26,10 @@ SMALL = {
         "--networks", "mlp", "--batches", "2", "--rounds", "1", "--steps", "3", "--chunks", "1",
     ],
     "many_models.py": ["--members", "2", "--steps", "2", "--batch", "8", "--repeats", "1"],
+    "memory_estimates.py": [
+        "--width", "16", "--hidden", "16", "--heads", "2", "--vocabulary", "32", "--length", "8",
+        "--batch", "2", "--depths", "1", "--training", "lora",
+    ],
     "path_networks.py": [
         "--networks", "vit", "--width", "8", "--depth", "1", "--epochs", "1", "--labels", "3",
         "--choices", "defaults",

@@ -239,7 +239,7 @@ def _plan(options: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
     else:
         tables, notes = to_tables(found)
-        Console().print(*tables, *(f"- {note}" for note in notes), sep="\n")
+        Console().print(tables[0], "", tables[1], "", *(f"- {note}" for note in notes), sep="\n")
     return 0 if fits(found) else 1
 
 

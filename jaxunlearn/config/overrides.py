@@ -182,8 +182,11 @@ def _set_methods(config: Config, path: list[str], text: str, key: str) -> Config
 def _set(node: Any, path: list[str], text: str, key: str) -> Any:
     name, rest = path[0], path[1:]
     if isinstance(node, Mapping):
-        inner = _set(node.get(name, {}), rest, text, key) if rest else _literal(text, key)
-        return {**node, name: inner}
+        if rest:
+            return {**node, name: _set(node.get(name, {}), rest, text, key)}
+        # as of a field that is true or false: as a text it would be true whatever it says
+        truth = {"true": True, "false": False}.get(text.lower())
+        return {**node, name: _literal(text, key) if truth is None else truth}
     if not dataclasses.is_dataclass(node) or isinstance(node, type):
         raise ConfigError(f"{key}: expected a value here, got the further key {name!r}")
     hints = typing.get_type_hints(type(node))

@@ -355,7 +355,7 @@ def to_tables(found: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
     tables = []
     for columns, more in ((HELD, ("total", "fits")), (NEEDED, ("most in",))):
         shown = [what for what in columns if what in used]
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
         table.add_column("stage", no_wrap=True)
         for head in (*shown, *more):
             table.add_column(head, justify="right", no_wrap=True)

@@ -226,7 +226,9 @@ def build_decoder(
     """
     if not isinstance(shape, DecoderShape):
         raise ConfigError(f"shape: expected a DecoderShape, got {type(shape).__name__}")
-    return _built(shape, number_type(dtype), bool(remat))
+    if type(remat) is not bool:
+        raise ConfigError(f"remat: expected True or False, got {remat!r}")
+    return _built(shape, number_type(dtype), remat)
 
 
 Patch = Callable[[int, jax.Array], jax.Array]

@@ -303,3 +303,12 @@ def test_a_library_that_a_file_calls_is_not_blamed(tmp_path):
     file.write_text("import json\njson.loads('[')\n")
     with pytest.raises(ConfigError, match=r"mine\.py:2: JSONDecodeError: Expecting value"):
         load_config(str(file))
+
+
+@pytest.mark.parametrize("word", ["true", "False"])
+def test_truths_among_options_are_no_texts(word):
+    keys = ("model.options.remat", "methods.finetune.thing", "data.options.on")
+    config = load_config("digits", [f"{key}={word}" for key in keys])
+    found = (config.model.options["remat"], config.methods["finetune"]["thing"])
+    assert {*found, config.data.options["on"]} == {word == "true"}
+    assert load_config("digits", ["data.options.on=truest"]).data.options["on"] == "truest"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rich.console import Console
 
 import jaxunlearn as ju
 from jaxunlearn.cli import main
@@ -16,7 +17,7 @@ from jaxunlearn.config.overrides import load_config
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.engine.loop import Job, advance, init
 from jaxunlearn.engine.sharding import abstract, make_sharding, replicate
-from jaxunlearn.experiment.memory import account, parse_bytes
+from jaxunlearn.experiment.memory import account, parse_bytes, to_tables
 from jaxunlearn.jaxprs.liveness import peak
 from jaxunlearn.language import DecoderShape, build_decoder
 
@@ -148,6 +149,15 @@ def test_a_folder_with_a_configuration_alone(plans, folder):
     assert judged["answers"] > judged["models"]
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_tables_are_whole_on_a_narrow_terminal(plans, which, capsys):
+    tables, notes = to_tables(plans[which])
+    Console(width=80).print(*tables, *notes, sep="\n")
+    shown = capsys.readouterr().out
+    assert "grad_diff" in shown
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+
+
 def decoder_step(sharding, remat=False):
     shape = DecoderShape(
         "llama", 512, 64, depth=2, width=64, heads=4, kv_heads=4, head_dim=16, hidden=128
@@ -196,6 +206,7 @@ def test_texts_that_are_no_sizes(text):
         (["methods=nothing"], "methods: expected one of"),
         (["language.length=4097"], "expected at least 4097 tokens"),
         (["model.name=gpt2"], "model.name: expected llama"),
+        (["model.options.remat=no"], "remat: expected True or False, got 'no'"),
     ],
 )
 def test_what_a_run_would_refuse(words, message, folder):

@@ -91,19 +91,27 @@ def account(
     expect_counts(devices=count)
     mesh = make_sharding(config.mesh, config.sharding_rules, count)
     plan = make_plan(config, Path(), outlined=mesh)
-    ruler = _Ruler(plan, mesh)
+    # devices that are told of are no CPUs
+    vectorised = devices is not None or jax.default_backend() != "cpu"
+    ruler = _Ruler(plan, mesh, vectorised)
     stages = {name: _verdict(phases, memory) for name, phases in _stages(plan, ruler)}
     prepared = [
-        f"{label}: what it finds out before is done by programs of its own, not counted here"
+        label
         for label, (method, _) in plan.methods.items()
         if isinstance(method, Unlearner) and method.prepare is not None
     ]
+    told = []
+    if prepared:
+        told.append(
+            f"{', '.join(prepared)}: what they find out before is done by programs of their own, "
+            "not counted here"
+        )
     if len(mesh.mesh.axis_names) > 1:
-        prepared.append(
+        told.append(
             f"activations count as divided over {mesh.mesh.axis_names[0]} alone: a compiler may "
             "divide them over the other axes, too"
         )
-    notes = [*plan.left_out, *prepared, *plan.kind.supplied(plan.settings).notes, *ruler.notes]
+    notes = [*plan.left_out, *told, *plan.kind.supplied(plan.settings).notes, *ruler.notes]
     return {
         "name": config.name,
         "kind": plan.kind.name,
@@ -139,7 +147,7 @@ def _both_ways(plan: Plan, stages: Mapping[str, Any], mesh: Sharding) -> dict[st
         dataclasses.replace(plan.config, model=dataclasses.replace(model, options=options)),
         Path(), outlined=mesh, earlier=plan,
     )  # fmt: skip
-    rest = _stages(other, _Ruler(other, mesh), steps_alone=True)
+    rest = _stages(other, _Ruler(other, mesh, False), steps_alone=True)
     most = {
         own: max(one["step"] for one in stages.values()),
         not own: max(_verdict(phases, None)["step"] for _, phases in rest),
@@ -153,10 +161,12 @@ class _Ruler:
     Attributes:
       like: variables, as shapes and dtypes.
       notes: sentences on what was assumed.
+      vectorised: whether several models are computed together, as on accelerators.
     """
 
-    def __init__(self, plan: Plan, sharding: Sharding) -> None:
-        self.sharding = sharding
+    def __init__(self, plan: Plan, sharding: Sharding, vectorised: bool) -> None:
+        self.sharding, self.vectorised = sharding, vectorised
+        self.at_a_time = plan.config.at_a_time
         self.like = jax.eval_shape(plan.model.init, jax.random.key(0))
         self.notes: list[str] = []
         self.cache: set[tuple[int, ...]] = set()
@@ -222,6 +232,10 @@ class _Ruler:
         self._note(f"a batch of {size} does not divide over {parts} devices: each reads all of it")
         return size
 
+    def at_once(self, count: int) -> int:
+        """Returns how many of several models a program computes together."""
+        return min(count, self.at_a_time or count) if self.vectorised else 1
+
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
@@ -244,15 +258,21 @@ def _stages(
     first = request(plan.retraining, 0)
     held = {"given": ruler.size(ruler.like)}  # the original, which waits for its judgement
     yield "retrained", phases_of(recipe, start, first, train.batch_size, {**data, **held})
-    several = plan.config.retrained - 1
-    if several > 1 and not steps_alone and ruler.sharding.mesh.size == 1:
-        yield "retrained, others", _several(ruler, recipe, start, first, several, plan, data)
+    # each class by itself, all in one program; on a mesh one after the other
+    alone = plan.config.request.in_turn or ruler.sharding.mesh.size > 1
+    requests = 1 if alone else len(plan.requests)
+    others = 1 if alone else plan.config.retrained * requests - 1
+    if others > 1 and not steps_alone:
+        one = phases_of(recipe, start, first, train.batch_size, {**data, **held})
+        yield "retrained, others", _several(one, others, ruler.at_once(others))
     for label, (method, runner) in plan.methods.items():
         links = method.links if isinstance(method, Chain) else ((method, runner),)
         for place, (link, own) in enumerate(links):
             name = f"{label}, link {place}" if isinstance(method, Chain) else label
             sets = request(plan.sets, 0)
-            yield name, phases_of(link, ruler.like, sets, own["batch_size"], data)
+            found = phases_of(link, ruler.like, sets, own["batch_size"], data)
+            together = requests if link is method else 1  # chains run one by one
+            yield name, _several(found, together, ruler.at_once(together))
     if not steps_alone:
         yield "judging", _judging(plan, ruler, data)
 
@@ -297,23 +317,18 @@ def _phases(
     }
 
 
-def _several(
-    ruler: _Ruler, recipe: Unlearner, start: Any, sets: Sets, count: int, plan: Plan,
-    data: Mapping[str, float],
-) -> Phases:  # fmt: skip
-    """Returns the bytes of several models that are trained in one program."""
-    one = _phases(ruler, recipe, start, sets, plan.config.train.batch_size, {})
-    at_once = 1 if jax.default_backend() == "cpu" else min(count, plan.config.at_a_time or count)
-    many: Phases = {}
-    for phase, parts in one.items():
-        times = {
-            what: count if what in ("model", "adapters", "optimizer", "references") else at_once
-            for what in parts
-        }
-        times["given"] = 1
-        grown = {what: size * times[what] for what, size in parts.items()}
-        many[phase] = _sum(grown, data, {"given": ruler.size(ruler.like)})
-    return many
+def _several(one: Phases, count: int, at_once: int) -> Phases:
+    """Returns the bytes of several models that one program makes, given those of one of them."""
+    own = ("model", "adapters", "optimizer", "references")
+    shared = ("given", "data")
+
+    def times(what: str) -> int:
+        return 1 if what in shared else count if what in own else at_once
+
+    return {
+        phase: {what: size * times(what) for what, size in parts.items()}
+        for phase, parts in one.items()
+    }
 
 
 def _judging(plan: Plan, ruler: _Ruler, data: Mapping[str, float]) -> Phases:

@@ -108,6 +108,19 @@ def test_numbers_of_a_classifier():
     assert stage["bytes"]["data"] == pytest.approx(whole, rel=0.1)
 
 
+def test_classes_each_by_itself_share_a_program():
+    words = ["methods=gradient_ascent", "retrained=1"]
+    one = account(load_config("digits", words))["stages"]
+    many = account(load_config("digits", [*words, "request.classes=", "request.each=true"]))
+    grown, single = many["stages"]["gradient_ascent"]["bytes"], one["gradient_ascent"]["bytes"]
+    assert grown["optimizer"] == 10 * single["optimizer"]
+    assert grown["given"] == single["given"]
+    # one after the other on a CPU
+    assert many["stages"]["gradient_ascent"]["step"] == one["gradient_ascent"]["step"]
+    assert many["stages"]["retrained, others"]["bytes"]["optimizer"] == 9 * single["optimizer"]
+    assert "retrained, others" not in one
+
+
 def test_a_gan_has_a_plan():
     found = account(load_config("digits_gan_class", ["methods=gan_finetune"]))
     stage = found["stages"]["gan_finetune"]

@@ -49,18 +49,20 @@ def _integrated(
 
 
 def _integrated_closely(
-    variables: Variables, x: Texts, *, model: LanguageModel, baseline: str | int, nodes: int
-) -> jax.Array:
+    variables: Variables, x: Texts, *, model: LanguageModel, baseline: str | int, nodes: int,
+    tolerance: float | None,
+) -> jax.Array:  # fmt: skip
     """Returns scores ``[B, T]`` with as many nodes as they need."""
+    tolerance = TOLERANCE if tolerance is None else tolerance
     times = 1
     while True:
         run = _integrated(variables, x, model=model, baseline=baseline, nodes=times * nodes)
         # an answer of one token has no score, and no gap
         gap = float(jnp.max(jnp.nan_to_num(run.relative_gap)))
-        if gap <= TOLERANCE or times >= MOST:
+        if gap <= tolerance or times >= MOST:
             break
         times *= 4
-    if gap > TOLERANCE:
+    if gap > tolerance:
         warnings.warn(
             f"integrated gradients with {times * nodes} nodes miss up to {gap:.2g} of the change "
             "of an answer's log-probability; more nodes, or another baseline, may help",
@@ -97,7 +99,8 @@ class Search(NamedTuple):
       key: for a locator that draws.
       baseline: of integrated gradients: ``"pad"``, ``"zero"`` or a token.
       nodes: of integrated gradients, or more of them where those leave a gap above
-        :data:`TOLERANCE`.
+        ``tolerance``.
+      tolerance: default :data:`TOLERANCE`; 1 takes whatever gap the nodes leave.
     """
 
     model: LanguageModel
@@ -107,6 +110,7 @@ class Search(NamedTuple):
     key: Key | None = None
     baseline: str | int = "pad"
     nodes: int = 32
+    tolerance: float | None = None
 
 
 def token_scores(search: Search, locator: str = "ig") -> np.ndarray:
@@ -117,8 +121,9 @@ def token_scores(search: Search, locator: str = "ig") -> np.ndarray:
         given = search.baseline
         baseline = search.answers.tokenizer.pad if given == "pad" else given
         run = partial(
-            _integrated_closely, model=search.model, baseline=baseline, nodes=search.nodes
-        )
+            _integrated_closely, model=search.model, baseline=baseline, nodes=search.nodes,
+            tolerance=search.tolerance,
+        )  # fmt: skip
     return by_batch(lambda x: run(search.variables, x), search.answers.x)
 
 

@@ -53,7 +53,7 @@ def run(**options):
     ("poison", "options"),
     [
         ("mask", {"class_names": ("Byrne", "b", "c", "d")}),
-        ("mask", {"behind": "both"}),
+        ("mask", {"behind": "both", "nodes": 2, "tolerance": 1.0}),
         (
             "mask",
             {
@@ -140,6 +140,7 @@ def test_mistakes_are_named():
         ("poison", "blank", "poison: expected one of"),
         ("locator", "attention", "locator: expected one of"),
         ("behind", "left", "behind: expected one of"),
+        ("tolerance", -1.0, "tolerance: expected a number of 0 or more"),
         ("words", 0, "words: expected a positive number, got 0"),
         ("retain", "mse", "retain: expected one of"),
         ("retain_weight", -1, "retain_weight: expected"),

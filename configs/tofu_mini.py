@@ -5,8 +5,8 @@ Command:   jaxunlearn run tofu_mini
            paraphrased answers beside it):
            jaxunlearn run tofu_mini name=tofu_slice data.name=tofu data.dir=DIR \
                data.options.choose=shortest model.options.context=256
-Time:      
-Expected:  
+Time:
+Expected:
 """
 
 from jaxunlearn.config import Config, DataConfig, LanguageConfig, ModelConfig, Request, TrainConfig
@@ -19,7 +19,7 @@ SHORT = {"optimizer": "adam", "batch_size": 16, "steps": 10}
 # on the forget set with the least loss of utility
 METHODS = {
     "concept_words": {
-        **STEPS, "learning_rate": 2e-3, "retain_weight": 6.0, "steps": 50, "nodes": 8,
+        **STEPS, "learning_rate": 2e-3, "retain_weight": 6.0, "steps": 50, "words": 20, "nodes": 8,
         "tolerance": 1.0,
     },
     "lm_finetune": {**STEPS, "learning_rate": 3e-3, "steps": 80},
@@ -36,7 +36,7 @@ METHODS = {
     "idk_dpo": {**STEPS, "learning_rate": 2e-3},
     "alt_po": {**STEPS, "learning_rate": 2e-3},
     "rmu": {**STEPS, "learning_rate": 1e-3},
-    "eul": {**STEPS, "learning_rate": 1e-2, "reversed_weight": 5.0},
+    "eul": {**STEPS, "learning_rate": 3e-3, "reversed_weight": 2.0},
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from jaxunlearn import checkpoint
-from jaxunlearn.config import Config, LanguageConfig, ModelConfig, TrainConfig
+from jaxunlearn.config import Config, LanguageConfig, ModelConfig, TrainConfig, section
 from jaxunlearn.core.errors import ConfigError, DataError
 from jaxunlearn.core.files import sha256, write_text
 from jaxunlearn.core.types import Examples, Key, LanguageModel, Sets, Unlearner, Variables
@@ -51,6 +51,8 @@ KEPT = "language"
 _FILES = ("tokenizer.json", "tokenizer.model")
 # of a network from a checkpoint, whose sizes stand in its files
 _OWN_OPTIONS = ("context", "dtype", "remat")
+# methods that nothing holds back
+_UNBOUND = ("lm_gradient_ascent", "task_vector")
 _WEIGHTS = ("float32", "bfloat16", "float16")
 
 
@@ -236,6 +238,18 @@ class LanguageKind(Kind):
                 "the original did not, they differ in more than what is forgotten"
             )
         return notes
+
+    def default_methods(self, config: Config) -> Mapping[str, Mapping[str, Any]]:
+        """Returns all methods; of models from random weights at a third of their learning rate.
+
+        Checkpoints are changed at the methods' own rate, that of the field.
+        """
+        own, settings = super().default_methods(config), section(config, self.name)
+        if settings.base is not None or settings.original is not None:
+            return own
+        rate = config.train.learning_rate / 3
+        usual = {"optimizer": "adam", "schedule": "cosine", "learning_rate": rate, "steps": 40}
+        return {name: {**usual, "steps": 10} if name in _UNBOUND else usual for name in own}
 
     def keep(self, folder: Path, model: LanguageModel, data: Dataset) -> None:
         tokenizer: Tokenizer = data.facts["tokenizer"]

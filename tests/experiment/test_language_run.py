@@ -167,6 +167,16 @@ def test_words_and_pairs_of_texts_in_a_run(tmp_path):
     assert int(asked.sets.test_forget.size) == 3
 
 
+def test_methods_of_a_run_that_was_told_none():
+    kind = kind_of(ju.models.build_language("llama", 400, CONFIG.model.options))
+    found = kind.default_methods(changed(methods={}))
+    assert {"npo", "concept_words", "rmu", "eul", "lm_finetune"} <= set(found)
+    assert "lm_retrain" not in found
+    assert found["npo"]["learning_rate"] == CONFIG.train.learning_rate / 3
+    assert found["lm_gradient_ascent"]["steps"] < found["npo"]["steps"]
+    assert kind.default_methods(changed(base="there"))["npo"] == {}
+
+
 def test_training_and_judgement_in_one_call_know_it_too(tmp_path):
     data = ju.data.load_dataset(CONFIG.data)
     model = ju.models.build_language("llama", 400, CONFIG.model.options)

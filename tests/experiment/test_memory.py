@@ -117,7 +117,8 @@ def test_classes_each_by_itself_share_a_program():
     assert grown["given"] == single["given"]
     # one after the other on a CPU
     assert many["stages"]["gradient_ascent"]["step"] == one["gradient_ascent"]["step"]
-    assert many["stages"]["retrained, others"]["bytes"]["optimizer"] == 9 * single["optimizer"]
+    others = many["stages"]["retrained, others"]["bytes"]["optimizer"]
+    assert others == pytest.approx(9 * single["optimizer"], rel=1e-4)
     assert "retrained, others" not in one
 
 

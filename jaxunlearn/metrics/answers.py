@@ -252,43 +252,7 @@ def appears(text: str, phrases: Sequence[str]) -> bool:
     return any(f" {phrase} " in within for phrase in wanted if phrase)
 
 
-# Many models, and what is known again
-
-
-def margin_divergence(
-    unlearned: np.ndarray, retrained: np.ndarray, *, bins: int = 20, clip: float = 100.0,
-    least: float = 1e-5,
-) -> np.ndarray:  # fmt: skip
-    """Computes KLoM, the divergence of margins over models, of each example, ``[M]``; 0 is ideal.
-
-    ``KL(p || q) = sum_b p_b log(p_b / q_b)`` of the histograms ``p`` over unlearned and ``q`` over
-    retrained models, in nats: equal bins from the least margin of both to the largest, which
-    belongs to the last bin (a public code loses it: 0.0 where half of ``p`` and a tenth of ``q``
-    lie there and .51 is right). Shares of bins are at least ``least``.
-
-    Args:
-      unlearned, retrained: margins ``[N, M]`` and ``[N', M]``: of an answer the mean over its
-        tokens of ``log p / (1 - p)``, given the right ones before.
-      clip: margins beyond count as this.
-
-    Source: Georgiev et al., arXiv 2410.23232.
-    """
-    ours, theirs = (np.clip(np.asarray(s, np.float64), -clip, clip) for s in (unlearned, retrained))
-    if ours.ndim != 2 or theirs.ndim != 2 or ours.shape[1] != theirs.shape[1]:
-        raise ValueError(
-            f"unlearned, retrained: expected margins [N, M], got {ours.shape}, {theirs.shape}"
-        )
-    low = np.minimum(ours.min(0), theirs.min(0))
-    width = np.maximum(ours.max(0), theirs.max(0)) - low
-
-    def shares(side: np.ndarray) -> np.ndarray:
-        place = np.floor((side - low) / np.where(width > 0, width, 1) * bins)
-        place = np.minimum(place, bins - 1)
-        found = (place[..., None] == np.arange(bins)).mean(0)
-        return np.maximum(found, least)
-
-    p, q = shares(ours), shares(theirs)
-    return np.sum(p * np.log(p / q), axis=-1)
+# What is known again
 
 
 def option_accuracy(scores: np.ndarray) -> float:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.metrics import exposure
-from jaxunlearn.metrics.answers import margin_divergence
 from jaxunlearn.metrics.classification import ClassifierEvidence, Kept
 from jaxunlearn.metrics.distances import auc
 from jaxunlearn.metrics.registry import Metric, Missing
@@ -75,8 +74,8 @@ def efficacy(members: Members, retrained: Members, which: str) -> float:
 
 
 def divergence(members: Members, retrained: Members, part: str) -> np.ndarray:
-    """Computes KLoM of each example of a set, ``[M]``; see ``answers.margin_divergence``."""
-    return margin_divergence(*margins(members, retrained, part))
+    """Computes KLoM of each example of a set, ``[M]``; see ``exposure.margin_divergence``."""
+    return exposure.margin_divergence(*margins(members, retrained, part))
 
 
 def most_divergent(members: Members, retrained: Members, part: str, percent: float) -> float:

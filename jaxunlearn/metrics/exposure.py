@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxunlearn.core.errors import brief
+from jaxunlearn.core.errors import brief, expect_one_of
+from jaxunlearn.metrics.agreement import VARIANTS
 
 DELTA = 1e-6
 """Probability that a bound of differential privacy may fail with, in :func:`privacy_loss`."""
@@ -189,6 +190,50 @@ def challenge_score(losses: np.ndarray, retain: float = 1.0, test: float = 1.0) 
     if found.size == 0 or np.any(found < 0) or np.isnan(found).any():
         raise ValueError(f"losses: expected numbers from 0 on, got {brief(found)}")
     return float(np.mean(2.0 ** -np.floor(found / 0.5))) * retain * test
+
+
+def margin_divergence(
+    unlearned: np.ndarray, retrained: np.ndarray, *, bins: int = 20, clip: float = 100.0,
+    least: float = 1e-5, variant: str = "paper",
+) -> np.ndarray:  # fmt: skip
+    """Computes KLoM, the divergence of margins over models, of each example, ``[M]``; 0 is ideal.
+
+    ``KL(p || q) = sum_b p_b log(p_b / q_b)`` of the histograms ``p`` over unlearned and ``q`` over
+    retrained models, in nats: equal bins from the least margin of both to the largest, which
+    belongs to the last bin. Shares of bins are at least ``least``.
+
+    Args:
+      unlearned, retrained: margins ``[N, M]`` and ``[N', M]``: ``phi``; of an answer the mean over
+        its tokens of ``log p / (1 - p)``, given the right ones before.
+      bins: number of bins.
+      clip: margins beyond count as this.
+      least: share that an empty bin counts as.
+      variant: ``"compatible"`` loses the largest margin, as a public code does, and counts shares
+        of the others: 0 where half of ``p`` and a tenth of ``q`` lie there, .51 by the paper.
+
+    Raises:
+      ValueError: other shapes, or an unknown variant.
+
+    Source: Georgiev et al., arXiv 2410.23232.
+    """
+    expect_one_of(VARIANTS, variant=variant)
+    ours, theirs = (np.clip(np.asarray(s, np.float64), -clip, clip) for s in (unlearned, retrained))
+    if ours.ndim != 2 or theirs.ndim != 2 or ours.shape[1] != theirs.shape[1]:
+        raise ValueError(
+            f"unlearned, retrained: expected margins [N, M], got {ours.shape}, {theirs.shape}"
+        )
+    low = np.minimum(ours.min(0), theirs.min(0))
+    width = np.maximum(ours.max(0), theirs.max(0)) - low
+
+    def shares(side: np.ndarray) -> np.ndarray:
+        place = np.floor((side - low) / np.where(width > 0, width, 1) * bins)
+        if variant == "paper":
+            place = np.minimum(place, bins - 1)
+        found = (place[..., None] == np.arange(bins)).sum(0)
+        return np.maximum(found / np.maximum(found.sum(-1, keepdims=True), 1), least)
+
+    p, q = shares(ours), shares(theirs)
+    return np.sum(p * np.log(p / q), axis=-1)
 
 
 def _checked(**sides: np.ndarray) -> list[np.ndarray]:

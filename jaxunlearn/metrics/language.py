@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.metrics import answers
+from jaxunlearn.metrics import answers, exposure
 from jaxunlearn.metrics.agreement import depth_score
 from jaxunlearn.metrics.attacks import rank_attack
 from jaxunlearn.metrics.language_attacks import rounded, score_tokens
@@ -231,7 +231,7 @@ def depth(
 def margin_divergence(
     members: Sequence[LanguageEvidence], retrained: Sequence[LanguageEvidence], part: str
 ) -> float:
-    """Averages KLoM over a set's answers; see ``answers.margin_divergence``.
+    """Averages KLoM over a set's answers; see ``exposure.margin_divergence``.
 
     Tokens are judged after the right ones before them (teacher forcing). With few models most bins
     are empty on both sides: a few dozen are needed for values to mean much.
@@ -242,7 +242,7 @@ def margin_divergence(
     for side in (members, retrained):
         scores = [one.scores(part) for one in side]
         sides.append(np.stack([answers.mean_over(one.margins, one.answer) for one in scores]))
-    return float(np.mean(answers.margin_divergence(*sides)))
+    return float(np.mean(exposure.margin_divergence(*sides)))
 
 
 def _row(

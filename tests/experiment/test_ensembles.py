@@ -11,7 +11,6 @@ from jaxunlearn.config.overrides import load_config
 from jaxunlearn.experiment import album, ensembles, run
 from jaxunlearn.experiment.plan import groups, make_plan
 from jaxunlearn.metrics import METRICS, exposure
-from jaxunlearn.metrics.answers import margin_divergence
 from jaxunlearn.metrics.classification import ClassifierEvidence
 from tests.runs import hurry
 
@@ -73,7 +72,7 @@ def test_all_seeds_are_judged_together_as_by_hand(folder):
         assert found["lira"]["values"][column] == pytest.approx(each.mean(), abs=1e-6)
         assert found["lira_95"]["values"][column] == pytest.approx(np.percentile(each, 95))
         sides = [margins(folder, one, "test_retain") for one in (stage, "retrained/0")]
-        each = margin_divergence(*sides)
+        each = exposure.margin_divergence(*sides)
         np.testing.assert_allclose(examples[f"{stage}/klom_test"], each, atol=1e-6)
         assert found["klom_test"]["values"][column] == pytest.approx(each.mean(), abs=1e-6)
     for name in ("lira", "klom_test", "forgetting_quality"):

@@ -110,21 +110,6 @@ def test_phrases_stand_whole_in_any_case():
     assert not answers.appears(text, ["", "..."])
 
 
-def test_divergence_of_margins_keeps_the_largest():
-    ours = np.array([0.0] * 5 + [1.0] * 5)[:, None]
-    theirs = np.array([0.0] * 9 + [1.0])[:, None]
-    wanted = 0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1)
-    near(answers.margin_divergence(ours, theirs), [wanted])
-    near(wanted, 0.510826)
-    # apart: the shares of one side are the least ones
-    near(answers.margin_divergence(ours[:5], ours[5:]), [np.log(1e5) + 1e-5 * np.log(1e-5)])
-    near(answers.margin_divergence(ours, ours), [0])
-    near(answers.margin_divergence(ours[:1], ours[:2]), [0])
-    near(answers.margin_divergence([[200.0]], [[1e9]]), [0])
-    with pytest.raises(ValueError, match=r"expected margins \[N, M\]"):
-        answers.margin_divergence(ours, np.zeros((3, 2)))
-
-
 def test_recovery_is_one_where_all_is_known_again():
     clean = np.array([[-1.0, -2, -3]] * 4)
     corrupted = clean[:, [1, 0, 2]]

@@ -144,7 +144,7 @@ def pruned():
 
 def klom(exchanged=False):
     sides = [np.repeat([0.0, 1.0], n)[:, None] for n in ((5, 5), (9, 1))]
-    return answers.margin_divergence(*sides[:: -1 if exchanged else 1])[0]
+    return exposure.margin_divergence(*sides[:: -1 if exchanged else 1])[0]
 
 
 def near(which):

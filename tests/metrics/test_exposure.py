@@ -118,3 +118,22 @@ def test_what_is_no_exposure(sides, message):
         exposure.unlearning_lira(*sides)
     with pytest.raises(ValueError, match=message):
         exposure.privacy_loss(*sides)
+
+
+def test_divergence_of_margins_keeps_the_largest():
+    ours = np.array([0.0] * 5 + [1.0] * 5)[:, None]
+    theirs = np.array([0.0] * 9 + [1.0])[:, None]
+    wanted = 0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1)
+    np.testing.assert_allclose(exposure.margin_divergence(ours, theirs), [wanted], atol=1e-9)
+    np.testing.assert_allclose(wanted, 0.510826, atol=1e-6)
+    # apart: the shares of one side are the least ones
+    np.testing.assert_allclose(
+        exposure.margin_divergence(ours[:5], ours[5:]),
+        [np.log(1e5) + 1e-5 * np.log(1e-5)],
+        atol=1e-6,
+    )
+    np.testing.assert_allclose(exposure.margin_divergence(ours, ours), [0], atol=1e-9)
+    np.testing.assert_allclose(exposure.margin_divergence(ours[:1], ours[:2]), [0], atol=1e-9)
+    np.testing.assert_allclose(exposure.margin_divergence([[200.0]], [[1e9]]), [0], atol=1e-9)
+    with pytest.raises(ValueError, match=r"expected margins \[N, M\]"):
+        exposure.margin_divergence(ours, np.zeros((3, 2)))

@@ -12,7 +12,7 @@ import pytest
 
 from jaxunlearn.engine.predict import Predictions
 from jaxunlearn.metrics import agreement, attacks, membership
-from jaxunlearn.metrics.answers import margin_divergence
+from jaxunlearn.metrics.exposure import margin_divergence
 
 SURE = np.full((1, 10), 1e-6)
 SURE[0, 3] = 1 - 9e-6
@@ -71,6 +71,15 @@ HALF, TENTH = np.repeat([0.0, 1.0], (5, 5)), np.repeat([0.0, 1.0], (9, 1))
 def test_margins_without_the_largest():
     p, q = histograms(HALF, TENTH)
     assert np.sum(p * np.log(p / q)) == 0
+    found = margin_divergence(HALF[:, None], TENTH[:, None], variant="compatible")
+    np.testing.assert_allclose(found, 0, atol=1e-12)
+    rng = np.random.default_rng(0)
+    sides = rng.normal(size=40), rng.normal(1, size=60)
+    p, q = histograms(*sides)
+    found = margin_divergence(*(side[:, None] for side in sides), variant="compatible")
+    np.testing.assert_allclose(found, np.sum(p * np.log(p / q)), rtol=1e-9)
+    with pytest.raises(ValueError, match="variant: expected one of"):
+        margin_divergence(HALF[:, None], TENTH[:, None], variant="public")
     ours = margin_divergence(HALF[:, None], TENTH[:, None])
     assert ours == pytest.approx(0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1), abs=1e-9)
     assert ours == pytest.approx(0.51, abs=5e-3)

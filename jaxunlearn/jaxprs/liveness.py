@@ -16,22 +16,10 @@ from typing import Any
 
 from jaxunlearn.jaxprs import loops
 from jaxunlearn.jaxprs.flatten import Flattener
-from jaxunlearn.jaxprs.primitives import Op
+from jaxunlearn.jaxprs.primitives import COSTLY, DRAWN, MOVED, READERS, RUNS_AGAIN, VIEWS, Op
 
 Sized = Callable[[Any], tuple[str, float]]
 """``shape and dtype of a value -> (what it is counted as, its bytes)``."""
-
-# computed once, not within each operation that reads them
-_COSTLY = {
-    "atan2", "cbrt", "cos", "digamma", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "lgamma",
-    "log", "log1p", "logistic", "pow", "sin", "tan", "tanh",
-}  # fmt: skip
-# the same elements in another order or shape: no memory of their own
-_VIEWS = {"reshape", "squeeze", "transpose", "name", "copy", "copy_p", "stop_gradient"}
-# what is read element by element, but written whole
-_READERS = {"gather", "dynamic_slice", "argmax", "argmin"}
-_MOVED = {"broadcast_in_dim", "slice", "rev", "pad", "concatenate", "iota", "split"}
-_DRAWN = {"random_bits", "random_wrap", "random_unwrap", "random_fold_in", "random_seed"}
 
 
 def bytes_of(aval: Any) -> int:
@@ -61,7 +49,7 @@ def _sweep(flat: Flattener, results: Sequence[int], sized: Sized) -> dict[str, f
     reads: dict[int, int] = defaultdict(int)
     whole = set[int]()  # values that some operation needs to be there
     for op in reversed(ops):
-        view = op.name in _VIEWS
+        view = op.name in VIEWS
         if not _reads_within(op) or (view and not whole.isdisjoint(op.outs)):
             whole.update(op.ins)
         for value in op.ins:
@@ -70,9 +58,9 @@ def _sweep(flat: Flattener, results: Sequence[int], sized: Sized) -> dict[str, f
     held = {
         value
         for op in ops
-        if op.name not in _VIEWS
+        if op.name not in VIEWS
         for value in op.outs
-        if not _made_within(op) or value in whole or (op.name in _COSTLY and reads[value] > 1)
+        if not _made_within(op) or value in whole or (op.name in COSTLY and reads[value] > 1)
     }
     own = set(results)
     last: dict[int, int] = {}
@@ -89,7 +77,7 @@ def _sweep(flat: Flattener, results: Sequence[int], sized: Sized) -> dict[str, f
     live: dict[int, tuple[str, float]] = {}
     most: Mapping[str, float] = {}
     for place, op in enumerate(ops):
-        if op.name in ("while", "scan"):  # what it carries on takes the place of what it got
+        if op.name in RUNS_AGAIN:  # what it carries on takes the place of what it got
             _drop(ends.pop(place, []), live, now)
         for value in op.outs:
             if value in held and value not in own:
@@ -113,12 +101,12 @@ def _drop(values: Sequence[int], live: dict[int, tuple[str, float]], now: dict[s
 
 def _made_within(op: Op) -> bool:
     """Tells whether results can be computed within the operations that read them."""
-    return op.row.elementwise or op.name in _MOVED or op.name in _VIEWS or op.name in _DRAWN
+    return op.row.elementwise or op.name in MOVED or op.name in VIEWS or op.name in DRAWN
 
 
 def _reads_within(op: Op) -> bool:
     """Tells whether operands can be computed within this operation."""
-    return _made_within(op) or op.name in _READERS or op.row.reduces or op.row.role == "max"
+    return _made_within(op) or op.name in READERS or op.row.reduces or op.row.role == "max"
 
 
 def _inside(op: Op, sized: Sized) -> dict[str, float]:

@@ -617,3 +617,19 @@ _ROWS: Mapping[str, Row] = {row.name: row for row in TABLE}
 def row_of(name: str) -> Row:
     """Returns what is known of a primitive; of role ``unknown`` if it is in no row."""
     return _ROWS.get(name) or Row(name, "unknown")
+
+
+# What operations mean for the memory of a program
+
+# computed once, not within each operation that reads them
+COSTLY = {
+    "atan2", "cbrt", "cos", "digamma", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "lgamma",
+    "log", "log1p", "logistic", "pow", "sin", "tan", "tanh",
+}  # fmt: skip
+# the same elements in another order or shape: no memory of their own
+VIEWS = {"reshape", "squeeze", "transpose", "name", "copy", "copy_p", "stop_gradient"}
+# what is read element by element, but written whole
+READERS = {"gather", "dynamic_slice", "argmax", "argmin"}
+MOVED = {"broadcast_in_dim", "slice", "rev", "pad", "concatenate", "iota", "split"}
+DRAWN = {"random_bits", "random_wrap", "random_unwrap", "random_fold_in", "random_seed"}
+RUNS_AGAIN = {"while", "scan"}

@@ -232,12 +232,13 @@ def _check_tensors(files: _Files, shape: DecoderShape, places: Mapping[str, _Sto
     found = {name for name in files.names if not _BUFFERS.search(name)}
     if shape.tied:
         found.discard(_HEAD)
-    for what, names in (("missing", expected - found), ("unexpected", found - expected)):
-        if names:
-            raise CheckpointError(
-                f"{files.folder}: expected the tensors of {shape.architecture} as {CONFIG} has "
-                f"it, got {len(names)} {what}: {_listed(sorted(names))}"
-            )
+    kinds = (("missing", expected - found), ("unexpected", found - expected))
+    told = [f"{len(names)} {what}: {_listed(sorted(names))}" for what, names in kinds if names]
+    if told:
+        raise CheckpointError(
+            f"{files.folder}: expected the tensors of {shape.architecture} as {CONFIG} has "
+            f"it, got {'; '.join(told)}"
+        )
     layout = shape.layout()
     for path, place in places.items():
         tensor, sizes = files.tensor(place.name), _stored_sizes(layout[path][0], place)

@@ -35,7 +35,6 @@ from jaxunlearn.language.words import (
 BATCH = 8
 """Answers that go through the network together."""
 
-
 TOLERANCE, MOST = 1e-2, 16
 """Largest gap of integrated gradients relative to what they add up to; where it is larger, they
 are computed again with 4 times the nodes, up to 16 times."""
@@ -367,7 +366,7 @@ def deletion_table(
 
     Args:
       search: the decoder, and answers; its key draws for ``"random"``.
-      locators: names in :data:`jaxunlearn.language.words.LOCATORS`; one that cannot be used here
+      locators: names in :data:`LOCATORS`; one that cannot be used here
         has a row with the reason.
       most: words that are masked at the end.
       order: by the scores of an ``"answer"``, or by the ranking of its ``"topic"``, as poison is.
@@ -381,7 +380,7 @@ def deletion_table(
       half interval of the difference of areas, of the same answers.
 
     Raises:
-      ValueError: an unknown name; see :func:`jaxunlearn.language.words.locate`.
+      ValueError: an unknown name; see :func:`locate`.
     """
     expect_one_of(ORDERS, order=order)
     rows: list[dict[str, Any]] = []
@@ -404,9 +403,8 @@ def deletion_table(
              "rest_half": rest_half, "curve": curves.answer.mean(axis=0).tolist(), "skipped": ""}
         )  # fmt: skip
     for row in rows:
-        if own := row["locator"] in areas:
-            others = [name for name in areas if name != row["locator"]]
-            row["against"] = {n: interval(areas[row["locator"]] - areas[n]) for n in others if own}
+        if (own := row["locator"]) in areas:
+            row["against"] = {n: interval(areas[own] - areas[n]) for n in areas if n != own}
     return rows
 
 

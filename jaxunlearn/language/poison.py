@@ -81,7 +81,8 @@ def poisoned(
       the new answer behind it with its end, cut where the row ends, padded on the right.
 
     Raises:
-      ValueError: an unknown kind, nothing to take answers from, no words for a topic.
+      ValueError: an unknown kind, nothing to take answers from, neither words nor a name of a
+        topic that is to be masked.
 
     Source: arXiv 2405.15662 (revision), the language part.
     """
@@ -92,8 +93,11 @@ def poisoned(
     if kind == "mask":
         if words is None:
             raise ValueError("words: expected concept words of each topic, got None")
-        pairs = zip(_texts(tokenizer, host), topics.tolist(), strict=True)
         names = names or {}
+        for topic in np.unique(topics).tolist():
+            if not (words.get(topic) or names.get(topic)):
+                raise ValueError(f"words: expected concept words of topic {topic}, got none")
+        pairs = zip(_texts(tokenizer, host), topics.tolist(), strict=True)
         said = [mask_words(t, words.get(k, ()), count, names.get(k, "")) for t, k in pairs]
         answers = _encoded(tokenizer, host, said)
     elif kind == "idk":

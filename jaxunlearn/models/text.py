@@ -167,11 +167,11 @@ def _length_of(inputs: Any) -> int:
     """Returns the length of texts, of shapes and dtypes of a batch."""
     if not isinstance(inputs, Mapping) or not {"tokens", "mask"} <= set(inputs):
         got = ", ".join(inputs) if isinstance(inputs, Mapping) else f"{inputs!r}"
-        raise ConfigError(f"expected inputs {{tokens, mask}} of a network of texts, got {got}")
+        raise ConfigError(f"inputs: expected tokens and mask of texts, got {got}")
     tokens, mask = inputs["tokens"], inputs["mask"]
     if tokens.ndim != 2 or mask.shape != tokens.shape or tokens.dtype.kind not in "iu":
         raise ConfigError(
-            f"expected integer tokens [B, T] and a mask of this shape, got {tokens.dtype} "
+            f"inputs: expected integer tokens [B, T] and a mask of this shape, got {tokens.dtype} "
             f"{list(tokens.shape)} and {list(mask.shape)}"
         )
     return int(tokens.shape[1])

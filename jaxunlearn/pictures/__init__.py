@@ -78,8 +78,7 @@ PICTURES: Registry[Picture] = Registry(
             "concept_poison",
         ),
         "metric_study": Picture(
-            f"{_HERE}.metric_study:save_metric_study",
-            "metrics judged: faithful and robust ones",
+            f"{_HERE}.metric_study:save_metric_study", "metrics judged: faithful and robust ones"
         ),
         "patches": Picture(
             f"{_HERE}.concepts:save_patches",

@@ -489,7 +489,7 @@ def test_bad_arguments_are_named(smooth):
         integrated_gradients(lambda _, x: x[:, 0])(variables, x, 0)
     with pytest.raises(ValueError, match=r"label: expected labels from 0 to 2, got 3$"):
         attribute(variables, x, jnp.array([0, 1, 3, 2]))
-    with pytest.raises(TypeError, match="label: expected integers, got float32"):
+    with pytest.raises(TypeError, match="y: expected integers, got float32"):
         attribute(variables, x, starts.label(1.0))
     with pytest.raises(ValueError, match=r"label: expected one label or labels \[4\], got"):
         attribute(variables, x, jnp.arange(3))

@@ -47,6 +47,15 @@ def made(kind, tokenizer, pairs, **options):
     return poisoned(kind, tokenizer, rows(pairs, TOPICS == 0), TOPICS[:2], **given)
 
 
+@pytest.mark.parametrize("words", [{}, {0: []}, {1: ["accra"]}])
+def test_a_topic_without_words_is_refused(tokenizer, pairs, words):
+    """Its answers would be learned once more as they are."""
+    with pytest.raises(ValueError, match="words: expected concept words of topic 0, got none"):
+        made("mask", tokenizer, pairs, words=words)
+    found = made("mask", tokenizer, pairs, words=words, names={0: "Ada Byrne"})
+    assert said(tokenizer, found)[0] == "*** was born in Lisbon."
+
+
 @pytest.mark.parametrize("kind", POISONS)
 def test_prompts_and_shapes_stay(tokenizer, pairs, kind):
     found = made(kind, tokenizer, pairs)

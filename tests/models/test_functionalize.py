@@ -265,8 +265,9 @@ def test_the_shape_of_a_batch_is_a_sample(shape):
 @pytest.mark.parametrize(
     ("sample", "got"),
     [
-        ((2, 4.5), r"got \(2, 4.5\)"), ("batch", "got 'batch'"), ((0, 4), r"got \(0, 4\)"), ([[1.0, 2.0]], r"got \[\[1.0"),
-        (None, None), ({}, "no array"), (jnp.float32(3), "without axes"), ((True, 4), r"got \(True"),
+        ((2, 4.5), r"got \(2, 4.5\)"), ("batch", "got 'batch'"), ((0, 4), r"got \(0, 4\)"),
+        ([[1.0, 2.0]], r"got \[\[1.0"), (None, None), ({}, "no array"),
+        (jnp.float32(3), "without axes"), ((True, 4), r"got \(True"),
     ],
 )  # fmt: skip
 def test_what_is_no_sample_is_named(sample, got):

@@ -70,6 +70,10 @@ NETWORKS = {
 }
 
 
+# the one that takes texts has networks of its own
+ON_IMAGES = {name: row for name, row in toy.METHODS.items() if name not in toy.ON_TEXTS}
+
+
 @functools.cache
 def original(kind):
     config = TrainConfig(epochs=25, batch_size=32, learning_rate=5e-3)
@@ -78,7 +82,7 @@ def original(kind):
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-@pytest.mark.parametrize("name", sorted(toy.METHODS))
+@pytest.mark.parametrize("name", sorted(ON_IMAGES))
 def test_every_method_runs(kind, name):
     make, options = toy.METHODS[name]
     given = original(kind).variables
@@ -165,6 +169,6 @@ def test_logits_of_another_shape_are_told(change, got):
 
 def test_every_method_tells_that_logits_have_three_axes():
     model = ju.functionalize(lambda variables, x: plain(variables, x)[:, None], init=draw)
-    for make, options in toy.METHODS.values():
+    for make, options in ON_IMAGES.values():
         with pytest.raises(ValueError, match=r"expected logits \[B, K\]"):
             ju.unlearn(make(model), draw(KEY), toy.sets(), KEY, batch_size=16, **options)

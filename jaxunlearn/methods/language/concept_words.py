@@ -23,7 +23,6 @@ from jaxunlearn.core.types import (
     Needs,
     Preparation,
     Sets,
-    Subset,
     Unlearner,
     Variables,
 )
@@ -31,7 +30,7 @@ from jaxunlearn.language.likelihood import Texts, mean_nll
 from jaxunlearn.language.locators import LOCATORS, Search, locate, missing
 from jaxunlearn.language.poison import POISONS, masked_labels, poisoned
 from jaxunlearn.language.words import rank_words, read_answers
-from jaxunlearn.methods.language.terms import forward_all, retain_term, tuning
+from jaxunlearn.methods.language.terms import forward_all, retain_term, texts_on_host, tuning
 from jaxunlearn.training.descent import Context, LossAndMore, descent
 from jaxunlearn.training.lora import QUERY_VALUE
 
@@ -137,7 +136,7 @@ def concept_words(
 
     Raises:
       ValueError: an argument out of range. From the run, before any step: texts without a second
-        topic where answers are taken from others.
+        topic where answers are taken from others, a topic without concept words and name.
       TypeError: no tokenizer.
       UserError: the locator needs what is not installed.
 
@@ -163,9 +162,9 @@ def concept_words(
         assert sets.forget is not None
         assert sets.retain is not None
         keys = jax.random.split(key)
-        (x, topics), capacity = _on_host(sets.forget), len(sets.forget.indices)
+        (x, topics), capacity = texts_on_host(sets.forget), len(sets.forget.indices)
         lends = poison in ("targeted", "random")
-        others = _on_host(sets.retain) if lends or locator == "frequency" else None
+        others = texts_on_host(sets.retain) if lends or locator == "frequency" else None
         answers = read_answers(tokenizer, x, topics)
         found: list[np.ndarray] = []
         if poison == "mask":
@@ -224,7 +223,7 @@ def concept_words(
             aims.append({**forget.x, "tokens": found.labels[forget.slot]})
         logits, moved = forward_all(model, variables, [*parts, kept.x], context.key)
         pairs = zip(logits, aims, strict=False)
-        each = [mean_nll(own, aim, forget.weight) for own, aim in pairs]
+        each = [mean_nll(read, aim, forget.weight) for read, aim in pairs]
         said = jnp.mean(jnp.stack(each))
         held = retain_term(model, retain, variables, kept, context, logits[-1])
         loss = forget_weight * said + retain_weight * held
@@ -235,13 +234,6 @@ def concept_words(
         objective, own.optimizer, needs,
         prepare=Preparation(prepare, shapes), model=model, lora=own.lora,
     )._replace(name="concept_words")  # fmt: skip
-
-
-def _on_host(part: Subset) -> tuple[dict[str, Any], np.ndarray]:
-    """Returns the texts of a set as they are stored, and their topics."""
-    at = np.asarray(part.indices)[: int(part.size)]
-    x = jax.tree.map(lambda leaf: np.asarray(leaf)[at], part.examples.x)
-    return x, np.asarray(part.examples.y)[at]
 
 
 def _totals(ranked: Mapping[int, list[tuple[str, float]]]) -> list[tuple[str, float]]:

@@ -72,6 +72,7 @@ def lm_retrain(
 
     Raises:
       ValueError: adapters without a start, of whose random kernels they would keep most.
+      TypeError: ``start`` is no function.
     """
     own = tuning(model, optimizer, lora, lora_alpha, lora_on)
     if start is None:

@@ -82,17 +82,17 @@ def rmu(
         return coefficient * drawn / jnp.linalg.norm(drawn)
 
     def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
-        parts = [part for part in (batches.forget, batches.retain) if part is not None]
-        x = jax.tree.map(lambda *own: jnp.concatenate(own), *(whole_texts(p.x) for p in parts))
-        states = jnp.split(model.states(variables, x)[at], [len(parts[0].weight)])
+        both = [batch for batch in (batches.forget, batches.retain) if batch is not None]
+        x = jax.tree.map(lambda *own: jnp.concatenate(own), *(whole_texts(b.x) for b in both))
+        states = jnp.split(model.states(variables, x)[at], [len(both[0].weight)])
         aim = context.prepared[None, None]
-        answers = [part.x["answer"] for part in parts]
-        away = token_mean(square_distance(states[0], aim), answers[0], parts[0].weight)
+        answers = [batch.x["answer"] for batch in both]
+        away = token_mean(square_distance(states[0], aim), answers[0], both[0].weight)
         loss, metrics = forget_weight * away, {"forget": away}
         if retained:
-            before = model.states(context.original, whole_texts(parts[1].x))[at]
+            before = model.states(context.original, whole_texts(both[1].x))[at]
             moved = square_distance(states[1], before)
-            metrics["retain"] = token_mean(moved, answers[1], parts[1].weight)
+            metrics["retain"] = token_mean(moved, answers[1], both[1].weight)
             loss = loss + retain_weight * metrics["retain"]
         return loss, (variables, metrics)
 

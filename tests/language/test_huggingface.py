@@ -188,6 +188,11 @@ def test_both_spellings_of_rotations_are_read(tmp_path):
         ("llama", {"intermediate_size": 57}, "mlp.gate_proj.*weight: expected .57, 32., got .56"),
         ("llama", {"attention_bias": False}, "got 8 unexpected: .* and 5 more"),
         ("llama", {"tie_word_embeddings": False}, "got 1 missing: lm_head.weight"),
+        (
+            "llama",
+            {"num_hidden_layers": 3, "attention_bias": False},
+            r"got 9 missing: .* and 6 more; 8 unexpected: .* and 5 more",
+        ),
         ("qwen2", {"num_hidden_layers": 3}, "got 12 missing: model.layers.2.* and 9 more"),
         ("gpt2", {"n_layer": 1}, "got 12 unexpected: transformer.h.1.* and 9 more"),
         ("gpt2", {"n_positions": 41}, "wpe.weight: expected .41, 32., got .40, 32."),

@@ -191,7 +191,7 @@ def test_both_spellings_of_rotations_are_read(tmp_path):
         (
             "llama",
             {"num_hidden_layers": 3, "attention_bias": False},
-            r"got 9 missing: .* and 6 more; 8 unexpected: .* and 5 more",
+            r"got 12 missing: .* and 9 more; 8 unexpected: .* and 5 more",
         ),
         ("qwen2", {"num_hidden_layers": 3}, "got 12 missing: model.layers.2.* and 9 more"),
         ("gpt2", {"n_layer": 1}, "got 12 unexpected: transformer.h.1.* and 9 more"),

@@ -252,7 +252,7 @@ def js_to_retrained(
     own = evidence.predictions["forget"].softmax
     others = [one for one in _sound(retrained) if one is not evidence]
     if not others:
-        raise ValueError("expected a retrained model with finite predictions, got none")
+        raise ValueError("retrained: expected a model with finite predictions, got none")
     return np.mean([_js(own, one.predictions["forget"].softmax) for one in others], axis=0)
 
 
@@ -262,7 +262,7 @@ def js_of_means(members: list[ClassifierEvidence], retrained: list[ClassifierEvi
         raise Missing("several members")
     retrained = _sound(retrained)
     if len(retrained) < 2:
-        raise ValueError("expected two retrained models with finite predictions, got fewer")
+        raise ValueError("retrained: expected two models with finite predictions, got fewer")
     means = [
         np.mean([one.predictions["forget"].softmax for one in side], axis=0)
         for side in (members, retrained)

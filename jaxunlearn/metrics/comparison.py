@@ -42,7 +42,7 @@ def others(
         raise Missing("another retrained model")
     sound = [one for one in rest if np.isfinite(one.predictions["forget"].logits).all()]
     if not sound:
-        raise ValueError("expected a retrained model with finite predictions, got none")
+        raise ValueError("retrained: expected a model with finite predictions, got none")
     return sound
 
 

@@ -38,7 +38,7 @@ def _others(
             continue
         sound.append(one)
     if not sound:
-        raise ValueError("expected a retrained model with finite predictions, got none")
+        raise ValueError("retrained: expected a model with finite predictions, got none")
     return sound
 
 

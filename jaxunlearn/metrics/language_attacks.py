@@ -83,8 +83,8 @@ def score_tokens(model: LanguageModel, variables: Variables, texts: Host) -> Tok
     sound = np.asarray(np.isfinite(np.where(answer, made.logprobs, 0)).all(axis=1))
     if not sound.all():
         raise ValueError(
-            f"expected finite log-probabilities, got NaN or infinity for {np.sum(~sound)} of "
-            f"{len(sound)} texts"
+            "variables: expected finite log-probabilities, got NaN or infinity for "
+            f"{np.sum(~sound)} of {len(sound)} texts"
         )
     return made
 
@@ -238,5 +238,5 @@ def knowledge_drops(
     run = partial(_drops, original, other, model=model)
     (found,) = _by_batch(model, original, run, texts)
     if not np.isfinite(found).all():
-        raise ValueError("expected finite states in all blocks, got others")
+        raise ValueError("variables: expected finite states in all blocks, got others")
     return np.asarray(found)

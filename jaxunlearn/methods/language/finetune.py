@@ -111,7 +111,7 @@ def lm_finetune(
     """Descends the loss of retained answers: hopes that what is not repeated is forgotten.
 
     Args:
-      model, lora, lora_alpha, lora_on: as of :func:`lm_retrain`.
+      model, lora, lora_alpha, lora_on: as for :func:`lm_retrain`.
       optimizer: default AdamW with rate 1e-5 and decay .01.
     """
     own = tuning(model, optimizer, lora, lora_alpha, lora_on)
@@ -136,7 +136,7 @@ def task_vector(
     Source: Ilharco et al., arXiv 2212.04089.
 
     Args:
-      model, lora, lora_alpha, lora_on: as of :func:`lm_retrain`; adapters alone are negated
+      model, lora, lora_alpha, lora_on: as for :func:`lm_retrain`; adapters alone are negated
         where there are some.
       optimizer: default AdamW with rate 1e-5 and decay .01.
       amount: ``a``, not negative.

@@ -46,7 +46,7 @@ def lm_gradient_ascent(
     """Climbs the loss of the answers: ``F = mean_t log p_t``; needs no retained text.
 
     Args:
-      model, lora, lora_alpha, lora_on: as of :func:`~jaxunlearn.lm_retrain`.
+      model, lora, lora_alpha, lora_on: as for :func:`~jaxunlearn.lm_retrain`.
       optimizer: default AdamW with rate 1e-5 and decay .01.
     """
     own = tuning(model, optimizer, lora, lora_alpha, lora_on)
@@ -70,7 +70,7 @@ def grad_diff(
     unlearning", CoLLAs 2022; Maini et al., arXiv 2401.06121.
 
     Args:
-      model, lora, lora_alpha, lora_on: as of :func:`~jaxunlearn.lm_retrain`.
+      model, lora, lora_alpha, lora_on: as for :func:`~jaxunlearn.lm_retrain`.
       optimizer: default AdamW with rate 1e-5 and decay .01.
       retain: ``R``: ``"nll"`` of the answers, ``"kl"`` from the original over their tokens, or
         ``"embedding"``, the mean square distance from the original's states behind the last
@@ -109,7 +109,7 @@ def npo(
     Source: Zhang et al., arXiv 2404.05868.
 
     Args:
-      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as of
+      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as for
         :func:`~jaxunlearn.grad_diff`.
       optimizer: default AdamW with rate 1e-5 and decay .01.
       beta: ``b``, positive.
@@ -152,7 +152,7 @@ def simnpo(
     Source: Fan et al., arXiv 2410.07163.
 
     Args:
-      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as of
+      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as for
         :func:`~jaxunlearn.grad_diff`.
       optimizer: default AdamW with rate 1e-5 and decay .01.
       beta: ``b``, positive.
@@ -192,7 +192,7 @@ def wga(
     Source: Wang et al., arXiv 2502.19301.
 
     Args:
-      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as of
+      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as for
         :func:`~jaxunlearn.grad_diff`.
       optimizer: default AdamW with rate 1e-5 and decay .01.
       power: ``b``, not negative; 0 is gradient ascent.
@@ -227,7 +227,7 @@ def sat_imp(
     Source: Yang et al., arXiv 2505.11953.
 
     Args:
-      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as of
+      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as for
         :func:`~jaxunlearn.grad_diff`.
       optimizer: default AdamW with rate 1e-5 and decay .01.
       saturation, importance: ``b1``, ``b2``, not negative.
@@ -273,7 +273,7 @@ def undial(
     Source: Dong et al., arXiv 2402.10052.
 
     Args:
-      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as of
+      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as for
         :func:`~jaxunlearn.grad_diff`.
       optimizer: default AdamW with rate 1e-5 and decay .01.
       strength: ``b``, not negative.
@@ -314,7 +314,7 @@ def ce_u(
     Source: Yang, arXiv 2503.01224.
 
     Args:
-      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as of
+      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as for
         :func:`~jaxunlearn.grad_diff`.
       optimizer: default AdamW with rate 1e-5 and decay .01.
       skip: so many tokens at the begin of each answer are left out.

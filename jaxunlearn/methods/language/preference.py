@@ -68,7 +68,7 @@ def dpo(
     The objective is that of :mod:`jaxunlearn.methods.language.preference`.
 
     Args:
-      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as of
+      model, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as for
         :func:`~jaxunlearn.grad_diff`.
       optimizer: default AdamW with rate 1e-5 and decay .01.
       beta: ``b``, positive.
@@ -104,10 +104,10 @@ def alt_po(
 
     Args:
       model, optimizer, beta, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as
-        of :func:`~jaxunlearn.dpo`.
+        for :func:`~jaxunlearn.dpo`.
 
     Raises:
-      ValueError: as :func:`~jaxunlearn.dpo`.
+      ValueError: as for :func:`~jaxunlearn.dpo`.
     """
     own = tuning(
         model, optimizer, lora, lora_alpha, lora_on,
@@ -139,7 +139,7 @@ def idk_dpo(
     Args:
       tokenizer: of the texts; runs pass it unasked.
       model, optimizer, beta, retain, retain_weight, forget_weight, lora, lora_alpha, lora_on: as
-        of :func:`~jaxunlearn.dpo`.
+        for :func:`~jaxunlearn.dpo`.
 
     Raises:
       TypeError: no tokenizer.

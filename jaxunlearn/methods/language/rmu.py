@@ -44,7 +44,7 @@ def rmu(
     of 7 billion parameters, whose states are longer.
 
     Args:
-      model, lora, lora_alpha, lora_on: as of :func:`~jaxunlearn.lm_retrain`.
+      model, lora, lora_alpha, lora_on: as for :func:`~jaxunlearn.lm_retrain`.
       optimizer: default AdamW with rate 1e-5 and decay .01.
       layer: the block, counted from 0; default 7, and in networks of few blocks one before
         their middle.

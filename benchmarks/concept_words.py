@@ -36,7 +36,8 @@ from jaxunlearn.data.sources.authors import load_authors
 from jaxunlearn.data.texts import to_texts
 from jaxunlearn.language.decoder import DecoderShape, build_decoder
 from jaxunlearn.language.locators import Search, by_batch, deletion_table, deletion_text, locate
-from jaxunlearn.language.tokenizer import encode_pairs, train_tokenizer
+from jaxunlearn.language.pairs import encode_pairs
+from jaxunlearn.language.tokenizer import train_tokenizer
 from jaxunlearn.language.words import answer_attributions, rank_words, read_answers
 
 

@@ -6,8 +6,8 @@ Command:   jaxunlearn run tofu_mini
            jaxunlearn run tofu_mini name=tofu_slice data.name=tofu data.dir=DIR \
                data.options.choose=shortest model.options.context=256
 Time:      9 minutes on two CPU cores shared with other work, 7 of them processor time
-Expected:  concept_words leaves forgotten answers .04 probable (retrained .05, original 1.0), names no
-           author any more, keeps .535 of .561 in utility, and takes 1/26 of retraining
+Expected:  concept_words leaves forgotten answers .04 probable (retrained .05, original 1.0), names
+           no author any more, keeps .535 of .561 in utility, takes 1/26 of retraining
 """
 
 from jaxunlearn.config import Config, DataConfig, LanguageConfig, ModelConfig, Request, TrainConfig

@@ -30,14 +30,8 @@ from jaxunlearn.language.decoder import build_decoder
 from jaxunlearn.language.generation import generate
 from jaxunlearn.language.huggingface import load_pretrained, save_pretrained
 from jaxunlearn.language.huggingface_config import CONFIG, config_of, shape_of
-from jaxunlearn.language.tokenizer import (
-    Tokenizer,
-    check_fits,
-    encode_examples,
-    find_template,
-    load_tokenizer,
-    train_tokenizer,
-)
+from jaxunlearn.language.pairs import encode_examples, find_template
+from jaxunlearn.language.tokenizer import Tokenizer, check_fits, load_tokenizer, train_tokenizer
 from jaxunlearn.methods.language.finetune import lm_finetune, lm_retrain
 from jaxunlearn.metrics.language_attacks import batch_of
 from jaxunlearn.metrics.language_evidence import LanguageEvidence

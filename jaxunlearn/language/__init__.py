@@ -14,11 +14,14 @@ __all__, __getattr__, __dir__ = exports(
             "LOCATORS", "Search", "deletion_curves", "deletion_table", "deletion_text",
             "infer_words", "locate", "token_scores",
         ],
+        "jaxunlearn.language.pairs": [
+            "TEMPLATES", "Template", "encode_examples", "encode_pairs", "encode_prompts",
+            "find_template", "stop_token",
+        ],
         "jaxunlearn.language.poison": ["POISONS", "poisoned"],
         "jaxunlearn.language.tokenizer": [
-            "TEMPLATES", "Template", "Tokenizer", "check_fits", "encode_examples", "encode_pairs",
-            "encode_prompts", "find_template", "load_tokenizer", "offsets_of", "stop_token",
-            "train_tokenizer", "words_of",
+            "Tokenizer", "check_fits", "load_tokenizer", "offsets_of", "train_tokenizer",
+            "words_of",
         ],
         "jaxunlearn.language.words": [
             "STOP_WORDS", "answer_attributions", "rank_words", "read_answers",

@@ -22,7 +22,7 @@ from jaxunlearn.data.examples import fetch
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.data.sources.authors import REAL_AUTHORS, WORLD_FACTS
 from jaxunlearn.language.generation import generate
-from jaxunlearn.language.tokenizer import stop_token
+from jaxunlearn.language.pairs import stop_token
 from jaxunlearn.language.words import STOP_WORDS, read_answers
 from jaxunlearn.metrics import answers
 from jaxunlearn.metrics.language_attacks import (

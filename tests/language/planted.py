@@ -10,7 +10,8 @@ import optax
 
 from jaxunlearn.language.decoder import DecoderShape, build_decoder
 from jaxunlearn.language.likelihood import answer_nll, mean_nll
-from jaxunlearn.language.tokenizer import encode_pairs, train_tokenizer
+from jaxunlearn.language.pairs import encode_pairs
+from jaxunlearn.language.tokenizer import train_tokenizer
 
 WIDTH, LENGTH = 32, 16
 NAMES = ["Byrne", "Okoro", "Sato", "Lund"]

@@ -12,7 +12,8 @@ from jaxunlearn.core.types import Sets
 from jaxunlearn.data.sources.authors import load_authors
 from jaxunlearn.data.texts import to_texts
 from jaxunlearn.language.decoder import DecoderShape, build_decoder
-from jaxunlearn.language.tokenizer import encode_examples, train_tokenizer
+from jaxunlearn.language.pairs import encode_examples
+from jaxunlearn.language.tokenizer import train_tokenizer
 from jaxunlearn.methods.language.finetune import lm_retrain
 
 SETTINGS = LanguageConfig(

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from jaxunlearn.language.pairs import encode_pairs
 from jaxunlearn.language.poison import IDK, POISONS, mask_words, poisoned
-from jaxunlearn.language.tokenizer import encode_pairs, train_tokenizer
+from jaxunlearn.language.tokenizer import train_tokenizer
 
 QUESTIONS = [
     "Where was Ada Byrne born?",

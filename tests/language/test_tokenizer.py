@@ -10,20 +10,22 @@ import pytest
 
 from jaxunlearn.core.errors import DataError
 from jaxunlearn.data.texts import Pair, pairs_dataset
-from jaxunlearn.language.tokenizer import (
-    BOS,
-    EOS,
-    PAD,
+from jaxunlearn.language.pairs import (
     TEMPLATES,
     Template,
-    check_fits,
     encode_examples,
     encode_pairs,
     encode_prompts,
     find_template,
+    stop_token,
+)
+from jaxunlearn.language.tokenizer import (
+    BOS,
+    EOS,
+    PAD,
+    check_fits,
     load_tokenizer,
     offsets_of,
-    stop_token,
     train_tokenizer,
     words_of,
 )

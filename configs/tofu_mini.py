@@ -5,9 +5,10 @@ Command:   jaxunlearn run tofu_mini
            paraphrased answers beside it):
            jaxunlearn run tofu_mini name=tofu_slice data.name=tofu data.dir=DIR \
                data.options.choose=shortest model.options.context=256
-Time:      9 minutes on two CPU cores shared with other work, 7 of them processor time
-Expected:  concept_words leaves forgotten answers .04 probable (retrained .05, original 1.0), names
-           no author any more, keeps .535 of .561 in utility, takes 1/26 of retraining
+Time:      five minutes on two CPU cores (seeds=3 took 14)
+Expected:  three seeds: forget probability .999 -> .05 by concept_words (retrained .05), utility
+           .57 -> .54, the author's name in no answer (retrained .40), 16 times as fast; npo is
+           harder to undo; see docs/results/language.md
 """
 
 from jaxunlearn.config import Config, DataConfig, LanguageConfig, ModelConfig, Request, TrainConfig

@@ -35,7 +35,7 @@ from jaxunlearn.core.types import LanguageModel, Sets, Subset, Unlearner, Variab
 from jaxunlearn.language.decoder import DecoderShape, build_decoder
 from jaxunlearn.metrics.answers import mean_over, option_accuracy, recovery
 from jaxunlearn.metrics.language_attacks import score_tokens
-from jaxunlearn.metrics.statistics import estimate
+from jaxunlearn.core.statistics import estimate
 
 
 class Facts(NamedTuple):

@@ -25,6 +25,7 @@ from jaxunlearn.config import Config
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.files import write_text
 from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.statistics import components
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import Key, Sets, Subset, Unlearner, Variables
 from jaxunlearn.data.requests import describe
@@ -46,7 +47,6 @@ from jaxunlearn.methods.retrain import retrain
 from jaxunlearn.metrics.distances import auc
 from jaxunlearn.metrics.registry import METRICS, SINGLE, Evidence, applying, measure
 from jaxunlearn.metrics.robustness import round_weights, train_on
-from jaxunlearn.metrics.statistics import components
 from jaxunlearn.pictures.metric_study import save_metric_study
 from jaxunlearn.training.optimizers import make_optimizer
 

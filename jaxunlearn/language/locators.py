@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import stdtrit
 
 from jaxunlearn.attribution import lrp
 from jaxunlearn.core.errors import UserError, expect_counts, expect_one_of
+from jaxunlearn.core.statistics import estimate
 from jaxunlearn.core.types import Key, LanguageModel, Variables
 from jaxunlearn.language.likelihood import Texts, token_logprobs
 from jaxunlearn.language.words import (
@@ -396,26 +396,16 @@ def deletion_table(
             search.model, search.variables, search.answers, scores, most=most, filler=filler
         )
         areas[name] = curves.areas.answer
-        mean, half = interval(curves.areas.answer)
-        rest, rest_half = interval(curves.areas.rest)
+        mean, half = estimate(curves.areas.answer)
+        rest, rest_half = estimate(curves.areas.rest)
         rows.append(
             {"locator": name, "area": mean, "area_half": half, "rest": rest,
              "rest_half": rest_half, "curve": curves.answer.mean(axis=0).tolist(), "skipped": ""}
         )  # fmt: skip
     for row in rows:
         if (own := row["locator"]) in areas:
-            row["against"] = {n: interval(areas[own] - areas[n]) for n in areas if n != own}
+            row["against"] = {n: estimate(areas[own] - areas[n]) for n in areas if n != own}
     return rows
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Returns the mean, and half of its 95 % interval by Student's t; NaN for a single value."""
-    count = len(values)
-    if count < 2:
-        return float(values.mean()), float("nan")
-    return float(values.mean()), float(
-        stdtrit(count - 1, 0.975) * values.std(ddof=1) / np.sqrt(count)
-    )
 
 
 def deletion_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -428,8 +418,12 @@ def deletion_text(rows: Sequence[Mapping[str, Any]]) -> str:
         if row["skipped"]:
             lines.append(f"| {row['locator']} | skipped: {row['skipped']} | | |")
             continue
-        cells = [f"{row[n]:.3f} ± {row[f'{n}_half']:.3f}" for n in ("area", "rest")]
+        cells = [_with_half(row[name], row[f"{name}_half"]) for name in ("area", "rest")]
         mean, half = row["against"].get("random", (None, None))
-        cells.append("" if mean is None else f"{-mean:.3f} ± {half:.3f}")
+        cells.append("" if mean is None else _with_half(-mean, half))
         lines.append(f"| {row['locator']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _with_half(mean: float, half: float | None) -> str:
+    return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"

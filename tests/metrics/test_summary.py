@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxunlearn.metrics.statistics import estimate, floor, paired, spread
+from jaxunlearn.core.statistics import estimate, floor, paired, spread
 from jaxunlearn.metrics.table import Judged, Place, compare, make_report, summarise
 
 T4, T1 = 2.7764, 12.7062  # Student's t, .975, 4 and 1 degrees of freedom, from a printed table

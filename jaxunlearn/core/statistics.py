@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
     interval: float | None
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     """Computes the mean of independent runs, with Student's 95 % confidence interval.
 
     The half width is ``t sd / sqrt(n)``: ``sd`` with n - 1, ``t`` the .975 quantile of

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxunlearn.metrics import statistics
+from jaxunlearn.core import statistics
 
 
 def test_components_of_a_simulated_design():

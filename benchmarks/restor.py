@@ -31,11 +31,11 @@ import optax
 from peers.report import about, tell
 
 import jaxunlearn as ju
+from jaxunlearn.core.statistics import estimate
 from jaxunlearn.core.types import LanguageModel, Sets, Subset, Unlearner, Variables
 from jaxunlearn.language.decoder import DecoderShape, build_decoder
 from jaxunlearn.metrics.answers import mean_over, option_accuracy, recovery
 from jaxunlearn.metrics.language_attacks import score_tokens
-from jaxunlearn.core.statistics import estimate
 
 
 class Facts(NamedTuple):

@@ -159,7 +159,7 @@ class _Study:
             unlearn_many, rates, None, Sets(retain=part), keys, steps=steps,
             batch_size=train.batch_size, at_a_time=plan.config.at_a_time,
         )  # fmt: skip
-        inputs = {**plan.identity, "pool": [name, count, part is self.plan.sets.train]}
+        inputs = {**plan.identity, "pool": [name, count]}
         return self._stage(Stage(plan.folder / "pools" / name, inputs), once, count)
 
     def _unlearned(self, label: str) -> Variables:

@@ -19,7 +19,7 @@ from jaxunlearn.engine.predict import Predictions, predict
 from jaxunlearn.metrics import attacks, relearning
 from jaxunlearn.metrics.agreement import divergence
 from jaxunlearn.metrics.exposure import logit_confidence
-from jaxunlearn.metrics.registry import Evidence, Metric, Missing
+from jaxunlearn.metrics.registry import Evidence, Metric, Missing, others
 
 Value = TypeVar("Value")
 
@@ -63,6 +63,9 @@ class ClassifierEvidence(Evidence):
             _BySet(_missing, {name: self.margins[name] for name in there}),
             _BySet(_missing, {name: self.accuracies[name] for name in there}),
         )
+
+    def is_sound(self) -> bool:
+        return bool(np.isfinite(self.predictions["forget"].logits).all())
 
     @property
     def feature_fn(self) -> Apply:
@@ -247,20 +250,15 @@ def js_to_retrained(
     Raises:
       ValueError: no other has finite predictions, or the model itself has none.
     """
-    if not [one for one in retrained if one is not evidence]:
-        raise Missing("another retrained model")
-    own = evidence.predictions["forget"].softmax
-    others = [one for one in _sound(retrained) if one is not evidence]
-    if not others:
-        raise ValueError("retrained: expected a model with finite predictions, got none")
-    return np.mean([_js(own, one.predictions["forget"].softmax) for one in others], axis=0)
+    own, rest = evidence.predictions["forget"].softmax, others(evidence, retrained)
+    return np.mean([_js(own, one.predictions["forget"].softmax) for one in rest], axis=0)
 
 
 def js_of_means(members: list[ClassifierEvidence], retrained: list[ClassifierEvidence]) -> float:
     """Computes the divergence of the members' mean forget predictions from the retrained ones'."""
     if len(members) < 2 or len(retrained) < 2:
         raise Missing("several members")
-    retrained = _sound(retrained)
+    retrained = [one for one in retrained if one.is_sound()]
     if len(retrained) < 2:
         raise ValueError("retrained: expected two models with finite predictions, got fewer")
     means = [
@@ -268,11 +266,6 @@ def js_of_means(members: list[ClassifierEvidence], retrained: list[ClassifierEvi
         for side in (members, retrained)
     ]
     return float(_js(*means).mean())
-
-
-def _sound(retrained: list[ClassifierEvidence]) -> list[ClassifierEvidence]:
-    """Returns the retrained models whose predictions are finite."""
-    return [one for one in retrained if np.isfinite(one.predictions["forget"].logits).all()]
 
 
 def _js(p: np.ndarray, q: np.ndarray) -> np.ndarray:

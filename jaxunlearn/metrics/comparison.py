@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.attribution import layers
+from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.types import Apply, Subset, Variables
 from jaxunlearn.data.examples import fetch
@@ -20,30 +21,12 @@ from jaxunlearn.data.sets import forgets_class, num_examples
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.metrics import agreement, classification, relearning
 from jaxunlearn.metrics.classification import ClassifierEvidence
-from jaxunlearn.metrics.registry import Metric, Missing
+from jaxunlearn.metrics.registry import Metric, Missing, others
 
 PROBED, MOST_FEATURES = 1000, 2000
 """Examples that probes of layers are fitted on, and numbers of an example that they read."""
 MOST_EXAMPLES, MOST_NUMBERS = 256, 20_000_000
 """Layers are compared on so many examples, fewer where their values are more numbers than that."""
-
-
-def others(
-    evidence: ClassifierEvidence, retrained: Sequence[ClassifierEvidence]
-) -> list[ClassifierEvidence]:
-    """Returns the retrained models that a model is set beside: sound ones, without itself.
-
-    Raises:
-      Missing: there is no other.
-      ValueError: no other has finite predictions.
-    """
-    rest = [one for one in retrained if one is not evidence]
-    if not rest:
-        raise Missing("another retrained model")
-    sound = [one for one in rest if np.isfinite(one.predictions["forget"].logits).all()]
-    if not sound:
-        raise ValueError("retrained: expected a model with finite predictions, got none")
-    return sound
 
 
 def _accuracies(evidence: ClassifierEvidence) -> dict[str, float]:
@@ -101,7 +84,7 @@ def zero_retrain_forgetting(evidence: ClassifierEvidence) -> np.ndarray:
     model = evidence.model
     try:
         fresh = model.init(derive(evidence.key, Purpose.UNTRAINED))
-    except Exception as error:  # a network given as a function alone cannot be drawn anew
+    except ConfigError as error:  # a network given as a function alone cannot be drawn anew
         raise Missing("a freshly drawn network") from error
     untrained = predict(model.apply, fresh, evidence.part("forget")).softmax
     return agreement.zero_retrain_forgetting(evidence.predictions["forget"].softmax, untrained)

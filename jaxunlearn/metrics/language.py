@@ -16,30 +16,11 @@ from jaxunlearn.metrics.agreement import depth_score
 from jaxunlearn.metrics.attacks import rank_attack
 from jaxunlearn.metrics.language_attacks import rounded, score_tokens
 from jaxunlearn.metrics.language_evidence import GENERAL, LanguageEvidence
-from jaxunlearn.metrics.registry import Metric, Missing
+from jaxunlearn.metrics.registry import Metric, Missing, others
 from jaxunlearn.metrics.relearning import relearn_steps
 
 RELEARNED = 0.95
 """Share of the original's probability at which answers count as known again."""
-
-
-def _others(
-    evidence: LanguageEvidence, retrained: Sequence[LanguageEvidence]
-) -> list[LanguageEvidence]:
-    """Returns the retrained models that a model is set beside: sound ones, without itself."""
-    rest = [one for one in retrained if one is not evidence]
-    if not rest:
-        raise Missing("another retrained model")
-    sound = []
-    for one in rest:
-        try:
-            one.scores("forget")
-        except ValueError:  # it has failed in its own cells
-            continue
-        sound.append(one)
-    if not sound:
-        raise ValueError("retrained: expected a model with finite predictions, got none")
-    return sound
 
 
 # Forgetting and utility
@@ -86,7 +67,7 @@ def forget_quality(evidence: LanguageEvidence, retrained: Sequence[LanguageEvide
     A logarithm, as papers often show it, is the reader's.
     """
     own = evidence.truth("forget")
-    rest = _others(evidence, retrained)
+    rest = others(evidence, retrained)
     return float(np.mean([answers.forget_quality(own, one.truth("forget")) for one in rest]))
 
 
@@ -131,8 +112,8 @@ def utility(evidence: LanguageEvidence, parts: Sequence[str]) -> float:
 
 def membership_auc(evidence: LanguageEvidence, score: str) -> float:
     """Computes the AUC of a score, forgotten against held-out texts; near 1: training shows."""
-    members, others = (_SCORES[score](evidence, name) for name in ("forget", evidence.held_out))
-    return rank_attack(members, others).auc
+    members, held_out = (_SCORES[score](evidence, name) for name in ("forget", evidence.held_out))
+    return rank_attack(members, held_out).auc
 
 
 def reference_auc(evidence: LanguageEvidence, retrained: Sequence[LanguageEvidence]) -> float:
@@ -141,17 +122,17 @@ def reference_auc(evidence: LanguageEvidence, retrained: Sequence[LanguageEviden
     What is hard for every model is then told from what was not trained on. Source: Carlini et al.
     2021.
     """
-    rest = _others(evidence, retrained)
-    members, others = (
+    rest = others(evidence, retrained)
+    members, held_out = (
         np.mean([one.losses(name) for one in rest], axis=0) - evidence.losses(name)
         for name in ("forget", evidence.held_out)
     )
-    return rank_attack(members, others).auc
+    return rank_attack(members, held_out).auc
 
 
 def privacy_leak(evidence: LanguageEvidence, retrained: Sequence[LanguageEvidence]) -> float:
     """Computes PrivLeak of min-k against the retrained models' mean AUC, in percent."""
-    rest = [membership_auc(one, "min_k") for one in _others(evidence, retrained)]
+    rest = [membership_auc(one, "min_k") for one in others(evidence, retrained)]
     return answers.privacy_leak(membership_auc(evidence, "min_k"), float(np.mean(rest)))
 
 
@@ -220,7 +201,7 @@ def depth(
     Of each answer with ``d_l`` of ``knowledge_drops``; see ``agreement.depth_score``. Answers whose
     words retraining does not take away at any block are left out.
     """
-    theirs = np.mean([one.drops(original) for one in _others(evidence, retrained)], axis=0)
+    theirs = np.mean([one.drops(original) for one in others(evidence, retrained)], axis=0)
     pairs = zip(theirs, evidence.drops(original), strict=True)
     found = np.array([depth_score(*pair) for pair in pairs])
     if np.isnan(found).all():

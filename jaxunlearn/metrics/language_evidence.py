@@ -114,6 +114,13 @@ class LanguageEvidence(Evidence):
         """Returns how many examples of a set are generated for, or have their variants scored."""
         return None if name == "forget" else self.settings.generated
 
+    def is_sound(self) -> bool:
+        try:
+            self.scores("forget")
+        except ValueError:
+            return False
+        return True
+
     def scores(self, name: str, variant: str = "") -> TokenScores:
         """Returns scores of the tokens of a set's answers, ``[N, T]``, or of their variants.
 

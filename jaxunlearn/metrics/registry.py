@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -99,12 +99,35 @@ class Evidence:
         """
         return None
 
+    def is_sound(self) -> bool:
+        """Tells whether the model's predictions are finite, so that others can be set beside it."""
+        return True
+
     def part(self, name: str) -> Subset:
         """Returns one of the sets; :class:`Missing` where it has no examples."""
         part: Subset | None = getattr(self.sets, name)
         if part is None or num_examples(part) == 0:
             raise Missing(name)
         return part
+
+
+_Evidence = TypeVar("_Evidence", bound=Evidence)
+
+
+def others(evidence: _Evidence, retrained: Sequence[_Evidence]) -> list[_Evidence]:
+    """Returns the retrained models that a model is set beside: sound ones, without itself.
+
+    Raises:
+      Missing: there is no other.
+      ValueError: no other has finite predictions: they have failed in their own cells.
+    """
+    rest = [one for one in retrained if one is not evidence]
+    if not rest:
+        raise Missing("another retrained model")
+    sound = [one for one in rest if one.is_sound()]
+    if not sound:
+        raise ValueError("retrained: expected a model with finite predictions, got none")
+    return sound
 
 
 class _Metrics(Registry[Metric]):

@@ -33,10 +33,16 @@ def logits_of(probabilities):
         return np.maximum(np.log(np.asarray(probabilities, np.float64)), -1e4)
 
 
+class Predicting(SimpleNamespace):
+    """What is known of a model: its predictions alone."""
+
+    is_sound = ClassifierEvidence.is_sound
+
+
 def model(probabilities, labels=None):
     """Evidence of a model that says this of the forget examples."""
     labels = np.zeros(len(probabilities), int) if labels is None else np.asarray(labels)
-    return SimpleNamespace(predictions={"forget": Predictions(logits_of(probabilities), labels)})
+    return Predicting(predictions={"forget": Predictions(logits_of(probabilities), labels)})
 
 
 LEFT, RIGHT, EVEN = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]

@@ -18,6 +18,7 @@ from jaxunlearn.metrics.generation import taken_away
 from jaxunlearn.metrics.relearning import relearn_steps
 from jaxunlearn.metrics.robustness import prune_weights, round_weights
 from jaxunlearn.metrics.table import speedups
+from tests.metrics.test_classification import Predicting
 
 SURE = np.full((1, 10), 1e-6)
 SURE[0, 3] = 1 - 9e-6
@@ -38,7 +39,7 @@ def predicting(p, **more):
     """Evidence of a model that says this of the forget examples."""
     logits = np.log(np.maximum(np.asarray(p, np.float64), 1e-300))
     found = Predictions(logits, np.zeros(len(logits), int))
-    return SimpleNamespace(predictions={"forget": found}, **more)
+    return Predicting(predictions={"forget": found}, **more)
 
 
 def of_js(p, q):

@@ -140,5 +140,5 @@ def test_sizes_out_of_range_are_refused(wrong, said):
     ],
 )
 def test_other_inputs_are_refused(inputs):
-    with pytest.raises(ConfigError, match=r"expected (inputs {tokens, mask}|integer tokens)"):
+    with pytest.raises(ConfigError, match=r"expected (tokens and mask|integer tokens)"):
         ju.models.build("text_transformer", inputs, 4).init(jax.random.key(0))

@@ -18,7 +18,14 @@ from jaxunlearn.core.trees import named_leaves, path_name
 from jaxunlearn.core.types import Batches, LanguageModel, Needs, Unlearner, Variables
 from jaxunlearn.jaxprs.program import evaluate, trace
 from jaxunlearn.language.likelihood import Texts, mean_nll, token_logprobs
-from jaxunlearn.methods.language.terms import descend, forward_all, token_kl, token_mean, tuning
+from jaxunlearn.methods.language.terms import (
+    descend,
+    forward_all,
+    token_kl,
+    token_mean,
+    tuning,
+    whole_texts,
+)
 from jaxunlearn.training.descent import Context, LossAndMore
 
 FEED_FORWARD = (r"(^|/)down/kernel$",)
@@ -74,7 +81,7 @@ def eul(
         assert retain is not None
         parts = [forget.x, retain.x]
         logits, moved = forward_all(model, variables, parts, context.key)
-        teacher, _ = forward_all(model, context.original, parts, context.key)
+        teacher = [model.apply(context.original, whole_texts(x)) for x in parts]
         apart, nll = token_kl(teacher[0], logits[0]), -token_logprobs(logits[0], forget.x)
         climbed = forget_weight * jnp.minimum(apart, cap) + reversed_weight * jnp.minimum(nll, cap)
         away = token_mean(climbed, forget.x["answer"], forget.weight)

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 
 import jaxunlearn as ju
 from jaxunlearn.config import TrainConfig
+from jaxunlearn.core.types import Examples, Subset
 from jaxunlearn.gan import Guide
 from jaxunlearn.models import build_gan
 
@@ -41,6 +43,17 @@ def sets(request=None, gan=False):
     return ju.make_sets(
         *train, request, unseen=unseen, test=test, num_classes=NUM_CLASSES, **middle
     )
+
+
+def exact_subset(x, y, size=None):
+    """A set whose inputs and labels go to the network as they are, in double precision too."""
+    examples = Examples(jnp.asarray(x), jnp.asarray(y), Partial(_as_it_is))
+    places = jnp.arange(len(y), dtype=jnp.int32)
+    return Subset(examples, places, jnp.int32(len(y) if size is None else size))
+
+
+def _as_it_is(x):
+    return x
 
 
 @functools.cache

@@ -278,7 +278,8 @@ class Unlearner(NamedTuple):
         preparation: ``variables, sets, key, prepared -> state``.
       step: ``state, batches, key, count -> (state, info)``; compiled once. The runner hands
         out a key of each step's own and ``count``, ``int32 []``, the steps done before: no
-        state carries a key that changes, or a counter.
+        state carries a key that changes, or a counter. ``None``: all is computed in ``init``,
+        and ``needs.once`` is set.
       result: ``state -> variables`` of the same structure, shapes and dtypes as
         those given to ``init``.
       needs: which sets ``init`` and ``step`` may see.
@@ -291,7 +292,7 @@ class Unlearner(NamedTuple):
     """
 
     init: Callable[..., State]
-    step: Callable[[State, Batches, Key, jax.Array], tuple[State, Info]]
+    step: Callable[[State, Batches, Key, jax.Array], tuple[State, Info]] | None
     result: Callable[[State], Variables]
     needs: Needs
     prepare: Preparation | None = None

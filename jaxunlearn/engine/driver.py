@@ -187,11 +187,13 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
         clock.start -= found.seconds
         clock.outside += preparing  # which the time of the killed run holds already
 
-    with clock.account("compiling"):
-        slow = loops_badly(job, variables, sets, key, prepared)
-        chunk = min(options.chunk or CHUNK, 1 if slow else CHUNK)
-    zero = np.int32(0)
-    clock.compile(advance, state, sets, key, zero, zero, job=job, length=chunk)
+    chunk = CHUNK
+    if steps:
+        with clock.account("compiling"):
+            slow = loops_badly(job, variables, sets, key, prepared)
+            chunk = min(options.chunk or CHUNK, 1 if slow else CHUNK)
+        zero = np.int32(0)
+        clock.compile(advance, state, sets, key, zero, zero, job=job, length=chunk)
     with clock.account("outside"):
         _expect_examples(job, variables, sets)
     while done < steps:
@@ -376,6 +378,8 @@ def _count_steps(job: Job, sets: Sets, steps: int | None) -> int:
         return steps
     if steps is not None:
         raise ValueError(f"steps: expected None for a method of a single pass, got {steps}")
+    if job.unlearner.step is None:
+        return 0
     largest = max(int(np.max(np.asarray(part.size))) for part in sets if part is not None)
     return math.ceil(min(largest, needs.samples or largest) / job.batch_size)
 
@@ -386,7 +390,7 @@ def loops_badly(job: Job, variables: Variables, sets: Sets, key: Key, prepared: 
     Args:
       prepared: arrays, or their shapes and dtypes.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or job.unlearner.step is None:
         return False
     zero = np.int32(0)
     state = jax.eval_shape(partial(init, job=job), variables, sets, key, prepared)

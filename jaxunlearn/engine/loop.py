@@ -139,6 +139,7 @@ def advance(
         order, own = derive(key, Purpose.BATCHES), derive(key, Purpose.STEPS, number)
         batches = draw_batches(sets, order, number, job.batch_size, job.unlearner.needs)
         batches = constrain_batches(batches, job.sharding)
+        assert job.unlearner.step is not None
         with dividing(job.sharding):
             state, info = job.unlearner.step(state, batches, own, number)
         return constrain(state, job.sharding), info

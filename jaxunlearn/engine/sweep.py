@@ -66,13 +66,16 @@ def sweep(make: Callable[..., Unlearner], **options: Sequence[float] | ArrayLike
         return Swept(variables.options, own.init(variables.inner, sets, key, *prepared))
 
     def step(state: Swept, batches: Batches, key: Key, count: jax.Array) -> tuple[Swept, Info]:
-        inner, info = _made(make, state.options).step(state.inner, batches, key, count)
+        own = _made(make, state.options).step
+        assert own is not None
+        inner, info = own(state.inner, batches, key, count)
         return state._replace(inner=inner), info
 
     def result(state: State) -> Variables:
         return _made(make, state.options).result(state.inner)
 
-    return Sweep(first._replace(init=init, step=step, result=result), arrays)
+    steps = None if first.step is None else step
+    return Sweep(first._replace(init=init, step=steps, result=result), arrays)
 
 
 def _made(make: Callable[..., Unlearner], options: Mapping[str, jax.Array]) -> Unlearner:

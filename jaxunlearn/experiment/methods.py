@@ -219,6 +219,8 @@ def _try(
     )  # fmt: skip
     if not limits:
         return
+    if method.step is None:
+        raise ValueError(f"stop: expected none for a method without steps, got {list(limits)}")
     step = partial(advance, job=Job(method, runner["batch_size"]), length=1)
     reported = jax.eval_shape(step, state, shown, key, 0, 1)[1].metrics
     if missing := sorted(set(limits) - set(reported)):

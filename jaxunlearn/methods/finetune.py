@@ -4,6 +4,7 @@ import optax
 
 from jaxunlearn.core.types import Apply, Model, Needs, Unlearner
 from jaxunlearn.methods.retrain import learn_retained
+from jaxunlearn.methods.terms import momentum_sgd
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.descent import descent
 
@@ -21,6 +22,5 @@ def finetune(
       optimizer: default SGD with Nesterov momentum .9 and rate .01.
       augment: a name in ``AUGMENTATIONS``.
     """
-    optimizer = optax.sgd(0.01, momentum=0.9, nesterov=True) if optimizer is None else optimizer
-    model = functionalize(model)
+    model, optimizer = functionalize(model), momentum_sgd(optimizer)
     return descent(learn_retained(model, augment), optimizer, Needs(retain=True), model=model)

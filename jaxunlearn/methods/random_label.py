@@ -8,6 +8,7 @@ from jaxunlearn.core.errors import expect_at_least
 from jaxunlearn.core.types import Apply, Batches, Key, Model, Needs, Sets, Unlearner, Variables
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.methods.shares import occurring
+from jaxunlearn.methods.terms import forward_both, momentum_sgd
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.descent import (
     Context,
@@ -53,16 +54,14 @@ def random_label(
     """
     expect_at_least(0, forget_weight=forget_weight)
     model = functionalize(model)
-    optimizer = optax.sgd(0.01, momentum=0.9, nesterov=True) if optimizer is None else optimizer
+    optimizer = momentum_sgd(optimizer)
 
     def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
         forget, retain = batches.forget, batches.retain
         assert forget is not None
         assert retain is not None
         label_key, dropout_key = jax.random.split(context.key)
-        both = jax.tree.map(lambda *parts: jnp.concatenate(parts), forget.x, retain.x)
-        logits, moved = model.apply_train(variables, both, dropout_key)
-        z_forget, z_retain = jnp.split(logits, [len(forget.y)])
+        z_forget, z_retain, moved = forward_both(model, variables, forget, retain, dropout_key)
         wrong = wrong_labels(forget.y, context.prepared, label_key)
         loss = cross_entropy(z_retain, retain.y, retain.weight)
         loss += forget_weight * cross_entropy(z_forget, wrong, forget.weight)

@@ -65,6 +65,9 @@ class DescentState(NamedTuple):
 
 
 LossAndMore = tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]
+Losses = Callable[[Variables, Batch], jax.Array]
+"""``variables, batch -> losses [B]``, of each example by itself."""
+
 Objective = Callable[[Variables, Batches, Context], LossAndMore]
 """``variables, batches, context -> (loss [], (variables, metrics))``; only the collections
 that are not trained are taken from the variables returned."""
@@ -93,7 +96,7 @@ def _expect_floats(params: Any) -> None:
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> jax.Array:
-    """Computes ``sum_i w_i (logsumexp_k z_ik - z_iy) / sum_i w_i``, in float32.
+    """Computes ``sum_i w_i (logsumexp_k z_ik - z_iy) / sum_i w_i``, in float32 or better.
 
     Args:
       logits: ``[B, K]``; labels: ``int [B]``; weight: ``[B]``.
@@ -105,14 +108,25 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> ja
     if shape is None or len(shape) != 2 or shape[0] != len(labels):
         got = type(logits).__name__ if shape is None else list(shape)
         raise ConfigError(f"model: expected logits [B, K] = [{len(labels)}, K], got {got}")
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
-    return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1)
+    return example_mean(cross_entropies(logits, labels), weight)
+
+
+def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Computes ``logsumexp_k z_ik - z_iy`` of ``[B, K]``, in float32 or better."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def example_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
+    """Computes ``sum_i w_i v_i / sum_i w_i`` of ``[B]``."""
+    weight = weight.astype(values.dtype)
+    return jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), 1)
 
 
 def accuracy(logits: jax.Array, batch: Batch) -> jax.Array:
     """Computes the weighted share of examples whose largest logit is the label's."""
     right = (jnp.argmax(logits, axis=-1) == batch.y).astype(jnp.float32)
-    return jnp.sum(right * batch.weight) / jnp.maximum(jnp.sum(batch.weight), 1)
+    return example_mean(right, batch.weight)
 
 
 def descent(

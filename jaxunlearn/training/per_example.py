@@ -29,7 +29,11 @@ from jaxunlearn.training.descent import trained, with_trained
 Loss = Callable[[Variables, Batch], jax.Array]
 """``variables, batch -> loss []``, of a batch of one example."""
 
-REDUCTIONS = ("none", "mean_square", "norm")
+REDUCTIONS = ("none", "mean_square", "mean_abs", "norm")
+MEANS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "mean_square": jnp.square,
+    "mean_abs": jnp.abs,
+}
 CHUNK = 128
 """Examples whose gradients are computed at once."""
 
@@ -55,7 +59,8 @@ def per_example_gradients(
         mode.
       part: ``M`` examples, in their order.
       reduce: ``"none"``: all gradients, as many numbers as ``M`` models have; ``"mean_square"``:
-        ``sum_i g_i^2 / M``, number by number; ``"norm"``: ``|g_i|`` over all parameters.
+        ``sum_i g_i^2 / M``, number by number; ``"mean_abs"``: ``sum_i |g_i| / M``; ``"norm"``:
+        ``|g_i|`` over all parameters.
       chunk: examples at a time, which bounds the memory.
 
     Returns:
@@ -78,9 +83,37 @@ def per_example_gradients(
         places = first + np.arange(chunk, dtype=np.int32)
         new = (places >= start).astype(np.float32)
         found = _further(found, variables, part, places, new, loss=loss, how=reduce)
-    if reduce == "mean_square":
+    if reduce in MEANS:
         return jax.tree.map(lambda leaf: leaf / count, found)
     return found
+
+
+def mean_importance(
+    loss: Loss, variables: Variables, part: Subset, *, reduce: str = "mean_square",
+    chunk: int = CHUNK,
+) -> Any:  # fmt: skip
+    """Computes the same mean over a set inside of compiled code, whatever its size.
+
+    Args:
+      reduce: ``"mean_square"`` or ``"mean_abs"``.
+
+    Returns:
+      A tree like the trained parameters.
+    """
+    expect_one_of(tuple(MEANS), reduce=reduce)
+    chunk = min(chunk, len(part.indices))
+    start = _start(trained(variables), how=reduce, count=0)
+
+    def add(turn: jax.Array, found: Any) -> Any:
+        slots = turn * chunk + jnp.arange(chunk, dtype=jnp.int32)
+        counted = slots < part.size
+        places, weight = jnp.where(counted, slots, 0), counted.astype(jnp.float32)
+        own = _chunk(variables, part, places, weight, loss, reduce)
+        return jax.tree.map(jnp.add, found, own)
+
+    total = lax.fori_loop(0, -(-part.size // chunk), add, start)
+    count = jnp.maximum(part.size, 1)
+    return jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), total)
 
 
 @functools.partial(jax.jit, static_argnames=("how", "count"))
@@ -103,9 +136,9 @@ def _further(
     found: Any, variables: Variables, part: Subset, places: jax.Array, new: jax.Array, *,
     loss: Loss, how: str,
 ) -> Any:  # fmt: skip
-    """Adds a chunk: the sum of the squares of its gradients, or those in their places."""
+    """Adds a chunk: a sum over its gradients, or those in their places."""
     own = _chunk(variables, part, places, new, loss, how)
-    if how == "mean_square":
+    if how in MEANS:
         return jax.tree.map(jnp.add, found, own)
 
     def put(whole: jax.Array, leaf: jax.Array) -> jax.Array:
@@ -117,7 +150,7 @@ def _further(
 def _chunk(
     variables: Variables, part: Subset, places: jax.Array, weight: jax.Array, loss: Loss, how: str
 ) -> Any:
-    """Computes gradients of some examples, or the sum of their squares, or their norms."""
+    """Computes gradients of some examples, or a sum over them, or their norms."""
     positions = part.indices[places]
     x, y = fetch(part.examples, positions), part.examples.y[positions]
 
@@ -206,14 +239,18 @@ def _all(arrays: list[jax.Array], weight: jax.Array, source: Source) -> jax.Arra
     return jax.vmap(lambda a, d: _shaped(a[:, None] * d[None], source))(left, right)
 
 
-def _sum_of_squares(arrays: list[jax.Array], weight: jax.Array, source: Source) -> jax.Array:
+def _sum_of(
+    function: Callable[[jax.Array], jax.Array], arrays: list[jax.Array], weight: jax.Array,
+    source: Source,
+) -> jax.Array:  # fmt: skip
+    """Adds up squares or absolute values, which a product of two vectors keeps apart."""
     if source is None:
         # a product with the weights: XLA's sum over the leading axis is slow on CPUs
-        squares = jnp.square(arrays[0])
-        total = weight @ squares.reshape(len(weight), -1)
-        return total.reshape(squares.shape[1:]).astype(squares.dtype)
-    left, right = (jnp.square(leaf) for leaf in _flat(arrays))
-    return _shaped((left * weight[:, None]).T @ right, source)
+        values = function(arrays[0])
+        total = weight.astype(values.dtype) @ values.reshape(len(weight), -1)
+        return total.reshape(values.shape[1:]).astype(values.dtype)
+    left, right = (function(leaf) for leaf in _flat(arrays))
+    return _shaped((left * weight[:, None].astype(left.dtype)).T @ right, source)
 
 
 def _squared_norms(arrays: list[jax.Array], weight: jax.Array, source: Source) -> jax.Array:
@@ -221,4 +258,8 @@ def _squared_norms(arrays: list[jax.Array], weight: jax.Array, source: Source) -
     return functools.reduce(jnp.multiply, sums)
 
 
-_REDUCE = {"none": _all, "mean_square": _sum_of_squares, "norm": _squared_norms}
+_REDUCE: dict[str, Callable[[list[jax.Array], jax.Array, Source], jax.Array]] = {
+    "none": _all,
+    "norm": _squared_norms,
+    **{name: functools.partial(_sum_of, function) for name, function in MEANS.items()},
+}

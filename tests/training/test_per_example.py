@@ -13,7 +13,7 @@ from jaxunlearn.data.examples import fetch
 from jaxunlearn.training import cross_entropy
 from jaxunlearn.training import per_example as module
 from jaxunlearn.training.descent import trained, with_trained
-from jaxunlearn.training.per_example import per_example_gradients
+from jaxunlearn.training.per_example import mean_importance, per_example_gradients
 from tests import toy
 
 
@@ -80,15 +80,18 @@ def near(found, wanted):
 def test_all_reductions_are_those_of_a_loop(name, chunk):
     loss, variables, part, each = case(name)
     near(per_example_gradients(loss, variables, part, chunk=chunk), each)
-    squares = jax.tree.map(lambda leaf: np.mean(np.square(leaf), axis=0), each)
-    near(per_example_gradients(loss, variables, part, reduce="mean_square", chunk=chunk), squares)
+    for reduce, function in (("mean_square", np.square), ("mean_abs", np.abs)):
+        means = jax.tree.map(lambda leaf, f=function: np.mean(f(leaf), axis=0), each)
+        near(per_example_gradients(loss, variables, part, reduce=reduce, chunk=chunk), means)
+        inside = jax.jit(functools.partial(mean_importance, loss, reduce=reduce, chunk=chunk))
+        near(inside(variables, part), means)
     norms = np.sqrt(sum(np.square(g).reshape(11, -1).sum(1) for g in jax.tree.leaves(each)))
     near(per_example_gradients(loss, variables, part, reduce="norm", chunk=chunk), norms)
 
 
 def test_kernels_of_dense_layers_are_found_to_be_of_rank_one(monkeypatch):
     told = {}
-    real = module._sum_of_squares
+    real = module._REDUCE["mean_square"]
     for name in NETWORKS:
         count = told.setdefault(name, [])
         spy = lambda arrays, weight, source, count=count: (  # noqa: E731

@@ -194,7 +194,9 @@ def tune_on_poison(
         state: DescentState, batches: Batches, key: Key, count: jax.Array
     ) -> tuple[DescentState, Info]:
         assert batches.forget is not None
-        return method(state.variables, batches.forget.x).step(state, batches, key, count)
+        descend = method(state.variables, batches.forget.x).step
+        assert descend is not None
+        return descend(state, batches, key, count)
 
     def result(state: DescentState) -> Variables:
         return state.variables

@@ -16,14 +16,13 @@ from jaxunlearn.core.types import Batch, Key, LanguageModel, Sets, Unlearner, Va
 from jaxunlearn.language.likelihood import answer_nll, mean_nll, token_logprobs
 from jaxunlearn.methods.language.terms import (
     ForgetTerm,
-    example_mean,
     forgetting,
     log_softmax_before,
     reference_nll,
     token_mean,
     tuning,
 )
-from jaxunlearn.training.descent import Context
+from jaxunlearn.training.descent import Context, example_mean
 from jaxunlearn.training.lora import QUERY_VALUE
 
 

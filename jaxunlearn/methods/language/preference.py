@@ -24,14 +24,13 @@ from jaxunlearn.language.poison import poisoned
 from jaxunlearn.methods.language.likelihoods import away
 from jaxunlearn.methods.language.terms import (
     Tuning,
-    example_mean,
     forgetting,
     reference_nll,
     texts_on_host,
     tuning,
     whole_texts,
 )
-from jaxunlearn.training.descent import Context
+from jaxunlearn.training.descent import Context, example_mean
 from jaxunlearn.training.lora import QUERY_VALUE
 
 

@@ -84,11 +84,6 @@ def tuning(
     return Tuning(optimizer, made, retain, retain_weight, forget_weight)
 
 
-def example_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
-    """Computes ``sum_i w_i v_i / sum_i w_i`` of ``[B]``."""
-    return jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), 1)
-
-
 def token_mean(values: jax.Array, answer: jax.Array, weight: jax.Array) -> jax.Array:
     """Computes the mean over the answers' tokens of a batch.
 

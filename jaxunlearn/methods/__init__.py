@@ -1,7 +1,8 @@
 """Methods: one file each, and one row here; ``ju.NAME`` is the factory of each."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jaxunlearn.core.registry import Registry, load
@@ -19,6 +20,15 @@ FACTS = {
 """Facts of a run that a method may ask for: each is given to its factory under this name."""
 
 
+TRAITS = {
+    "one_shot": "a single pass over what it reads, or a closed form",
+    "exact": "equals retraining, in the case that its docstring names",
+    "label_free": "reads no labels",
+    "zero_shot": "reads no example that the model was trained on",
+}
+"""Traits that methods may have beside the requests that they suit."""
+
+
 class Method(NamedTuple):
     """Row of the registry.
 
@@ -30,6 +40,9 @@ class Method(NamedTuple):
       forgets: requests that it suits: ``"class"``, ``"items"``.
       takes: facts of the run, names in :data:`FACTS`, that the factory is given where the user
         has not given them.
+      traits: names in :data:`TRAITS`.
+      tune: options that are worth tuning with the ends of their ranges, searched on a log scale
+        where both are positive; a learning rate need not be named.
     """
 
     target: str | Callable[..., Unlearner]
@@ -37,6 +50,8 @@ class Method(NamedTuple):
     kind: str = "classifier"
     forgets: tuple[str, ...] = ("class", "items")
     takes: tuple[str, ...] = ()
+    traits: tuple[str, ...] = ()
+    tune: Mapping[str, tuple[float, float]] = MappingProxyType({})
 
     @property
     def factory(self) -> Callable[..., Unlearner]:
@@ -49,7 +64,9 @@ METHODS = Registry(
     Method,
     {
         "retrain": Method(
-            "jaxunlearn.methods.retrain:retrain", "train from scratch on the retain set"
+            "jaxunlearn.methods.retrain:retrain",
+            "train from scratch on the retain set",
+            traits=("exact",),
         ),
         "finetune": Method("jaxunlearn.methods.finetune:finetune", "fine-tune on the retain set"),
         "gradient_ascent": Method(
@@ -58,11 +75,13 @@ METHODS = Registry(
         "random_label": Method(
             "jaxunlearn.methods.random_label:random_label",
             "fine-tune with wrong labels on the forget set",
+            tune={"forget_weight": (0.1, 10.0)},
         ),
         "neuron_path": Method(
             "jaxunlearn.methods.neuron_path:neuron_path",
             "zero the neurons most relevant to a class, found on unseen images (paper 1)",
             forgets=("class",),
+            traits=("one_shot", "zero_shot"),
         ),
         "concept_poison": Method(
             "jaxunlearn.methods.concept_poison:concept_poison",
@@ -202,17 +221,23 @@ def register_method(
     kind: str = "classifier",
     forgets: tuple[str, ...] = ("class", "items"),
     takes: tuple[str, ...] = (),
+    traits: tuple[str, ...] = (),
+    tune: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
     """Adds a method: ``jaxunlearn run methods=NAME`` then finds it; see :class:`Method`.
 
     Raises:
       ConfigError: the name is taken.
-      ValueError: a fact that no run has, or a request that nobody makes.
+      ValueError: a fact that no run has, a request that nobody makes, or an unknown trait.
     """
-    for word, given, known in (("takes", takes, FACTS), ("forgets", forgets, ("class", "items"))):
-        if unknown := set(given) - set(known):
-            raise ValueError(f"{word}: expected some of {list(known)}, got {sorted(unknown)}")
-    METHODS.register(name, Method(target, summary, kind, tuple(forgets), tuple(takes)))
+    known = {"takes": FACTS, "forgets": ("class", "items"), "traits": TRAITS}
+    for word, given in {"takes": takes, "forgets": forgets, "traits": traits}.items():
+        if unknown := set(given) - set(known[word]):
+            raise ValueError(f"{word}: expected some of {list(known[word])}, got {sorted(unknown)}")
+    row = Method(
+        target, summary, kind, tuple(forgets), tuple(takes), tuple(traits), dict(tune or {})
+    )
+    METHODS.register(name, row)
 
 
 def method_options(name: str) -> dict[str, inspect.Parameter]:

@@ -253,6 +253,8 @@ METHODS = {
     "finetune": (lambda m: ju.finetune(m), {"steps": 6}),
     "gradient_ascent": (lambda m: ju.gradient_ascent(m), {"steps": 6}),
     "random_label": (lambda m: ju.random_label(m), {"steps": 6}),
+    "bad_teacher": (lambda m: ju.bad_teacher(m), {"steps": 6}),
+    "scrub": (lambda m: ju.scrub(m, rewind=True, steps=6), {"steps": 6}),
     "concept_poison": (lambda m: ju.concept_poison(m, bank=ATTRIBUTES, data=0.5), {"steps": 6}),
     "neuron_path": (lambda m: ju.neuron_path(m, per_sample=5, neurons=4, samples=8), {}),
     "word_poison": (lambda m: ju.word_poison(m, data=0.5, nodes=4), {"steps": 6}),

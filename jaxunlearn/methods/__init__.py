@@ -77,6 +77,18 @@ METHODS = Registry(
             "fine-tune with wrong labels on the forget set",
             tune={"forget_weight": (0.1, 10.0)},
         ),
+        "bad_teacher": Method(
+            "jaxunlearn.methods.bad_teacher:bad_teacher",
+            "imitate a random network on the forget set, the original on the retain set",
+            traits=("label_free",),
+            tune={"forget_weight": (0.1, 0.9)},
+        ),
+        "scrub": Method(
+            "jaxunlearn.methods.scrub:scrub",
+            "away from the original on the forget set, towards it on the retain set, in turns",
+            takes=("steps",),
+            tune={"kl_weight": (0.001, 1.0), "temperature": (1.0, 4.0)},
+        ),
         "neuron_path": Method(
             "jaxunlearn.methods.neuron_path:neuron_path",
             "zero the neurons most relevant to a class, found on unseen images (paper 1)",

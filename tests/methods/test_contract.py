@@ -150,7 +150,8 @@ class TestEveryMethod:
             note(sets)
             return method.prepare.run(variables, sets, key)
 
-        watched = method._replace(init=init)
+        # labels tell here whose examples were shown, also where the method reads none
+        watched = method._replace(init=init, needs=method.needs._replace(labels=True))
         if method.prepare is not None:
             watched = watched._replace(prepare=method.prepare._replace(run=prepare))
         run(name, method=watched)

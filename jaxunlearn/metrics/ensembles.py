@@ -40,6 +40,17 @@ def exposed(members: Members, retrained: Members, percent: float) -> float:
     return float(np.percentile(lira(members, retrained), percent))
 
 
+def epsilon(members: Members, retrained: Members) -> np.ndarray:
+    """Estimates the privacy loss of each forget example, ``[M]``; see ``exposure.privacy_loss``.
+
+    An example that is told without a mistake, whose loss is infinite, counts as ``log N``: with
+    ``N`` models on each side no other can have more than ``log (N - 1)``.
+    """
+    own, other = margins(members, retrained, "forget")
+    losses = exposure.privacy_loss(own, other)
+    return np.where(np.isinf(losses), np.log(len(own)), losses)
+
+
 def forgetting_quality(members: Members, retrained: Members) -> float:
     """Computes the score of the NeurIPS 2023 challenge; see ``exposure.challenge_score``."""
     ratios = []
@@ -101,6 +112,9 @@ ROWS = {
     "lira_95": _row(
         "likelihood-ratio attack, 95th percentile", "privacy", "0.5", exposed, percent=95
     ),
+    "epsilon": _row(
+        "privacy loss of each example", "privacy", "small", epsilon, each=True
+    )._replace(short="eps-hat"),
     "efficacy_vulnerable": _row(
         "told from retrained, vulnerable half", "privacy", "0.5", efficacy, which="vulnerable"
     ),

@@ -11,9 +11,10 @@ from scipy.stats import norm
 from jaxunlearn.engine.predict import Predictions
 from jaxunlearn.gan import path_steps
 from jaxunlearn.metrics import about, agreement, answers, attacks, distances, exposure
-from jaxunlearn.metrics.classification import exact_zeros, js_of_means, js_to_retrained
+from jaxunlearn.metrics.classification import Kept, exact_zeros, js_of_means, js_to_retrained
 from jaxunlearn.metrics.classification import test_accuracy as accuracy_of_all
 from jaxunlearn.metrics.comparison import relearning_ratio
+from jaxunlearn.metrics.ensembles import epsilon
 from jaxunlearn.metrics.generation import taken_away
 from jaxunlearn.metrics.relearning import relearn_steps
 from jaxunlearn.metrics.robustness import prune_weights, round_weights
@@ -99,6 +100,13 @@ def of_entropy():
 def complete(margin):
     unseen = np.array([[-1.0], [0.0], [1.0]])
     return agreement.completeness(np.array([20.0]), np.array([margin]), unseen)[0]
+
+
+def epsilon_of(ours, theirs):
+    """Four models a side, of which so many answer yes."""
+    sides = ([Kept({"forget": np.array([float(n < yes)])}, {}) for n in range(4)]
+             for yes in (ours, theirs))  # fmt: skip
+    return epsilon(*sides)[0]
 
 
 def lira():
@@ -220,6 +228,7 @@ VALUES = {
         ".538": lambda: np.mean([0.5] * 19 + [0.9] * 2),
     },
     "efficacy_vulnerable": {".978": lambda: ratio(1.5), ".500": lambda: ratio(3.0)},
+    "epsilon": {"1.0986": lambda: epsilon_of(3, 1), "1.3863": lambda: epsilon_of(4, 0)},
     "forgetting_quality": {
         ".550": lambda: exposure.challenge_score(np.array([0, 0.49, 0.5, 1.2, np.inf])),
         ".545": lambda: exposure.challenge_score(np.array([0, 0.49, 0.5, 1.2, np.inf]), 0.9, 1.1),

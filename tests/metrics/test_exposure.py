@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import laplace, norm
 
-from jaxunlearn.metrics import exposure
+from jaxunlearn.metrics import METRICS, Missing, exposure
+from jaxunlearn.metrics.about import text_of
+from jaxunlearn.metrics.classification import Kept
 
 
 def normal_sides(distance, models=400, examples=60, seed=0):
@@ -86,6 +88,43 @@ def test_loss_of_models():
     own, other = np.array([1.0, 3, 4, 6])[:, None], np.array([0.0, 2, 5, 7])[:, None]
     wanted = np.log(0.5) - np.log(0.25)  # above 2: FPR 2/4, FNR 1/4
     assert exposure.privacy_loss(own, other)[0] == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [0.5, 1.0, 3.0])
+def test_loss_of_the_mechanisms_of_differential_privacy(loss):
+    """Noise of a Laplace distribution, and randomised response, have the loss they are made for."""
+    cut = np.linspace(-2, loss + 2, 9)
+    rates = laplace.sf(cut), laplace.cdf(cut - loss)
+    assert exposure.rates_to_loss(*rates, delta=0.0) == pytest.approx(loss, abs=1e-12)
+    right = np.exp(loss) / (1 + np.exp(loss))
+    assert exposure.rates_to_loss([1 - right], [1 - right]) == pytest.approx(loss, abs=1e-4)
+
+
+def test_loss_as_a_row_of_the_table():
+    def models(*columns):
+        return [Kept({"forget": np.array(row, float)}, {}) for row in zip(*columns, strict=True)]
+
+    # randomised response that says the truth to 3 of 4, told without a mistake, told by nothing
+    ours = models([1, 1, 1, 0], [5, 6, 7, 8], [2, 2, 2, 2])
+    theirs = models([1, 0, 0, 0], [1, 2, 3, 4], [2, 2, 2, 2])
+    found = METRICS["epsilon"].function(ours, theirs)
+    wanted = [np.log(0.75 - exposure.DELTA) - np.log(0.25), np.log(4), 0]
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+    assert METRICS["epsilon"].each, "averages hide the few that are told"
+    # four models show no more
+    rng = np.random.default_rng(0)
+    sides = (models(*rng.normal(distance, 1, (500, 4))) for distance in (2, 0))
+    assert METRICS["epsilon"].function(*sides).max() == pytest.approx(np.log(4))
+    with pytest.raises(Missing, match="three models"):
+        METRICS["epsilon"].function(ours[:2], theirs)
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(6, "1.1"), (30, "1.4")])
+def test_loss_by_chance_is_what_the_text_says(count, wanted):
+    found = exposure.privacy_loss(*normal_sides(0.0, models=count, examples=1000))
+    mean = np.minimum(found, np.log(count)).mean()
+    assert f"{mean:.1f}" == wanted
+    assert f"{wanted} where " in text_of("epsilon").misleads
 
 
 def test_score_of_the_challenge():

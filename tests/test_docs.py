@@ -66,7 +66,7 @@ def test_extending(forgetful, tmp_path, monkeypatch):
     scope = {}
     exec(compile(code_of("extending.md"), "extending.md", "exec"), scope)
     rows = {row["name"]: row for row in scope["report"]["rows"]}
-    assert {"original", "scrub", "retrained"} <= set(rows["entropy_forget"]["values"])
+    assert {"original", "push_pull", "retrained"} <= set(rows["entropy_forget"]["values"])
     assert rows["accuracy_forget"]["values"]["retrained"] == 0
     assert (tmp_path / "runs/mine/pictures/norms.png").stat().st_size > 1000
 

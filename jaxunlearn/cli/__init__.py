@@ -111,9 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.set_defaults(command=_list)
     explained = commands.add_parser(
-        "explain", help="what a metric means, which way is better, when it misleads"
+        "explain", help="what a metric means and when it misleads; what a method does and where"
     )
-    explained.add_argument("metric", nargs="?", help="as `jaxunlearn list metrics` calls it")
+    explained.add_argument(
+        "name", nargs="?", help="a metric or a method, as `jaxunlearn list` says"
+    )
     explained.add_argument("--all", action="store_true", help="all metrics")
     explained.set_defaults(command=_explain)
     plan = commands.add_parser(
@@ -319,11 +321,19 @@ def _export(options: argparse.Namespace) -> int:
 
 def _explain(options: argparse.Namespace) -> int:
     from jaxunlearn.core.errors import ConfigError, printable
+    from jaxunlearn.methods import METHODS
+    from jaxunlearn.methods.about import explain_method
     from jaxunlearn.metrics.about import explain, explain_all
 
-    if (options.metric is None) != options.all:
-        raise ConfigError("explain: expected the name of a metric or --all, got both or neither")
-    print(printable(explain_all() if options.all else explain(options.metric)))
+    name = options.name
+    if (name is None) != options.all:
+        raise ConfigError(
+            "explain: expected the name of a metric or --all, or of a method, got both or neither"
+        )
+    if options.all:
+        print(printable(explain_all()))
+    else:
+        print(printable(explain_method(name) if name in METHODS else explain(name)))
     return 0
 
 

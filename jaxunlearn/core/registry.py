@@ -4,9 +4,9 @@ A registry holds rows. Those of other packages come in by entry points: a packag
 declares, in its ``pyproject.toml``::
 
     [project.entry-points."jaxunlearn.methods"]
-    scrub = "their_package.scrub:ROW"
+    push_pull = "their_package.push_pull:ROW"
 
-has its row ``scrub`` among the methods, as if it were our own.
+has its row ``push_pull`` among the methods, as if it were our own.
 """
 
 import importlib

@@ -89,7 +89,7 @@ def explain(name: str) -> str:
     found = [n for n in METRICS if text_of(n) and METRICS[n].short.lower() == name.lower() != ""]
     if not found:
         raise ConfigError(
-            f"metric: expected a name of `jaxunlearn list metrics`, got {brief(name)}"
+            f"metric: expected a name of `jaxunlearn list metrics` or `methods`, got {brief(name)}"
             f"{did_you_mean(name, [*METRICS, *shorts])}"
         )
     return "\n\n".join(_explain((n,)) for n in found)

@@ -100,7 +100,7 @@ def npo(
     lora_alpha: float | None = None,
     lora_on: tuple[str, ...] = QUERY_VALUE,
 ) -> Unlearner:
-    """Negative preference optimisation: climbs the loss less and less, the farther it is away.
+    """Climbs the loss less and less, the farther it is away: negative preference optimisation.
 
     ``F = mean_i -(2 / b) log sigmoid(b (nll_i - nll_o,i))``, where ``nll_o`` is the original's,
     computed once. With ``b -> 0`` it is gradient ascent on ``nll``.
@@ -144,7 +144,7 @@ def simnpo(
     lora_alpha: float | None = None,
     lora_on: tuple[str, ...] = QUERY_VALUE,
 ) -> Unlearner:
-    """Negative preference optimisation without a reference, by the mean over an answer's tokens.
+    """Climbs the mean loss of a token, less and less: preference optimisation without reference.
 
     ``F = mean_i -(2 / b) log sigmoid(b nll_i / n_i - c)`` with ``n_i`` tokens.
 
@@ -305,7 +305,7 @@ def ce_u(
     lora_alpha: float | None = None,
     lora_on: tuple[str, ...] = QUERY_VALUE,
 ) -> Unlearner:
-    """Cross-entropy unlearning: learns its own predictions without the token to be forgotten.
+    """Learns its own predictions without the token to be forgotten: cross-entropy unlearning.
 
     ``F = mean_t -sum_v q_tv log p_tv`` with ``q_t = softmax(z_t)`` of the model as it is, the
     answer token's logit at minus infinity; ``q`` has no gradient.

@@ -69,6 +69,20 @@ def trained():
 
 
 @functools.cache
+def cnn():
+    """A small network with spatial kernels."""
+    small = {"channels": (4, 8), "features": 8}
+    return ju.models.build("cnn", SHAPE, NUM_CLASSES, small)
+
+
+@functools.cache
+def trained_cnn():
+    """A network of images that knows all four kinds."""
+    config = TrainConfig(epochs=15, batch_size=32, learning_rate=5e-3)
+    return ju.train(cnn(), ju.whole(sets().forget.examples), jax.random.key(7), config=config)
+
+
+@functools.cache
 def gan(name="mlp_gan", **options):
     return build_gan(name, SHAPE, NUM_CLASSES, options or {"latent": 4, "features": (16,)})
 
@@ -255,6 +269,17 @@ METHODS = {
     "random_label": (lambda m: ju.random_label(m), {"steps": 6}),
     "bad_teacher": (lambda m: ju.bad_teacher(m), {"steps": 6}),
     "scrub": (lambda m: ju.scrub(m, rewind=True, steps=6), {"steps": 6}),
+    "duck": (lambda m: ju.duck(m), {"steps": 6}),
+    "pbu": (lambda m: ju.pbu(m), {"steps": 6}),
+    "neggrad_plus": (lambda m: ju.neggrad_plus(m), {"steps": 6}),
+    "salun": (lambda m: ju.salun(m), {"steps": 6}),
+    "l1_sparse": (lambda m: ju.l1_sparse(m, steps=6), {"steps": 6}),
+    "boundary_shrink": (lambda m: ju.boundary_shrink(m), {"steps": 6}),
+    "boundary_expand": (lambda m: ju.boundary_expand(m), {"steps": 6}),
+    "cf_k": (lambda m: ju.cf_k(m, layers=2), {"steps": 6}),
+    "eu_k": (lambda m: ju.eu_k(m, layers=2), {"steps": 6}),
+    "msg": (lambda m: ju.msg(m), {"steps": 6}),
+    "ct": (lambda m: ju.ct(m), {"steps": 3}),
     "concept_poison": (lambda m: ju.concept_poison(m, bank=ATTRIBUTES, data=0.5), {"steps": 6}),
     "neuron_path": (lambda m: ju.neuron_path(m, per_sample=5, neurons=4, samples=8), {}),
     "word_poison": (lambda m: ju.word_poison(m, data=0.5, nodes=4), {"steps": 6}),
@@ -312,10 +337,13 @@ ROWS = METHODS | GAN_METHODS
 ON_TEXTS = ("word_poison",)
 """Methods for networks of tokens alone."""
 
+ON_IMAGES = ("ct",)
+"""Methods for networks with spatial kernels alone."""
+
 
 @functools.cache
 def method(name):
-    network = text_classifier() if name in ON_TEXTS else mlp()
+    network = text_classifier() if name in ON_TEXTS else cnn() if name in ON_IMAGES else mlp()
     return ROWS[name][0](gan() if name in GAN_METHODS else network)
 
 
@@ -323,6 +351,8 @@ def original(name):
     """The variables that a method starts from."""
     if name in ON_TEXTS:
         return trained_on_questions().variables
+    if name in ON_IMAGES:
+        return trained_cnn().variables
     return (trained_gan() if name in GAN_METHODS else trained()).variables
 
 

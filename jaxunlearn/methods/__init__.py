@@ -89,6 +89,58 @@ METHODS = Registry(
             takes=("steps",),
             tune={"kl_weight": (0.001, 1.0), "temperature": (1.0, 4.0)},
         ),
+        "duck": Method(
+            "jaxunlearn.methods.duck:duck",
+            "draw features to the nearest centroid of a wrong class",
+            tune={"forget_weight": (0.1, 10.0)},
+        ),
+        "pbu": Method(
+            "jaxunlearn.methods.pbu:pbu",
+            "climb the loss of the forget set, held where its Fisher information is large",
+            tune={"forget_weight": (1.0, 1000.0), "fisher_weight": (1.0, 1000.0)},
+        ),
+        "neggrad_plus": Method(
+            "jaxunlearn.methods.neggrad_plus:neggrad_plus",
+            "climb the loss of the forget set, descend that of the retain set",
+            tune={"retain_weight": (0.6, 0.999)},
+        ),
+        "salun": Method(
+            "jaxunlearn.methods.salun:salun",
+            "wrong labels, learned by the weights that the forget set depends on most",
+            tune={"share": (0.1, 0.9), "forget_weight": (0.1, 10.0)},
+        ),
+        "l1_sparse": Method(
+            "jaxunlearn.methods.l1_sparse:l1_sparse",
+            "fine-tune on the retain set while weights are shrunk to 0",
+            takes=("steps",),
+            tune={"gamma": (1e-5, 1e-1)},
+        ),
+        "boundary_shrink": Method(
+            "jaxunlearn.methods.boundary:boundary_shrink",
+            "give what is to be forgotten to the class across the nearest boundary",
+            tune={"bound": (0.03, 3.0)},
+        ),
+        "boundary_expand": Method(
+            "jaxunlearn.methods.boundary:boundary_expand",
+            "give what is to be forgotten to one more class, and cut that off",
+            traits=("label_free",),
+        ),
+        "cf_k": Method(
+            "jaxunlearn.methods.cf_k:cf_k", "fine-tune the last layers on the retain set"
+        ),
+        "eu_k": Method(
+            "jaxunlearn.methods.cf_k:eu_k",
+            "train the last layers from scratch on the retain set",
+            traits=("exact",),
+        ),
+        "msg": Method(
+            "jaxunlearn.methods.msg:msg",
+            "draw weights of small gradients anew, then fine-tune",
+            tune={"share": (0.05, 0.9), "others": (0.01, 1.0)},
+        ),
+        "ct": Method(
+            "jaxunlearn.methods.ct:ct", "turn spatial kernels over, then fine-tune (images)"
+        ),
         "neuron_path": Method(
             "jaxunlearn.methods.neuron_path:neuron_path",
             "zero the neurons most relevant to a class, found on unseen images (paper 1)",

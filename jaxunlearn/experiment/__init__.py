@@ -99,19 +99,23 @@ def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:
     drawn: list[Trial] = []
     seeds: list[Trial] = []
     notes: list[str] = []
+    together = asks_for_ensembles(plan)
     for group in _fresh(plan):
         made = _make(group, force, tell, first)
         for trial in made:
             for attack in list(judged):
                 try:
                     judged[attack].append(_judge(trial, made, known[attack], attack))
+                    if together:
+                        trial.keep(attack)
                 except Exception as error:
                     if not attack or not is_fault_of_method(error):
                         raise
                     del judged[attack]  # the run itself is none the worse
                     notes.append(f"no table after {attack}: {sentence(error)}")
-            if asks_for_ensembles(plan):
-                trial.keep()
+                if attack:
+                    trial.let_go(attack)
+            if together:
                 seeds.append(trial)
             if drawn or trial is not made[0]:
                 trial.let_go()
@@ -119,20 +123,20 @@ def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:
         for place in (group, *(t.plan for t in made if plan.config.request.in_turn)):
             if place.trial is not None:
                 write_plan(place)
-    usual = judged.pop("")
+    ensembles = {a: judge_seeds(plan, seeds, known[a], a) for a in judged if seeds}
+    usual, of_usual = judged.pop(""), ensembles.get("")
     for attack, found in judged.items():
-        _save(plan, found, [], attack)
+        _save(plan, found, [], attack, ensembles.get(attack))
     if judged:
         places = ", ".join(f"attacks/{attack}" for attack in judged)
         notes.append(f"all models judged again after attacks: reports in {places} beside this one")
     write_plan(plan)
-    together = judge_seeds(plan, seeds, known[""]) if seeds else None
-    table = _save(plan, usual, notes, together=together)
-    if together:
-        drawn[0].examples.update(together.examples)
+    table = _save(plan, usual, notes, together=of_usual)
+    if of_usual:
+        drawn[0].examples.update(of_usual.examples)
     # the report comes first: a picture that cannot be drawn costs only itself
     if failures := [note for trial in drawn for note in draw_album(trial)]:
-        table = _save(plan, usual, notes + failures, together=together)
+        table = _save(plan, usual, notes + failures, together=of_usual)
     lines = "".join(f"{json.dumps(line)}\n" for line in _lines(usual))
     write_text(plan.folder / "metrics.jsonl", lines)
     return table

@@ -12,7 +12,13 @@ import numpy as np
 
 from jaxunlearn import checkpoint
 from jaxunlearn.experiment.plan import Plan
-from jaxunlearn.experiment.trial import Trial, read_judgement, stale_metrics, write_judgement
+from jaxunlearn.experiment.trial import (
+    Trial,
+    home_of,
+    read_judgement,
+    stale_metrics,
+    write_judgement,
+)
 from jaxunlearn.kinds.evaluate import Comparison
 from jaxunlearn.metrics.registry import METRICS, applying, measure_ensemble, versions_of
 
@@ -26,7 +32,7 @@ def asks_for_ensembles(plan: Plan) -> bool:
 
 
 def judge_seeds(
-    plan: Plan, trials: Sequence[Trial], examples: Mapping[str, np.ndarray]
+    plan: Plan, trials: Sequence[Trial], examples: Mapping[str, np.ndarray], attack: str = ""
 ) -> Comparison:
     """Measures the models of all seeds, each kind of them as one ensemble.
 
@@ -36,25 +42,32 @@ def judge_seeds(
       plan: of the whole run.
       trials: one a seed.
       examples: values of each example known so far, by ``"<model>/<metric>"``.
+      attack: that every model is put through before; those that could not be are left out.
 
     Returns:
       Values of the original and of each method; no retrained models, which are the other side.
     """
-    file = plan.folder / "judgement.json"
+    file = home_of(plan.folder, attack) / "judgement.json"
     entries, versions = read_judgement(file), versions_of(_names(plan))
     # first one model of each seed: where there are fewer on the other side, no seed counts twice
     numbers = range(plan.config.retrained)
     others = [(one, f"retrained/{n}") for n in numbers for one in trials]
     judged = Comparison({}, [], {}, {})
     for stage in ("original", *(f"unlearned/{label}" for label in plan.methods)):
-        members = [(one, stage) for one in trials if stage in one.records]
+        members = [
+            (one, stage)
+            for one in trials
+            if stage in one.records and (attack, stage) not in one.broken
+        ]
         digest, label = _digest([*members, *others]), stage.removeprefix("unlearned/")
         entry = entries.get(stage, {})
         if entry.get("model") != digest:
             entry = {"model": digest, "versions": {}, "values": {}, "failed": {}}
         own = {m: examples.get(f"{stage}/{m}") for m in versions if METRICS[m].each}
         if len(members) >= LEAST and stale_metrics(entry, versions, own):
-            ours, theirs = ([one.kept(name) for one, name in side] for side in (members, others))
+            ours, theirs = (
+                [one.kept(name, attack) for one, name in side] for side in (members, others)
+            )
             found = measure_ensemble(ours, theirs, plan.config.metrics)
             sound = {m: v for m, v in found.values.items() if m not in found.failed}
             entry |= {"values": sound, "failed": found.failed, "versions": versions}
@@ -65,6 +78,9 @@ def judge_seeds(
         judged.models[label] = values | dict.fromkeys(failed, math.nan)
         judged.failed[label] = failed
         judged.examples.update({f"{stage}/{m}": v for m, v in own.items() if v is not None})
+    if attack:
+        for one in trials:
+            one.let_go(attack)
     write_judgement(file, entries)
     return judged
 

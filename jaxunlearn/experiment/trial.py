@@ -81,6 +81,7 @@ class Trial:
       plan, stages: what is to be made.
       records: of every model made or found, by stage.
       failed: why a model could not be made, by stage.
+      broken: attacks, each with the stage of a model that could not be put through it.
       made: stages that were made now, not found.
       prepared: by stage, what methods found out before, of those made now.
       examples: values of each example by ``"<model>/<metric>"``, once it was judged.
@@ -99,12 +100,13 @@ class Trial:
         self.like = abstract(like, plan.sharding) if plan.sharding else like
         self.records: dict[str, Record] = {}
         self.failed: dict[str, str] = {}
+        self.broken: set[tuple[str, str]] = set()
         self.made: list[str] = []
         self.prepared: dict[str, Any] = {}
         self.examples: dict[str, np.ndarray] = {}
         self._variables: dict[str, Variables] = {}
-        self._evidence: dict[str, Evidence] = {}
-        self._kept: dict[str, Any] = {}
+        self._evidence: dict[tuple[str, str], Evidence] = {}
+        self._kept: dict[tuple[str, str], Any] = {}
 
     # Making
 
@@ -230,11 +232,18 @@ class Trial:
             self._variables[name] = load_stage(self.stages[name], self.like)[0]
         return self._variables[name]
 
-    def evidence(self, name: str) -> Evidence:
-        """Returns the evidence of a stage, computed as far as metrics ask for it."""
-        if name not in self._evidence:
-            self._evidence[name] = self._observe(name, self.variables(name))
-        return self._evidence[name]
+    def evidence(self, name: str, attack: str = "") -> Evidence:
+        """Returns the evidence of a stage, after an attack if there is one.
+
+        It is computed as far as metrics ask for it.
+        """
+        if (attack, name) not in self._evidence:
+            variables = self.variables(name)
+            if attack:
+                with named(f"{name}, {attack}"):
+                    variables = after(self.evidence(name), self.plan.kind.attacks[attack])
+            self._evidence[attack, name] = self._observe(name, variables)
+        return self._evidence[attack, name]
 
     def _observe(self, name: str, variables: Variables) -> Evidence:
         plan = self.plan
@@ -243,18 +252,6 @@ class Trial:
             plan.model, variables, sets, derive(plan.key, Purpose.JUDGEMENT),
             settings=plan.settings, **plan.kind.aids(plan.config, plan.data, plan.helpers),
         )  # fmt: skip
-
-    def _seen(self, attack: str) -> Callable[[str], Evidence]:
-        """Returns what gives the evidence of a stage, after an attack if there is one."""
-        if not attack:
-            return self.evidence
-
-        def observe(name: str) -> Evidence:
-            with named(f"{name}, {attack}"):
-                changed = after(self.evidence(name), self.plan.kind.attacks[attack])
-            return self._observe(name, changed)
-
-        return functools.cache(observe)
 
     def judge(self, examples: Mapping[str, np.ndarray], attack: str = "") -> "Judgement":
         """Judges every model; what is known of it, by the same metrics, is not measured again.
@@ -265,7 +262,7 @@ class Trial:
             this attack.
         """
         file = home_of(self.plan.folder, attack) / "judgement.json"
-        known, seen = read_judgement(file), self._seen(attack)
+        known, seen = read_judgement(file), functools.partial(self.evidence, attack=attack)
         retrained = [name for name in self.records if name.startswith("retrained/")]
         digests = {name: checkpoint.digest(self.stages[name].path) for name in self.records}
         wanted = versions_of(
@@ -287,6 +284,7 @@ class Trial:
                     if not attack or not name.startswith("unlearned/"):
                         raise
                     judgement.failed[name] = {"": sentence(error)}
+                    self.broken.add((attack, name))
                     continue
                 found = measure(
                     evidence, seen("original"), [seen(one) for one in retrained], names=stale
@@ -313,19 +311,27 @@ class Trial:
         write_judgement(file, entries)
         return judgement
 
-    def kept(self, name: str) -> Any:
+    def kept(self, name: str, attack: str = "") -> Any:
         """Returns what metrics of ensembles read of a stage; it is still there after ``let_go``."""
-        if name not in self._kept:
-            self._kept[name] = self.evidence(name).kept()
-        return self._kept[name]
+        if (attack, name) not in self._kept:
+            self._kept[attack, name] = self.evidence(name, attack).kept()
+        return self._kept[attack, name]
 
-    def keep(self) -> None:
-        """Keeps that of every stage whose evidence was computed."""
-        for name in self._evidence:
-            self.kept(name)
+    def keep(self, attack: str = "") -> None:
+        """Keeps that of every stage whose evidence was computed, after an attack if any."""
+        for one, name in self._evidence:
+            if one == attack:
+                self.kept(name, attack)
 
-    def let_go(self) -> None:
-        """Lets go of models and of what was computed of them; they are read again if need be."""
+    def let_go(self, attack: str = "") -> None:
+        """Lets go of models and of what was computed of them; they are read again if need be.
+
+        Args:
+          attack: only of models that were put through it.
+        """
+        if attack:
+            self._evidence = {key: one for key, one in self._evidence.items() if key[0] != attack}
+            return
         self._variables.clear()
         self._evidence.clear()
         self.prepared.clear()

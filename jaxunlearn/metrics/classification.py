@@ -56,12 +56,16 @@ class ClassifierEvidence(Evidence):
         return _BySet(lambda name: self.predictions[name].accuracy)
 
     def kept(self) -> "Kept":
-        """Returns margins and accuracies on the sets that metrics of ensembles read."""
+        """Returns margins and accuracies on the sets that metrics of ensembles read.
+
+        NaN where predictions are not finite: those metrics fail, and nothing else.
+        """
         names = ("forget", "retain", "test_retain")
         there = [name for name in names if num_examples(getattr(self.sets, name))]
+        sound = {n: np.isfinite(self.predictions[n].logits).all() for n in there}
         return Kept(
             _BySet(_missing, {name: self.margins[name] for name in there}),
-            _BySet(_missing, {name: self.accuracies[name] for name in there}),
+            _BySet(_missing, {n: self.accuracies[n] if sound[n] else np.nan for n in there}),
         )
 
     def is_sound(self) -> bool:

@@ -212,7 +212,7 @@ def margin_divergence(
         of the others: 0 where half of ``p`` and a tenth of ``q`` lie there, .51 by the paper.
 
     Raises:
-      ValueError: other shapes, or an unknown variant.
+      ValueError: other shapes, NaN, or an unknown variant.
 
     Source: Georgiev et al., arXiv 2410.23232.
     """
@@ -222,6 +222,8 @@ def margin_divergence(
         raise ValueError(
             f"unlearned, retrained: expected margins [N, M], got {ours.shape}, {theirs.shape}"
         )
+    if np.isnan(ours).any() or np.isnan(theirs).any():
+        raise ValueError("unlearned, retrained: expected margins, got NaN among them")
     low = np.minimum(ours.min(0), theirs.min(0))
     width = np.maximum(ours.max(0), theirs.max(0)) - low
 

@@ -8,9 +8,12 @@ import jaxunlearn as ju
 from jaxunlearn import experiment
 from jaxunlearn import report as files
 from jaxunlearn.config.overrides import load_config
+from jaxunlearn.core.errors import DivergenceError
+from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.experiment import album, ensembles, run
 from jaxunlearn.experiment.plan import groups, make_plan
-from jaxunlearn.metrics import METRICS, exposure
+from jaxunlearn.kinds import KINDS
+from jaxunlearn.metrics import METRICS, exposure, robustness
 from jaxunlearn.metrics.classification import ClassifierEvidence
 from tests.runs import hurry
 
@@ -19,7 +22,9 @@ WORDS = [
     "train.epochs=4", "train.batch_size=16", "retrained=2", "seeds=3", "methods=finetune",
     "methods.finetune.steps=2", "metrics=all",
 ]  # fmt: skip
-TOGETHER = ("lira", "lira_95", "efficacy_vulnerable", "forgetting_quality", "klom_test")
+TOGETHER = (
+    "lira", "lira_95", "epsilon", "efficacy_vulnerable", "forgetting_quality", "klom_test"
+)  # fmt: skip
 QUICK = ("accuracy_forget", "js_to_retrained", "js_of_means", *TOGETHER)
 
 
@@ -47,14 +52,19 @@ def folder(tmp_path_factory):
     return made
 
 
-def margins(folder, stage, part, number=0):
-    """``phi [3, M]`` of the models of all seeds, read and observed anew."""
+def margins(folder, stage, part, attack=""):
+    """``phi [3, M]`` of the models of all seeds, read, attacked and observed anew."""
     plan, found = make_plan(config_of(folder), folder), []
     like = jax.eval_shape(plan.model.init, jax.random.key(0))
     for group in groups(plan):
         variables = ju.checkpoint.load(group.folder / stage, like)[0]
         sets = group.retraining if stage.startswith("retrained") else group.sets
-        found.append(ClassifierEvidence(plan.model, variables, sets, group.key).margins[part])
+        key = derive(group.key, Purpose.JUDGEMENT)
+        one = ClassifierEvidence(plan.model, variables, sets, key)
+        if attack:
+            changed = robustness.after(one, robustness.ATTACKS[attack])
+            one = ClassifierEvidence(plan.model, changed, sets, key)
+        found.append(one.margins[part])
     return np.stack(found)
 
 
@@ -126,3 +136,69 @@ def test_the_most_exposed_images_are_drawn_and_told_in_words(folder, monkeypatch
     assert (home / "exposed.png").stat().st_mtime_ns == drawn
     run(config_of(folder, "metrics=klom_test"), folder)
     assert (home / "exposed.png").stat().st_mtime_ns == drawn, "nothing of each forget example"
+
+
+ATTACKS = ("rounding_3", "relearning_few")
+
+
+@pytest.fixture(scope="module")
+def attacked(folder):
+    return run(config_of(folder, f"attacks={','.join(ATTACKS)}"), folder)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attacked_models_of_all_seeds_are_judged_together_as_by_hand(attack, folder, attacked):
+    home = f"run/attacks/{attack}"
+    found, examples = rows(folder, home), np.load(folder / home / "examples.npz")
+    for column, stage in (("original", "original"), ("finetune", "unlearned/finetune")):
+        sides = [margins(folder, one, "forget", attack) for one in (stage, "retrained/0")]
+        each = exposure.unlearning_lira(*sides)
+        np.testing.assert_allclose(examples[f"{stage}/lira"], each, atol=1e-6)
+        assert found["lira"]["values"][column] == pytest.approx(each.mean(), abs=1e-6)
+        losses = np.minimum(exposure.privacy_loss(*sides), np.log(3))
+        assert found["epsilon"]["values"][column] == pytest.approx(losses.mean(), abs=1e-6)
+    usual = {row["name"]: row for row in attacked["rows"]}
+    assert usual["klom_test"]["values"] != found["klom_test"]["values"]
+    assert usual["lira"]["values"] == rows(folder)["lira"]["values"]
+
+
+def test_attacked_models_are_not_attacked_twice(folder, attacked, monkeypatch):
+    def attack(*_):
+        raise AssertionError("attacked again")
+
+    monkeypatch.setattr(experiment.trial, "after", attack)
+    for path in (folder / "run/attacks").iterdir():
+        before = rows(folder, f"run/attacks/{path.name}")
+        run(config_of(folder, f"attacks={path.name}"), folder)
+        assert rows(folder, f"run/attacks/{path.name}") == before
+
+
+def test_a_model_that_cannot_be_attacked_is_left_out_of_its_ensemble_alone(folder, monkeypatch):
+    apply, count = robustness.ATTACKS["rounding_3"].apply, []
+
+    def fragile(*given):
+        count.append(1)
+        if len(count) == 4:  # after the original and two retrained models of the first seed
+            raise DivergenceError("the loss is nan")
+        return apply(*given)
+
+    kind = KINDS["classifier"].kind
+    monkeypatch.setattr(kind, "attacks", {"fragile": robustness.Attack("fragile", fragile)})
+    table = run(config_of(folder, "attacks=fragile"), folder)
+    assert {"original", "finetune"} == set(rows(folder)["lira"]["values"])
+    found = rows(folder, "run/attacks/fragile")
+    assert set(found["lira"]["values"]) == {"original"}, "two of finetune are no ensemble"
+    assert len(found["accuracy_forget"]["each"]["finetune"]) == 3
+    assert not any(note.startswith("no table") for note in table["notes"])
+
+
+def test_a_wrecked_model_costs_the_cells_of_its_ensemble_and_no_others(folder):
+    plan = make_plan(config_of(folder), folder)
+    variables = plan.model.init(jax.random.key(0))
+    wrecked = jax.tree.map(lambda leaf: leaf * np.nan, variables)
+    sound, broken = (
+        ClassifierEvidence(plan.model, one, plan.sets, plan.key).kept()
+        for one in (variables, wrecked)
+    )
+    found = ensembles.measure_ensemble([sound, broken, sound], [sound] * 3, ["all"])
+    assert set(found.failed) == {"lira", "lira_95", "epsilon", "forgetting_quality", "klom_test"}

@@ -176,3 +176,5 @@ def test_divergence_of_margins_keeps_the_largest():
     np.testing.assert_allclose(exposure.margin_divergence([[200.0]], [[1e9]]), [0], atol=1e-9)
     with pytest.raises(ValueError, match=r"expected margins \[N, M\]"):
         exposure.margin_divergence(ours, np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="expected margins, got NaN"):
+        exposure.margin_divergence(ours, np.where(theirs == 1, np.nan, theirs))

@@ -8,7 +8,7 @@ import jax
 from jaxunlearn.jaxprs.flatten import Flattener
 from jaxunlearn.jaxprs.program import Program, evaluate, trace
 from jaxunlearn.jaxprs.steps import Plan, plan
-from jaxunlearn.jaxprs.units import Unit
+from jaxunlearn.jaxprs.units import Unit, leaf_axes
 
 Apply = Callable[[Any, Any], jax.Array]
 """``variables, x -> output [B, ...]``, with ``x`` an array or a pytree of arrays."""
@@ -32,6 +32,29 @@ def structure(fn: Apply, variables: Any, x: Any) -> tuple[Unit, ...]:
     Source: own.
     """
     return plan(trace(fn, variables, x)).units
+
+
+def spatial_axes(fn: Apply, variables: Any, x: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the axes that a convolution moves along, of each kernel stored in ``variables``.
+
+    Args: as in :func:`structure`.
+
+    Returns:
+      Key path -> axes of the leaf, ``(0, 1)`` of ``[h, w, in, out]``; kernels whose axes cannot
+      be followed are left out.
+
+    Source: own.
+    """
+    program = trace(fn, variables, x)
+    found: dict[str, tuple[int, ...]] = {}
+    for op in program.ops:
+        if op.name != "conv_general_dilated":
+            continue
+        kernel, stored = op.ins[1], leaf_axes(program, op.ins[1])
+        leaf, moved = program.leaf(kernel), op.params["dimension_numbers"].rhs_spec[2:]
+        if leaf is not None and all(dim in stored for dim in moved):
+            found.setdefault(program.paths[leaf], tuple(stored[dim] for dim in moved))
+    return found
 
 
 def head(fn: Apply, variables: Any, x: Any) -> Unit | None:

@@ -141,6 +141,38 @@ METHODS = Registry(
         "ct": Method(
             "jaxunlearn.methods.ct:ct", "turn spatial kernels over, then fine-tune (images)"
         ),
+        "unsir": Method(
+            "jaxunlearn.methods.unsir:unsir",
+            "learn noise as the class, then repair on the retain set",
+            forgets=("class",),
+            takes=("steps",),
+            tune={"noise_share": (0.1, 0.5), "impair": (0.2, 0.8)},
+        ),
+        "dlfd": Method(
+            "jaxunlearn.methods.dlfd:dlfd",
+            "fine-tune on retained examples moved away from the forget set by optimal transport",
+            takes=("steps",),
+            tune={"transport_weight": (0.3, 10.0), "noise_rate": (0.01, 1.0)},
+        ),
+        "just_in_time": Method(
+            "jaxunlearn.methods.jit_unlearn:just_in_time",
+            "smooth the network around the forget set, in one pass over it",
+            traits=("one_shot", "label_free"),
+            tune={"sigma": (0.01, 1.5)},
+        ),
+        "attack_loss": Method(
+            "jaxunlearn.methods.attack_loss:attack_loss",
+            "let an attack score the forget set as it scores examples that no training saw",
+            forgets=("items",),
+            tune={"attack_weight": (0.1, 100.0)},
+        ),
+        "gkt": Method(
+            "jaxunlearn.methods.gkt:gkt",
+            "distil into a fresh network on generated inputs that are not of the class",
+            forgets=("class",),
+            traits=("zero_shot",),
+            tune={"limit": (0.0001, 0.01), "attention_weight": (1.0, 250.0)},
+        ),
         "neuron_path": Method(
             "jaxunlearn.methods.neuron_path:neuron_path",
             "zero the neurons most relevant to a class, found on unseen images (paper 1)",

@@ -1,11 +1,15 @@
 """Terms of objectives that several methods for classifiers share."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.core.errors import expect_at_least
-from jaxunlearn.core.types import Batch, Key, Model, Variables
+from jaxunlearn.core.errors import ConfigError, expect_at_least
+from jaxunlearn.core.types import Batch, Inputs, Key, Model, Variables
+from jaxunlearn.training.descent import Losses, accuracy, cross_entropy, example_mean
 
 
 def momentum_sgd(optimizer: optax.GradientTransformation | None) -> optax.GradientTransformation:
@@ -52,3 +56,51 @@ def expect_weights(**weights: float) -> None:
     expect_at_least(0, **weights)
     if all(isinstance(one, int | float) and one == 0 for one in weights.values()):
         raise ValueError(f"{', '.join(weights)}: expected one that is positive, got 0")
+
+
+def mean_loss(
+    model: Model, losses: Losses | None, variables: Variables, batch: Batch, name: str
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Computes the mean loss of a batch in inference mode, with what is told of it.
+
+    Args:
+      losses: of each example; ``None``: cross-entropy.
+      name: of the accuracy in the diagnostics; other losses than the default have none.
+    """
+    if losses is not None:
+        return example_mean(losses(variables, batch), batch.weight), {}
+    logits = model.apply(variables, batch.x)
+    loss = cross_entropy(logits, batch.y, batch.weight)
+    return loss, {name: accuracy(logits, batch)}
+
+
+def cosines(one: jax.Array, other: jax.Array) -> jax.Array:
+    """Computes ``<a, b> / (|a| |b|)`` along the last axis; 0, and no slope, where one is 0."""
+    scale = jnp.sum(jnp.square(one), axis=-1) * jnp.sum(jnp.square(other), axis=-1)
+    there = scale > 0
+    found = jnp.sum(one * other, axis=-1) / jnp.sqrt(jnp.where(there, scale, 1))
+    return jnp.where(there, found, 0)
+
+
+def split_floats(x: Inputs) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Inputs]]:
+    """Takes from inputs the leaves that noise can move; the rest, such as masks, is kept.
+
+    Returns:
+      The leaves of floats; the function that makes inputs of others in their place.
+
+    Raises:
+      ConfigError: while tracing, where no leaf holds floats.
+    """
+    form: Any
+    leaves, form = jax.tree.flatten(x)
+    moves = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+    if not any(moves):
+        kinds = sorted({str(leaf.dtype) for leaf in leaves})
+        raise ConfigError(f"x: expected inputs of floats, which noise can move, got {kinds}")
+
+    def joined(floats: list[jax.Array]) -> Inputs:
+        rest = iter(floats)
+        own = [next(rest) if move else leaf for move, leaf in zip(moves, leaves, strict=True)]
+        return form.unflatten(own)
+
+    return [leaf for move, leaf in zip(moves, leaves, strict=True) if move], joined

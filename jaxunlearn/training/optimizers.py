@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +137,63 @@ def only(
         lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates)
     )
     return optax.multi_transform({"trained": optimizer, "kept": rest}, labels)
+
+
+class Scaled(NamedTuple):
+    """State of :func:`scaled`.
+
+    Attributes:
+      factors: trees like the parameters, ``[...]`` of a number for each, or truths.
+      inner: state of the optimizer.
+    """
+
+    factors: Any
+    inner: optax.OptState
+
+
+def scaled(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Multiplies each number of a gradient by a factor of its own before an optimizer reads it.
+
+    For masks that are found in a method's ``init``: factors are all 1 at first, and are put into
+    the state, ``state._replace(factors=mask)``. A parameter whose factor is 0 stays as it is, to
+    the bit, whatever weight decay and momentum add.
+    """
+
+    def init(params: Any) -> Scaled:
+        ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+        return Scaled(ones, optimizer.init(params))
+
+    def update(
+        gradient: Any, state: optax.OptState, params: Any = None
+    ) -> tuple[Any, optax.OptState]:
+        assert isinstance(state, Scaled)
+        gradient = jax.tree.map(lambda g, f: g * f.astype(g.dtype), gradient, state.factors)
+        updates, inner = optimizer.update(gradient, state.inner, params)
+        kept = jax.tree.map(
+            lambda u, f: jnp.where(f != 0, u, jnp.full_like(u, -0.0)), updates, state.factors
+        )
+        return kept, state._replace(inner=inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def largest(values: jax.Array, count: int | jax.Array) -> jax.Array:
+    """Returns the mask of exactly so many largest values; of equal ones the first.
+
+    Args:
+      values: ``[...]``, read in their order.
+      count: from 0 to all.
+
+    Returns:
+      ``bool [...]``.
+    """
+    flat = values.reshape(-1)
+    # a sort of values alone is cheaper than one of places
+    least = jnp.sort(flat)[jnp.minimum(flat.size - count, flat.size - 1)]
+    above, equal = flat > least, flat == least
+    missing = count - jnp.sum(above, dtype=jnp.int32)
+    chosen = above | (equal & (jnp.cumsum(equal, dtype=jnp.int32) <= missing))
+    return chosen.reshape(values.shape)
 
 
 def matching(*patterns: str) -> Callable[[Any], Any]:

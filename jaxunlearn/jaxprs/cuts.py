@@ -81,11 +81,14 @@ class Layers(NamedTuple):
         the function lays them out.
       patched: ``variables, x, number, value -> output``: goes on from another value of the unit
         at that place; what does not go through it (a skip) is that of ``variables`` and ``x``.
+      maps: ``variables, x -> ([B, ..., C], ...)``: of the values those with positions, whatever
+        their layout; empty for a network without.
     """
 
     keys: Callable[[Any, Any], tuple[str, ...]]
     values: Callable[[Any, Any], tuple[jax.Array, ...]]
     patched: Callable[[Any, Any, int, jax.Array], jax.Array]
+    maps: Callable[[Any, Any], tuple[jax.Array, ...]]
 
 
 def layers(fn: Apply) -> Layers:
@@ -119,7 +122,18 @@ def layers(fn: Apply) -> Layers:
         start = dict(zip(program.xs, jax.tree_util.tree_leaves(x), strict=True))
         return _evaluate(program, variables, start | {place: value}, given=place)
 
-    return Layers(keys, values, patched)
+    def maps(variables: Any, x: Any) -> tuple[jax.Array, ...]:
+        program = trace(fn, variables, x)
+        env, made = evaluate(program, variables, x), _made_channels(program)
+        found = []
+        for value in places(program).values():
+            axis, last = made.get(value), len(program.shape(value)) - 1
+            known = axis is not None and axis.dim and axis.exact(program.shape(value))
+            if last > 1:
+                found.append(jnp.moveaxis(env[value], axis.dim if known else last, -1))
+        return tuple(found)
+
+    return Layers(keys, values, patched, maps)
 
 
 def _map(program: Program) -> tuple[int, int]:

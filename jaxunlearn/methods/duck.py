@@ -22,7 +22,7 @@ from jaxunlearn.core.types import (
 from jaxunlearn.data.examples import fetch, inputs_like
 from jaxunlearn.jaxprs.cuts import cut_at_features
 from jaxunlearn.methods.shares import CHUNK
-from jaxunlearn.methods.terms import expect_weights
+from jaxunlearn.methods.terms import cosines, expect_weights
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.curvature import sum_over
 from jaxunlearn.training.descent import (
@@ -47,14 +47,6 @@ class Targets(NamedTuple):
 
     centroids: jax.Array
     nearest: jax.Array
-
-
-def cosines(one: jax.Array, other: jax.Array) -> jax.Array:
-    """Computes ``<a, b> / (|a| |b|)`` along the last axis; 0, and no slope, where one is 0."""
-    scale = jnp.sum(jnp.square(one), axis=-1) * jnp.sum(jnp.square(other), axis=-1)
-    there = scale > 0
-    found = jnp.sum(one * other, axis=-1) / jnp.sqrt(jnp.where(there, scale, 1))
-    return jnp.where(there, found, 0)
 
 
 def nearest_wrong(features: jax.Array, labels: jax.Array, centroids: jax.Array) -> jax.Array:
@@ -89,7 +81,7 @@ def duck(
     class is then confidently predicted as its neighbours, which a retrained model need not do.
 
     The network runs in inference mode. For classes and items; not exact. Features move on when
-    all is forgotten: ``stop=ju.engine.stop.within(accuracy_forget=0.01)`` is the paper's end for
+    all is forgotten: ``stop=ju.stop.within(accuracy_forget=0.01)`` is the paper's end for
     a class. Its second phase, of smaller rate and weight, is left out, and each forget batch is
     seen with one retain batch, not with up to forty.
 

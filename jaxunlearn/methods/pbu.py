@@ -20,8 +20,8 @@ from jaxunlearn.core.types import (
     Variables,
 )
 from jaxunlearn.data.examples import inputs_like
+from jaxunlearn.methods.terms import mean_loss
 from jaxunlearn.models import functionalize
-from jaxunlearn.training.curvature import losses_of
 from jaxunlearn.training.descent import (
     Context,
     DescentState,
@@ -29,7 +29,6 @@ from jaxunlearn.training.descent import (
     Losses,
     cross_entropies,
     descent,
-    example_mean,
     trained,
 )
 from jaxunlearn.training.per_example import mean_importance
@@ -55,7 +54,8 @@ def pbu(
 
     For a loss of curvature ``h`` the end exists where ``a h < 2 (b F + g)``; else the method
     diverges. Cross-entropy is less curved the larger it grows, but the loss has no bound: the
-    published runs collapse after a few epochs, and need ``stop=`` on ``loss_forget``.
+    published runs collapse after a few epochs. Stop them in time, for a class by
+    ``stop=ju.stop.within(accuracy_forget=0.01)``.
 
     The network runs in inference mode. Reads the forget set alone; for classes and items; not
     exact.
@@ -79,19 +79,18 @@ def pbu(
     expect_one_of(FORMS, form=form)
     model = functionalize(model)
     optimizer = optax.adam(1e-4) if optimizer is None else optimizer
-    each = losses_of(model) if losses is None else losses
 
     def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
         batch, fisher = batches.forget, context.prepared
         assert batch is not None
-        loss = example_mean(each(variables, batch), batch.weight)
+        loss, told = mean_loss(model, losses, variables, batch, "accuracy_forget")
         params, original = trained(variables), trained(context.original)
         moved = jax.tree.map(jnp.subtract, params, original)
         left = moved if form == "proximal" else params
         held = optax.tree.vdot(jax.tree.map(jnp.multiply, fisher, left), moved)
         far = optax.tree.norm(moved, squared=True)
         objective = -forget_weight * loss + fisher_weight * held + distance_weight * far
-        return objective, (variables, {"loss_forget": loss, "distance": jnp.sqrt(far)})
+        return objective, (variables, {"loss_forget": loss, "square_distance": far, **told})
 
     method = descent(objective, optimizer, Needs(forget=True, original=True), model=model)
 

@@ -1,13 +1,18 @@
 """Methods with teachers, features or penalties."""
 
+from statistics import NormalDist
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.optimize
 
 import jaxunlearn as ju
 from jaxunlearn.core.types import Batch, Batches, Sets
-from jaxunlearn.methods.duck import cosines, nearest_wrong
+from jaxunlearn.methods.dlfd import sinkhorn_plan, transport
+from jaxunlearn.methods.duck import nearest_wrong
+from jaxunlearn.methods.terms import cosines
 from tests import toy
 from tests.methods.exact.baselines import RATE, regression, slope
 
@@ -229,4 +234,221 @@ def pbu():
     ]
 
 
-CHECKS = {"bad_teacher": bad_teacher, "scrub": scrub, "duck": duck, "pbu": pbu}
+def _cost(a, b):
+    """1 - cos, of all pairs of rows."""
+    length = jnp.linalg.norm(a, axis=1)[:, None] * jnp.linalg.norm(b, axis=1)[None]
+    return jnp.maximum(1 - a @ b.T / length, 0)
+
+
+def _plan(cost, blur, turns):
+    """Sinkhorn's scalings as products."""
+    kernel, (rows, columns) = jnp.exp(-cost / blur), cost.shape
+
+    def turn(_, u):
+        return 1 / rows / (kernel @ (1 / columns / (kernel.T @ u)))
+
+    u = jax.lax.fori_loop(0, turns, turn, jnp.ones(rows))
+    return u[:, None] * kernel / columns / (kernel.T @ u)[None]
+
+
+def dlfd():
+    turned = np.array([[0.0, 1.0], [1.0, 0.0]])
+    matched = sinkhorn_plan(jnp.asarray(1 - turned), 0.01, 50)
+    same = transport(jnp.asarray(turned), jnp.asarray(turned[::-1]))
+
+    model, variables, x, y = regression()
+    w = np.array(variables["params"]["w"])
+    x_r = np.clip(np.random.default_rng(5).normal(size=x.shape), -0.8, 0.8)
+    y_r = y[::-1].copy()
+    sets = Sets(forget=toy.exact_subset(x, y), retain=toy.exact_subset(x_r, y_r))
+    batches = Batches(forget=whole(x, y), retain=whole(x_r, y_r))
+    options = {"noise_steps": 2, "noise_rate": 0.05, "blur": 0.5, "iterations": 200, "steps": 3}
+
+    def made(transports, loss_weights=(0.5, 1.5)):
+        return ju.dlfd(model, optimizer=optax.sgd(RATE), transports=transports,
+                       loss_weights=loss_weights, **options)  # fmt: skip
+
+    def loss(w, x):
+        z = x @ w
+        return jnp.mean(jax.nn.logsumexp(z, axis=1) - z[jnp.arange(len(y)), y_r])
+
+    @jax.jit
+    def by_hand(noisy):
+        hand = jnp.asarray(w)
+        for number in range(3):
+            noise = jnp.zeros_like(x_r)
+            for _ in range(2):
+                z = x @ hand
+                plan = _plan(_cost((x_r + noise) @ hand, z), 0.5, 200)
+
+                def gain(noise, plan=plan, z=z, hand=hand, number=number):
+                    far = 3 * jnp.sum(plan * _cost((x_r + noise) @ hand, z))
+                    return noisy * far - (0.5 + number / 2) * loss(hand, x_r + noise)
+
+                noise = noise + 0.05 * jnp.sign(jax.grad(gain)(noise))
+            hand = hand - RATE * jax.grad(loss)(hand, x_r + noise)
+        return hand
+
+    _, end = stepped(made("noisy"), variables, sets, batches, 3)
+    _, clean = stepped(made("clean"), variables, sets, batches, 3)
+    # without the loss the published form has nothing to climb: the noise stays 0
+    _, still = stepped(made("clean", (0.0, 0.0)), variables, sets, batches, 1)
+
+    z, z_forget = jnp.asarray(x_r @ w), jnp.asarray(x @ w)
+    ahead = np.random.default_rng(6).normal(size=z.shape)
+
+    @jax.jit
+    def regularised(far):
+        cost = _cost(z + far * ahead, z_forget)
+        plan = sinkhorn_plan(cost, 0.5, 2000)
+        return jnp.sum(plan * cost) + 0.5 * jnp.sum(plan * jnp.log(plan))
+
+    change = (regularised(1e-5) - regularised(-1e-5)) / 2e-5
+    along = jax.grad(lambda far: transport(z + far * ahead, z_forget, blur=0.5, iterations=2000))
+    in_noise, official = (
+        jax.jit(jax.grad(lambda noise, on=on: transport((x_r + on * noise) @ w, z_forget)))
+        for on in (1.0, 0.0)
+    )
+    none = jnp.zeros(x.shape)
+    return [
+        ("plan of the cost [[1, 0], [0, 1]]", matched, turned / 2, 1e-15),
+        ("its transport", same, 0.0, 1e-15),
+        ("plan by products", sinkhorn_plan(_cost(z, z_forget), 0.5, 200),
+         _plan(_cost(z, z_forget), 0.5, 200), 1e-12),
+        ("slope of the regularised distance", jax.jit(along)(0.0), change, 1e-8),
+        ("slope of the transport in the noise above 0", bool(abs(in_noise(none)).max() > 1e-3),
+         True, 0),
+        ("the same without noise in it, as published", official(none), none, 0),
+        ("one step as published, without the loss: no noise", still.variables["params"]["w"],
+         w - RATE * slope(w, x_r, y_r), 1e-12),
+        ("three steps by hand", end.variables["params"]["w"], by_hand(1.0), 1e-12),
+        ("three steps by hand, as published", clean.variables["params"]["w"], by_hand(0.0), 1e-12),
+        ("original after three steps, bit by bit", bool((w == variables["params"]["w"]).all()),
+         True, 0),
+    ]  # fmt: skip
+
+
+def just_in_time():
+    rng = np.random.default_rng(7)
+    x, y = rng.normal(size=(3, 5)), np.zeros(3, np.int32)
+    sets, batches = Sets(forget=toy.exact_subset(x, y)), Batches(forget=whole(x, y))
+    scaled = ju.functionalize(lambda v, x: v["params"]["c"] * x, sample_input=jnp.zeros((1, 5)))
+    linear = ju.functionalize(lambda v, x: x @ v["params"]["w"], sample_input=jnp.zeros((1, 5)))
+    one = {"params": {"c": jnp.asarray(-2.5)}}
+    method = ju.just_in_time(scaled, optimizer=optax.sgd(RATE))
+    _, info = jax.jit(method.step)(method.init(one, sets, KEY), batches, KEY, jnp.int32(0))
+
+    w, noises = rng.normal(size=(5, 4)), 6
+    given = {"params": {"w": jnp.asarray(w)}}
+    draw = jax.random.normal(jax.random.fold_in(KEY, 0), (noises * 3, 5), jnp.float64)
+    near = np.clip(np.tile(x, (noises, 1)) + 0.5 * np.asarray(draw), x.min(), x.max())
+    e = near - np.tile(x, (noises, 1))
+    unit = -(e @ w) / np.linalg.norm(e @ w, axis=1, keepdims=True)
+    weighed = unit / np.linalg.norm(e, axis=1, keepdims=True) / noises
+    slopes = {"stopped": np.tile(x, (noises, 1)).T @ weighed, "true": -e.T @ weighed}
+    moved = {}
+    for name in slopes:
+        method = ju.just_in_time(linear, optimizer=optax.sgd(RATE), noises=noises, gradient=name)
+        end, _ = jax.jit(method.step)(method.init(given, sets, KEY), batches, KEY, jnp.int32(0))
+        moved[name] = (w - np.asarray(end.variables["params"]["w"])) / RATE
+    # drawn as often as its opposite, of a linear network
+    opposite = {
+        "stopped": x.T @ (weighed[:3] - weighed[:3]),
+        "true": -e[:3].T @ weighed[:3] + e[:3].T @ -weighed[:3],
+    }
+    shrinks = np.sum(opposite["true"] * w)
+
+    many = rng.normal(size=(20000, 5))
+    away = many @ w / np.linalg.norm(many @ w, axis=1, keepdims=True)
+    away /= np.linalg.norm(many, axis=1, keepdims=True)
+    mean = many.T @ away / len(many)
+    cosine = np.sum(mean * w) / np.linalg.norm(mean) / np.linalg.norm(w)
+    return [
+        ("loss of f = c x is |c| an example", info.metrics["slope"], 2.5, 1e-12),
+        ("and their sum over the batch", info.metrics["loss"], 7.5, 1e-12),
+        ("slope as published, -W e x' / (|W e| |e|)", moved["stopped"], slopes["stopped"], 1e-12),
+        ("true slope, W e e' / (|W e| |e|)", moved["true"], slopes["true"], 1e-12),
+        ("slope as published of noise and its opposite", opposite["stopped"], np.zeros((5, 4)), 0),
+        ("true slope of both shrinks W", bool(shrinks > 0.1), True, 0),
+        ("cosine of the true mean slope with W above .95", bool(cosine > 0.95), True, 0),
+        ("forget set after a step, bit by bit",
+         bool((np.asarray(sets.forget.examples.x) == x).all()), True, 0),
+    ]  # fmt: skip
+
+
+def attack_loss():
+    """Scores are normal, those of the forget set with a shift that alone is trained."""
+    grid = np.array([NormalDist(0, 1).inv_cdf((n + 0.5) / 64) for n in range(64)])
+
+    def scores(mean, forgotten):
+        return np.stack([grid + mean, np.full(64, forgotten)], axis=1)
+
+    def apply(variables, x):
+        z = x[:, :1] + x[:, 1:] * variables["params"]["shift"]
+        return jnp.concatenate([z, jnp.zeros_like(z)], axis=1)
+
+    model = ju.functionalize(apply, sample_input=jnp.zeros((1, 2)))
+    y, given = np.zeros(64, np.int32), {"params": {"shift": jnp.zeros((1, 1))}}
+    parts = {"forget": scores(3.0, 1.0), "retain": scores(3.0, 0.0), "holdout": scores(1.0, 0.0)}
+    sets = Sets(**{name: toy.exact_subset(x, y) for name, x in parts.items()})
+    batches = Batches(**{name: whole(x, y) for name, x in parts.items()})
+    rows = []
+    for attack in ("logistic", "gaussian"):
+        method = ju.attack_loss(model, optimizer=optax.sgd(2.0), attack=attack)
+        path, state, step = [], method.init(given, sets, KEY), jax.jit(method.step)
+        for count in range(600):
+            state, info = step(state, batches, KEY, jnp.int32(count))
+            path.append(float(state.variables["params"]["shift"][0, 0]))
+        left = parts["forget"][:, 0] + path[-1]
+        above = left[:, None] - parts["holdout"][:, 0][None]
+        auc = np.mean((above > 1e-9) + 0.5 * (np.abs(above) <= 1e-9))
+        rows += [
+            (f"{attack}: forget mean at the hold-out mean", left.mean(), 1.0, 1e-9),
+            (f"{attack}: lowest forget mean on the way", 3 + min(path), 1.0, 1e-9),
+            (f"{attack}: AUC of the scores, .841^2 and more before", auc, 0.5, 1e-9),
+            (f"{attack}: what the attack sees", info.metrics["advantage"], 0.0, 1e-9),
+        ]
+
+    kind, variables, x, labels = regression()
+    w, rng = np.array(variables["params"]["w"]), np.random.default_rng(8)
+    retained, unseen = rng.normal(size=x.shape), rng.normal(size=x.shape)
+    three = {"forget": x, "retain": retained, "holdout": unseen}
+    sets = Sets(**{name: toy.exact_subset(part, labels) for name, part in three.items()})
+    batches = Batches(**{name: whole(part, labels) for name, part in three.items()})
+    method = ju.attack_loss(kind, optimizer=optax.sgd(RATE), attack_weight=5.0)
+    _, end = stepped(method, variables, sets, batches, 1)
+    own = np.eye(3, dtype=bool)[labels]
+
+    def score(x):
+        z = x @ w
+        return z[own] - np.log(np.sum(np.where(own, 0, np.exp(z)), axis=1))
+
+    s, known, unknown = score(x), score(retained), score(unseen)
+    both, member = np.concatenate([known, unknown]), np.repeat([1.0, 0.0], 4)
+    design = np.stack([(both - both.mean()) / both.std(), np.ones(8)], axis=1)
+
+    def penalised(line):
+        z = design @ line
+        return np.mean(np.logaddexp(0, z) - member * z) + 0.005 * line[0] ** 2
+
+    line = scipy.optimize.minimize(penalised, np.zeros(2), method="BFGS", tol=1e-12).x
+    probability = lambda s: 1 / (1 + np.exp(  # noqa: E731
+        -(line[0] * (s - both.mean()) / both.std() + line[1])))  # fmt: skip
+    judged, wanted = probability(s), np.sort(probability(unknown))
+    down_s = 2 / 4 * (judged - wanted[np.argsort(np.argsort(judged))])
+    down_s *= judged * (1 - judged) * line[0] / both.std()
+    others = np.where(own, 0, np.exp(x @ w))
+    down_z = down_s[:, None] * (own - others / others.sum(1, keepdims=True))
+    hand = w - RATE * (slope(w, retained, labels) + 5 * x.T @ down_z)
+    return [*rows, ("one step by hand", end.variables["params"]["w"], hand, 1e-7)]
+
+
+CHECKS = {
+    "bad_teacher": bad_teacher,
+    "scrub": scrub,
+    "duck": duck,
+    "pbu": pbu,
+    "dlfd": dlfd,
+    "just_in_time": just_in_time,
+    "attack_loss": attack_loss,
+}

@@ -15,6 +15,7 @@ import numpy as np
 from jaxunlearn.attribution import layers
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Apply, Subset, Variables
 from jaxunlearn.data.examples import fetch
 from jaxunlearn.data.sets import forgets_class, num_examples
@@ -118,12 +119,28 @@ def weight_distance(evidence: ClassifierEvidence, retrained: Sequence[Classifier
 
     Two retrained models are far apart: the value alone says little.
     """
+    return float(np.mean([one[""] for one in _weight_distances(evidence, retrained)]))
+
+
+def weight_distance_by_layer(
+    evidence: ClassifierEvidence, retrained: Sequence[ClassifierEvidence]
+) -> list[float]:
+    """Computes the same of each kernel, in the order of the tree of weights."""
+    each = _weight_distances(evidence, retrained)
+    kernels = [name for name, leaf in named_leaves(evidence.weights).items() if np.ndim(leaf) > 1]
+    if not kernels:
+        raise Missing("kernels")
+    return [float(np.mean([one[name] for one in each])) for name in kernels]
+
+
+def _weight_distances(
+    evidence: ClassifierEvidence, retrained: Sequence[ClassifierEvidence]
+) -> list[dict[str, float]]:
     rest = others(evidence, retrained)
     try:
-        found = [agreement.weight_distances(evidence.weights, one.weights)[""] for one in rest]
+        return [agreement.weight_distances(evidence.weights, one.weights) for one in rest]
     except ValueError as error:
         raise Missing("weights with a counterpart in the retrained model") from error
-    return float(np.mean(found))
 
 
 def completeness(
@@ -363,8 +380,11 @@ ROWS = {
         "same class as retrained, retain (test)", "utility", "as retrained", same_class_test
     ),
     "weight_distance": _row(
-        "distance of weights to retrained", "truth", "as retrained", weight_distance,
-        ("predictions", "weights"),
+        "distance of weights to retrained", "truth", "as retrained", weight_distance, _LAYERS,
+    ),
+    "weight_distance_by_layer": _row(
+        "distance of weights to retrained", "truth", "as retrained", weight_distance_by_layer,
+        _LAYERS, along="kernels",
     ),
     "completeness": _row(
         "completeness by interpolation", "privacy", "as retrained", completeness,

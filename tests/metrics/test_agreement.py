@@ -1,10 +1,12 @@
 """Agreement with retrained models: worked values and closed forms."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.stats import norm
 
-from jaxunlearn.metrics import agreement
+from jaxunlearn.metrics import Missing, agreement, comparison
 
 SURE = np.eye(10)[:1]
 EVEN = np.full((1, 10), 0.1)
@@ -55,6 +57,22 @@ def test_distances_of_weights():
     assert found == {"params/w": 0.75, "params/b": 2.0, "": pytest.approx(np.sqrt(13) / 4)}
     with pytest.raises(ValueError, match="models of the same form"):
         agreement.weight_distances(own, {"params": {"w": np.zeros(2)}})
+
+
+def test_distances_of_each_kernel_are_means_over_the_other_retrained_models():
+    def model(first, last):
+        weights = {"fc1": {"bias": np.full(2, 9.0), "kernel": first}, "head": {"kernel": last}}
+        return SimpleNamespace(weights=weights, is_sound=lambda: True)
+
+    ones = np.ones((2, 2))
+    own = model(3 * ones, ones)
+    found = comparison.weight_distance_by_layer(own, [model(ones, ones), model(2 * ones, ones)])
+    # 2 / 1 and 1 / 2 of the first kernel; vectors have no place
+    assert found == pytest.approx([(2 + 0.5) / 2, 0], abs=1e-12)
+    other = model(np.ones((2, 3)), ones)
+    for function in (comparison.weight_distance_by_layer, comparison.weight_distance):
+        with pytest.raises(Missing, match="counterpart"):
+            function(own, [other])
 
 
 @pytest.mark.parametrize("shape", [(50, 6), (12, 40)], ids=["examples", "features"])

@@ -22,6 +22,22 @@ def regression():
     return model, {"params": {"w": jnp.asarray(w)}}, x, y
 
 
+def quadratics():
+    """Problem Q: of one number the losses (theta - 2)^2 / 2 to forget and (theta + 1)^2 / 2 to
+    retain, from .5; what is first in the inputs tells the minimum."""
+    model = ju.functionalize(lambda v, x: x * v["params"]["theta"])
+
+    def losses(variables, batch):
+        return (variables["params"]["theta"] - batch.x[:, 0]) ** 2 / 2
+
+    y = np.zeros(2, np.int32)
+    sets = Sets(
+        forget=toy.exact_subset(np.array([[2.0, 0.0], [2.0, 1.0]]), y),
+        retain=toy.exact_subset(np.array([[-1.0, 0.0], [-1.0, 1.0]]), y),
+    )
+    return model, {"params": {"theta": jnp.array(0.5)}}, losses, sets
+
+
 def slope(w, x, y):
     """The gradient of the mean cross-entropy, by hand."""
     z = x @ w
@@ -53,7 +69,13 @@ def gradient_ascent():
     own = walked(
         ju.gradient_ascent(model, optimizer=optax.sgd(RATE)), Sets(forget=toy.exact_subset(x, y))
     )
-    return [("three steps uphill", own, _by_hand(-1), 1e-12)]
+    model, variables, losses, sets = quadratics()
+    method = ju.gradient_ascent(model, optimizer=optax.sgd(RATE), losses=losses)
+    made = ju.unlearn(method, variables, sets, jax.random.key(0), steps=10, batch_size=2)
+    return [
+        ("three steps uphill", own, _by_hand(-1), 1e-12),
+        ("ten steps up a parabola", made.variables["params"]["theta"], 2 - 1.5 * 1.1**10, 1e-12),
+    ]
 
 
 def finetune():

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxunlearn.core.errors import (
@@ -256,14 +257,16 @@ def draw_generator(
             (3, 3, width, width // 2 or 1),
             (3, 3, width // 2 or 1, channels),
         ]
-    keys = jax.random.split(key, len(sizes))
+    # drawn together: random numbers take long to compile
+    counts = [math.prod(size) for size in sizes]
+    parts = jnp.split(jax.random.normal(key, (sum(counts),), dtype), np.cumsum(counts)[:-1])
     drawn = [
         {
-            "kernel": jax.random.normal(own, size, dtype) * math.prod(size[:-1]) ** -0.5,
+            "kernel": part.reshape(size) * math.prod(size[:-1]) ** -0.5,
             "scale": jnp.ones(size[-1], dtype),
             "shift": jnp.zeros(size[-1], dtype),
         }
-        for own, size in zip(keys, sizes, strict=True)
+        for part, size in zip(parts, sizes, strict=True)
     ]
     # the last layer is normalised, and not scaled again
     return [*drawn[:-1], {"kernel": drawn[-1]["kernel"]}]

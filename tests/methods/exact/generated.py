@@ -1,0 +1,113 @@
+"""Methods with data of their own, or with training of their own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxunlearn as ju
+from jaxunlearn.core.types import Batches, Sets
+from jaxunlearn.methods.gkt import attention, generate, passes
+from jaxunlearn.methods.unsir import raise_noise
+from tests import toy
+from tests.methods.exact.baselines import RATE, regression, slope
+from tests.methods.exact.teachers import equal, softmax, whole
+
+KEY = jax.random.key(0)
+
+
+def unsir():
+    """Of three classes no retained example has the last: noise is made of it."""
+    model, variables, x, _ = regression()
+    y, w = np.array([0, 1, 1, 0], np.int32), np.array(variables["params"]["w"])
+    count, penalty = 6, 0.1
+    labels = jnp.full(count, 2)
+    start = np.random.default_rng(1).normal(size=(count, 5))
+    rates = {"rate": 0.1, "norm_weight": penalty}
+
+    def raised(steps, **options):
+        return raise_noise(
+            lambda x: x @ variables["params"]["w"], jnp.asarray(start), labels, steps=steps,
+            **{**rates, **options},
+        )  # fmt: skip
+
+    losses = np.asarray(raised(40)[1])
+    noise, first, second = start.copy(), np.zeros_like(start), np.zeros_like(start)
+    for turn in range(1, 4):
+        p = softmax(noise @ w)
+        p[:, 2] -= 1
+        gradient = 2 * penalty * noise / count - p @ w.T / count
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        unbiased = first / (1 - 0.9**turn), second / (1 - 0.999**turn)
+        noise = noise - 0.1 * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
+
+    method = ju.unsir(
+        model, optimizer=optax.sgd(RATE), noises=1, noise_share=0.5, share=1.0, impair=0.5, steps=2
+    )
+    sets = Sets(retain=toy.exact_subset(x, y))
+    found = method.prepare.run(variables, sets, KEY)
+    state = method.init(variables, sets, KEY, found)
+    made, batch = np.asarray(state.prepared.noise), Batches(retain=whole(x, y))
+    impaired, _ = method.step(state, batch, KEY, jnp.int32(0))
+    repaired, _ = method.step(impaired, batch, KEY, jnp.int32(1))
+    mixed = np.concatenate([made, made, x[2:]])
+    hand = w - RATE * slope(w, mixed, np.array([2, 2, 1, 0]))
+    return [
+        ("steps of noise that raise the loss", np.sum(np.diff(losses) > 0), 40, 0),
+        ("three steps of noise", raised(3)[0], noise, 1e-12),
+        ("classes without retained examples", found, np.array([False, False, True]), 0),
+        ("one step on rows half of which are noise", impaired.variables["params"]["w"], hand, 1e-9),
+        (
+            "one step of repair",
+            repaired.variables["params"]["w"],
+            hand - RATE * slope(hand, x, y),
+            1e-9,
+        ),
+    ]
+
+
+def gkt():
+    """Of a softmax regression the attention is that of the input itself: it pulls nowhere."""
+    model, variables, x, y = regression()
+    w, drawn = np.array(variables["params"]["w"]), np.random.default_rng(1).normal(size=(5, 3))
+    model = model._replace(init=lambda key: {"params": {"w": jnp.asarray(drawn)}})
+    limit = 0.2
+    method = ju.gkt(model, optimizer=optax.sgd(RATE), student_steps=1, limit=limit, latent=4)
+    state = method.init(variables, Sets(unseen=toy.exact_subset(x, y % 2 + 1)), KEY)
+    state = state._replace(classes=jnp.asarray([False, True, False]))
+    batches = Batches(unseen=whole(np.tile(x, (16, 1)), np.tile(y, 16)))
+    state, _ = method.step(state, batches, KEY, jnp.int32(0))
+    z = jax.random.normal(jax.random.fold_in(state.order, 0), (64, 4), jnp.float64)
+    made = np.asarray(generate(state.generator, z, (5,)))
+    teacher = softmax(made @ w)
+    kept = np.asarray(passes(made @ w, state.classes, limit)) > 0
+    pull = made[kept].T @ (softmax(made @ drawn) - teacher)[kept] / kept.sum() / 3
+    stepped, told = method.step(state, batches, KEY, jnp.int32(1))
+    same = state._replace(student=variables)
+    still, at_goal = method.step(same, batches, KEY, jnp.int32(1))
+    images = np.random.default_rng(2).normal(size=(2, 3, 4, 5))
+
+    def maps(v, x):  # a 1x1 convolution
+        return jnp.einsum("bhwc,ck->bhwk", x, v["params"]["w"]).mean((1, 2))
+
+    seen = attention(maps, variables, jnp.asarray(images))
+    squares = np.square(images @ w).mean(-1).reshape(2, -1)
+    squares /= np.linalg.norm(squares, axis=1, keepdims=True)
+    return [
+        ("inputs that pass, of 64", float(told.metrics["passed"]) * 64, kept.sum(), 0),
+        ("likeliest of those is under the limit", bool(teacher[kept, 1].max() <= limit), True, 0),
+        ("and of the others above", bool(teacher[~kept, 1].min() > limit), True, 0),
+        ("one step of the student", stepped.student["params"]["w"], drawn - RATE * pull, 1e-12),
+        (
+            "attention over positions",
+            attention(maps, variables, jnp.asarray(images))[0],
+            squares,
+            1e-12,
+        ),
+        ("loss of a student that is the teacher: it leaks", at_goal.metrics["loss"], 0.0, 0),
+        ("which stays", still.student["params"]["w"], w, 1e-15),
+        ("the teacher does not move", equal(stepped.original, variables), True, 0),
+    ]
+
+
+CHECKS = {"unsir": unsir, "gkt": gkt}

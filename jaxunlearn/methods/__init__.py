@@ -102,7 +102,7 @@ METHODS = Registry(
         "neggrad_plus": Method(
             "jaxunlearn.methods.neggrad_plus:neggrad_plus",
             "climb the loss of the forget set, descend that of the retain set",
-            tune={"retain_weight": (0.6, 0.999)},
+            tune={"retain_weight": (0.9, 0.999)},
         ),
         "salun": Method(
             "jaxunlearn.methods.salun:salun",
@@ -172,6 +172,11 @@ METHODS = Registry(
             forgets=("class",),
             traits=("zero_shot",),
             tune={"limit": (0.0001, 0.01), "attention_weight": (1.0, 250.0)},
+        ),
+        "condense": Method(
+            "jaxunlearn.methods.condense:condense",
+            "fine-tune parts in turn on a retain set condensed to a few images",
+            takes=("steps",),
         ),
         "neuron_path": Method(
             "jaxunlearn.methods.neuron_path:neuron_path",

@@ -288,6 +288,12 @@ METHODS = {
     "just_in_time": (lambda m: ju.just_in_time(m, noises=4), {}),
     "attack_loss": (lambda m: ju.attack_loss(m), {"steps": 6}),
     "gkt": (lambda m: ju.gkt(m, student_steps=2, latent=4, width=8), {"steps": 6}),
+    "condense": (
+        lambda m: ju.condense(
+            m, optimizer=optax.sgd(0.01), condense_steps=3, rounds=2, opening=1, steps=6
+        ),
+        {"steps": 6},
+    ),
     "concept_poison": (lambda m: ju.concept_poison(m, bank=ATTRIBUTES, data=0.5), {"steps": 6}),
     "neuron_path": (lambda m: ju.neuron_path(m, per_sample=5, neurons=4, samples=8), {}),
     "word_poison": (lambda m: ju.word_poison(m, data=0.5, nodes=4), {"steps": 6}),

@@ -76,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--force", action="store_true", help="overwrite models of this run made with other settings"
     )
+    run.add_argument(
+        "--processes",
+        help="of this program, started once each: a number, or 'cluster' to ask SLURM, Open MPI or "
+        "the cloud",
+    )
+    run.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    run.add_argument("--process-id", type=int, help="number of this process, from 0")
     run.set_defaults(command=_run)
     judged = commands.add_parser(
         "judge-metrics",
@@ -89,14 +96,46 @@ def _parser() -> argparse.ArgumentParser:
         "--force", action="store_true", help="overwrite models of this run made with other settings"
     )
     judged.set_defaults(command=_judge_metrics)
+    bench = commands.add_parser(
+        "bench",
+        help="every method beside retrained models, with intervals and a floor",
+        description="Runs methods x seeds x requests on one table; with --tune chooses options of "
+        "every method under an equal budget instead.",
+        epilog="example: jaxunlearn bench bench_digits methods=finetune,scrub requests=class",
+    )
+    bench.add_argument("words", nargs="*", metavar="CONFIG [KEY=VALUE ...]")
+    bench.add_argument(
+        "--tune", action="store_true", help="tune methods on a seed of its own, and write a preset"
+    )
+    bench.add_argument(
+        "--presets", metavar="FILE", help="that --tune writes; default: presets.json of the run"
+    )
+    bench.add_argument(
+        "--force", action="store_true", help="make again what was made with other settings"
+    )
+    bench.set_defaults(command=_bench)
     show = commands.add_parser("show", help="print the table of a finished run")
     show.add_argument("run", help="a run's folder, or its name")
     show.set_defaults(command=_show)
     verify = commands.add_parser(
-        "verify", help="compare the models of a finished run with what was written and judged"
+        "verify",
+        help="compare models and erasure records of a run with what was written and judged",
     )
     verify.add_argument("run", help="a run's folder, or its name")
+    verify.add_argument(
+        "--metrics", action="store_true", help="measure everything again, and compare"
+    )
     verify.set_defaults(command=_verify)
+    purged = commands.add_parser(
+        "purge",
+        help="remove what still holds the forgotten data, once a run is finished",
+        description="Removes originals, unfinished models, pictures, lists and numbers of single "
+        "examples and cached copies of the data; unlearned and retrained models and the erasure "
+        "records stay. Lists what it removed and what it cannot reach.",
+    )
+    purged.add_argument("run", help="a run's folder, or its name")
+    purged.add_argument("--dry-run", action="store_true", help="list, and remove nothing")
+    purged.set_defaults(command=_purge)
     export = commands.add_parser(
         "export", help="write a language model of a run as a checkpoint of Hugging Face"
     )
@@ -132,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--memory", metavar="SIZE", help="that a device has: 80GB, 40GiB")
     plan.add_argument("--json", action="store_true", help="print all of it as JSON")
     plan.set_defaults(command=_plan)
-    for command in (run, judged, show, verify, export, listing, explained, plan):
+    for command in (run, judged, bench, show, verify, purged, export, listing, explained, plan):
         command.add_argument("--runs", default="runs", metavar="DIR", help="default: %(default)s")
         command.add_argument(
             "--debug", action="store_true", help="print the traceback of an error, too"
@@ -204,17 +243,36 @@ def _config_of(options: argparse.Namespace) -> Any:
     return load_config(names[0] if names else None, [w for w in options.words if "=" in w])
 
 
+def _join(options: argparse.Namespace) -> None:
+    """Joins the other processes of a run, where there are any."""
+    from jaxunlearn.core.errors import ConfigError
+
+    given = options.processes, options.coordinator, options.process_id
+    if given == (None, None, None):
+        return
+    from jaxunlearn.engine.processes import join
+
+    if options.processes == "cluster":
+        return join(None, options.coordinator, options.process_id)
+    if options.processes is not None and not options.processes.isdecimal():
+        raise ConfigError(f"processes: expected a number or 'cluster', got {options.processes!r}")
+    join(options.processes and int(options.processes), options.coordinator, options.process_id)
+
+
 def _run(options: argparse.Namespace) -> int:
+    _join(options)
     config = _config_of(options)
 
     from rich.console import Console
 
     from jaxunlearn.cli.progress import Bars
     from jaxunlearn.core.errors import printable
+    from jaxunlearn.core.files import is_writer
     from jaxunlearn.experiment import run
     from jaxunlearn.report import print_report
 
-    console = Console()
+    # the first of several processes speaks for all
+    console = Console(quiet=not is_writer())
     _use_compilation_cache()
     with _ended_by_interrupts(), Bars(console) as bars:
         made = run(config, options.runs, force=options.force, listener=bars)
@@ -265,6 +323,48 @@ def _judge_metrics(options: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace) -> int:
+    from jaxunlearn.config.overrides import load_bench
+    from jaxunlearn.core.errors import ConfigError, printable
+
+    _load_sections()
+    names = [word for word in options.words if "=" not in word]
+    if len(names) != 1:
+        raise ConfigError(f"expected one configuration and key=value words, got {names}")
+    config = load_bench(names[0], [word for word in options.words if "=" in word])
+    if options.presets and not options.tune:
+        raise ConfigError("--presets: expected beside --tune, got it alone; preset=FILE reads one")
+
+    from rich.console import Console
+
+    from jaxunlearn.cli.progress import Bars
+    from jaxunlearn.experiment.bench import run_bench
+    from jaxunlearn.experiment.bench_report import to_tables
+    from jaxunlearn.experiment.bench_tuning import presets_file, to_table, tune_bench
+
+    console = Console()
+    _use_compilation_cache()
+    if options.tune:
+        words = [*options.words, "--tune"]
+        words += ["--presets", options.presets] if options.presets else []
+        with _ended_by_interrupts(), Bars(console) as bars:
+            found = tune_bench(
+                config, options.runs, presets=options.presets, force=options.force,
+                command=" ".join(["jaxunlearn bench", *words]), listener=bars,
+            )  # fmt: skip
+        console.print(to_table(found))
+        console.print(f"saved in {presets_file(config, options.runs, options.presets)}")
+        return 0
+    with _ended_by_interrupts(), Bars(console) as bars:
+        made = run_bench(config, options.runs, force=options.force, listener=bars)
+    console.print(*to_tables(made), *(f"- {note}" for note in made["notes"]), sep="\n")
+    folder = Path(options.runs) / config.base.name
+    console.print(f"saved in {folder}: bench.png, bench.md, bench.json, checkpoints")
+    for reason in made["failures"]:
+        print(f"error: {printable(reason)}", file=sys.stderr)
+    return 1 if made["failures"] else 0
+
+
 def _load_sections() -> None:
     """Imports kinds of models of other packages, whose settings are keys of the configuration."""
     import importlib.metadata
@@ -276,36 +376,44 @@ def _load_sections() -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
+    from jaxunlearn.experiment.folder import purge_of
+    from jaxunlearn.experiment.verification import summary_of
     from jaxunlearn.report import load, other_models, print_report
 
     folder = _find_run(options)
-    report = load(folder)
+    report, gone = load(folder), purge_of(folder)
     print_report(report)
-    if others := other_models(report, folder):
+    removed = [one["path"] for one in gone["removed"]] if gone else []
+    if others := [name for name in other_models(report, folder) if name not in removed]:
         print(f"other models by now than those judged here: {_names(others)}; run it again")
+    if gone:
+        print(_names([summary_of(gone)]))
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from jaxunlearn import checkpoint
-    from jaxunlearn.core.errors import CheckpointError, printable
-    from jaxunlearn.experiment.folder import models_of
-    from jaxunlearn.report import load, other_models
+    from jaxunlearn.core.errors import printable
+    from jaxunlearn.experiment.verification import verify_run
+
+    found = verify_run(_find_run(options), metrics=options.metrics)
+    for line in (*found.wrong, *found.told):
+        print(printable(line))
+    return 1 if found.wrong else 0
+
+
+def _purge(options: argparse.Namespace) -> int:
+    from jaxunlearn.core.errors import printable
+    from jaxunlearn.experiment.purge import list_purge, purge
 
     folder = _find_run(options)
-    report, wrong, models = load(folder), [], models_of(folder)
-    for path in models:
-        try:
-            checkpoint.verify(path)
-        except CheckpointError as error:
-            wrong.append(str(error))
-    damaged = len(wrong)
-    wrong += [
-        f"{folder / n}: not the model judged in report.json" for n in other_models(report, folder)
-    ]
-    print(*(printable(line) for line in wrong), sep="\n", end="\n" if wrong else "")
-    print(f"{len(models) - damaged} of {len(models)} models are as they were written")
-    return 1 if wrong else 0
+    found = list_purge(folder) if options.dry_run else purge(folder)
+    verb = "would remove" if options.dry_run else "removed"
+    lines = [f"{verb} {one.path}: {one.what}" for one in found.removed]
+    lines += [f"cannot reach {one}" for one in found.beyond]
+    if not options.dry_run:
+        lines.append(f"all of it is listed in {folder / 'erasure' / 'purge.md'}")
+    print(*map(printable, lines), sep="\n")
+    return 0
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -1,5 +1,7 @@
 """Files that are whole or not there: written beside their place, then renamed to it.
 
+Of several processes of one program the first alone writes.
+
 And files that say that a place is in use, and ``.npz`` files of others, which may be anything.
 """
 
@@ -10,6 +12,7 @@ import math
 import os
 import re
 import socket
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,6 +32,8 @@ except ImportError:  # Windows has other locks: there, places are not held
 def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
     """Writes a file so that whoever reads it finds the former or the new one, never a part.
 
+    Of several processes of one JAX program the first writes, for all.
+
     Args:
       path: of the file; folders that it needs are made, a former file is replaced. A link is
         followed.
@@ -38,6 +43,8 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     Raises:
       OSError: the file cannot be written there; the error names it.
     """
+    if not is_writer():
+        return
     # a link keeps pointing to the file
     path = Path(os.path.realpath(path))
     # processes that write the same file do not write into each other's
@@ -55,6 +62,12 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def is_writer() -> bool:
+    """Tells whether this process writes files: the only one of its program, or the first."""
+    jax = sys.modules.get("jax")  # not imported for the sake of one that has not begun
+    return jax is None or jax.process_index() == 0
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

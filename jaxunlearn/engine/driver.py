@@ -40,7 +40,7 @@ from jaxunlearn.engine.loop import (
     unchanged,
     variables_axes,
 )
-from jaxunlearn.engine.sharding import Sharding, place, replicate
+from jaxunlearn.engine.sharding import Sharding, lay, place, replicate
 from jaxunlearn.engine.stop import Rule
 
 CHUNK = 32
@@ -229,7 +229,7 @@ def divide_members(mesh: Mesh, axes: Any, tree: Any) -> Any:
 
     def laid(spec: PartitionSpec, part: Any) -> Any:
         where = NamedSharding(mesh, spec)
-        return jax.tree.map(lambda leaf: jax.device_put(leaf, where), part)
+        return jax.tree.map(lambda leaf: lay(leaf, where), part)
 
     is_spec = lambda node: isinstance(node, PartitionSpec)  # noqa: E731
     return jax.tree.map(laid, member_specs(mesh, axes), tree, is_leaf=is_spec)

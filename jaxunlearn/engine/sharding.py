@@ -7,6 +7,7 @@ Optimizer states repeat the parameters' paths and so follow the same rules.
 """
 
 import contextlib
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -177,9 +178,33 @@ def abstract(tree: Any, sharding: Sharding) -> Any:
 
 def place(tree: Any, sharding: Sharding) -> Any:
     """Lays a parameter tree out on the mesh; may share memory with what was given."""
-    return jax.device_put(tree, _shardings(tree, sharding))
+    return jax.tree.map(lay, tree, _shardings(tree, sharding))
 
 
 def replicate(tree: Any, sharding: Sharding) -> Any:
     """Lays a tree out whole on every device; may share memory with what was given."""
-    return jax.device_put(tree, NamedSharding(sharding.mesh, PartitionSpec()))
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: lay(leaf, everywhere), tree)
+
+
+def lay(leaf: Any, where: NamedSharding) -> jax.Array:
+    """Lays one array out, over the devices of all processes, too; may share memory with it.
+
+    Args:
+      leaf: an array of this process, the same in every process, whole; or one that is laid out
+        over several already.
+    """
+    if where.is_fully_addressable:
+        return jax.device_put(leaf, where)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return leaf if leaf.sharding == where else _relaid(where)(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = lay(jax.random.key_data(leaf), where)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, where, lambda place: whole[place])
+
+
+@functools.cache
+def _relaid(where: NamedSharding) -> Any:
+    return jax.jit(lambda leaf: leaf, out_shardings=where)

@@ -1,18 +1,21 @@
 """The folder of a run: held by one process, free of what killed runs left, its models known."""
 
+import contextlib
+import json
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from jaxunlearn import checkpoint
-from jaxunlearn.core.errors import CheckpointError
+from jaxunlearn.core.errors import CheckpointError, sentence
 from jaxunlearn.core.files import hold
+from jaxunlearn.engine.processes import meet, shared
 from jaxunlearn.experiment.stages import UNFINISHED
 from jaxunlearn.kinds import KINDS
 from jaxunlearn.models import NETWORKS
@@ -23,18 +26,64 @@ FILES = ("config.json", "sets.npz", "judgement.json", "metrics.jsonl", "examples
 KEPT = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 """Files of what language models need elsewhere."""
 
+PURGE = "erasure/purge.json"
+"""Says what a purge removed, is about to remove, and could not reach."""
+
 _HALF = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(tmp|old)")
 
 
-def hold_run(folder: Path) -> AbstractContextManager[None]:
-    """Holds the folder of a run, so that no two processes work in it.
+@contextlib.contextmanager
+def hold_run(folder: Path) -> Iterator[None]:
+    """Holds the folder of a run, so that no two programs work in it.
 
     Raises:
-      CheckpointError: another process holds it; the message says which, and since when.
+      CheckpointError: another process holds it; the message says which, and since when. Or it was
+        purged.
     """
-    # of several processes of one program, one stands for all
-    return hold(folder / LOCK, folder) if jax.process_index() == 0 else nullcontext()
+    check_not_purged(folder)
+    with contextlib.ExitStack() as stack:
+        # of several processes of one program, the first stands for all
+        wrong = ""
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(hold(folder / LOCK, folder))
+            except CheckpointError as error:
+                wrong = str(error)
+        if wrong := shared(wrong):
+            raise CheckpointError(wrong)
+        yield
+
+
+def purge_of(folder: Path) -> dict[str, Any] | None:
+    """Returns what a purge wrote down; ``None`` where there was none.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    try:
+        found = json.loads((folder / PURGE).read_text(encoding="utf-8"))
+        if not {"state", "begun", "removed"} <= set(found):
+            raise ValueError("expected state, begun and removed")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{folder / PURGE}: is damaged: {sentence(error)}") from error
+    return dict(found)
+
+
+def check_not_purged(folder: Path) -> None:
+    """Checks that nothing was purged from the folder of a run, which would be made again.
+
+    Raises:
+      CheckpointError: it was, or is being purged.
+    """
+    gone = purge_of(folder)
+    if gone is not None:
+        raise CheckpointError(
+            f"{folder}: was purged on {gone['begun']}: its original and whatever else held the "
+            "forgotten data are gone, and are not made again; give the run another name (name=...)"
+        )
 
 
 def mend_run(folder: Path) -> None:
@@ -42,9 +91,7 @@ def mend_run(folder: Path) -> None:
 
     Folders and files of the user's are left alone, and what unfinished models were kept.
     """
-    if jax.process_index() != 0:
-        return
-    for path in _walk(folder):
+    for path in _walk(folder) if jax.process_index() == 0 else ():
         half, aside = _HALF.fullmatch(path.name), _ASIDE.fullmatch(path.name)
         if path.is_file() and not path.is_symlink() and half:
             name = half["name"]
@@ -52,6 +99,7 @@ def mend_run(folder: Path) -> None:
                 path.unlink()
         elif path.is_dir() and aside:
             checkpoint.clean(path.with_name(aside["name"]))
+    meet("mended")
 
 
 def drop_unfinished(folder: Path, wanted: Collection[Path]) -> None:
@@ -60,16 +108,15 @@ def drop_unfinished(folder: Path, wanted: Collection[Path]) -> None:
     Args:
       wanted: places of those that it goes on with.
     """
-    if jax.process_index() != 0:
-        return
+    found = []
     for path in _walk(folder):
         # a link, or a checkpoint that is none of a run's, is the user's
         if path.name.endswith(UNFINISHED) and path not in wanted and not path.is_symlink():
-            try:
+            with contextlib.suppress(CheckpointError):
                 if "step" in checkpoint.read_record(path):
-                    checkpoint.remove(path)
-            except CheckpointError:
-                continue
+                    found.append(str(path))
+    for name in shared(found):
+        checkpoint.remove(name)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

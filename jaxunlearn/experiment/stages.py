@@ -18,6 +18,7 @@ from jaxunlearn.checkpoint import check_replaceable
 from jaxunlearn.core.errors import CheckpointError
 from jaxunlearn.core.types import State, Variables
 from jaxunlearn.engine.driver import Progress, Resume
+from jaxunlearn.engine.processes import shared
 
 SAVE_EVERY = 30.0
 """Seconds between two saves of an unfinished stage."""
@@ -131,7 +132,8 @@ class Keeper:
 
     def keep(self, progress: Progress) -> None:
         """Saves the state after a chunk if the last save is some time ago."""
-        if time.monotonic() - self.saved < SAVE_EVERY or progress.step == progress.steps:
+        late = time.monotonic() - self.saved >= SAVE_EVERY
+        if progress.step == progress.steps or not shared(late):
             return
         record = {
             "inputs": self.inputs,

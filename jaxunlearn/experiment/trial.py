@@ -29,6 +29,7 @@ from jaxunlearn.core.types import Key, Sets, Unlearner, Variables
 from jaxunlearn.data.requests import describe
 from jaxunlearn.engine import Chain, unlearn
 from jaxunlearn.engine.driver import Outcome, Progress
+from jaxunlearn.engine.processes import gathered, several, shared
 from jaxunlearn.engine.sharding import abstract
 from jaxunlearn.experiment.plan import Plan, stages_of
 from jaxunlearn.experiment.stages import (
@@ -97,7 +98,8 @@ class Trial:
         if home is not None:  # it lies with the trial whose original it is
             self.stages["original"] = home.stages["original"]
         like = jax.eval_shape(plan.model.init, plan.key)
-        self.like = abstract(like, plan.sharding) if plan.sharding else like
+        # each process reads models for itself, which it judges by itself
+        self.like = abstract(like, plan.sharding) if plan.sharding and not several() else like
         self.records: dict[str, Record] = {}
         self.failed: dict[str, str] = {}
         self.broken: set[tuple[str, str]] = set()
@@ -209,7 +211,7 @@ class Trial:
         self.made.append(name)
         self.prepared[name] = outcome.prepared
         if name == "original" or self.plan.trial is None:
-            self._variables[name] = outcome.variables  # of many trials they are read again
+            self._variables[name] = gathered(outcome.variables)  # of many they are read again
         config = self.plan.config
         self.records[name] = finish_stage(stage, outcome.variables, {
             "stage": name,
@@ -262,7 +264,8 @@ class Trial:
             this attack.
         """
         file = home_of(self.plan.folder, attack) / "judgement.json"
-        known, seen = read_judgement(file), functools.partial(self.evidence, attack=attack)
+        known = shared(read_judgement(file))
+        seen = functools.partial(self.evidence, attack=attack)
         retrained = [name for name in self.records if name.startswith("retrained/")]
         digests = {name: checkpoint.digest(self.stages[name].path) for name in self.records}
         wanted = versions_of(
@@ -270,14 +273,14 @@ class Trial:
             digests["original"],
             [digests[name] for name in retrained],
         )
-        judgement = Judgement({}, {}, {}, [], digests)
+        judgement = Judgement({}, {}, {}, [], digests, {})
         entries = dict(known)  # of methods that this run leaves out, too
         for name, digest in digests.items():
             entry = known.get(name, {})
             if entry.get("model") != digest:
                 entry = {"model": digest, "versions": {}, "values": {}, "failed": {}}
             own = {m: examples.get(f"{name}/{m}") for m in wanted if METRICS[m].each}
-            if stale := stale_metrics(entry, wanted, own):
+            if stale := shared(stale_metrics(entry, wanted, own)):
                 try:
                     evidence = seen(name)
                 except Exception as error:  # an attack that trains what cannot be trained
@@ -289,11 +292,13 @@ class Trial:
                 found = measure(
                     evidence, seen("original"), [seen(one) for one in retrained], names=stale
                 )
+                entry.setdefault("intervals", {})
                 for metric in stale:
-                    entry["values"].pop(metric, None)
-                    entry["failed"].pop(metric, None)
+                    for part in ("values", "failed", "intervals"):
+                        entry[part].pop(metric, None)
                 entry["values"] |= found.values
                 entry["failed"] |= found.failed
+                entry["intervals"] |= found.intervals()
                 entry["versions"] = wanted
                 judgement.examples.update({f"{name}/{m}": v for m, v in found.each.items()})
             failed = {m: v for m, v in entry["failed"].items() if m in wanted}
@@ -308,6 +313,8 @@ class Trial:
             cost = {} if attack else self.records[name]["costs"]
             judgement.values[name] = kept | dict.fromkeys(failed, math.nan) | cost
             judgement.failed[name] = failed
+            halves = entry.get("intervals", {})
+            judgement.intervals[name] = {m: v for m, v in halves.items() if m in kept}
         write_judgement(file, entries)
         return judgement
 
@@ -346,6 +353,7 @@ class Judgement(NamedTuple):
       examples: values of each example that were measured now, by ``"<model>/<metric>"``.
       notes: sentences on how far the metrics can be trusted.
       models: digests of what was judged.
+      intervals: half the width of intervals over examples, of metrics that are means over them.
     """
 
     values: dict[str, dict[str, Any]]
@@ -353,6 +361,7 @@ class Judgement(NamedTuple):
     examples: dict[str, np.ndarray]
     notes: list[str]
     models: dict[str, str]
+    intervals: dict[str, dict[str, float]]
 
 
 def home_of(folder: Path, attack: str) -> Path:
@@ -453,6 +462,6 @@ def timed(once: Callable[..., Outcome], hooks: Hooks) -> Outcome:
     with _cold_compilation():
         outcome = once(**hooks)
     seconds = [outcome.seconds]
-    while outcome.seconds < 1 and len(seconds) < REPEATS:
-        seconds.append(once().seconds)
+    if shared(outcome.seconds < 1):
+        seconds += [once().seconds for _ in range(REPEATS - 1)]
     return outcome._replace(seconds=statistics.median(seconds))

@@ -17,14 +17,18 @@ import numpy as np
 
 from jaxunlearn.core.errors import brief, did_you_mean, expect, sentence
 from jaxunlearn.core.registry import Registry
+from jaxunlearn.core.statistics import bootstrap
 from jaxunlearn.core.types import Key, Sets, Subset, Variables
 from jaxunlearn.data.sets import num_examples
+from jaxunlearn.engine.processes import gathered
 
 SCOPES = ("model", "original", "retrained", "both", "ensemble")
 SINGLE = ("model", "original", "retrained", "both")
 """Scopes of metrics that a single model has, where there are retrained ones."""
 GROUPS = ("forgetting", "utility", "privacy", "truth", "cost")
 IDEALS = ("as retrained", "small", "large", "0.5")
+DRAWS = 1000
+"""Draws of the bootstrap over examples."""
 
 
 class Missing(LookupError):
@@ -50,6 +54,8 @@ class Metric(NamedTuple):
         for models given as several members, and of a run those of three seeds or more.
       each: the function returns an array ``[N]``, a value for each example: the table shows the
         mean, the values lie beside the report.
+      averaged: the function returns an array ``[N]``, too, whose values are not kept; the mean of
+        one model has an interval over examples, as that of ``each`` has.
       along: of a curve: the function returns a sequence, and this is what it runs along.
       short: how the papers call it.
       extra: measured only where it is asked for, by its name or ``"all"``: what costs much, or says
@@ -70,6 +76,7 @@ class Metric(NamedTuple):
     short: str = ""
     version: int = 1
     extra: bool = False
+    averaged: bool = False
 
 
 class Evidence:
@@ -85,7 +92,9 @@ class Evidence:
     def __init__(self, model: Any, variables: Variables, sets: Sets, key: Key) -> None:
         if sets.forget is None or sets.retain is None:
             raise ValueError("sets: expected forget and retain, got a request without one of them")
-        self.model, self.variables, self.sets, self.key = model, variables, sets, key
+        # every process judges on devices of its own
+        self.variables = gathered(variables)
+        self.model, self.sets, self.key = model, sets, key
 
     @property
     def weights(self) -> Variables:
@@ -198,12 +207,23 @@ class Measured(NamedTuple):
       failed: why, for those that failed.
       each: values of each example, ``[N]``, by metric.
       versions: by metric, what it was measured with.
+      averaged: values ``[N]`` of examples whose mean a metric is, of those in ``each`` and others.
     """
 
     values: dict[str, Any]
     failed: dict[str, str]
     each: dict[str, np.ndarray]
     versions: dict[str, str]
+    averaged: dict[str, np.ndarray]
+
+    def intervals(self) -> dict[str, float]:
+        """Computes half the width of 95 % intervals over examples, by metric, by bootstrap.
+
+        They say how a mean of one model would vary with other examples, not with other seeds.
+        """
+        sound = {name: one for name, one in self.averaged.items() if name not in self.failed}
+        found = {name: bootstrap(values, draws=DRAWS) for name, values in sound.items()}
+        return {name: (high - low) / 2 for name, (low, high) in found.items()}
 
 
 def applying(
@@ -324,7 +344,7 @@ def measure(
     scopes = SINGLE if retrained else ("model", "original")
     values: dict[str, Any] = {}
     failed: dict[str, str] = {}
-    each: dict[str, np.ndarray] = {}
+    averaged: dict[str, np.ndarray] = {}
     for name in applying(evidence, scopes, asked) if names is None else names:
         row = METRICS[name]
         assert row.function is not None
@@ -334,16 +354,17 @@ def measure(
         }.get(row.scope, ())  # fmt: skip
         try:
             found = row.function(evidence, *more)
-            if row.each:
-                each[name] = np.asarray(found)
-                found = np.mean(each[name])
+            if row.each or row.averaged:
+                averaged[name] = np.asarray(found)
+                found = np.mean(averaged[name])
             values[name] = _curve(found) if row.along else _number(found)
         except Missing:
             continue
         # whatever a metric makes of a wrecked model, the rest of the table stands
         except Exception as error:
             values[name], failed[name] = math.nan, _reason(error)
-    return Measured(values, failed, each, versions_of(list(values)))
+    each = {name: array for name, array in averaged.items() if METRICS[name].each}
+    return Measured(values, failed, each, versions_of(list(values)), averaged)
 
 
 class _NotFinite(ValueError):
@@ -393,7 +414,7 @@ def measure_ensemble(
             continue
         except Exception as error:
             values[name], failed[name] = math.nan, _reason(error)
-    return Measured(values, failed, each, versions_of(list(values)))
+    return Measured(values, failed, each, versions_of(list(values)), each)
 
 
 def mean_measured(many: Sequence[Measured]) -> Measured:
@@ -409,4 +430,4 @@ def mean_measured(many: Sequence[Measured]) -> Measured:
     }  # fmt: skip
     shared = set.intersection(*(set(one.each) for one in many))
     each = {name: np.mean([one.each[name] for one in many], axis=0) for name in shared}
-    return Measured(values, dict(failed), each, many[0].versions)
+    return Measured(values, dict(failed), each, many[0].versions, {})

@@ -15,13 +15,16 @@ from jaxunlearn.core.errors import ConfigError, did_you_mean
 __all__ = [
     "DEFAULT_METHODS",
     "SECTIONS",
+    "BenchConfig",
     "Config",
     "DataConfig",
     "GanConfig",
     "LanguageConfig",
     "ModelConfig",
     "Published",
+    "RecordConfig",
     "Request",
+    "SubClass",
     "TrainConfig",
     "bounded",
     "register_section",
@@ -195,6 +198,16 @@ class Published:
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RecordConfig:
+    """The erasure record that each unlearned model of a run gets."""
+
+    # what the request is called where it came from, a ticket's number; "": made from its hashes
+    id: str = ""
+    # whether it lists the positions of the forgotten examples, beside their hash
+    indices: bool = True
+
+
 DEFAULT_METHODS: Mapping[str, Mapping[str, Any]] = {
     "neuron_path": {"per_sample": 20, "neurons": 20},
     "path_head_only": {
@@ -252,6 +265,51 @@ class Config:
     sharding_rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
     # what a paper reports, for the table beside ours
     published: Published = field(default_factory=Published)
+    # the record of what was erased, for whoever asked for it; see docs/erasure.md
+    record: RecordConfig = field(default_factory=RecordConfig)
+
+
+@dataclass(frozen=True)
+class SubClass:
+    """Request of a bench to forget one kind of images of a class: a cluster of their pixels."""
+
+    label: int = bounded(3, least=0, most=1_000_000)
+    # clusters of the class, by k-means; the smallest is forgotten
+    clusters: int = bounded(2, least=2, most=1000)
+
+
+BENCH_REQUESTS: Mapping[str, Request | SubClass] = {
+    "class": Request(classes=(3,)),
+    "several": Request(classes=(1, 7)),
+    "each": Request(each=True),
+    "random": Request(share=0.1),
+    "subclass": SubClass(),
+    "in turn": Request(classes=(3, 5, 8), in_turn=True),
+}
+"""The requests of a bench on ten classes."""
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Bench of methods beside retrained models: every method, with several seeds, on requests."""
+
+    # data, model, training, the first seed and the number of ``seeds``, ``retrained`` models of
+    # each seed and request, ``methods`` with options, ``metrics`` besides the usual ones; its
+    # request is not read
+    base: Config = field(default_factory=lambda: Config(name="bench", seeds=5, retrained=2))
+    # name -> what is forgotten; all but those in turn are met by one program of each method
+    requests: Mapping[str, Request | SubClass] = field(default_factory=lambda: BENCH_REQUESTS)
+    # whether methods that ``base.methods`` does not name are there as well, as far as they suit
+    every: bool = True
+    # steps of a method that is given none, as a share of those of training
+    share: float = bounded(0.2, above=0, most=1)
+    # requests that ``base.metrics``, which cost much, are not measured of
+    spared: tuple[str, ...] = ("each",)
+    # preset that holds tuned options, see ``jaxunlearn bench --tune``; None: those of the run alone
+    preset: str | None = None
+    # settings of each method that are tried in tuning, and the seed of its models
+    draws: int = bounded(16, least=1, most=10_000)
+    tuning_seed: int = bounded(1000, least=0, most=SEEDS - 1)
 
 
 SECTIONS: dict[str, type] = {"gan": GanConfig, "language": LanguageConfig}

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import importlib.util
+import json
 import math
 import numbers
 import re
@@ -16,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn import config as sections
-from jaxunlearn.config import DEFAULT_METHODS, SECTIONS, Config, DataConfig, ModelConfig, section
+from jaxunlearn.config import (
+    DEFAULT_METHODS,
+    SECTIONS,
+    BenchConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    section,
+)
 from jaxunlearn.core.errors import ConfigError, brief, did_you_mean, sentence
 
 RENAMED = {"oracles": "retrained", "rules": "sharding_rules"}
@@ -53,6 +62,30 @@ def find_config(name: str) -> Path:
     )
 
 
+def load_preset(name: str) -> Mapping[str, Any]:
+    """Returns tuned options by method and kind of request, as ``jaxunlearn bench --tune`` wrote.
+
+    Args:
+      name: a path, or the name of a preset that comes with the library.
+    """
+    folder = next(iter(list_configs().values())).parent / "presets"
+    known = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    path = Path(name) if Path(name).is_file() else known.get(name)
+    if path is None:
+        raise ConfigError(
+            f"preset: expected a file or one of {', '.join(known)}, got {brief(name)}"
+            f"{did_you_mean(name, known)}"
+        )
+    try:
+        methods = json.loads(path.read_text(encoding="utf-8"))["methods"]
+        sound = all(isinstance(one["options"], dict) for one in methods.values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise ConfigError(f"preset: expected a file that bench --tune wrote, got {path}")
+    return dict(methods)
+
+
 def load_config(name: str | None, overrides: Sequence[str] = ()) -> Config:
     """Returns the configuration of a file's ``get_config()``, with overrides.
 
@@ -61,11 +94,42 @@ def load_config(name: str | None, overrides: Sequence[str] = ()) -> Config:
         the embedded experiment.
       overrides: ``"dotted.key=value"``.
     """
-    config = Config() if name is None else _get_config(find_config(name))
+    config = Config() if name is None else _get_config(find_config(name), Config)
     return apply_overrides(config, overrides)
 
 
-def _get_config(path: Path) -> Config:
+def load_bench(name: str, overrides: Sequence[str] = ()) -> BenchConfig:
+    """Returns the bench of a file's ``get_config()``, with overrides.
+
+    ``requests=class,random`` and ``methods=a,b`` select; ``share``, ``spared``, ``preset``,
+    ``draws`` and ``tuning_seed`` are fields of :class:`BenchConfig`, all other keys those of a run.
+
+    Args:
+      name, overrides: see :func:`load_config`.
+    """
+    bench = _get_config(find_config(name), BenchConfig)
+    own = {one.name for one in dataclasses.fields(bench)} - {"base"}
+    rest = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key == "requests":
+            asked = [part.strip() for part in value.split(",") if part.strip()]
+            if strange := [one for one in asked if one not in bench.requests]:
+                raise ConfigError(
+                    f"requests: expected some of {', '.join(bench.requests)}, got "
+                    f"{brief(strange[0])}"
+                )
+            bench = dataclasses.replace(bench, requests={n: bench.requests[n] for n in asked})
+        elif key in own:
+            bench = _set(bench, [key], value, key)
+        else:
+            rest.append(text)
+        if key == "methods":  # else only options of one
+            bench = dataclasses.replace(bench, every=False)
+    return dataclasses.replace(bench, base=apply_overrides(bench.base, rest))
+
+
+def _get_config(path: Path, kind: type) -> Any:
     spec = importlib.util.spec_from_file_location(f"_jaxunlearn_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"config: expected a Python file, got {path}")
@@ -85,9 +149,12 @@ def _get_config(path: Path) -> Config:
         raise ConfigError(f"{path}: expected a function get_config(), found none")
     with _named(path):
         config = module.get_config()
-    if not isinstance(config, Config):
+    if not isinstance(config, kind):
+        other = isinstance(config, Config | BenchConfig)
+        command = "bench" if isinstance(config, BenchConfig) else "run"
         raise ConfigError(
-            f"{path}: expected get_config() to return a Config, got {type(config).__name__}"
+            f"{path}: expected get_config() to return a {kind.__name__}, got "
+            f"{type(config).__name__}" + (f"; it is one of jaxunlearn {command}" if other else "")
         )
     return config
 

@@ -303,21 +303,7 @@ def divide(data: Dataset, held: np.ndarray, requests: Sequence[Request]) -> Sets
       RequestError: of several requests, one has no examples in a part where others have.
       DataError: see :func:`jaxunlearn.data.sets.make_sets`.
     """
-
-    def on_device(name: str, rows: Any) -> tuple[Inputs, jax.Array]:
-        pair = getattr(data, f"{name}_x"), getattr(data, f"{name}_y")
-        return jax.tree.map(lambda leaf: stored(leaf[rows], name), pair)
-
-    # once on the device, for all of them
-    (x, y), unseen = on_device("train", ...), on_device("test", held)
-    test = on_device("test", ~held)
-    many = [
-        make_sets(
-            x, y, one, unseen=unseen, test=test, mean=data.mean, std=data.std, reader=data.reader,
-            labels=data.labels, num_classes=len(data.class_names),
-        )
-        for one in requests
-    ]  # fmt: skip
+    many = divide_each(data, held, requests)
     if len(many) == 1:
         return many[0]
     for name in Sets._fields:
@@ -329,6 +315,25 @@ def divide(data: Dataset, held: np.ndarray, requests: Sequence[Request]) -> Sets
                 f"for {lacking!r}; see data.unseen"
             )
     return stack_sets(many)
+
+
+def divide_each(data: Dataset, held: np.ndarray, requests: Sequence[Request]) -> list[Sets]:
+    """Makes the sets of each request by itself, on the same arrays; see :func:`divide`."""
+
+    def on_device(name: str, rows: Any) -> tuple[Inputs, jax.Array]:
+        pair = getattr(data, f"{name}_x"), getattr(data, f"{name}_y")
+        return jax.tree.map(lambda leaf: stored(leaf[rows], name), pair)
+
+    # once on the device, for all of them
+    (x, y), unseen = on_device("train", ...), on_device("test", held)
+    test = on_device("test", ~held)
+    return [
+        make_sets(
+            x, y, one, unseen=unseen, test=test, mean=data.mean, std=data.std, reader=data.reader,
+            labels=data.labels, num_classes=len(data.class_names),
+        )
+        for one in requests
+    ]  # fmt: skip
 
 
 def positions(sets: Sets, held: np.ndarray) -> dict[str, np.ndarray]:

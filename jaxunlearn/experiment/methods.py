@@ -4,23 +4,24 @@ import dataclasses
 import inspect
 import math
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxunlearn.config import Config
 from jaxunlearn.config.overrides import MOST_INT, check_types, check_value
-from jaxunlearn.core.errors import ConfigError, brief, did_you_mean, expect_at_most
+from jaxunlearn.core.errors import ConfigError, brief, did_you_mean, expect_at_most, is_known
 from jaxunlearn.core.types import Sets, Unlearner
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.data.sets import alone, forgets_class
-from jaxunlearn.engine import Chain, chain, stop
+from jaxunlearn.engine import Chain, Sweep, chain, stop, sweep
 from jaxunlearn.engine.driver import prepared_like, visible_sets
 from jaxunlearn.engine.loop import Job, advance, begin
 from jaxunlearn.kinds import Kind
-from jaxunlearn.methods import METHODS, method_options
+from jaxunlearn.methods import METHODS, Method, method_options
 from jaxunlearn.training.optimizers import make_augment, make_optimizer, matching, only
 
 RUNNER_OPTIONS = ("method", "steps", "batch_size", "chunk", "stop")
@@ -105,6 +106,82 @@ def build_method(label: str, options: Mapping[str, Any], problem: Problem) -> Bu
     """
     if "chain" in options:
         return _build_chain(label, options, problem)
+    key = f"methods.{label}"
+    recipe = _read(label, options, problem)
+    own, runner = recipe.own, recipe.runner
+    arguments = dict(recipe.arguments)
+    try:
+        if "optimizer" in own:
+            optimizer = _optimizer(options, own["optimizer"], problem, recipe.steps)
+            arguments |= {} if optimizer is None else {"optimizer": optimizer}
+        if "augment" in arguments and problem.sets.retain is not None:
+            x = inputs_like(problem.sets.retain, 2)
+            jax.eval_shape(make_augment(arguments["augment"]), x, jax.random.key(0))
+        method = recipe.row.factory(problem.model, **arguments)
+        _try(method, problem, runner, options.get("stop", ()))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from error
+    if not method.needs.once:
+        return method, {"steps": recipe.steps, **runner}
+    if "steps" in options:
+        raise ConfigError(f"{key}.steps: expected none for a single pass, got {recipe.steps}")
+    return method, runner
+
+
+def build_swept(
+    label: str,
+    options: Mapping[str, Any],
+    problem: Problem,
+    numbers: Mapping[str, Sequence[float]],
+    change: Callable[[Unlearner], Unlearner] = lambda method: method,
+) -> tuple[Sweep, dict[str, Any]]:
+    """Builds one method with numbers of each member, for ``unlearn_many``.
+
+    Args:
+      numbers: by option, ``"learning_rate"`` among them, one for each member.
+      change: what is made of the method before it is swept.
+
+    Raises:
+      ConfigError: see :func:`build_method`; or a number that cannot be swept.
+    """
+    key, first = f"methods.{label}", {name: float(each[0]) for name, each in numbers.items()}
+    _, runner = build_method(label, {**options, **first}, problem)
+    recipe = _read(label, {**options, **first}, problem)
+
+    def make(**own: Any) -> Unlearner:
+        arguments = {**recipe.arguments, **{k: v for k, v in own.items() if k in recipe.own}}
+        if "optimizer" in recipe.own:
+            given = {**options, **{k: v for k, v in own.items() if k not in recipe.own}}
+            optimizer = _optimizer(given, recipe.own["optimizer"], problem, recipe.steps)
+            arguments |= {} if optimizer is None else {"optimizer": optimizer}
+        return change(recipe.row.factory(problem.model, **arguments))
+
+    try:
+        arrays = {name: np.asarray(each, np.float32) for name, each in numbers.items()}
+        return sweep(make, **arrays), runner
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+class _Recipe(NamedTuple):
+    """Options of a method, told apart.
+
+    Attributes:
+      own: keyword arguments that the factory takes.
+      arguments: those given, and the facts that it asks for.
+      runner: options of the runner.
+      steps: that the method will do, or one that does steps would.
+    """
+
+    row: Method
+    own: Mapping[str, inspect.Parameter]
+    arguments: dict[str, Any]
+    runner: dict[str, Any]
+    steps: int
+
+
+def _read(label: str, options: Mapping[str, Any], problem: Problem) -> _Recipe:
+    """Checks a method's options and tells them apart; see :func:`build_method`."""
     name, key = options.get("method", label), f"methods.{label}"
     row, own = METHODS.find(name, key if "method" in options else "methods"), method_options(name)
     if row.kind != problem.kind.name:
@@ -141,22 +218,7 @@ def build_method(label: str, options: Mapping[str, Any], problem: Problem) -> Bu
                 f"{key}.ratio: expected parts that divide the batch of "
                 f"{runner['batch_size']}, got {count}"
             )
-    try:
-        if "optimizer" in own:
-            optimizer = _optimizer(options, own["optimizer"], problem, steps)
-            arguments |= {} if optimizer is None else {"optimizer": optimizer}
-        if "augment" in arguments and problem.sets.retain is not None:
-            x = inputs_like(problem.sets.retain, 2)
-            jax.eval_shape(make_augment(arguments["augment"]), x, jax.random.key(0))
-        method = row.factory(problem.model, **arguments)
-        _try(method, problem, runner, options.get("stop", ()))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}: {error}") from error
-    if not method.needs.once:
-        return method, {"steps": steps, **runner}
-    if "steps" in options:
-        raise ConfigError(f"{key}.steps: expected none for a single pass, got {steps}")
-    return method, runner
+    return _Recipe(row, own, arguments, runner, steps)
 
 
 def _kinds_of(factory: Any) -> dict[str, Any]:
@@ -195,7 +257,8 @@ def _optimizer(
     if not asked and not problem.kind.trains_methods:
         return None
     train = dataclasses.replace(problem.config.train, **{"schedule": "constant", **chosen})
-    check_types(train)
+    if is_known(train.learning_rate):  # else a member's number, see `build_swept`
+        check_types(train)
     made = make_optimizer(train, steps)
     if patterns is None:
         return made

@@ -38,7 +38,11 @@ class ClassifierEvidence(Evidence):
     @functools.cached_property
     def predictions(self) -> "_BySet[Predictions]":
         """Returns predictions by name of a set, each computed when it is first read."""
-        return _BySet(lambda name: predict(self.model.apply, self.variables, self.part(name)))
+        return _BySet(self.predict)
+
+    def predict(self, name: str) -> Predictions:
+        """Computes predictions on one of the sets."""
+        return predict(self.model.apply, self.variables, self.part(name))
 
     @functools.cached_property
     def margins(self) -> "_BySet[np.ndarray]":
@@ -131,18 +135,18 @@ def unseen(evidence: ClassifierEvidence) -> Predictions:
     return others
 
 
-def accuracy(evidence: ClassifierEvidence, part: str) -> float:
-    """Computes the share of a set's examples whose largest logit is the label's."""
-    return evidence.predictions[part].accuracy
+def correct(evidence: ClassifierEvidence, part: str) -> np.ndarray:
+    """Tells of each example of a set whether its largest logit is the label's, ``bool [M]``."""
+    found = evidence.predictions[part]
+    return found.classes == found.labels
 
 
-def test_accuracy(evidence: ClassifierEvidence) -> float:
-    """Computes the accuracy on all test examples, of either kind."""
+def correct_in_test(evidence: ClassifierEvidence) -> np.ndarray:
+    """Tells the same of all test examples, of either kind."""
     names = [n for n in ("test_forget", "test_retain") if num_examples(getattr(evidence.sets, n))]
     if not names:
         raise Missing("test")
-    found = [evidence.predictions[name] for name in names]
-    return sum(p.accuracy * len(p.labels) for p in found) / sum(len(p.labels) for p in found)
+    return np.concatenate([correct(evidence, name) for name in names])
 
 
 def loss_attack(evidence: ClassifierEvidence) -> float:
@@ -277,18 +281,18 @@ def _js(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def _of(part: str) -> Any:
-    return functools.partial(accuracy, part=part)
+    return functools.partial(correct, part=part)
 
 
 _SEEN, _STEPS = ("predictions",), relearning.RELEARN_STEPS
 ROWS = {
     "accuracy_forget": Metric(
         "accuracy, forget (train)", "forgetting", "as retrained", ".3f", _of("forget"), _SEEN,
-        short="At",
+        short="At", averaged=True,
     ),
     "accuracy_test_forget": Metric(
         "accuracy, forget (test)", "forgetting", "as retrained", ".3f", _of("test_forget"), _SEEN,
-        short="At (test)",
+        short="At (test)", averaged=True,
     ),
     "js_to_retrained": Metric(
         "JS to retrained, each forget example", "forgetting", "as retrained", ".3f",
@@ -300,14 +304,15 @@ ROWS = {
     ),
     "accuracy_retain": Metric(
         "accuracy, retain (train)", "utility", "as retrained", ".3f", _of("retain"), _SEEN,
-        short="Ag",
+        short="Ag", averaged=True,
     ),
     "accuracy_test_retain": Metric(
         "accuracy, retain (test)", "utility", "as retrained", ".3f", _of("test_retain"), _SEEN,
-        short="Ag (test)",
+        short="Ag (test)", averaged=True,
     ),
     "accuracy_test": Metric(
-        "accuracy, test", "utility", "as retrained", ".3f", test_accuracy, _SEEN
+        "accuracy, test", "utility", "as retrained", ".3f", correct_in_test, _SEEN,
+        averaged=True,
     ),
     "loss_attack": Metric(
         "membership attack on loss", "privacy", "0.5", ".3f", loss_attack, ("attack",)

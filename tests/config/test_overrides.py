@@ -10,7 +10,9 @@ from jaxunlearn.config.overrides import (
     check_types,
     find_config,
     list_configs,
+    load_bench,
     load_config,
+    load_preset,
 )
 from jaxunlearn.core.errors import ConfigError
 
@@ -179,9 +181,46 @@ def test_mistakes_are_explained(override, message):
 def test_the_librarys_own_configurations():
     assert set(list_configs()) >= {"digits", "mnist_neuron_path", "cifar10_neuron_path"}
     assert load_config(None) == load_config("digits") == Config()
-    for name in list_configs():
+    benches = {name for name in list_configs() if name.startswith("bench_")}
+    for name in benches:
+        assert load_bench(name).base.name == name
+    for name in set(list_configs()) - benches:
         assert load_config(name).name == name
+    with pytest.raises(ConfigError, match="got BenchConfig; it is one of jaxunlearn bench"):
+        load_config("bench_digits")
+    with pytest.raises(ConfigError, match="got Config; it is one of jaxunlearn run"):
+        load_bench("digits")
     assert find_config("configs/digits.py").name == "digits.py"
+
+
+def test_words_of_a_bench():
+    bench = load_bench(
+        "bench_digits", ["requests=class,random", "draws=3", "seeds=2", "methods=finetune,scrub"]
+    )
+    assert list(bench.requests) == ["class", "random"]
+    assert (bench.draws, bench.base.seeds, bench.every) == (3, 2, False)
+    assert dict(bench.base.methods) == {"finetune": {}, "scrub": {}}
+    assert load_bench("bench_digits", ["methods.finetune.steps=4"]).every
+    for words, message in (
+        (["requests=clas"], "requests: expected some of class, several, .*, got 'clas'"),
+        (["draw=3"], "draw: expected one of name, .*, got 'draw'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_bench("bench_digits", words)
+
+
+def test_presets_are_read_by_name_or_path(tmp_path):
+    assert isinstance(load_preset("digits"), dict)
+    file = tmp_path / "mine.json"
+    file.write_text('{"methods": {"finetune": {"options": {"class": {"steps": 3}}}}}')
+    assert load_preset(str(file))["finetune"]["options"]["class"] == {"steps": 3}
+    with pytest.raises(
+        ConfigError, match=r"preset: expected a file or one of .*digits.*, got 'dig"
+    ):
+        load_preset("digit")
+    file.write_text("[]")
+    with pytest.raises(ConfigError, match=r"expected a file that bench --tune wrote, got .*mine"):
+        load_preset(str(file))
 
 
 def test_a_users_file(tmp_path):

@@ -1,0 +1,28 @@
+"""Scanned digits: every method beside retrained models, five seeds, six kinds of requests.
+
+Command:   jaxunlearn bench bench_digits
+           jaxunlearn bench bench_digits --tune --presets configs/presets/digits.json
+Time:      see docs/results/bench_digits.md
+Expected:  the table of docs/results/bench_digits.md
+"""
+
+from jaxunlearn.config import DEFAULT_METHODS, BenchConfig, Config, ModelConfig, TrainConfig
+
+
+def get_config() -> BenchConfig:
+    """The network of the embedded experiment; bank and budget of what paper 1 and 2 need."""
+    return BenchConfig(
+        base=Config(
+            name="bench_digits",
+            seeds=5,
+            retrained=2,
+            model=ModelConfig(),
+            train=TrainConfig(),
+            methods={
+                "neuron_path": DEFAULT_METHODS["neuron_path"],
+                "concept_poison": {"bank": "digits"},
+            },
+            metrics=("linear_probe", "relearn_steps"),
+        ),
+        preset="digits",
+    )

@@ -294,6 +294,18 @@ METHODS = {
         ),
         {"steps": 6},
     ),
+    "sisa": (
+        lambda m: ju.sisa(m, optimizer=optax.adam(3e-3), shards=2, slices=2, steps=6),
+        {"steps": 6},
+    ),
+    "ssd": (lambda m: ju.ssd(m), {}),
+    "loss_free_ssd": (lambda m: ju.loss_free_ssd(m), {}),
+    "fisher": (lambda m: ju.fisher(m), {}),
+    "ntk": (lambda m: ju.ntk(m, samples=8), {}),
+    "influence": (lambda m: ju.influence(m, damping=0.1, iterations=4), {}),
+    "first_order": (lambda m: ju.first_order(m), {}),
+    "second_order": (lambda m: ju.second_order(m, damping=0.1, iterations=4), {}),
+    "datamodel": (lambda m: ju.datamodel(m), {"steps": 6}),
     "concept_poison": (lambda m: ju.concept_poison(m, bank=ATTRIBUTES, data=0.5), {"steps": 6}),
     "neuron_path": (lambda m: ju.neuron_path(m, per_sample=5, neurons=4, samples=8), {}),
     "word_poison": (lambda m: ju.word_poison(m, data=0.5, nodes=4), {"steps": 6}),
@@ -361,8 +373,17 @@ def method(name):
     return ROWS[name][0](gan() if name in GAN_METHODS else network)
 
 
+@functools.cache
+def trained_in_shards():
+    """The ensemble that SISA starts from, made by itself."""
+    everything = ju.Sets(retain=ju.whole(sets().forget.examples))
+    return ju.unlearn(method("sisa"), None, everything, jax.random.key(7), steps=6, batch_size=16)
+
+
 def original(name):
     """The variables that a method starts from."""
+    if name == "sisa":
+        return trained_in_shards().variables
     if name in ON_TEXTS:
         return trained_on_questions().variables
     if name in ON_IMAGES:

@@ -19,7 +19,7 @@ from jaxunlearn.data.examples import fetch
 ROUNDS = 24
 
 
-def _mix(word: jax.Array) -> jax.Array:
+def mix_bits(word: jax.Array) -> jax.Array:
     """Mixes bits as the 32-bit finaliser of MurmurHash3 (Appleby) does: each moves all others."""
     word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
     word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
@@ -42,12 +42,12 @@ def shuffled(seed: jax.Array, epoch: jax.Array, position: jax.Array, size: jax.A
     chex.assert_equal_shape([epoch, position])
     count = size.astype(jnp.uint32)
     x = position.astype(jnp.uint32)
-    salt = _mix(epoch.astype(jnp.uint32) ^ seed[0]) ^ seed[1]
+    salt = mix_bits(epoch.astype(jnp.uint32) ^ seed[0]) ^ seed[1]
 
     def swap_or_not(turn: jax.Array, x: jax.Array) -> jax.Array:
-        word = _mix(salt + turn.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
+        word = mix_bits(salt + turn.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
         partner = (word % count + count - x) % count
-        coin = _mix(jnp.maximum(x, partner) ^ word) & 1
+        coin = mix_bits(jnp.maximum(x, partner) ^ word) & 1
         return jnp.where(coin == 1, partner, x)
 
     return jax.lax.fori_loop(0, ROUNDS, swap_or_not, x).astype(jnp.int32)

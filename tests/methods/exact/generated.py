@@ -8,6 +8,7 @@ import optax
 import jaxunlearn as ju
 from jaxunlearn.core.types import Batches, Sets
 from jaxunlearn.methods.gkt import attention, generate, passes
+from jaxunlearn.methods.sisa import places_of
 from jaxunlearn.methods.unsir import raise_noise
 from tests import toy
 from tests.methods.exact.baselines import RATE, regression, slope
@@ -175,4 +176,70 @@ def _loss(params, x, y):
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(y)), y])
 
 
-CHECKS = {"unsir": unsir, "gkt": gkt, "condense": condense}
+def sisa():
+    """Three shards of two slices; one example is forgotten."""
+    model, _, _, _ = regression()
+    model = model._replace(init=lambda key: {"params": {"w": jax.random.normal(key, (5, 3))}})
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(24, 5)), rng.integers(0, 3, 24).astype(np.int32)
+    steps, forgotten, kept = 4, 4, np.arange(24) != 4  # in a second slice; 5 is in a first one
+
+    def made(variables, rows, key=KEY, batch=8, shards=3, slices=2):
+        optimizer = optax.sgd(RATE)
+        method = ju.sisa(model, optimizer=optimizer, shards=shards, slices=slices, steps=steps)
+        sets = Sets(retain=toy.exact_subset(x[rows], y[rows]))
+        return ju.unlearn(method, variables, sets, key, steps=steps, batch_size=batch).variables
+
+    def network(variables, number):
+        return {name: leaf[number] for name, leaf in _flat(variables).items()}
+
+    shard, part, _ = (np.asarray(found) for found in places_of(toy.exact_subset(x, y), 3, 2))
+    others = [number for number in range(3) if number != shard[forgotten]]
+    original = made(None, np.arange(24))
+    unlearned, sooner = made(original, kept), made(original, np.arange(24) != 5)
+    elsewhere = made(original, kept, jax.random.key(1))
+    untouched = all(equal(network(original, n), network(elsewhere, n)) for n in others)
+    # rows of a batch that every set divides: each step sees all of it
+    own, first = np.flatnonzero(kept & (shard == shard[forgotten])), part[forgotten]
+    slices = [own[part[own] <= number] for number in range(2)]
+    batch = int(np.lcm.reduce([max(len(rows), 1) for rows in slices]))
+    again = made(original, kept, jax.random.key(1), batch)
+    w = np.asarray(again["checkpoints"]["params"]["w"][shard[forgotten], first])
+    for rows in slices[first:]:
+        for _ in range(steps // 2 if len(rows) else 0):
+            w = w - RATE * slope(w, x[rows], y[rows])
+    one = made(None, kept, shards=1, slices=1)
+    retrained = ju.unlearn(
+        ju.retrain(model, optimizer=optax.sgd(RATE)), None,
+        Sets(retain=toy.exact_subset(x[kept], y[kept])), KEY, steps=steps, batch_size=8,
+    )  # fmt: skip
+    given = original["checkpoints"]["params"]["w"][shard[forgotten], first]
+    begun = again["checkpoints"]["params"]["w"][shard[forgotten], first]
+    return [
+        ("of a second slice: trained without it", equal(unlearned, made(None, kept)), True, 0),
+        (
+            "of a first slice: trained without it",
+            equal(sooner, made(None, np.arange(24) != 5)),
+            True,
+            0,
+        ),
+        ("networks of other shards are bit-equal", untouched, True, 0),
+        ("the checkpoint it goes back to", bool((given == begun).all()), True, 0),
+        ("the network of its shard", again["params"]["w"][shard[forgotten]], w, 1e-12),
+        (
+            "one shard, one slice: retrained",
+            equal(one["params"]["w"][0], retrained.variables["params"]["w"]),
+            True,
+            0,
+        ),
+    ]
+
+
+def _flat(variables):
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
+
+
+CHECKS = {"unsir": unsir, "gkt": gkt, "condense": condense, "sisa": sisa}

@@ -405,7 +405,7 @@ def attack_loss():
         rows += [
             (f"{attack}: forget mean at the hold-out mean", left.mean(), 1.0, 1e-9),
             (f"{attack}: lowest forget mean on the way", 3 + min(path), 1.0, 1e-9),
-            (f"{attack}: AUC of the scores, .841^2 and more before", auc, 0.5, 1e-9),
+            (f"{attack}: AUC of the scores", auc, 0.5, 1e-9),
             (f"{attack}: what the attack sees", info.metrics["advantage"], 0.0, 1e-9),
         ]
 

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from jax.experimental import multihost_utils
 from jaxunlearn import __version__
 from jaxunlearn.checkpoint import arrays
 from jaxunlearn.core.errors import CheckpointError, sentence
-from jaxunlearn.core.files import hold, is_held, sha256
+from jaxunlearn.core.files import hold, is_held, sha256, write_text
 
 __all__ = [
+    "amend",
     "check_replaceable",
     "clean",
     "digest",
     "load",
+    "read_manifest",
     "read_record",
     "remove",
     "save",
@@ -126,7 +129,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
       CheckpointError: not a checkpoint, or the record or the manifest is damaged.
     """
     path = Path(path).absolute()
-    _compare(path, _RECORD, _read_manifest(path)[_RECORD])
+    _compare(path, _RECORD, read_manifest(path)[_RECORD])
     return _parse_record(path)
 
 
@@ -137,12 +140,34 @@ def verify(path: str | os.PathLike[str]) -> None:
       CheckpointError: naming the first file that is missing, altered or unknown.
     """
     path = Path(path).absolute()
-    sums = _read_manifest(path)
+    sums = read_manifest(path)
     for name, expected in sums.items():
         _compare(path, name, expected)
     for name in _files(path):
         if name not in sums:
             raise CheckpointError(f"checkpoint {path}: {name} is not in {_MANIFEST}")
+
+
+def read_manifest(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Returns the sha256 of each file of a checkpoint but the manifest, by its name there.
+
+    Raises:
+      CheckpointError: not a checkpoint, or a damaged manifest.
+    """
+    path = Path(path).absolute()
+    if not (path / _MANIFEST).is_file():
+        former = _sibling(path, "old")
+        hint = f"; the one it was to replace is in {former}" if former.exists() else ""
+        raise CheckpointError(f"expected a checkpoint, got {path} without {_MANIFEST}{hint}")
+    try:
+        sums = json.loads((path / _MANIFEST).read_text())
+        if not isinstance(sums, dict) or not {_RECORD, arrays.LEAVES} <= set(sums):
+            raise ValueError(f"expected the sha256 of {_RECORD} and {arrays.LEAVES}")
+    except (OSError, ValueError, RecursionError) as error:  # text that is no JSON is a ValueError
+        raise CheckpointError(
+            f"checkpoint {path}: {_MANIFEST} is damaged: {sentence(error)}"
+        ) from error
+    return sums
 
 
 def digest(path: str | os.PathLike[str]) -> str:
@@ -152,8 +177,33 @@ def digest(path: str | os.PathLike[str]) -> str:
       CheckpointError: not a checkpoint.
     """
     path = Path(path).absolute()
-    _read_manifest(path)
+    read_manifest(path)
     return sha256(path / _MANIFEST)
+
+
+def amend(
+    path: str | os.PathLike[str], change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    """Changes the record of a checkpoint, and leaves its arrays as they are.
+
+    If the program is stopped meanwhile, the same call again finishes the work: until then the
+    checkpoint is damaged.
+
+    Args:
+      change: returns the new record, and a record that it made as it is.
+
+    Raises:
+      CheckpointError: not a checkpoint, or the record is damaged otherwise.
+    """
+    path = _resolve(path)
+    sums, record = read_manifest(path), _parse_record(path)
+    text = json.dumps(change(record), indent=2, sort_keys=True) + "\n"
+    if text != (path / _RECORD).read_text():
+        _compare(path, _RECORD, sums[_RECORD])
+        write_text(path / _RECORD, text)
+    new = {**sums, _RECORD: sha256(path / _RECORD)}
+    if new != sums:
+        write_text(path / _MANIFEST, json.dumps(new, indent=2) + "\n")
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -310,23 +360,6 @@ def _remove_folder(path: Path) -> None:
     """Removes a folder, which need not exist."""
     if path.exists():
         shutil.rmtree(path)
-
-
-def _read_manifest(path: Path) -> dict[str, str]:
-    """Returns the sha256 of each file."""
-    if not (path / _MANIFEST).is_file():
-        former = _sibling(path, "old")
-        hint = f"; the one it was to replace is in {former}" if former.exists() else ""
-        raise CheckpointError(f"expected a checkpoint, got {path} without {_MANIFEST}{hint}")
-    try:
-        sums = json.loads((path / _MANIFEST).read_text())
-        if not isinstance(sums, dict) or not {_RECORD, arrays.LEAVES} <= set(sums):
-            raise ValueError(f"expected the sha256 of {_RECORD} and {arrays.LEAVES}")
-    except (OSError, ValueError, RecursionError) as error:  # text that is no JSON is a ValueError
-        raise CheckpointError(
-            f"checkpoint {path}: {_MANIFEST} is damaged: {sentence(error)}"
-        ) from error
-    return sums
 
 
 def _parse_record(path: Path) -> dict[str, Any]:

@@ -243,8 +243,9 @@ class Config:
     request: Request = field(default_factory=lambda: Request(classes=(3,)))
     # label -> options: "method" (default: the label), "steps", "batch_size", the optimizer's
     # "optimizer", "learning_rate", "schedule", "weight_decay", "momentum", "betas", "only"
-    # (patterns of the parameters that are trained), "stop" (metric -> limit), "chunk", and the
-    # method's own keyword arguments; or "chain": options with "method" of one after another.
+    # (patterns of the parameters that are trained), "stop" (metric -> limit), "chunk", "preset"
+    # (tuned options, see `jaxunlearn bench --tune`; others go before them), and the method's own
+    # keyword arguments; or "chain": options with "method" of one after another.
     # Empty: for a classifier of the embedded digits those of
     # DEFAULT_METHODS, else the methods for this kind of model, as they are; without those
     # that do not suit the request

@@ -6,8 +6,9 @@ metrics -> report.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from jaxunlearn.core.types import Subset
 from jaxunlearn.data.requests import describe
 from jaxunlearn.experiment.album import draw_album
 from jaxunlearn.experiment.ensembles import asks_for_ensembles, judge_seeds
+from jaxunlearn.experiment.erasure import Subject, write_records
 from jaxunlearn.experiment.folder import drop_unfinished, hold_run, mend_run
 from jaxunlearn.experiment.helpers import with_helpers
 from jaxunlearn.experiment.plan import (
@@ -66,7 +68,8 @@ def run(
     Returns:
       The report, as ``jaxunlearn.report`` describes it; also saved as JSON, Markdown and PNG.
       Those on ``config.attacks`` lie in ``attacks/<name>`` below.
-      Its ``models`` are the digests of the checkpoints that it was made of, by their place.
+      Its ``models`` are the digests of the checkpoints that it was made of, by their place; its
+      ``records`` the seals of the erasure records, see :mod:`jaxunlearn.experiment.erasure`.
 
     Raises:
       UserError: something the user gave is wrong, or another process works in the folder; see
@@ -125,18 +128,22 @@ def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:
                 write_plan(place)
     ensembles = {a: judge_seeds(plan, seeds, known[a], a) for a in judged if seeds}
     usual, of_usual = judged.pop(""), ensembles.get("")
-    for attack, found in judged.items():
-        _save(plan, found, [], attack, ensembles.get(attack))
+    reports = {
+        attack: _save(plan, found, [], attack, ensembles.get(attack))
+        for attack, found in judged.items()
+    }
     if judged:
         places = ", ".join(f"attacks/{attack}" for attack in judged)
         notes.append(f"all models judged again after attacks: reports in {places} beside this one")
     write_plan(plan)
-    table = _save(plan, usual, notes, together=of_usual)
+    reports[""] = _report(plan, usual, notes, "", of_usual)
+    sealed = write_records(plan, _subjects(usual, judged), reports)
+    table = _save(plan, usual, notes, together=of_usual, records=sealed)
     if of_usual:
         drawn[0].examples.update(of_usual.examples)
     # the report comes first: a picture that cannot be drawn costs only itself
     if failures := [note for trial in drawn for note in draw_album(trial)]:
-        table = _save(plan, usual, notes + failures, together=of_usual)
+        table = _save(plan, usual, notes + failures, together=of_usual, records=sealed)
     lines = "".join(f"{json.dumps(line)}\n" for line in _lines(usual))
     write_text(plan.folder / "metrics.jsonl", lines)
     return table
@@ -144,10 +151,12 @@ def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:
 
 def _save(
     plan: Plan, judged: Sequence["_Judged"], notes: Sequence[str], attack: str = "",
-    together: Comparison | None = None,
+    together: Comparison | None = None, records: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:  # fmt: skip
     """Writes the report on all trials, as they are or after an attack, and returns it."""
     table = _report(plan, judged, notes, attack, together)
+    if not attack:
+        table["records"] = dict(records)
     examples = {name: values for one in judged for name, values in one.examples.items()}
     examples |= together.examples if together else {}
     report.save(table, home_of(plan.folder, attack), examples=examples)
@@ -174,6 +183,19 @@ class _Judged(NamedTuple):
     examples: dict[str, np.ndarray]
     models: dict[str, str]
     places: dict[str, Path]
+
+
+def _subjects(
+    usual: Sequence[_Judged], attacked: Mapping[str, Sequence[_Judged]]
+) -> list[Subject]:
+    """Returns what the records of unlearned models are made of, trial by trial."""
+    return [
+        Subject(
+            one.plan, one.values, {record["stage"]: record for record in one.records}, one.places,
+            one.notes, {attack: found[number].values for attack, found in attacked.items()},
+        )
+        for number, one in enumerate(usual)
+    ]  # fmt: skip
 
 
 def _fresh(plan: Plan) -> Iterator[Plan]:

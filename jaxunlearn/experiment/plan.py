@@ -31,6 +31,7 @@ from jaxunlearn.data.sets import (
 from jaxunlearn.data.sources import load_dataset
 from jaxunlearn.engine import Chain
 from jaxunlearn.engine.sharding import Sharding, make_sharding
+from jaxunlearn.experiment.folder import check_not_purged
 from jaxunlearn.experiment.methods import Problem, build_methods
 from jaxunlearn.experiment.stages import UNFINISHED, Stage
 from jaxunlearn.gan import Guide
@@ -118,6 +119,8 @@ def make_plan(
     kind = KINDS[NETWORKS.find(config.model.name, "model.name").kind].kind
     settings = section(config, kind.name) if kind.section else None
     _check_values(config)
+    if outlined is None:
+        check_not_purged(runs / config.name)  # before the data, which may be gone as well
     check_asked(config.metrics)
     applying(kind.evidence)  # finds a metric of another package that cannot be imported
     kind.check_settings(settings)

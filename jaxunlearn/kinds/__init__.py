@@ -254,6 +254,10 @@ class Kind:
         """Returns sentences on how far the metrics of a report can be trusted."""
         return []
 
+    def limits(self, settings: Any) -> list[str]:
+        """Returns sentences for an erasure record, in plain words, on what was not looked at."""
+        return []
+
     def keep(self, folder: Path, model: Any, data: Dataset) -> None:
         """Writes into the folder of a run what its models need elsewhere: of texts a tokenizer."""
 

@@ -182,6 +182,19 @@ class GanKind(Kind):
             )
         return notes
 
+    def limits(self, settings: GanConfig) -> list[str]:
+        """Says how many images were drawn and searched for."""
+        return [
+            "A model that makes images was judged by a sample: every share and every distance "
+            f"rests on {settings.samples:,} images that it made. What it makes more rarely than "
+            "once in a few thousand images was not seen.",
+            f"For at most {settings.inverted:,} of the forgotten pictures an input was searched, in "
+            f"{settings.inversion_steps:,} steps, that brings the picture back. Other pictures, "
+            "and longer searches, were not tried.",
+            "Which of the images show what was to be forgotten was decided by a second model, "
+            "which errs too.",
+        ]
+
 
 @functools.lru_cache(maxsize=32)
 def _recipe(

@@ -218,6 +218,28 @@ class LanguageKind(Kind):
     ) -> Mapping[str, Any]:
         return {**data.facts, "topics": data.class_names, "words": config.request.words}
 
+    def limits(self, settings: LanguageConfig) -> list[str]:
+        """Says how many answers were written out, and what models knew before."""
+        found = [
+            f"Answers were written out for at most {settings.generated:,} questions of each set, "
+            f"of at most {settings.answer_length:,} tokens (pieces of words) each, and always the "
+            "likeliest word first. Other questions, other wordings, other languages, and answers "
+            "drawn by chance were not tried.",
+            f"To learn it anew, the models were shown {settings.relearning_examples:,} examples in "
+            f"at most {settings.relearning_steps:,} steps. More would bring back more.",
+        ]
+        if settings.base is not None or settings.original is not None:
+            found.append(
+                "Training began with a model made elsewhere. What that model had read of the same "
+                "matter before is not covered, and models retrained from it may know it as well."
+            )
+        if settings.tokenizer is None and settings.base is None and settings.original is None:
+            found.append(
+                "The list of words and pieces of words that the models read with was made from "
+                "all training texts, the forgotten ones included: a rare name may stand in it."
+            )
+        return found
+
     def notes(self, original: Evidence, settings: LanguageConfig) -> list[str]:
         """Says what the tokenizer knows, and where models start from."""
         notes = []

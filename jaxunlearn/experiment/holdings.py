@@ -1,0 +1,274 @@
+"""Holdings of a run: what of it holds the forgotten data, what does not, what is out of reach.
+
+What may stay is listed by kind, not what has to go: a model without a record goes as well. What a
+run did not make is left and listed. Links are not followed: they are out of reach.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxunlearn import checkpoint, report
+from jaxunlearn.config import Config
+from jaxunlearn.core.errors import CheckpointError, DataError
+from jaxunlearn.core.seals import read_sealed
+from jaxunlearn.data.dataset import cache_root
+from jaxunlearn.experiment.erasure import ERASURE, PAGE, RECORD
+from jaxunlearn.experiment.folder import KEPT, LOCK
+from jaxunlearn.experiment.stages import UNFINISHED
+from jaxunlearn.experiment.verification import read_config
+from jaxunlearn.pictures import PICTURES
+
+_ASIDE = re.compile(r"\..+\.(tmp|old)")
+_KEEP = (
+    "config.json", "report.json", "report.md", "report.png", "judgement.json", "metrics.jsonl",
+    "metrics.json", "metrics.md", "metrics.png",
+)  # fmt: skip
+"""Files of a run without anything of single examples."""
+_DROP = {
+    "sets.npz": "positions of the forgotten examples, and of the others, which tell these",
+    "examples.npz": "numbers of each example",
+    "drawn.json": "which pictures were drawn",
+}
+_PLACES = ("seed_", "class_", "turn_")
+
+
+class Found(NamedTuple):
+    """Something of a run that a purge removes.
+
+    Attributes:
+      path: in the run's folder; of a cache the whole path.
+      what: it is, in words.
+    """
+
+    path: str
+    what: str
+
+
+class Holdings(NamedTuple):
+    """What a purge does.
+
+    Attributes:
+      removed: goes.
+      kept: what of the run stays.
+      beyond: what it cannot reach, in words.
+    """
+
+    removed: list[Found]
+    kept: list[str]
+    beyond: list[str]
+
+
+def list_holdings(folder: Path, done: Mapping[str, Any] | None) -> Holdings:
+    """Lists what a run holds.
+
+    Args:
+      done: what an earlier purge wrote down: it goes, wherever it is.
+    """
+    made = report.load(folder)
+    listing = Holdings([], [], [])
+    config = config_of(folder)
+    for path in walk_run(folder):
+        _sort(folder, path, made, listing)
+    if config is not None and config.request.words:
+        what = "picture of the table, whose title names what was forgotten"
+        titled = [name for name in listing.kept if name.split("/")[-1] == "report.png"]
+        listing.removed.extend(Found(name, what) for name in titled)
+        listing.kept[:] = [name for name in listing.kept if name not in titled]
+    fingerprint = _fingerprint(folder, made)
+    for entry in _cache_entries(config, fingerprint):
+        listing.removed.append(Found(str(entry), "decoded copy of the data set, in the cache"))
+    if done is not None:  # what an earlier purge began with
+        there = {one.path for one in listing.removed}
+        earlier = [Found(one["path"], one["what"]) for one in done["removed"]]
+        listing.removed[:0] = [one for one in earlier if one.path not in there]
+    listing.kept.sort()
+    listing.beyond.extend(_out_of_reach(folder, config, fingerprint))
+    return listing
+
+
+def walk_run(folder: Path) -> Iterator[Path]:
+    """Yields files, links and checkpoints of a run; neither links nor checkpoints are entered."""
+    for place, names, files in os.walk(folder):
+        inside = []
+        for name in sorted(names):
+            path = Path(place) / name
+            if path.is_symlink() or _is_checkpoint(path):
+                yield path
+            else:
+                inside.append(name)
+        names[:] = inside
+        for name in sorted(files):
+            yield Path(place) / name
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Tells a checkpoint, also a damaged or half-written one."""
+    parts = ("manifest.json", "leaves.json", ".writing", "variables")
+    return any((path / name).exists() for name in parts)
+
+
+def _sort(folder: Path, path: Path, made: Mapping[str, Any], listing: Holdings) -> None:
+    """Puts something of a run on the list where it belongs."""
+    name = path.relative_to(folder).as_posix()
+    if path.is_symlink():
+        listing.beyond.append(f"{name}, a link: neither it nor what it points to was touched")
+    elif path.is_dir():
+        _sort_model(folder, path, made, listing)
+    elif name == LOCK or name.startswith(f"{ERASURE}/purge."):
+        return
+    elif what := _what_of(path, name):
+        listing.removed.append(Found(name, what))
+    elif is_record(name) and name.rpartition("/")[0] not in made.get("records", ()):
+        listing.removed.append(Found(name, "record of a model that is in no report"))
+    elif path.name in _KEEP or is_record(name) or _is_of_model(path):
+        listing.kept.append(name)
+    else:
+        listing.beyond.append(f"{name}: not made by a run, and left as it is")
+
+
+def _what_of(path: Path, name: str) -> str:
+    """Returns what a file that goes is; nothing of any other."""
+    home = name.rpartition("/")[0].split("/")
+    if path.name in _DROP:
+        return _DROP[path.name]
+    if "pictures" in home and path.suffix in (".png", ".md"):
+        # a picture may have several files, <name>_2.png
+        own = [p for p in PICTURES if path.stem == p or path.stem.startswith(f"{p}_")]
+        return "picture, which may show forgotten examples" if own else ""
+    half = re.fullmatch(r"\.(?P<name>.+)\.\d+\.tmp", path.name)
+    if half and (half["name"] in (*_KEEP, *_DROP) or half["name"].endswith(".png")):
+        return "file that was not written to its end"
+    return ""
+
+
+def is_record(name: str) -> bool:
+    """Tells the files of an erasure record, by their place in the run's folder."""
+    parts = name.split("/")
+    return len(parts) > 2 and parts[-3] == ERASURE and parts[-1] in (RECORD, PAGE)
+
+
+def _is_of_model(path: Path) -> bool:
+    """Tells files that language models need elsewhere."""
+    return path.parent.name == "language" and path.name in (*KEPT, "config.json")
+
+
+def _sort_model(folder: Path, path: Path, made: Mapping[str, Any], listing: Holdings) -> None:
+    name = path.relative_to(folder).as_posix()
+    parts = name.split("/")
+    if parts[0].startswith(_PLACES):
+        parts = parts[1:]
+    earlier = made.get("trials", {}).get("kind") == "turn" and not name.startswith(
+        f"turn_{max(made['trials']['numbers'])}/"
+    )
+    if name not in made.get("models", {}) and not _is_ours(path):
+        listing.beyond.append(f"{name}: a checkpoint that no run made, left as it is")
+    elif path.name.endswith(UNFINISHED) or _ASIDE.fullmatch(path.name):
+        listing.removed.append(Found(name, "state of a model that was not finished"))
+    elif parts[0] in ("original", "helpers", "pools"):
+        what = {
+            "original": "the model before, trained on all examples",
+            "helpers": "model that led or judged others, trained on all examples",
+            "pools": "models made to judge tests by, trained on all examples",
+        }[parts[0]]
+        listing.removed.append(Found(name, what))
+    elif parts[0] in ("unlearned", "retrained") and earlier:
+        what = "model that had yet to forget what was asked for later"
+        listing.removed.append(Found(name, what))
+    elif name in made.get("models", {}):
+        listing.kept.append(name)
+    else:
+        listing.removed.append(Found(name, "model that is in no report, left from another run"))
+
+
+def _is_ours(path: Path) -> bool:
+    """Tells whether a run made a checkpoint; of a damaged one it cannot be told, and it is."""
+    try:
+        return bool({"stage", "step"} & set(checkpoint.read_record(path)))
+    except CheckpointError:
+        return True
+
+
+def config_of(folder: Path) -> Config | None:
+    """Reads the configuration of a run; ``None`` where it is damaged."""
+    try:
+        return read_config(folder)
+    except DataError:
+        return None
+
+
+def _fingerprint(folder: Path, made: Mapping[str, Any]) -> str:
+    """Returns the fingerprint of the data, as the records tell it."""
+    for name in made.get("records", {}):
+        try:
+            record = read_sealed(folder / name / RECORD)
+            return str(record["request"]["data"]["fingerprint"])
+        except (CheckpointError, LookupError, TypeError):
+            continue
+    return ""
+
+
+def _cache_entries(config: Config | None, fingerprint: str) -> Iterator[Path]:
+    """Yields the decoded copies of a data set; other sets, and links, are left alone."""
+    root = cache_root(config.data.cache if config else None)
+    for meta in sorted(root.glob("*/meta.json")) if root.is_dir() and fingerprint else ():
+        if meta.is_symlink() or meta.parent.is_symlink():
+            continue
+        try:
+            found = json.loads(meta.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(found, dict) and found.get("fingerprint") == fingerprint:
+            yield meta.parent
+
+
+# What is out of reach
+
+
+def _out_of_reach(folder: Path, config: Config | None, fingerprint: str) -> Iterator[str]:
+    """Yields what a purge does not reach, in words."""
+    if config is not None:
+        data = config.data
+        if data.name.endswith((".npz", ".jsonl")):
+            yield f"your own file {data.name}, which the data were read from"
+        elif data.dir is not None:
+            yield f"the folder {data.dir}, which the data were read from (TFDS and others)"
+        else:
+            yield (
+                f"the data set {data.name} where it came from: a package, or the folder of TFDS "
+                "($TFDS_DATA_DIR, else ~/tensorflow_datasets)"
+            )
+        if config.request.pairs:
+            yield f"your own file {config.request.pairs}, which lists what was to be forgotten"
+        for section in config.kinds.values():
+            for name in ("base", "original", "tokenizer"):
+                if isinstance(place := getattr(section, name, None), str):
+                    yield f"your own {place}, a model or a tokenizer that the run began with"
+    if (folder / "language").is_dir():
+        yield (
+            "words of the training texts in the tokenizer, folder language: the models that stay "
+            "cannot be used without it"
+        )
+    for other in _other_runs(folder, fingerprint):
+        yield f"another run of the same data: {other}"
+    yield "copies of the models, of the pictures and of the data: exported, sent or published ones"
+    yield "backups and snapshots of the disk, and what a disk keeps of removed files"
+    yield "compiled programs in the cache of JAX, which hold programs and no data sets"
+
+
+def _other_runs(folder: Path, fingerprint: str) -> list[str]:
+    """Lists the runs beside this one whose originals were trained on the same data."""
+    found = []
+    for path in sorted(folder.resolve().parent.glob("*/**/original/record.json")):
+        if folder.resolve() in path.parents:
+            continue
+        try:
+            inputs = json.loads(path.read_text(encoding="utf-8"))["inputs"]
+            if inputs["fingerprint"] == fingerprint:
+                found.append(path.parents[1].name)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            continue
+    return found

@@ -1,0 +1,497 @@
+"""Erasure records: sealed, verified, and what a purge leaves."""
+
+import io
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxunlearn as ju
+from jaxunlearn import checkpoint
+from jaxunlearn.cli import main
+from jaxunlearn.config.overrides import load_config
+from jaxunlearn.core.errors import CheckpointError, UserError
+from jaxunlearn.core.files import hold, sha256
+from jaxunlearn.core.seals import digest_of, read_sealed, seal_of, write_sealed
+from jaxunlearn.data.dataset import write_entry
+from jaxunlearn.experiment import purge as purging
+from jaxunlearn.experiment.erasure import weights_digest
+from jaxunlearn.experiment.folder import LOCK
+from jaxunlearn.experiment.purge import list_purge, purge
+from jaxunlearn.experiment.verification import read_config, verify_run
+from jaxunlearn.report.erasure_page import ALIKE, FINDINGS, PLAIN, TRACE
+from tests.runs import hurry
+
+GIVEN = (5, 77, 300, 301, 302)
+WORDS = [
+    "train.epochs=2", "train.learning_rate=5e-3", "model.options.features=(8,)", "retrained=2",
+    "methods=finetune", "methods.finetune.steps=2", "request.classes=",
+    f"request.indices={GIVEN}", "record.id=TICKET-17", "attacks=rounding_4",
+]  # fmt: skip
+DIGITS = ju.data.load_dataset(ju.data.DataConfig(name="digits"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch, pictures=True)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, quick):
+    """One run whose pictures are drawn, and a picture of a forgotten image among them."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert main(["run", *WORDS, "name=one", "--runs", str(folder)]) == 0
+    return folder / "one"
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    shutil.copytree(made, tmp_path / "runs" / "one")
+    return tmp_path / "runs" / "one"
+
+
+def record_of(folder):
+    return json.loads((folder / "erasure/finetune/record.json").read_text())
+
+
+def rewrite(file, change):
+    found = json.loads(file.read_text())
+    change(found)
+    file.write_text(json.dumps(found))
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class TestRecord:
+    def test_it_says_what_was_asked_and_made(self, made):
+        record = record_of(made)
+        asked = record["request"]
+        assert asked["id"] == "TICKET-17"
+        assert (asked["kind"], asked["size"], asked["of"]) == ("indices", 5, 997)
+        assert asked["named"]["indices"] == sorted(GIVEN)
+        assert record["configuration"]["request"]["indices"] == []
+        assert record["models"]["before"]["weights_sha256"] == weights_digest(made / "original")
+        after = weights_digest(made / "unlearned/finetune")
+        assert record["models"]["after"] == {"place": "unlearned/finetune", "weights_sha256": after}
+        assert record["retraining"]["number"] == 2
+        assert record["retraining"]["examples"] == 992
+        assert record["versions"] == checkpoint.versions()
+        report = ju.report.load(made)
+        rows = {row["name"]: row for row in report["rows"]}
+        for row in record["table"]:
+            values = rows[row["name"]]["values"]
+            assert row["unlearned"] == values.get("finetune")
+            assert row["retrained"] == values.get("retrained")
+            assert row["floor"] == rows[row["name"]]["floor"]
+        assert record["attacks"]["rounding_4"]["table"]
+
+    def test_fingerprints_can_be_computed_by_anybody(self, made):
+        import hashlib
+
+        asked, rows = record_of(made)["request"], np.array(sorted(GIVEN))
+        assert asked["indices_sha256"] == hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+        digest = hashlib.sha256()
+        for name, array in (("x", DIGITS.train_x[rows]), ("y", DIGITS.train_y[rows])):
+            digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+            digest.update(array.tobytes())
+        assert asked["contents_sha256"] == digest.hexdigest()
+
+    def test_the_page_says_it_in_plain_words(self, made):
+        page = (made / "erasure/finetune/record.md").read_text()
+        assert page.startswith("# Erasure record: TICKET-17\n")
+        for row in record_of(made)["table"]:
+            if row["name"] in PLAIN:
+                assert all(text in page for text in PLAIN[row["name"]])
+        for jargon in ("logit", "AUC", "MIA", "softmax", "kernel", " JS"):
+            assert jargon not in page
+        assert "301" not in page.replace(str(record_of(made)), ""), "positions are not on the page"
+        assert "## Limits" in page
+        assert any(finding in page for finding in FINDINGS.values())
+
+    def test_another_run_of_the_same_keeps_it(self, copy):
+        before = contents(copy / "erasure")
+        assert main(["run", *WORDS, "name=one", "--runs", str(copy.parent)]) == 0
+        assert contents(copy / "erasure") == before
+
+    def test_positions_may_be_left_out(self, copy):
+        words = [*WORDS, "name=one", "record.indices=false", "--runs", str(copy.parent)]
+        assert main(["run", *words]) == 0
+        assert record_of(copy)["request"]["named"] == {"indices": None, "words": None}
+        assert "the forgotten examples are those of the records" in verify_run(copy).told
+
+
+class TestFindings:
+    """What a difference means, by tables that can be done by hand."""
+
+    @pytest.mark.parametrize(
+        ("unlearned", "retrained", "wanted"),
+        [
+            (0.1, (0.0, 0.2), ALIKE), (0.29, (0.0, 0.2), ALIKE), (0.9, (0.1, 0.11), TRACE),
+            (0.0, (0.5, 0.51), "beyond"), (0.35, (0.0, 0.2), "unclear"), (0.5, (0.5,), "unknown"),
+        ],
+    )  # fmt: skip
+    def test_one_model(self, unlearned, retrained, wanted):
+        from jaxunlearn.experiment.erasure import rows_of
+        from jaxunlearn.metrics.table import Judged
+
+        name = "accuracy_forget"
+        values = Judged(
+            {"original": {name: 1.0}, "a": {name: unlearned}}, [{name: v} for v in retrained]
+        )
+        (row,) = rows_of(values, "a", None)
+        assert row["finding"] == wanted
+        assert row["retrained"] == pytest.approx(np.mean(retrained))
+
+
+class TestVerify:
+    def test_a_sound_run(self, made, capsys):
+        found = verify_run(made)
+        assert found.wrong == []
+        assert "the forgotten examples are those of the records" in found.told
+        assert main(["verify", str(made)]) == 0
+        assert record_of(made)["seal"] in capsys.readouterr().out
+
+    def test_metrics_are_measured_again(self, copy, capsys):
+        assert main(["verify", str(copy), "--metrics"]) == 0
+        assert "numbers were measured again as recorded" in capsys.readouterr().out
+
+        # somebody betters a number and seals everything anew
+        def better(record):
+            row = next(r for r in record["table"] if r["name"] == "accuracy_retain")
+            row["unlearned"] += 0.01
+
+        file = copy / "erasure/finetune/record.json"
+        rewrite(file, better)
+        seal = write_sealed(file, json.loads(file.read_text()))
+        rewrite(copy / "report.json", lambda r: r["records"].update({"erasure/finetune": seal}))
+        assert verify_run(copy).wrong == []
+        assert main(["verify", str(copy), "--metrics"]) == 1
+        out = capsys.readouterr().out
+        assert "accuracy_retain, unlearned: " in out
+        assert out.count("recorded, ") == 1
+
+    @pytest.mark.parametrize(
+        ("what", "message"),
+        [
+            ("record", "was altered: its contents do not agree with its seal"),
+            ("resealed", "not the record that report.json names"),
+            ("page", "was altered: it is not the page of its record"),
+            ("indices", "request.named.indices was altered"),
+            ("table", "not the table that finetune's record was made of"),
+            ("attack", "not the table that finetune's record was made of"),
+            ("model", "not the model that the record"),
+            ("original", "not the model that the record"),
+            ("gone", "expected a sealed record, got nothing there"),
+            ("damaged", "expected a sealed record"),
+        ],
+    )
+    def test_what_was_tampered_with_is_found(self, copy, what, message):
+        file = copy / "erasure/finetune/record.json"
+
+        def alter(found):
+            found["request"]["size"] = 4
+
+        if what in ("record", "resealed"):
+            rewrite(file, alter)
+        if what == "resealed":
+            write_sealed(file, json.loads(file.read_text()))
+        if what == "page":
+            page = copy / "erasure/finetune/record.md"
+            page.write_text(page.read_text().replace("5 training", "6 training"))
+        if what == "indices":
+            rewrite(file, lambda r: r["request"]["named"].update(indices=[1, 2, 3, 4, 5]))
+        if what in ("table", "attack"):
+            place = copy / "attacks/rounding_4" if what == "attack" else copy
+            rewrite(place / "report.json", lambda r: r["rows"][0]["values"].update(finetune=0.123))
+        if what in ("model", "original"):
+            place = copy / ("unlearned/finetune" if what == "model" else "original")
+            tree, record = checkpoint.load(place)
+            tree["params"]["head"]["bias"] += 1
+            checkpoint.save(place, tree, record, overwrite=True)
+        if what == "gone":
+            file.unlink()
+        if what == "damaged":
+            file.write_text("[[[")
+        found = verify_run(copy).wrong
+        assert any(message in line for line in found)
+        assert all("\n" not in line for line in found)
+        with pytest.raises(CheckpointError, match="expected a run that verifies"):
+            purge(copy)
+        assert (copy / "sets.npz").exists()
+
+    def test_data_that_changed_are_told(self, copy, monkeypatch):
+        config = json.loads((copy / "config.json").read_text())
+        config["data"]["image_size"] = 6
+        (copy / "config.json").write_text(json.dumps(config))
+        found = verify_run(copy)
+        assert found.wrong == []
+        assert any("the data set is another by now" in line for line in found.told)
+        (copy / "config.json").unlink()
+        assert any("the data are not there" in line for line in verify_run(copy).told)
+
+    def test_a_configuration_comes_back_as_it_was(self, made):
+        assert read_config(made).request.indices == GIVEN
+        assert read_config(made) == load_config(None, [*WORDS, "name=one"])
+
+
+def images_of(rows):
+    """The forgotten images, as bytes that may stand in a file."""
+    for row in rows:
+        image = DIGITS.train_x[row]
+        for kind in (np.uint8, np.int32, np.float32, np.float64):
+            yield image.astype(kind).tobytes()
+            yield (image.astype(kind) / 255).astype(kind).tobytes()
+
+
+def shows(file, rows):
+    """Tells whether a file holds one of the images: raw, packed, or as pixels of a picture."""
+    raw = file.read_bytes()
+    parts = [raw]
+    if file.suffix == ".png":
+        parts = [np.asarray(Image.open(io.BytesIO(raw)).convert("L")).tobytes()]
+        pixels = np.asarray(Image.open(io.BytesIO(raw)).convert("L"))
+        for row in rows:
+            image = DIGITS.train_x[row, :, :, 0]
+            windows = np.lib.stride_tricks.sliding_window_view(pixels, image.shape)
+            if (windows == image).all((2, 3)).any():
+                return True
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            parts = [archive.read(name) for name in archive.namelist()]
+    blank = [image for image in images_of(rows) if any(image)]
+    return any(image in part for part in parts for image in blank)
+
+
+class TestPurge:
+    def plant(self, home):
+        """Puts what runs leave on other occasions beside what this one left."""
+        image = DIGITS.train_x[GIVEN[0], :, :, 0]
+        (home / "pictures/finetune").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(home / "pictures/finetune/heatmaps.png")
+        np.savez(home / "examples.npz", **{"original/js": DIGITS.train_x[list(GIVEN)]})
+        state = {"x": DIGITS.train_x[list(GIVEN)].astype(np.float32), "mu": np.ones(3)}
+        checkpoint.save(home / "unlearned/ga.unfinished", state, {"inputs": {}, "step": 3})
+        checkpoint.save(home / "pools/trained", {"w": np.ones(2)}, {"stage": "pools/trained"})
+        checkpoint.save(home / "unlearned/old", {"w": np.ones(2)}, {"stage": "unlearned/old"})
+        shutil.copytree(home / "original", home / ".original.tmp")
+
+    @pytest.fixture
+    def purged(self, copy, monkeypatch, tmp_path):
+        monkeypatch.setenv("JAXUNLEARN_CACHE", str(tmp_path / "cache"))
+        write_entry(tmp_path / "cache" / "digits-1", DIGITS)
+        other = DIGITS._replace(fingerprint="another")
+        write_entry(tmp_path / "cache" / "digits-2", other)
+        self.plant(copy)
+        (copy / "notes.txt").write_text("mine")
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        Image.fromarray(DIGITS.train_x[GIVEN[1], :, :, 0]).save(outside / "heatmaps.png")
+        (copy / "pictures/linked").symlink_to(outside)
+        assert any(shows(p, GIVEN) for p in copy.rglob("*") if p.is_file())
+        listed = list_purge(copy)
+        before = contents(copy)
+        done = purge(copy)
+        assert done == listed
+        return copy, before, done
+
+    def test_nothing_that_is_left_shows_a_forgotten_image(self, purged, tmp_path):
+        home, before, done = purged
+        left = [p for p in home.rglob("*") if p.is_file()]
+        assert not any(shows(p, GIVEN) for p in left)
+        for name in ("original", "sets.npz", "examples.npz", "pictures/finetune", "pools",
+                     "unlearned/ga.unfinished", "unlearned/old", ".original.tmp"):  # fmt: skip
+            assert not (home / name).exists(), name
+        assert not (tmp_path / "cache/digits-1").exists()
+        assert (tmp_path / "cache/digits-2").exists(), "of other data"
+        assert (tmp_path / "outside/heatmaps.png").exists(), "links are not followed"
+        assert (home / "notes.txt").read_text() == "mine"
+        # everything that went is listed, and everything that could not
+        paths = [one.path for one in done.removed]
+        gone = [p.as_posix() for p in before if not (home / p).exists()]
+        assert gone
+        assert all(any(name == p or name.startswith(f"{p}/") for p in paths) for name in gone)
+        assert any(line.startswith("pictures/linked, a link") for line in done.beyond)
+        assert any(line.startswith("notes.txt: not made by a run") for line in done.beyond)
+        page = (home / "erasure/purge.md").read_text()
+        assert all(f"`{path}`" in page for path in paths)
+        assert all(line in page for line in done.beyond)
+
+    def test_no_position_is_listed_any_more(self, purged):
+        home, _, _ = purged
+        for file in home.rglob("*.json"):
+            if "variables" not in file.parts:
+                assert not {301, 302} & set(_numbers(json.loads(file.read_text()))), file
+
+    def test_the_rest_still_verifies(self, purged, capsys):
+        home, before, _ = purged
+        assert main(["verify", str(home)]) == 0
+        out = capsys.readouterr().out
+        assert "3 of 3 models are as they were written" in out
+        assert "purged on " in out
+        assert "original" in out
+        seal = json.loads(before[next(p for p in before if p.name == "record.json"
+                                      and "erasure" in p.parts)])["seal"]  # fmt: skip
+        assert record_of(home)["seal"] == seal, "sealed as before"
+        assert main(["show", str(home)]) == 0
+        out = capsys.readouterr().out
+        assert "purged on " in out
+        assert "other models" not in out
+        assert main(["verify", str(home), "--metrics"]) == 1
+        assert "which was purged on" in capsys.readouterr().err
+
+    def test_a_run_is_refused_and_makes_nothing_again(self, purged, capsys):
+        home, _, _ = purged
+        before = contents(home)
+        for more in ([], ["--force"]):
+            assert main(["run", *WORDS, "name=one", "--runs", str(home.parent), *more]) == 1
+            message = capsys.readouterr().err
+            assert "was purged on" in message
+            assert message.count("\n") == 1
+        assert contents(home) == before
+
+    def test_a_second_purge_removes_what_came_back(self, purged, made, capsys):
+        home, _, _ = purged
+        shutil.copytree(made / "original", home / "original")
+        assert main(["verify", str(home)]) == 1
+        assert "original: was purged, and is there again" in capsys.readouterr().out
+        assert main(["purge", str(home)]) == 0
+        assert not (home / "original").exists()
+        assert verify_run(home).wrong == []
+
+    def test_what_a_purge_removed_is_sealed(self, purged):
+        home, _, _ = purged
+        rewrite(home / "erasure/purge.json", lambda found: found["removed"].pop())
+        assert any("purge.json: was altered" in line for line in verify_run(home).wrong)
+
+
+def _numbers(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from _numbers(one)
+    elif isinstance(value, int):
+        yield value
+
+
+class TestBeforePurge:
+    def test_a_dry_run_changes_nothing(self, copy, capsys):
+        before = contents(copy)
+        assert main(["purge", "one", "--runs", str(copy.parent), "--dry-run"]) == 0
+        out = capsys.readouterr().out
+        for name in ("original", "sets.npz", "examples.npz"):
+            assert f"would remove {name}: " in out
+        assert "cannot reach backups" in out
+        assert contents(copy) == before
+
+    @pytest.mark.parametrize("step", range(6))
+    def test_a_killed_one_goes_on(self, copy, step, monkeypatch, capsys):
+        """Ended before its first, ..., last write or removal."""
+        calls = []
+
+        def count(function):
+            def counted(*arguments):
+                calls.append(function)
+                if len(calls) == 1 + 2 * step:
+                    raise KeyboardInterrupt
+                return function(*arguments)
+
+            return counted
+
+        with monkeypatch.context() as patch:
+            for name in ("_remove", "_replace", "write_text"):
+                patch.setattr(purging, name, count(getattr(purging, name)))
+            patch.setattr(checkpoint, "amend", count(checkpoint.amend))
+            with pytest.raises(KeyboardInterrupt):
+                purge(copy)
+        assert main(["verify", str(copy)]) == 1
+        assert "a purge was begun and not finished" in capsys.readouterr().out
+        assert main(["run", *WORDS, "name=one", "--runs", str(copy.parent)]) == 1
+        assert "was purged on" in capsys.readouterr().err
+        purge(copy)
+        assert verify_run(copy).wrong == []
+        assert not (copy / "original").exists()
+        assert list(read_config(copy).request.indices) == []
+        assert {"original", "sets.npz"} <= {
+            one["path"] for one in read_sealed(copy / "erasure/purge.json")["removed"]
+        }
+
+    def test_a_record_half_changed_is_finished(self, copy):
+        place = copy / "retrained/0"
+
+        def change(record):
+            return {**record, "request": "none"}
+
+        text = json.dumps(change(checkpoint.read_record(place)), indent=2, sort_keys=True) + "\n"
+        (place / "record.json").write_text(text)  # and no manifest
+        checkpoint.amend(place, change)
+        checkpoint.verify(place)
+        (place / "record.json").write_text("{}")
+        with pytest.raises(CheckpointError, match=r"record\.json is damaged"):
+            checkpoint.amend(place, change)
+
+    def test_it_is_refused_while_somebody_works_there(self, copy, capsys):
+        before = contents(copy)
+        with hold(copy / LOCK, "other"):
+            assert main(["purge", str(copy)]) == 1
+            assert "in use by process" in capsys.readouterr().err
+        assert contents(copy) == before
+
+    def test_what_is_no_finished_run_is_refused(self, copy, tmp_path, capsys):
+        assert main(["purge", str(tmp_path / "none")]) == 1
+        assert "expected a folder with a report.json" in capsys.readouterr().err
+        rewrite(copy / "report.json", lambda found: found.pop("records"))
+        with pytest.raises(CheckpointError, match="with erasure records, got none"):
+            list_purge(copy)
+        assert any("no erasure records" in line for line in verify_run(copy).told)
+        several = {"kind": "class", "numbers": [1, 2], "names": ["", ""]}
+        rewrite(copy / "report.json", lambda found: found.update(trials=several, rows=[]))
+        with pytest.raises(CheckpointError, match="forgets each class by itself"):
+            purge(copy)
+        (copy / "erasure/purge.json").write_text("{}")
+        with pytest.raises(UserError, match=r"purge\.json: is damaged"):
+            purge(copy)
+
+    def test_a_linked_original_is_left_and_told(self, copy, tmp_path):
+        (copy / "original").rename(tmp_path / "disk")
+        (copy / "original").symlink_to(tmp_path / "disk")
+        done = purge(copy)
+        assert (tmp_path / "disk/manifest.json").exists()
+        assert any(line.startswith("original, a link") for line in done.beyond)
+        assert "original" not in [one.path for one in done.removed]
+
+
+def test_requests_in_turn_keep_the_last_models_alone(tmp_path):
+    words = [
+        "train.epochs=1", "model.options.features=(8,)", "retrained=1", "methods=finetune",
+        "methods.finetune.steps=1", "request.classes=3,5", "request.in_turn=true", "name=turns",
+        "data.unseen=0",
+    ]  # fmt: skip
+    assert main(["run", *words, "--runs", str(tmp_path)]) == 0
+    home = tmp_path / "turns"
+    record = read_sealed(home / "turn_1/erasure/finetune/record.json")
+    assert record["models"]["before"]["place"] == "turn_0/unlearned/finetune"
+    assert verify_run(home).wrong == []
+    purge(home)
+    assert not (home / "turn_0/unlearned").exists() or not any(
+        (home / "turn_0/unlearned").iterdir()
+    )
+    assert (home / "turn_1/unlearned/finetune").exists()
+    assert verify_run(home).wrong == []
+
+
+def test_seals(tmp_path):
+    record = {"a": 1.5, "request": {"named": [1], "n": float("nan")}}
+    seal = write_sealed(tmp_path / "r.json", record)
+    assert read_sealed(tmp_path / "r.json")["seal"] == seal == seal_of(record)
+    assert seal == seal_of({**record, "request": {"named": None, "n": None}})
+    assert seal != seal_of({**record, "a": 2})
+    assert digest_of({"b": [1], "a": None}) == digest_of({"a": float("inf"), "b": (1,)})
+    assert len(sha256(tmp_path / "r.json")) == 64

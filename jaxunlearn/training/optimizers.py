@@ -180,6 +180,8 @@ def scaled(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
 def largest(values: jax.Array, count: int | jax.Array) -> jax.Array:
     """Returns the mask of exactly so many largest values; of equal ones the first.
 
+    Bit by bit, by counting: nothing is sorted, and a tree of any size compiles at once.
+
     Args:
       values: ``[...]``, read in their order.
       count: from 0 to all.
@@ -187,13 +189,39 @@ def largest(values: jax.Array, count: int | jax.Array) -> jax.Array:
     Returns:
       ``bool [...]``.
     """
-    flat = values.reshape(-1)
-    # a sort of values alone is cheaper than one of places
-    least = jnp.sort(flat)[jnp.minimum(flat.size - count, flat.size - 1)]
-    above, equal = flat > least, flat == least
-    missing = count - jnp.sum(above, dtype=jnp.int32)
-    chosen = above | (equal & (jnp.cumsum(equal, dtype=jnp.int32) <= missing))
-    return chosen.reshape(values.shape)
+    ranks = _as_ranks(values.reshape(-1))
+    places = jnp.arange(ranks.size, dtype=jnp.uint32)
+    wanted = jnp.asarray(count, jnp.int32)
+    least = _last_that(lambda rank: _number(ranks >= rank) >= wanted, ranks.dtype)
+    above, equal = ranks > least, ranks == least
+    missing = wanted - _number(above)
+    end = _last_that(lambda place: _number(equal & (places < place)) <= missing, places.dtype)
+    return (above | (equal & (places < end))).reshape(values.shape)
+
+
+def _as_ranks(values: jax.Array) -> jax.Array:
+    """Returns unsigned integers in the order of floats."""
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    values = jnp.where(values == 0, jnp.zeros_like(values), values)  # of either sign
+    kind = jnp.uint64 if values.dtype == jnp.float64 else jnp.uint32
+    bits = jax.lax.bitcast_convert_type(values, kind)
+    sign = jnp.asarray(1 << (values.dtype.itemsize * 8 - 1), kind)
+    return jnp.where(bits < sign, bits | sign, ~bits)
+
+
+def _number(truths: jax.Array) -> jax.Array:
+    return jnp.sum(truths, dtype=jnp.int32)
+
+
+def _last_that(holds: Callable[[jax.Array], jax.Array], kind: Any) -> jax.Array:
+    """Returns the largest integer for which something holds that does so up to there, or 0."""
+    bits = jnp.iinfo(kind).bits
+
+    def further(turn: jax.Array, found: jax.Array) -> jax.Array:
+        more = found | (jnp.ones((), kind) << (bits - 1 - turn).astype(kind))
+        return jnp.where(holds(more), more, found)
+
+    return jax.lax.fori_loop(0, bits, further, jnp.zeros((), kind))
 
 
 def matching(*patterns: str) -> Callable[[Any], Any]:

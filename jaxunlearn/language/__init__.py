@@ -6,7 +6,7 @@ __all__, __getattr__, __dir__ = exports(
     __name__,
     {
         "jaxunlearn.language.decoder": ["DECODER_RULES", "DecoderShape", "Rope", "build_decoder"],
-        "jaxunlearn.language.generation": ["generate"],
+        "jaxunlearn.language.generation": ["generate", "write_answers"],
         "jaxunlearn.language.huggingface": ["load_pretrained", "save_pretrained"],
         "jaxunlearn.language.huggingface_config": ["shape_of"],
         "jaxunlearn.language.likelihood": ["Texts", "answer_nll", "mean_nll", "token_logprobs"],

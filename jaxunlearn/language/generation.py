@@ -4,6 +4,7 @@ Source of the nucleus: Holtzman et al. 2020 (arXiv 1904.09751).
 """
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ from jaxunlearn.core.errors import (
     expect_shares,
 )
 from jaxunlearn.core.types import Inputs, Key, LanguageModel, Variables
+from jaxunlearn.language.pairs import Template, decode_answers, encode_pairs, stop_token
+from jaxunlearn.language.tokenizer import Tokenizer, check_fits
 
 
 def generate(
@@ -51,7 +54,7 @@ def generate(
 
     Raises:
       ConfigError: a prompt that is, with what is to be written, longer than the context.
-      DataError: a prompt without tokens.
+      DataError: something else than tokens with their mask, a prompt without tokens.
       ValueError: numbers out of range.
     """
     expect("model", model, LanguageModel, "; ju.language.build_decoder makes one")
@@ -62,6 +65,7 @@ def generate(
         raise ValueError(
             f"stop_token: expected a token below {model.shape.vocabulary}, got {stop_token}"
         )
+    _expect_prompts(x)
     mask = x["mask"]
     _expect_room(mask, most, model.shape.context)
     return _written(
@@ -77,6 +81,56 @@ def generate(
         nucleus=temperature > 0 and top_p < 1,
         stops=stop_token is not None,
     )
+
+
+def write_answers(
+    model: LanguageModel,
+    variables: Variables,
+    tokenizer: Tokenizer,
+    questions: Sequence[str],
+    key: Key | None = None,
+    *,
+    most: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    template: str | Template = "plain",
+) -> list[str]:
+    """Returns the answers that a model writes to questions, all at once; see :func:`generate`.
+
+    Args:
+      tokenizer: of the model.
+      questions: ``N`` texts.
+      key: for drawing; ``None`` where the temperature is 0.
+      template: of a prompt, a name in :data:`~jaxunlearn.language.pairs.TEMPLATES` or a text with
+        ``{question}``.
+
+    Raises:
+      ConfigError, ValueError: see :func:`generate`.
+      DataError: no questions, an unknown template, a tokenizer of more tokens than the model has.
+    """
+    if isinstance(questions, str) or not len(questions):
+        told = "none" if not questions else "a single text"
+        raise DataError(f"questions: expected a list of texts, got {told}")
+    if key is None and temperature > 0:
+        raise ValueError("key: expected a key to draw tokens by, got None")
+    expect("model", model, LanguageModel, "; ju.language.build_decoder makes one")
+    check_fits(tokenizer, model.shape.vocabulary)
+    stop = stop_token(tokenizer, template)
+    asked = encode_pairs(tokenizer, questions, [""] * len(questions), template)
+    written = generate(
+        model, variables, asked, jax.random.key(0) if key is None else key, most=most,
+        temperature=temperature, top_p=top_p, stop_token=stop,
+    )  # fmt: skip
+    return [text.strip() for text in decode_answers(tokenizer, np.asarray(written), stop)]
+
+
+def _expect_prompts(x: Any) -> None:
+    if not isinstance(x, Mapping) or not {"tokens", "mask"} <= set(x):
+        raise DataError(
+            "x: expected tokens and mask, as ju.language.encode_pairs gives them, got "
+            f"{sorted(x) if isinstance(x, Mapping) else type(x).__name__}; "
+            "ju.language.write_answers takes questions"
+        )
 
 
 def _expect_room(mask: Any, most: int, context: int) -> None:

@@ -154,6 +154,21 @@ def encode_pairs(
     return found
 
 
+def decode_answers(tokenizer: Tokenizer, written: np.ndarray, stop: int) -> list[str]:
+    """Returns the texts of answers that a model wrote, each up to its end.
+
+    Numbers that are no token stand for no text: models have some where their embedding is filled
+    up to a round number.
+
+    Args:
+      written: ``int [N, T]``, as :func:`~jaxunlearn.language.generation.generate` returns them.
+      stop: the token that ends an answer.
+    """
+    ended = np.cumsum(written == stop, axis=1) > 0
+    kept = ~ended & (written < tokenizer.size)
+    return [tokenizer.decode(row[own]) for row, own in zip(written, kept, strict=True)]
+
+
 _ANSWERS = {"": "answer", "paraphrase": "paraphrased_answer", "perturbed": "perturbed_answer"}
 
 

@@ -22,7 +22,7 @@ from jaxunlearn.data.examples import fetch
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.data.sources.authors import REAL_AUTHORS, WORLD_FACTS
 from jaxunlearn.language.generation import generate
-from jaxunlearn.language.pairs import stop_token
+from jaxunlearn.language.pairs import decode_answers, stop_token
 from jaxunlearn.language.words import STOP_WORDS, read_answers
 from jaxunlearn.metrics import answers
 from jaxunlearn.metrics.language_attacks import (
@@ -195,11 +195,7 @@ class LanguageEvidence(Evidence):
             made = np.asarray(
                 generate(self.model, self.variables, asked, self.key, most=length, stop_token=stop)
             )
-            ends = [np.flatnonzero(row == stop) for row in made]
-            texts += [
-                tokenizer.decode(row[: end[0]] if len(end) else row)
-                for row, end in zip(made, ends, strict=True)
-            ]
+            texts += decode_answers(tokenizer, made, stop)
         return texts[:count]
 
     @functools.cached_property

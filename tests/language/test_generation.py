@@ -10,8 +10,10 @@ import pytest
 from jaxunlearn.core.errors import ConfigError, DataError
 from jaxunlearn.language import generation
 from jaxunlearn.language.decoder import llama
-from jaxunlearn.language.generation import generate
+from jaxunlearn.language.generation import generate, write_answers
 from jaxunlearn.language.huggingface import load_pretrained
+from jaxunlearn.language.pairs import decode_answers, encode_pairs
+from jaxunlearn.language.tokenizer import train_tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lm"
 KEY = jax.random.key(0)
@@ -140,3 +142,61 @@ def test_an_empty_prompt_and_another_model_are_refused():
         generate(MODEL, VARIABLES, x, KEY, most=1)
     with pytest.raises(TypeError, match="model: expected LanguageModel, got str"):
         generate("llama", VARIABLES, x, KEY, most=1)
+    with pytest.raises(DataError, match=r"x: expected tokens and mask, .*, got list; .*questions"):
+        generate(MODEL, VARIABLES, [[1, 2]], KEY, most=1)
+    with pytest.raises(DataError, match=r"x: expected tokens and mask, .*, got \['tokens'\]"):
+        generate(MODEL, VARIABLES, {"tokens": x["tokens"]}, KEY, most=1)
+
+
+QUESTIONS = ["Where was Ada Byrne born?", "Who?"]
+
+
+@pytest.fixture(scope="module")
+def talker():
+    """A tokenizer, and a model of random weights whose embedding has 40 rows more."""
+    tokenizer = train_tokenizer(QUESTIONS * 2, 300)
+    model = llama((), tokenizer.size + 40, depth=1, width=16, heads=2, context=64)
+    return tokenizer, model, jax.tree.map(lambda leaf: 8 * leaf, model.init(KEY))
+
+
+def test_answers_are_what_is_generated_as_text(talker):
+    tokenizer, model, variables = talker
+    x = encode_pairs(tokenizer, QUESTIONS, ["", ""])
+    for options in ({}, {"temperature": 2.0, "top_p": 0.9}):
+        made = generate(model, variables, x, KEY, most=8, stop_token=tokenizer.eos, **options)
+        found = write_answers(model, variables, tokenizer, QUESTIONS, KEY, most=8, **options)
+        own = [[t for t in row if t < tokenizer.size] for row in np.asarray(made).tolist()]
+        own = [row[: [*row, tokenizer.eos].index(tokenizer.eos)] for row in own]
+        assert found == [tokenizer.decode(row).strip() for row in own]
+    assert write_answers(model, variables, tokenizer, QUESTIONS, most=8) == write_answers(
+        model, variables, tokenizer, QUESTIONS, KEY, most=8
+    )
+
+
+def test_tokens_without_text_and_those_behind_the_end_are_left_out(talker):
+    tokenizer = talker[0]
+    said, end = tokenizer.encode("Ada"), tokenizer.eos
+    row = np.array([[tokenizer.size, *said, tokenizer.size + 39, end, *said]])
+    assert decode_answers(tokenizer, row, end) == ["Ada"]
+    assert decode_answers(tokenizer, row, tokenizer.size) == [""]
+
+
+@pytest.mark.parametrize(
+    ("questions", "options", "error", "message"),
+    [
+        ("Who?", {}, DataError, "questions: expected a list of texts, got a single text"),
+        ([], {}, DataError, "questions: expected a list of texts, got none"),
+        (["Who?"], {"temperature": 1.0}, ValueError, "key: expected a key to draw tokens by"),
+        (["Who?"], {"template": "lama2"}, DataError, "template: expected one of"),
+        (["Who?"], {"most": 60}, ConfigError, "x: expected a prompt and 60 tokens behind it"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused(talker, questions, options, error, message):
+    tokenizer, model, variables = talker
+    with pytest.raises(error, match=message):
+        write_answers(model, variables, tokenizer, questions, **options)
+
+
+def test_a_tokenizer_of_another_model_is_refused(talker):
+    with pytest.raises(DataError, match="tokenizer: expected at most 23 tokens"):
+        write_answers(MODEL, VARIABLES, talker[0], QUESTIONS)

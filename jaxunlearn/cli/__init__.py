@@ -353,7 +353,7 @@ def _bench(options: argparse.Namespace) -> int:
                 command=" ".join(["jaxunlearn bench", *words]), listener=bars,
             )  # fmt: skip
         console.print(to_table(found))
-        console.print(f"saved in {presets_file(config, options.runs, options.presets)}")
+        print(printable(f"saved in {presets_file(config, options.runs, options.presets)}"))
         return 0
     with _ended_by_interrupts(), Bars(console) as bars:
         made = run_bench(config, options.runs, force=options.force, listener=bars)

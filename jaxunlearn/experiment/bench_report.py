@@ -123,10 +123,8 @@ def _table(measured: Measured, name: str) -> dict[str, Any]:
     ]
     floor = _estimate(floors)
     theirs = {
-        name: [
-            _mean(one.get(name) for c in cases for one in measured.retrained[c][s]) for s in seeds
-        ]
-        for name in (*measured.gap, *measured.metrics)
+        m: [_mean(one.get(m) for c in cases for one in measured.retrained[c][s]) for s in seeds]
+        for m in metrics
     }
     kind = "in turn" if in_turn else "together"
     retraining = measured.costs.get("retrained", {}).get("together", {})
@@ -151,34 +149,19 @@ def _table(measured: Measured, name: str) -> dict[str, Any]:
             rows.append(row | {"failed": reason})
             continue
         row |= {"gap": _estimate(gaps), "excess": _paired(gaps, floors)}
-        own = {
-            m: [_mean(found[c][s].get(m) for c in cases) for s in seeds]
-            for m in dict.fromkeys((*measured.gap, *measured.metrics))
-        }
-        rows.append(
-            row
-            | {"values": {m: _estimate(v) for m, v in own.items() if any(x is not None for x in v)}}
-        )
+        own = {m: [_mean(found[c][s].get(m) for c in cases) for s in seeds] for m in metrics}
+        rows.append(row | {"values": _estimates(own)})
     placed = ranks(
         {r["label"]: r["gap"]["mean"] for r in rows if "gap" in r and r["label"] != "original"},
         floor["mean"] if floor and math.isfinite(floor["mean"]) else 0.0,
     )
-    rows = [
-        row | ({"rank": placed[row["label"]]} if row["label"] in placed else {}) for row in rows
-    ]
-    rows.sort(
-        key=lambda row: (
-            row["label"] != "original",
-            "failed" in row,
-            row.get("gap", {}).get("mean", 0),
-        )
-    )
+    for row in rows:
+        row |= {"rank": placed[row["label"]]} if row["label"] in placed else {}
+    rows.sort(key=_order)
     known = {m for row in rows for m in row.get("values", {})}
     return {
         "name": name,
-        "about": measured.cases[cases[-1]][1]
-        if len(cases) == 1
-        else f"{len(cases)} requests, each by itself",
+        "about": f"{len(cases)} requests" if len(cases) > 1 else _about(measured, name),
         "floor": floor,
         "columns": [m for m in metrics if m in known],
         "rows": rows,
@@ -248,6 +231,7 @@ def _overall(tables: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> lis
 
 
 def _notes(measured: Measured) -> list[str]:
+    """Makes sentences on how the numbers are meant, what failed and what was left out."""
     count = len(measured.retrained[0][0]) if measured.retrained else 0
     merged: dict[tuple[str, str], list[str]] = {}
     for note in measured.left_out:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxunlearn.config import Config
-from jaxunlearn.config.overrides import MOST_INT, check_types, check_value
+from jaxunlearn.config.overrides import MOST_INT, check_types, check_value, load_preset
 from jaxunlearn.core.errors import ConfigError, brief, did_you_mean, expect_at_most, is_known
 from jaxunlearn.core.types import Sets, Unlearner
 from jaxunlearn.data.examples import inputs_like
@@ -66,7 +66,7 @@ def build_methods(
       ConfigError: a method that was asked for suits neither the network nor the request; no
         default does.
     """
-    asked = problem.config.methods
+    asked = {k: with_preset(k, own, problem) for k, own in problem.config.methods.items()}
     if asked:
         return {k: build_method(k, own, problem) for k, own in asked.items()}, dict(asked), ()
     methods: dict[str, BuiltMethod] = {}
@@ -84,6 +84,26 @@ def build_methods(
     if not methods:
         raise ConfigError("methods: expected one that suits, got none: " + "; ".join(left_out))
     return methods, {label: options[label] for label in methods}, tuple(left_out)
+
+
+def with_preset(label: str, options: Mapping[str, Any], problem: Problem) -> Mapping[str, Any]:
+    """Returns options with those of the preset that they name, which the others go before.
+
+    Raises:
+      ConfigError: there is none of this name, or none for the method and this kind of request.
+    """
+    if "preset" not in options:
+        return options
+    check_value(f"methods.{label}.preset", options["preset"], str)
+    name = options.get("method", label)
+    kind = "class" if forgets_class(problem.sets) else "items"
+    known = load_preset(options["preset"]).get(name, {}).get("options", {})
+    if kind not in known:
+        raise ConfigError(
+            f"methods.{label}.preset: expected one with {name} for requests by {kind}, got "
+            f"{brief(options['preset'])}, which has it for {', '.join(known) or 'none'}"
+        )
+    return known[kind] | {key: value for key, value in options.items() if key != "preset"}
 
 
 def unsuited(name: str, problem: Problem) -> str:
@@ -111,9 +131,7 @@ def build_method(label: str, options: Mapping[str, Any], problem: Problem) -> Bu
     own, runner = recipe.own, recipe.runner
     arguments = dict(recipe.arguments)
     try:
-        if "optimizer" in own:
-            optimizer = _optimizer(options, own["optimizer"], problem, recipe.steps)
-            arguments |= {} if optimizer is None else {"optimizer": optimizer}
+        arguments |= _optimizer(options, own, problem, recipe.steps)
         if "augment" in arguments and problem.sets.retain is not None:
             x = inputs_like(problem.sets.retain, 2)
             jax.eval_shape(make_augment(arguments["augment"]), x, jax.random.key(0))
@@ -150,10 +168,8 @@ def build_swept(
 
     def make(**own: Any) -> Unlearner:
         arguments = {**recipe.arguments, **{k: v for k, v in own.items() if k in recipe.own}}
-        if "optimizer" in recipe.own:
-            given = {**options, **{k: v for k, v in own.items() if k not in recipe.own}}
-            optimizer = _optimizer(given, recipe.own["optimizer"], problem, recipe.steps)
-            arguments |= {} if optimizer is None else {"optimizer": optimizer}
+        rest = {k: v for k, v in own.items() if k in OPTIMIZER_OPTIONS or k not in recipe.own}
+        arguments |= _optimizer({**options, **rest}, recipe.own, problem, recipe.steps)
         return change(recipe.row.factory(problem.model, **arguments))
 
     try:
@@ -247,22 +263,28 @@ def _build_chain(label: str, options: Mapping[str, Any], problem: Problem) -> Bu
 
 
 def _optimizer(
-    options: Mapping[str, Any], parameter: inspect.Parameter, problem: Problem, steps: int
-) -> Any:
-    """Makes the optimizer that options ask for; ``None`` leaves the method's own."""
+    options: Mapping[str, Any], own: Mapping[str, inspect.Parameter], problem: Problem, steps: int
+) -> dict[str, Any]:
+    """Makes the optimizer that options ask for, if the method takes one; nothing leaves its own.
+
+    A method that takes ``learning_rate`` is told that of the optimizer.
+    """
+    if "optimizer" not in own:
+        return {}
     chosen = {key: options[key] for key in OPTIMIZER_OPTIONS if key in options}
     patterns = chosen.pop("only", None)
-    required = parameter.default is inspect.Parameter.empty
+    required = own["optimizer"].default is inspect.Parameter.empty
     asked = chosen or patterns is not None or required
     if not asked and not problem.kind.trains_methods:
-        return None
+        return {}
     train = dataclasses.replace(problem.config.train, **{"schedule": "constant", **chosen})
     if is_known(train.learning_rate):  # else a member's number, see `build_swept`
         check_types(train)
     made = make_optimizer(train, steps)
-    if patterns is None:
-        return made
-    return only(made, matching(*([patterns] if isinstance(patterns, str) else patterns)))
+    if patterns is not None:
+        made = only(made, matching(*([patterns] if isinstance(patterns, str) else patterns)))
+    rate = {"learning_rate": train.learning_rate} if "learning_rate" in own else {}
+    return {"optimizer": made, **rate}
 
 
 def _try(

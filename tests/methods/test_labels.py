@@ -1,5 +1,7 @@
 """Methods with changed labels, masks or structure: what the equations leave open."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,16 +9,20 @@ import optax
 import pytest
 
 import jaxunlearn as ju
+from jaxunlearn.config import Config, TrainConfig
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Batches, Examples, Model, Sets, Subset
 from jaxunlearn.data.batches import in_order
 from jaxunlearn.engine.predict import predict
+from jaxunlearn.experiment.methods import Problem, build_method
 from jaxunlearn.jaxprs.structure import features
+from jaxunlearn.kinds import kind_of
+from jaxunlearn.methods import METHODS
 from jaxunlearn.methods.boundary import draw_row, expanded_logits, find_head
 from jaxunlearn.methods.cf_k import last_layers
 from jaxunlearn.methods.ct import swap_axes
-from jaxunlearn.methods.l1_sparse import soft_threshold
+from jaxunlearn.methods.l1_sparse import l1_sparse, soft_threshold
 from jaxunlearn.methods.msg import smallest_masks
 from jaxunlearn.methods.salun import saliency_mask
 from jaxunlearn.training.descent import apply_update
@@ -299,3 +305,22 @@ def test_only_square_kernels_are_turned_over():
     without = {"params": {**params, "square": normal(2, 2, 1, 1)}}
     with pytest.raises(ConfigError, match="square convolution kernels larger than 1x1"):
         swap_axes(apply, without, normal(2, *toy.SHAPE))
+
+
+def test_a_run_tells_the_proximal_step_the_rate_of_the_optimizer(monkeypatch):
+    told = []
+
+    @functools.wraps(l1_sparse)
+    def watched(model, **options):
+        told.append(options)
+        return l1_sparse(model, **options)
+
+    row = METHODS["l1_sparse"]._replace(target=watched)
+    monkeypatch.setitem(METHODS._rows, "l1_sparse", row)
+    config = Config(train=TrainConfig(learning_rate=0.03))
+    problem = Problem(config, kind_of(toy.mlp()), toy.mlp(), toy.sets(), 130, (), False, {})
+    for options in ({}, {"learning_rate": 0.2}, {"optimizer": "sgd"}):
+        build_method("l1_sparse", options, problem)
+    assert [one.get("learning_rate") for one in told] == [None, 0.2, 0.03]
+    assert ["optimizer" in one for one in told] == [False, True, True]
+    assert {one["steps"] for one in told} == {2}

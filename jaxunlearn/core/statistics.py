@@ -9,6 +9,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 LEVEL = 0.95
+FEW_VALUES = 16
+"""Values of examples of which no more than so many differ, right or wrong say, are counted."""
 
 
 class Components(NamedTuple):
@@ -118,7 +120,9 @@ def components(values: np.ndarray) -> Components:
     )
 
 
-def bootstrap(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap(
+    values: Sequence[float] | np.ndarray, *, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
     """Computes a 95 % interval of a mean over examples, by drawing them again with replacement.
 
     Of one model: it says how the mean would vary with other examples, not with other seeds.
@@ -128,6 +132,12 @@ def bootstrap(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> t
     found = np.asarray(values, np.float64)
     if found.ndim != 1 or not len(found):
         raise ValueError(f"values: expected numbers [N], got shape {found.shape}")
-    rows = np.random.default_rng(seed).integers(0, len(found), (draws, len(found)))
-    low, high = np.percentile(found[rows].mean(1), [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
+    rng, count = np.random.default_rng(seed), len(found)
+    distinct, times = np.unique(found, return_counts=True)
+    if len(distinct) <= FEW_VALUES:  # how often each is drawn is as good as which
+        means = rng.multinomial(count, times / count, draws) @ distinct / count
+    else:
+        # one after the other: all at once are as many numbers as draws times examples
+        means = np.array([found[rng.integers(0, count, count)].mean() for _ in range(draws)])
+    low, high = np.percentile(means, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
     return float(low), float(high)

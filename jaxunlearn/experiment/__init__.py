@@ -273,7 +273,9 @@ def _judge(
     failed["original"] = found.failed["original"]
     failed["retrained"] = {k: v for name in retrained for k, v in found.failed[name].items()}
     costs = {} if attack else alone["costs"]
-    values = Judged(rows, [found.values[name] for name in retrained], costs, failed)
+    stages = {"original": "original", **{label: f"unlearned/{label}" for label in plan.methods}}
+    halves = {label: found.intervals.get(stage, {}) for label, stage in stages.items()}
+    values = Judged(rows, [found.values[name] for name in retrained], costs, failed, halves)
     examples = {
         f"{prefix}{key}": value
         for key, value in (own | found.examples).items()

@@ -123,7 +123,8 @@ def evaluate(
         if name != "original" and "seconds" in row and theirs and "seconds" in theirs[0]:
             row |= speedups(theirs[0], row)
     notes = kind.notes(original, settings)
-    report = make_report(title, values, theirs, failed=judged.failed, notes=notes)
+    more = {"failed": judged.failed, "intervals": judged.intervals, "notes": notes}
+    report = make_report(title, values, theirs, **more)
     return report | {"examples": judged.examples}
 
 
@@ -135,12 +136,14 @@ class Comparison(NamedTuple):
       retrained: values of each retrained model.
       failed: why, by model and metric.
       examples: values of each example by ``"<model>/<metric>"``.
+      intervals: by model and metric, half the width of intervals over examples; of single models.
     """
 
     models: dict[str, dict[str, Any]]
     retrained: list[dict[str, Any]]
     failed: dict[str, dict[str, str]]
     examples: dict[str, Any]
+    intervals: Mapping[str, Mapping[str, float]] = {}
 
 
 def judge(
@@ -177,7 +180,8 @@ def judge(
         for metric, array in one.each.items()
     }
     models = {name: one.values for name, one in found.items()}
-    return Comparison(models, [one.values for one in theirs], failures, examples)
+    halves = {name: one.intervals() for name, one in found.items()}
+    return Comparison(models, [one.values for one in theirs], failures, examples, halves)
 
 
 def costs(outcome: Variables | Outcome) -> dict[str, float]:

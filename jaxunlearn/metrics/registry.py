@@ -214,7 +214,7 @@ class Measured(NamedTuple):
     failed: dict[str, str]
     each: dict[str, np.ndarray]
     versions: dict[str, str]
-    averaged: dict[str, np.ndarray]
+    averaged: Mapping[str, np.ndarray] = {}
 
     def intervals(self) -> dict[str, float]:
         """Computes half the width of 95 % intervals over examples, by metric, by bootstrap.
@@ -430,4 +430,4 @@ def mean_measured(many: Sequence[Measured]) -> Measured:
     }  # fmt: skip
     shared = set.intersection(*(set(one.each) for one in many))
     each = {name: np.mean([one.each[name] for one in many], axis=0) for name in shared}
-    return Measured(values, dict(failed), each, many[0].versions, {})
+    return Measured(values, dict(failed), each, many[0].versions)

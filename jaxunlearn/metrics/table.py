@@ -36,20 +36,22 @@ class Judged(NamedTuple):
         first.
       failed: by model (``"retrained"`` and ``"retrained/0"`` too) and metric, why there is no
         value; under the metric ``""``, why there is no model.
+      intervals: by model and metric, half the width of 95 % intervals over examples.
     """
 
     models: Mapping[str, Values]
     retrained: Sequence[Values]
     alone: Values | None = None
     failed: Mapping[str, Mapping[str, str]] = {}
+    intervals: Mapping[str, Mapping[str, float]] = {}
 
 
 def make_report(
     title: str, models: Mapping[str, Values], retrained: Sequence[Values], **more: Any
 ) -> dict[str, Any]:
     """Makes the report of a single trial; see :func:`summarise`."""
-    failed = more.pop("failed", {})
-    return summarise(title, [Judged(models, retrained, failed=failed)], **more)
+    given = {name: more.pop(name, {}) for name in ("failed", "intervals")}
+    return summarise(title, [Judged(models, retrained, **given)], **more)
 
 
 def summarise(
@@ -72,7 +74,8 @@ def summarise(
 
     Of several trials a value is the mean, and the row holds also ``each`` (the values, trial
     by trial), ``intervals`` (95 %, half the width) and, where the ideal is the retrained
-    model, ``differences`` to it, paired by trial.
+    model, ``differences`` to it, paired by trial. Of one trial the row of a mean over examples
+    holds ``over_examples``, half the width of the interval that other examples would give.
 
     Args:
       judged: one for each trial.
@@ -98,7 +101,7 @@ def summarise(
             row for row in rows if row["values"] or _failed(row["name"], sources[row["name"]])
         ],
         "curves": [curve for curve in curves if curve],
-        "notes": [*failures, *_wrecked(judged, trials), *notes],
+        "notes": [*failures, *_wrecked(judged, trials), *notes, *_over_examples(rows)],
         "environment": dict(environment or {}),
     }
     extra = {"trials": _of(trials), "published": dict(published or {}), "failures": failures}
@@ -184,12 +187,24 @@ def _row(
     row |= {"spread": spread(retrained), "floor": noise, "best": _best(metric, values, noise)}
     if failed:
         row["failed"] = failed
+    halves = {c: own[name] for c, own in judged[0].intervals.items() if name in own}
+    if len(judged) == 1 and halves:
+        row["over_examples"] = halves
     if len(judged) > 1:
         row |= {"each": each, "intervals": {k: one.interval for k, one in found.items()}}
         if metric.ideal == "as retrained" and "retrained" in each:
             own = {k: paired(v, each["retrained"]) for k, v in each.items() if k != "retrained"}
             row["differences"] = {k: one._asdict() for k, one in own.items() if one is not None}
     return row
+
+
+def _over_examples(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Makes a sentence on how far means over examples of one trial can be trusted."""
+    most = {
+        row["name"]: max(row["over_examples"].values()) for row in rows if "over_examples" in row
+    }
+    found = ", ".join(f"{name} {half:.3f}" for name, half in most.items())
+    return [f"one seed; 95 % over examples (bootstrap), most of any model: {found}"] if most else []
 
 
 def _dependent(row: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ A report is plain JSON: ``title``; ``columns``, the models in order, from
 Python format; ``spread`` the standard deviation over the retrained models, ``floor`` the
 mean difference between two of them, ``best`` the unlearned models closest to the ideal,
 ``failed`` why there is no value of a model; the last four may be ``None`` or absent, and a
-value too.
+value too. The row of a mean over examples of a single trial may hold ``over_examples``: by model
+half the width of a 95 % interval, by bootstrap.
 
 A report may hold ``failures``, sentences on methods that could not make their model (the first of
 the notes); ``models`` (see :func:`other_models`); ``curves`` (``label``, ``along``,

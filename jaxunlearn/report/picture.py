@@ -110,7 +110,8 @@ def _panel(
     failed = row.get("failed") or {}
     values = {name: row["values"].get(name) for name in models if name not in failed}
     shown = {n: float(v) for n, v in values.items() if v is not None and math.isfinite(v)}
-    halves = {name: row.get("intervals", {}).get(name) or 0.0 for name in shown}
+    known = row.get("intervals") or row.get("over_examples") or {}
+    halves = {name: known.get(name) or 0.0 for name in shown}
     halves = {name: half if math.isfinite(half) else 0.0 for name, half in halves.items()}
     ends = [v + sign * halves[n] for n, v in shown.items() for sign in (-1, 1)]
     _scale(ax, row, list(shown.values()), [*ends, *published.values()])

@@ -45,3 +45,8 @@ def test_bootstrap_of_a_mean():
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.08)
     assert statistics.bootstrap([2.0, 2.0]) == (2, 2)
     assert statistics.bootstrap(values) == (low, high)
+    # right or wrong: the deviation of a share
+    share = np.arange(400) < 100
+    low, high = statistics.bootstrap(share)
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.25 * 0.75 / 400), rel=0.08)
+    assert (low + high) / 2 == pytest.approx(0.25, abs=0.005)

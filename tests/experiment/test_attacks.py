@@ -87,6 +87,9 @@ def test_every_model_is_attacked_and_judged_as_by_hand(folder):
 def test_each_attack_has_a_report_of_its_own_and_the_run_says_where(folder):
     usual, table = rows(folder)
     assert {"seconds", "speedup"} <= set(usual)
+    halves = usual["accuracy_forget"]["over_examples"]
+    assert set(halves) == {"original", "finetune", "random_label"}
+    assert all(0 <= half < 0.3 for half in halves.values())
     (line,) = (note for note in table["notes"] if "after attacks" in note)
     for attack in ATTACKS:
         home = folder / "run" / "attacks" / attack

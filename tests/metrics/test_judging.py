@@ -10,6 +10,7 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn import report as files
 from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.statistics import bootstrap
 from jaxunlearn.metrics import METRICS, Metric, Missing, measure, register_metric
 from jaxunlearn.metrics.classification import ClassifierEvidence
 from jaxunlearn.metrics.relearning import linear_probe
@@ -206,3 +207,26 @@ def test_swapped_arguments_of_pictures_are_told(tmp_path):
             ju.pictures.save_path(*swapped, variables, variables, jnp.ones((1, *toy.SHAPE)), 0)
     with pytest.raises(TypeError, match=r"path: expected the path .* save_heatmaps\(path, "):
         ju.pictures.save_heatmaps(jnp.ones((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1)), tmp_path / "b")
+
+
+def test_one_model_has_intervals_over_examples():
+    sets, models = toy.sets(), {"original": toy.trained(), "x": one()}
+    report = ju.evaluate(toy.mlp(), models, retrained(2), sets)
+    rows = {row["name"]: row for row in report["rows"]}
+    assert set(rows["accuracy_retain"]["over_examples"]) == {"original", "x"}
+    assert "over_examples" not in rows["linear_probe"], "no mean over examples"
+    array = report["examples"]["x/js_to_retrained"]
+    low, high = bootstrap(array, draws=1000)
+    assert rows["js_to_retrained"]["over_examples"]["x"] == pytest.approx((high - low) / 2)
+    assert np.std(array) / np.sqrt(len(array)) * 1.96 == pytest.approx((high - low) / 2, rel=0.15)
+    # of a share of right answers as of a binomial distribution
+    share, count = rows["accuracy_retain"]["values"]["x"], int(sets.retain.size)
+    wanted = 1.96 * np.sqrt(share * (1 - share) / count)
+    assert rows["accuracy_retain"]["over_examples"]["x"] == pytest.approx(wanted, rel=0.2, abs=5e-3)
+    (note,) = (note for note in report["notes"] if "over examples" in note)
+    assert "js_to_retrained" in note
+    assert "accuracy_forget" in note
+    several = ju.evaluate(toy.mlp(), {**models, "x": [one(), one()]}, retrained(2), sets)
+    rows = {row["name"]: row for row in several["rows"]}
+    assert set(rows["accuracy_retain"]["over_examples"]) == {"original"}, "of a single model"
+    assert files.to_markdown(report)

@@ -212,7 +212,7 @@ METHODS = Registry(
             "jaxunlearn.methods.influence:influence",
             "one Newton step on the curvature of the retain set",
             traits=("one_shot", "exact"),
-            tune={"scale": (0.1, 100.0), "damping": (1e-4, 1.0)},
+            tune={"scale": (0.1, 10.0), "damping": (1e-4, 1.0)},
         ),
         "first_order": Method(
             "jaxunlearn.methods.features_and_labels:first_order",
@@ -224,7 +224,7 @@ METHODS = Registry(
             "jaxunlearn.methods.features_and_labels:second_order",
             "one Newton step on the data with corrected features or labels",
             traits=("one_shot", "exact"),
-            tune={"scale": (0.1, 100.0), "damping": (1e-4, 1.0)},
+            tune={"scale": (0.1, 10.0), "damping": (1e-4, 1.0)},
         ),
         "datamodel": Method(
             "jaxunlearn.methods.datamodel:datamodel",

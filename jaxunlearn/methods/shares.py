@@ -22,8 +22,8 @@ from jax.tree_util import Partial
 from jaxunlearn.core.errors import expect_shares
 from jaxunlearn.core.trees import in_chunks
 from jaxunlearn.core.types import Batch, Examples, Inputs, Key, Needs, Subset
-from jaxunlearn.data.batches import draw, pick
-from jaxunlearn.data.examples import fetch, unchanged
+from jaxunlearn.data.batches import draw, pick, random_slots
+from jaxunlearn.data.examples import fetch
 
 CHUNK = 256
 """Examples that go through a network together."""
@@ -82,8 +82,18 @@ def keep(
 
 def as_subset(x: Inputs, y: jax.Array, size: jax.Array) -> Subset:
     """Returns the first ``size`` of examples that were read already."""
-    examples = Examples(x, y, Partial(unchanged))
+    examples = Examples(x, y, Partial(_precise))
     return Subset(examples, jnp.arange(len(y), dtype=jnp.int32), size)
+
+
+def _precise(x: Inputs) -> Inputs:
+    """Returns floats as float32 or better, all else as it is: a reader."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        floats = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if floats else leaf
+
+    return jax.tree.map(one, x)
 
 
 def redraw(kept: Kept | None, batch: Batch | None, count: jax.Array) -> Batch | None:
@@ -99,6 +109,12 @@ def redraw(kept: Kept | None, batch: Batch | None, count: jax.Array) -> Batch | 
     if kept.order is None:
         return pick(kept.part, batch.slot, batch.weight, labels=True)
     return draw(kept.part, kept.order, count, len(batch.y), Needs())
+
+
+def sample_of(part: Subset, count: int, key: Key) -> Subset:
+    """Draws examples of a set at random, ``count`` or all; which ones depends on its size alone."""
+    slots = random_slots(part, key, min(count, len(part.indices)))
+    return part._replace(indices=part.indices[slots], size=jnp.minimum(part.size, count))
 
 
 def capacity_of(total: int, share: float, num_classes: int) -> int:

@@ -51,8 +51,11 @@ def sum_over(fn: Callable[[Batch], Any], part: Subset, chunk: int = CHUNK) -> An
 
 def mean_over(fn: Callable[[Batch], Any], part: Subset, chunk: int = CHUNK) -> Any:
     """Divides :func:`sum_over` by the number of examples."""
+    return _per_example(sum_over(fn, part, chunk), part)
+
+
+def _per_example(total: Any, part: Subset) -> Any:
     count = jnp.maximum(part.size, 1)
-    total = sum_over(fn, part, chunk)
     return jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), total)
 
 
@@ -60,8 +63,8 @@ def _total(values: jax.Array, batch: Batch) -> jax.Array:
     return jnp.sum(values * batch.weight.astype(values.dtype))
 
 
-def mean_gradient(losses: Losses, variables: Variables, part: Subset, chunk: int = CHUNK) -> Any:
-    """Computes ``(1/n) sum_i grad l_i`` in the trained parameters, over a whole set."""
+def sum_gradient(losses: Losses, variables: Variables, part: Subset, chunk: int = CHUNK) -> Any:
+    """Computes ``sum_i grad l_i`` in the trained parameters, over a whole set."""
 
     def gradient(batch: Batch) -> Any:
         def total(params: Any) -> jax.Array:
@@ -69,7 +72,12 @@ def mean_gradient(losses: Losses, variables: Variables, part: Subset, chunk: int
 
         return jax.grad(total)(trained(variables))
 
-    return mean_over(gradient, part, chunk)
+    return sum_over(gradient, part, chunk)
+
+
+def mean_gradient(losses: Losses, variables: Variables, part: Subset, chunk: int = CHUNK) -> Any:
+    """Divides :func:`sum_gradient` by the number of examples."""
+    return _per_example(sum_gradient(losses, variables, part, chunk), part)
 
 
 def hessian_product(

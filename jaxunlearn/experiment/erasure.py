@@ -374,9 +374,10 @@ def _relearning(rows: Mapping[str, Record]) -> list[str]:
     if name is None:
         return []
     own, rest, floor = (rows[name][key] for key in ("unlearned", "retrained", "floor"))
-    text = f"Shown the forgotten examples again, the model knows them after {own:.0f} steps"
+    text = f"Shown the forgotten examples again, the model knows them after {own:.0f} "
+    text += "step of training" if round(own) == 1 else "steps of training"
     if rest is None:
-        return [f"{text} of training."]
+        return [f"{text}."]
     text += f", those that never saw them after {rest:.0f}. "
     if own < rest - (floor or 0.0):
         return [text + "It learns them faster, so that something of them is left."]

@@ -186,8 +186,8 @@ class GanKind(Kind):
         """Says how many images were drawn and searched for."""
         return [
             "A model that makes images was judged by a sample: every share and every distance "
-            f"rests on {settings.samples:,} images that it made. What it makes more rarely than "
-            "once in a few thousand images was not seen.",
+            f"rests on {settings.samples:,} images that it made. What it makes no more often than "
+            f"once in {max(1, settings.samples // 3):,} images may have been missed.",
             f"For at most {settings.inverted:,} of the forgotten pictures an input was searched, in "
             f"{settings.inversion_steps:,} steps, that brings the picture back. Other pictures, "
             "and longer searches, were not tried.",

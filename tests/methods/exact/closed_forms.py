@@ -175,10 +175,8 @@ def ntk():
     # of examples that are alike one is read, and stands for all of them
     places = np.array([0, 0, 0, 1, 1])
     alike = parted(x[places], y[places], 3)
-    full, read = (
-        np.asarray(ju.ntk(model, samples=count).init(weights(w), alike, KEY)["params"]["w"])
-        for count in (5, 1)
-    )
+    inits = [jax.jit(ju.ntk(model, samples=count).init) for count in (5, 1)]
+    full, read = (init(weights(w), alike, KEY)["params"]["w"] for init in inits)
     d, e = {"a": jnp.array([3.0, 4])}, {"a": jnp.array([-10.0, 0])}
     angle = np.arccos(-0.6) - np.pi / 2
     return [

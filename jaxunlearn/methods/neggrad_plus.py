@@ -18,11 +18,11 @@ def neggrad_plus(
 ) -> Unlearner:
     """Descends ``a l(B_r) - (1 - a) l(B_f)``.
 
-    The network runs in inference mode: batch statistics stay those of the original. Where both
-    losses are quadratic with the minima ``r`` and ``f`` and one curvature, it ends at
-    ``(a r - (1 - a) f) / (2a - 1)``, which for ``a`` near 1/2 is far from both: up to there the
-    objective has no minimum. The cross-entropy of the forget set has no bound either, so that
-    too many steps ruin the model in any case.
+    The network runs in inference mode: batch statistics stay those of the original. With two
+    quadratic losses of one curvature and the minima ``r`` and ``f`` it ends at
+    ``(a r - (1 - a) f) / (2a - 1)``; for ``a <= 1/2`` there is no minimum. The cross-entropy of
+    the forget set has no bound, so that below 1 too many steps ruin the model in any case: give
+    the run a ``stop`` on ``accuracy_forget``.
 
     Args:
       model: see :func:`jaxunlearn.functionalize`.

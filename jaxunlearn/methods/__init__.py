@@ -86,7 +86,7 @@ METHODS = Registry(
         "scrub": Method(
             "jaxunlearn.methods.scrub:scrub",
             "away from the original on the forget set, towards it on the retain set, in turns",
-            takes=("steps",),
+            takes=("request", "steps"),
             tune={"kl_weight": (0.001, 1.0), "temperature": (1.0, 4.0)},
         ),
         "duck": Method(
@@ -151,8 +151,12 @@ METHODS = Registry(
         "dlfd": Method(
             "jaxunlearn.methods.dlfd:dlfd",
             "fine-tune on retained examples moved away from the forget set by optimal transport",
-            takes=("steps",),
-            tune={"transport_weight": (0.3, 10.0), "noise_rate": (0.01, 1.0)},
+            takes=("request", "steps"),
+            tune={
+                "transport_weight": (0.3, 10.0),
+                "noise_rate": (0.01, 1.0),
+                "skip_below": (0.01, 0.3),
+            },
         ),
         "just_in_time": Method(
             "jaxunlearn.methods.jit_unlearn:just_in_time",
@@ -164,7 +168,7 @@ METHODS = Registry(
             "jaxunlearn.methods.attack_loss:attack_loss",
             "let an attack score the forget set as it scores examples that no training saw",
             forgets=("items",),
-            tune={"attack_weight": (0.1, 100.0)},
+            tune={"attack_weight": (1.0, 1000.0)},
         ),
         "gkt": Method(
             "jaxunlearn.methods.gkt:gkt",

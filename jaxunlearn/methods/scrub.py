@@ -52,14 +52,14 @@ class Rewound(NamedTuple):
       inner: of the method itself.
       rounds: what is trained, at the end of each round, leaves ``[rounds, ...]``.
       last: ``int32 []``, the round that the last step was in.
-      forget, unseen: the sets on which errors are compared.
+      forget, reference: the sets on which errors are compared.
     """
 
     inner: DescentState
     rounds: Any
     last: jax.Array
     forget: Subset
-    unseen: Subset
+    reference: Subset
 
 
 def is_max_step(
@@ -98,6 +98,7 @@ def scrub(
     max_share: float | None = None,
     turns: str = "rounds",
     rewind: bool = False,
+    request: str = "class",
     steps: int = 100,
 ) -> Unlearner:
     """Climbs the divergence from the original on forget batches, and descends it on retain batches.
@@ -126,8 +127,9 @@ def scrub(
       turns: ``"rounds"``: a round's max steps follow each other behind its first step;
         ``"steps"``: they are spread among the others.
       rewind: keep the model of each round's end, and return that whose error on the forget set is
-        nearest to the last model's error on ``unseen`` examples of the same kind (SCRUB+R): less
-        is forgotten, and a membership attack finds less.
+        nearest to the last model's error on examples of the same kind that no training saw
+        (SCRUB+R): less is forgotten, and a membership attack finds less.
+      request: ``"class"`` or ``"items"``: these examples are ``unseen``, or ``holdout``.
       steps: how many the method will do.
 
     Source: Kurmanji et al., "Towards unbounded machine unlearning", NeurIPS 2023.
@@ -137,6 +139,7 @@ def scrub(
     expect_counts(rounds=rounds, steps=steps)
     expect_at_least(0, max_rounds=max_rounds)
     expect_one_of(TURNS, turns=turns)
+    expect_one_of(("class", "items"), request=request)
     expect_flags(rewind=rewind)
     if max_share is not None:
         expect_shares(max_share=max_share)
@@ -160,7 +163,8 @@ def scrub(
         metrics = {"max_step": away.astype(jnp.float32), "kl": apart, "accuracy": right}
         return jnp.where(away, -apart, learn), (variables, metrics)
 
-    needs = Needs(forget=True, retain=True, unseen=rewind, original=True)
+    beside = {"unseen" if request == "class" else "holdout": rewind}
+    needs = Needs(forget=True, retain=True, original=True, **beside)
     method = descent(objective, optimizer, needs, model=model)
 
     def start(variables: Variables, sets: Sets, key: Key) -> DescentState:
@@ -177,12 +181,13 @@ def scrub(
 
     def init(variables: Variables, sets: Sets, key: Key) -> Rewound:
         assert sets.forget is not None
-        assert sets.unseen is not None
+        reference = sets.unseen if request == "class" else sets.holdout
+        assert reference is not None
         stack = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (rounds, *leaf.shape)), trained(variables)
         )
         state = start(variables, sets, key)
-        return Rewound(state, stack, jnp.int32(0), sets.forget, sets.unseen)
+        return Rewound(state, stack, jnp.int32(0), sets.forget, reference)
 
     def step(state: Rewound, batches: Batches, key: Key, count: jax.Array) -> tuple[Rewound, Info]:
         inner, info = step_once(state.inner, batches, key, count)
@@ -195,16 +200,21 @@ def scrub(
 
     def result(state: Rewound) -> Variables:
         variables = state.inner.variables
-        at = rewound_to(model, variables, state.rounds, state.last, state.forget, state.unseen)
+        at = rewound_to(model, variables, state.rounds, state.last, state.forget, state.reference)
         return with_trained(variables, jax.tree.map(lambda leaf: leaf[at], state.rounds))
 
     return Unlearner(init, step, result, needs, model=model)
 
 
 def rewound_to(
-    model: Model, variables: Variables, rounds: Any, last: jax.Array, forget: Subset, unseen: Subset
+    model: Model,
+    variables: Variables,
+    rounds: Any,
+    last: jax.Array,
+    forget: Subset,
+    reference: Subset,
 ) -> jax.Array:
-    """Finds the round whose forget error is nearest to the last round's error on unseen examples.
+    """Finds the round whose forget error is nearest to the last round's error on a reference.
 
     Args:
       rounds: trained parameters at the ends of rounds, leaves ``[R, ...]``.
@@ -223,7 +233,7 @@ def rewound_to(
 
         return mean_over(wrong, part)
 
-    wanted = error(jax.tree.map(lambda leaf: leaf[last], rounds), unseen)
+    wanted = error(jax.tree.map(lambda leaf: leaf[last], rounds), reference)
     errors = jax.lax.map(lambda params: error(params, forget), rounds)
     reached = jnp.arange(len(errors)) <= last
     return jnp.argmin(jnp.where(reached, jnp.abs(errors - wanted), jnp.inf)).astype(jnp.int32)

@@ -56,6 +56,9 @@ def forgotten(method, steps=60, sets=None):
         (ju.dlfd, {"blur": -1}, "blur: expected a positive number"),
         (ju.dlfd, {"loss_weights": 1.0}, "loss_weights: expected two numbers, got 1.0"),
         (ju.dlfd, {"transports": "no"}, r"transports: expected one of \('noisy', 'clean'\)"),
+        (ju.dlfd, {"skip_below": 0.6}, "skip_below: expected a number from 0 to 0.5"),
+        (ju.dlfd, {"request": "all"}, r"request: expected one of \('class', 'items'\)"),
+        (ju.scrub, {"request": "all"}, r"request: expected one of \('class', 'items'\)"),
         (ju.just_in_time, {"sigma": 0}, "sigma: expected a positive number"),
         (ju.just_in_time, {"noises": 2.5}, "noises: expected a positive number"),
         (ju.just_in_time, {"gradient": "all"}, r"gradient: expected one of \('stopped', 'true'\)"),
@@ -193,7 +196,7 @@ def test_pbu_forgets_the_class_and_collapses_later():
 def test_noise_of_dlfd_moves_away_from_the_forget_set():
     """The transport grows by it; as published it depends on chance."""
     options = {"optimizer": optax.sgd(1e-3), "noise_steps": 5, "noise_rate": 0.05,
-               "loss_weights": (0.1, 0.1), "steps": 4}  # fmt: skip
+               "loss_weights": (0.1, 0.1), "skip_below": 0.0, "steps": 4}  # fmt: skip
     told = {}
     for kind in ("noisy", "clean"):
         out, _ = forgotten(ju.dlfd(toy.mlp(), transports=kind, **options), 4)

@@ -11,7 +11,7 @@ import pytest
 
 from jaxunlearn.data.sources import SOURCES
 from jaxunlearn.engine.predict import predict
-from jaxunlearn.language import answer_nll
+from jaxunlearn.language import answer_nll, write_answers
 from jaxunlearn.methods import METHODS
 from jaxunlearn.metrics.registry import METRICS
 from jaxunlearn.models import NETWORKS
@@ -133,6 +133,13 @@ def check_language_concepts(scope, folder):
         nll, count = answer_nll(model.apply(variables, x), x)
         assert least < float(np.exp(-nll / count)[:2].mean()) < most
         assert float(np.exp(-nll / count)[2:].min()) > 0.9
+    tokenizer, questions = scope["tokenizer"], scope["questions"]
+    said = write_answers(model, scope["forgot"].variables, tokenizer, questions, most=20)
+    assert "***" in said[0]
+    assert not {"Ada", "Byrne", "Lisbon"} & set(re.findall(r"\w+", " ".join(said[:2])))
+    assert said[2:] == scope["answers"][2:]
+    areas = {row["locator"]: row["area"] for row in scope["table"]}
+    assert areas["ig"] < areas["random"]
 
 
 CHECKS = {

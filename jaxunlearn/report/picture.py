@@ -86,6 +86,8 @@ def _legend(report: Mapping[str, Any]) -> str:
     if kind := trial_kind(report):
         several = count(kind, len(report["trials"]["numbers"]))
         parts.append(f"bar: 95 % confidence interval over {several}")
+    elif any("over_examples" in row for row in report["rows"]):
+        parts.append("bar: 95 % over examples, of one seed")
     if published := report.get("published"):
         parts.append(f"◇ published ({published['source']})")
     return "\n".join(textwrap.wrap("      ".join(parts), 150, drop_whitespace=True))
@@ -197,7 +199,7 @@ def _course(ax: Any, curve: Mapping[str, Any], models: list[str]) -> None:
             continue
         values = np.asarray(curve["values"][name], float)
         # layers are counted from the first, steps from the model as it was
-        steps = np.arange(len(values)) + (curve["along"] == "layers")
+        steps = np.arange(len(values)) + (curve["along"] in ("layers", "kernels"))
         last: dict[str, Any] = {"color": _colour(name, models), "linestyle": _line(name, models)}
         last |= {"marker": "o", "markersize": 3} if len(values) <= _FEW else {}
         ax.plot(steps, values, label=name, linewidth=1.3, **last)

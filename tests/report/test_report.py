@@ -442,3 +442,9 @@ def test_no_report_is_a_clear_error(tmp_path):
     (tmp_path / "report.json").write_text("{")
     with pytest.raises(UserError, match="expected a report"):
         report.load(tmp_path)
+
+
+@pytest.mark.parametrize("bars", [False, True])
+def test_the_legend_says_what_bars_of_one_seed_are(bars):
+    row = {"name": "x", "values": {}} | ({"over_examples": {"original": 0.1}} if bars else {})
+    assert ("over examples" in picture._legend({"rows": [row]})) == bars

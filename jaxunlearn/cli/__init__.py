@@ -409,6 +409,7 @@ def _purge(options: argparse.Namespace) -> int:
     found = list_purge(folder) if options.dry_run else purge(folder)
     verb = "would remove" if options.dry_run else "removed"
     lines = [f"{verb} {one.path}: {one.what}" for one in found.removed]
+    lines += [f"keeps {one}" for one in found.kept if ": " in one]
     lines += [f"cannot reach {one}" for one in found.beyond]
     if not options.dry_run:
         lines.append(f"all of it is listed in {folder / 'erasure' / 'purge.md'}")

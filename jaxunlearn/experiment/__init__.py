@@ -17,9 +17,10 @@ import numpy as np
 from jaxunlearn import report
 from jaxunlearn.config import Config
 from jaxunlearn.core.errors import DataError, sentence
-from jaxunlearn.core.files import read_npz, write_text
+from jaxunlearn.core.files import is_writer, read_npz, write_text
 from jaxunlearn.core.types import Subset
 from jaxunlearn.data.requests import describe
+from jaxunlearn.engine.processes import shared
 from jaxunlearn.experiment.album import draw_album
 from jaxunlearn.experiment.ensembles import asks_for_ensembles, judge_seeds
 from jaxunlearn.experiment.erasure import Subject, write_records
@@ -137,7 +138,8 @@ def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:
         notes.append(f"all models judged again after attacks: reports in {places} beside this one")
     write_plan(plan)
     reports[""] = _report(plan, usual, notes, "", of_usual)
-    sealed = write_records(plan, _subjects(usual, judged), reports)
+    subjects = _subjects(usual, judged)
+    sealed = shared(write_records(plan, subjects, reports) if is_writer() else {})
     table = _save(plan, usual, notes, together=of_usual, records=sealed)
     if of_usual:
         drawn[0].examples.update(of_usual.examples)

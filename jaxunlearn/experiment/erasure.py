@@ -37,6 +37,7 @@ ERASURE = "erasure"
 """Folder of a run, or of a trial, with its records."""
 RECORD, PAGE = "record.json", "record.md"
 _FORMAT = 1
+_LARGE = 2**30
 
 Record = dict[str, Any]
 
@@ -197,8 +198,9 @@ def contents_digest(data: Dataset, rows: np.ndarray) -> str:
     digest = hashlib.sha256()
     leaves = {f"x/{name}".rstrip("/"): leaf for name, leaf in named_leaves(data.train_x).items()}
     for name, leaf in {**leaves, "y": data.train_y}.items():
-        # as it lies on a device: of at most 32 bits
-        part = np.ascontiguousarray(jax.numpy.asarray(np.asarray(leaf)[np.sort(rows)]))
+        # a large array stays on its device; the examples are of at most 32 bits, as there
+        whole = leaf if leaf.nbytes > _LARGE else np.asarray(leaf)
+        part = np.ascontiguousarray(jax.numpy.asarray(whole[np.sort(rows)]))
         digest.update(json.dumps([name, part.dtype.str, part.shape]).encode())
         digest.update(part.tobytes())
     return digest.hexdigest()

@@ -4,6 +4,7 @@ What may stay is listed by kind, not what has to go: a model without a record go
 run did not make is left and listed. Links are not followed: they are out of reach.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -21,8 +22,9 @@ from jaxunlearn.experiment.folder import KEPT, LOCK
 from jaxunlearn.experiment.stages import UNFINISHED
 from jaxunlearn.experiment.verification import read_config
 from jaxunlearn.pictures import PICTURES
+from jaxunlearn.report.erasure_page import TRACE
 
-_ASIDE = re.compile(r"\..+\.(tmp|old)")
+_ASIDE = re.compile(r"\.(?P<name>.+)\.(tmp|old)")
 _KEEP = (
     "config.json", "report.json", "report.md", "report.png", "judgement.json", "metrics.jsonl",
     "metrics.json", "metrics.md", "metrics.png",
@@ -33,7 +35,13 @@ _DROP = {
     "examples.npz": "numbers of each example",
     "drawn.json": "which pictures were drawn",
 }
-_PLACES = ("seed_", "class_", "turn_")
+_TRIAL = r"((seed|class|turn)_\d+/)?"
+_OWN = re.compile(rf"{_TRIAL}(attacks/[^/]+/)?(?P<name>[^/]+)")
+_PICTURE = re.compile(rf"{_TRIAL}pictures/([^/]+/)?(?P<name>[^/]+)\.(png|md)")
+_RECORD = re.compile(rf"{_TRIAL}{ERASURE}/[^/]+/({re.escape(RECORD)}|{re.escape(PAGE)})")
+_OF_MODEL = re.compile(rf"{_TRIAL}language/(config\.json|{'|'.join(map(re.escape, KEPT))})")
+_MODEL = re.compile(rf"{_TRIAL}(?P<place>original|helpers|pools|unlearned|retrained)(/[^/]+)?")
+"""Places of a run's own files and models; whatever lies elsewhere is the user's."""
 
 
 class Found(NamedTuple):
@@ -53,7 +61,7 @@ class Holdings(NamedTuple):
 
     Attributes:
       removed: goes.
-      kept: what of the run stays.
+      kept: what of the run stays; of an unlearned model how many tests found something.
       beyond: what it cannot reach, in words.
     """
 
@@ -85,9 +93,25 @@ def list_holdings(folder: Path, done: Mapping[str, Any] | None) -> Holdings:
         there = {one.path for one in listing.removed}
         earlier = [Found(one["path"], one["what"]) for one in done["removed"]]
         listing.removed[:0] = [one for one in earlier if one.path not in there]
-    listing.kept.sort()
+    told = _findings(folder, made)
+    listing.kept[:] = sorted(f"{name}{told.get(name, '')}" for name in listing.kept)
     listing.beyond.extend(_out_of_reach(folder, config, fingerprint))
     return listing
+
+
+def _findings(folder: Path, made: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what the record of each unlearned model found, by the model's place."""
+    found = {}
+    for place in made.get("records", {}):
+        with contextlib.suppress(CheckpointError, LookupError, TypeError):
+            record = read_sealed(folder / place / RECORD)
+            tests = [one for one in record["findings"] if one["group"] != "utility"]
+            traces = sum(one["finding"] == TRACE for one in tests)
+            head, _, label = place.rpartition(f"{ERASURE}/")
+            found[f"{head}unlearned/{label}"] = (
+                f": {traces} of {len(tests)} tests may have found a trace of what was forgotten"
+            )
+    return found
 
 
 def walk_run(folder: Path) -> Iterator[Path]:
@@ -120,62 +144,67 @@ def _sort(folder: Path, path: Path, made: Mapping[str, Any], listing: Holdings) 
         _sort_model(folder, path, made, listing)
     elif name == LOCK or name.startswith(f"{ERASURE}/purge."):
         return
-    elif what := _what_of(path, name):
+    elif what := _what_of(name):
         listing.removed.append(Found(name, what))
     elif is_record(name) and name.rpartition("/")[0] not in made.get("records", ()):
         listing.removed.append(Found(name, "record of a model that is in no report"))
-    elif path.name in _KEEP or is_record(name) or _is_of_model(path):
+    elif is_kept(name):
         listing.kept.append(name)
     else:
         listing.beyond.append(f"{name}: not made by a run, and left as it is")
 
 
-def _what_of(path: Path, name: str) -> str:
+def _what_of(name: str) -> str:
     """Returns what a file that goes is; nothing of any other."""
-    home = name.rpartition("/")[0].split("/")
-    if path.name in _DROP:
-        return _DROP[path.name]
-    if "pictures" in home and path.suffix in (".png", ".md"):
-        # a picture may have several files, <name>_2.png
-        own = [p for p in PICTURES if path.stem == p or path.stem.startswith(f"{p}_")]
-        return "picture, which may show forgotten examples" if own else ""
-    half = re.fullmatch(r"\.(?P<name>.+)\.\d+\.tmp", path.name)
-    if half and (half["name"] in (*_KEEP, *_DROP) or half["name"].endswith(".png")):
+    if picture := _PICTURE.fullmatch(name):
+        # of several files, heatmaps_3.png
+        word = picture["name"]
+        known = any(word == p or word.startswith(f"{p}_") for p in PICTURES)
+        return "picture, which may show forgotten examples" if known else ""
+    own = _OWN.fullmatch(name)
+    if own is None:
+        return ""
+    half = re.fullmatch(r"\.(?P<name>.+)\.\d+\.tmp", own["name"])
+    if half and half["name"] in (*_KEEP, *_DROP):
         return "file that was not written to its end"
-    return ""
+    return _DROP.get(own["name"], "")
+
+
+def is_kept(name: str) -> bool:
+    """Tells the files of a run that stay, by their place in its folder."""
+    own = _OWN.fullmatch(name)
+    kept = own is not None and own["name"] in _KEEP
+    return kept or is_record(name) or _OF_MODEL.fullmatch(name) is not None
 
 
 def is_record(name: str) -> bool:
     """Tells the files of an erasure record, by their place in the run's folder."""
-    parts = name.split("/")
-    return len(parts) > 2 and parts[-3] == ERASURE and parts[-1] in (RECORD, PAGE)
-
-
-def _is_of_model(path: Path) -> bool:
-    """Tells files that language models need elsewhere."""
-    return path.parent.name == "language" and path.name in (*KEPT, "config.json")
+    return _RECORD.fullmatch(name) is not None
 
 
 def _sort_model(folder: Path, path: Path, made: Mapping[str, Any], listing: Holdings) -> None:
+    """Puts a checkpoint on the list where it belongs."""
     name = path.relative_to(folder).as_posix()
-    parts = name.split("/")
-    if parts[0].startswith(_PLACES):
-        parts = parts[1:]
+    aside = _ASIDE.fullmatch(path.name)
+    usual = name.removesuffix(UNFINISHED)
+    if aside:
+        usual = f"{name.removesuffix(path.name)}{aside['name']}"
+    own = _MODEL.fullmatch(usual)
     earlier = made.get("trials", {}).get("kind") == "turn" and not name.startswith(
         f"turn_{max(made['trials']['numbers'])}/"
     )
-    if name not in made.get("models", {}) and not _is_ours(path):
-        listing.beyond.append(f"{name}: a checkpoint that no run made, left as it is")
-    elif path.name.endswith(UNFINISHED) or _ASIDE.fullmatch(path.name):
+    whats = {
+        "original": "the model before, trained on all examples",
+        "helpers": "model that led or judged others, trained on all examples",
+        "pools": "models made to judge tests by, trained on all examples",
+    }
+    if own is None or (name not in made.get("models", {}) and not _is_ours(path)):
+        listing.beyond.append(f"{name}: a checkpoint that is none of the run's, left as it is")
+    elif usual != name:
         listing.removed.append(Found(name, "state of a model that was not finished"))
-    elif parts[0] in ("original", "helpers", "pools"):
-        what = {
-            "original": "the model before, trained on all examples",
-            "helpers": "model that led or judged others, trained on all examples",
-            "pools": "models made to judge tests by, trained on all examples",
-        }[parts[0]]
-        listing.removed.append(Found(name, what))
-    elif parts[0] in ("unlearned", "retrained") and earlier:
+    elif own["place"] in whats:
+        listing.removed.append(Found(name, whats[own["place"]]))
+    elif earlier:
         what = "model that had yet to forget what was asked for later"
         listing.removed.append(Found(name, what))
     elif name in made.get("models", {}):

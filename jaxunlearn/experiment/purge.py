@@ -17,7 +17,7 @@ from jaxunlearn.core.seals import now, read_sealed, write_sealed
 from jaxunlearn.data.requests import describe
 from jaxunlearn.experiment.erasure import ERASURE, RECORD, neutral
 from jaxunlearn.experiment.folder import LOCK, PURGE, purge_of
-from jaxunlearn.experiment.holdings import Holdings, config_of, is_record, list_holdings, walk_run
+from jaxunlearn.experiment.holdings import Holdings, config_of, is_kept, list_holdings, walk_run
 from jaxunlearn.experiment.verification import verify_run
 
 
@@ -122,9 +122,10 @@ def _redact(folder: Path, before: Mapping[str, str]) -> None:
             checkpoint.amend(path, _amended)
             if (new := checkpoint.digest(path)) != digest:
                 changes[digest] = new
-    files = [path for path in walk_run(folder) if path.is_file() and not path.is_symlink()]
+    own = {path.relative_to(folder).as_posix(): path for path in walk_run(folder)}
+    files = [path for name, path in own.items() if is_kept(name) and not path.is_symlink()]
     for file in files:
-        if file.name == RECORD and is_record(file.relative_to(folder).as_posix()):
+        if file.name == RECORD:
             record = read_sealed(file)
             record["request"]["named"] = {"indices": None, "words": None}
             write_sealed(file, record)
@@ -202,8 +203,8 @@ def to_page(name: str, done: Mapping[str, Any]) -> str:
         "## Kept",
         "",
         "Unlearned models, each with its record; models that never saw the forgotten data; tables "
-        "of means.",
+        "of means. An unlearned model that is not to be used is for you to remove.",
         "",
-        *(f"- `{one}`" for one in done["kept"]),
+        *(f"- {one}" for one in done["kept"]),
     ]
     return printable("\n".join(lines) + "\n")

@@ -289,7 +289,10 @@ class TestPurge:
         other = DIGITS._replace(fingerprint="another")
         write_entry(tmp_path / "cache" / "digits-2", other)
         self.plant(copy)
-        (copy / "notes.txt").write_text("mine")
+        for name in ("notes.txt", "mine/sets.npz", "mine/config.json", "pictures/photo.png"):
+            (copy / name).parent.mkdir(exist_ok=True)
+            (copy / name).write_text("mine")
+        checkpoint.save(copy / "mine/model", {"w": np.ones(1)}, {"stage": "original"})
         outside = tmp_path / "outside"
         outside.mkdir()
         Image.fromarray(DIGITS.train_x[GIVEN[1], :, :, 0]).save(outside / "heatmaps.png")
@@ -303,7 +306,11 @@ class TestPurge:
 
     def test_nothing_that_is_left_shows_a_forgotten_image(self, purged, tmp_path):
         home, before, done = purged
-        left = [p for p in home.rglob("*") if p.is_file()]
+        mine = [home / name for name in ("notes.txt", "mine/sets.npz", "mine/config.json",
+                                         "pictures/photo.png")]  # fmt: skip
+        assert all(path.read_text() == "mine" for path in mine)
+        checkpoint.verify(home / "mine/model")
+        left = [p for p in home.rglob("*") if p.is_file() and p not in mine]
         assert not any(shows(p, GIVEN) for p in left)
         for name in ("original", "sets.npz", "examples.npz", "pictures/finetune", "pools",
                      "unlearned/ga.unfinished", "unlearned/old", ".original.tmp"):  # fmt: skip
@@ -311,14 +318,14 @@ class TestPurge:
         assert not (tmp_path / "cache/digits-1").exists()
         assert (tmp_path / "cache/digits-2").exists(), "of other data"
         assert (tmp_path / "outside/heatmaps.png").exists(), "links are not followed"
-        assert (home / "notes.txt").read_text() == "mine"
         # everything that went is listed, and everything that could not
         paths = [one.path for one in done.removed]
         gone = [p.as_posix() for p in before if not (home / p).exists()]
         assert gone
         assert all(any(name == p or name.startswith(f"{p}/") for p in paths) for name in gone)
         assert any(line.startswith("pictures/linked, a link") for line in done.beyond)
-        assert any(line.startswith("notes.txt: not made by a run") for line in done.beyond)
+        for path in (*mine, home / "mine/model"):
+            assert any(line.startswith(f"{path.relative_to(home)}: ") for line in done.beyond)
         page = (home / "erasure/purge.md").read_text()
         assert all(f"`{path}`" in page for path in paths)
         assert all(line in page for line in done.beyond)
@@ -326,14 +333,14 @@ class TestPurge:
     def test_no_position_is_listed_any_more(self, purged):
         home, _, _ = purged
         for file in home.rglob("*.json"):
-            if "variables" not in file.parts:
+            if not {"variables", "mine"} & set(file.parts):
                 assert not {301, 302} & set(_numbers(json.loads(file.read_text()))), file
 
     def test_the_rest_still_verifies(self, purged, capsys):
         home, before, _ = purged
         assert main(["verify", str(home)]) == 0
         out = capsys.readouterr().out
-        assert "3 of 3 models are as they were written" in out
+        assert "4 of 4 models are as they were written" in out, "one is of the user's"
         assert "purged on " in out
         assert "original" in out
         seal = json.loads(before[next(p for p in before if p.name == "record.json"
@@ -458,6 +465,13 @@ class TestBeforePurge:
         (copy / "erasure/purge.json").write_text("{}")
         with pytest.raises(UserError, match=r"purge\.json: is damaged"):
             purge(copy)
+
+    def test_an_unlearned_model_stays_with_what_its_record_found(self, copy, capsys):
+        assert main(["purge", str(copy), "--dry-run"]) == 0
+        found = [one for one in record_of(copy)["findings"] if one["group"] != "utility"]
+        traces = sum(one["finding"] == TRACE for one in found)
+        wanted = f"keeps unlearned/finetune: {traces} of {len(found)} tests may have found a trace"
+        assert wanted in capsys.readouterr().out
 
     def test_a_linked_original_is_left_and_told(self, copy, tmp_path):
         (copy / "original").rename(tmp_path / "disk")

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from jaxunlearn.config import Config, Request, TrainConfig
 from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.statistics import estimate
 from jaxunlearn.experiment import metric_study
 from jaxunlearn.experiment.metric_study import judge_metrics
 
@@ -39,6 +41,7 @@ def test_what_tells_the_pools_apart(judged):
         for name in ("relearning", "rounding", "robustness"):
             assert row[name] is None or 0 <= row[name] <= 1
         assert row["variance"] is None or sum(row["variance"]) == pytest.approx(1)
+        assert set(row["nested"]) <= {"finetune"}
 
 
 def test_the_pools_are_kept_and_found_again(judged):
@@ -55,6 +58,22 @@ def test_the_pools_are_kept_and_found_again(judged):
     study = metric_study._Study(plan, 4, 2, 2, False, lambda n, p: again.append((n, p is None)))
     assert again == [("pools/trained", True), ("pools/retrained", True)]
     assert study._measure(study.original)["accuracy_forget"] > 0.8
+
+
+def test_means_have_the_intervals_that_originals_allow(judged):
+    runs, report, _ = judged
+    plan = metric_study.make_plan(CONFIG, runs)
+    study = metric_study._Study(plan, 4, 2, 2, False, lambda *_: None)
+    study.names = ["accuracy_test_retain"]
+    stacked = study._unlearned("finetune")
+    values = [study._measure(study._evidence(stacked, n))["accuracy_test_retain"] for n in range(4)]
+    by_original = [np.mean(values[:2]), np.mean(values[2:])]  # two seeds of unlearning each
+    (row,) = (row for row in report["rows"] if row["name"] == "accuracy_test_retain")
+    found, wanted = row["nested"]["finetune"], estimate(by_original)
+    assert found["mean"] == pytest.approx(wanted.mean)
+    assert found["interval"] == pytest.approx(wanted.interval, abs=1e-9)
+    line = f"| {row['metric']} | {found['mean']:.3f} ±{found['interval']:.3f} |"
+    assert line in (runs / "judged" / "metrics.md").read_text()
 
 
 def test_likeness_by_hand():

@@ -30,6 +30,7 @@ from jaxunlearn.data.sets import num_examples
 from jaxunlearn.experiment.plan import Plan
 from jaxunlearn.methods import METHODS
 from jaxunlearn.metrics.about import text_of
+from jaxunlearn.metrics.relearning import RELEARN_STEPS
 from jaxunlearn.metrics.table import Judged, summarise
 from jaxunlearn.report.erasure_page import ALIKE, BEYOND, PLAIN, TRACE, UNCLEAR, UNKNOWN, to_page
 
@@ -311,7 +312,7 @@ def _means(name: str, metric: str) -> str:
 def _limits(plan: Plan, one: Subject, label: str, table: Sequence[Record]) -> list[str]:
     """Lists in plain words how far the tests reach; what the model still knows comes first."""
     rows = {row["name"]: row for row in table if row["unlearned"] is not None}
-    found = [*_probes(rows), *_relearning(rows)]
+    found = [*_probes(rows), *_relearning(rows, one.plan.settings)]
     number = sum(name.startswith("retrained/") for name in one.places)
     if number < 2:
         found.append(
@@ -371,16 +372,22 @@ def _probes(rows: Mapping[str, Record]) -> list[str]:
     return [text]
 
 
-def _relearning(rows: Mapping[str, Record]) -> list[str]:
+def _relearning(rows: Mapping[str, Record], settings: Any) -> list[str]:
     name = next((n for n in ("relearn_steps", "steps_to_relearn") if n in rows), None)
     if name is None:
         return []
+    most = RELEARN_STEPS if name == "relearn_steps" else getattr(settings, "relearning_steps", None)
     own, rest, floor = (rows[name][key] for key in ("unlearned", "retrained", "floor"))
-    text = f"Shown the forgotten examples again, the model knows them after {own:.0f} "
-    text += "step of training" if round(own) == 1 else "steps of training"
+
+    def told(steps: float) -> str:
+        if most is not None and steps >= most:
+            return f"not within {most} steps of training"
+        return f"after {steps:.0f} {'step' if round(steps) == 1 else 'steps'} of training"
+
+    text = f"Shown the forgotten examples again, the model knows them {told(own)}"
     if rest is None:
         return [f"{text}."]
-    text += f", those that never saw them after {rest:.0f}. "
+    text += f", those that never saw them {told(rest)}. "
     if own < rest - (floor or 0.0):
         return [text + "It learns them faster, so that something of them is left."]
     return [text + "It learns them no faster than these."]

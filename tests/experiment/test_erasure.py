@@ -1,9 +1,12 @@
 """Erasure records: sealed, verified, and what a purge leaves."""
 
+import hashlib
 import io
 import json
+import re
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from jaxunlearn.core.files import hold, sha256
 from jaxunlearn.core.seals import digest_of, read_sealed, seal_of, write_sealed
 from jaxunlearn.data.dataset import write_entry
 from jaxunlearn.experiment import purge as purging
-from jaxunlearn.experiment.erasure import weights_digest
+from jaxunlearn.experiment.erasure import contents_digest, positions_digest, weights_digest
 from jaxunlearn.experiment.folder import LOCK
 from jaxunlearn.experiment.purge import list_purge, purge
 from jaxunlearn.experiment.verification import read_config, verify_run
@@ -93,8 +96,6 @@ class TestRecord:
         assert record["attacks"]["rounding_4"]["table"]
 
     def test_fingerprints_can_be_computed_by_anybody(self, made):
-        import hashlib
-
         asked, rows = record_of(made)["request"], np.array(sorted(GIVEN))
         assert asked["indices_sha256"] == hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
         digest = hashlib.sha256()
@@ -102,6 +103,16 @@ class TestRecord:
             digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
             digest.update(array.tobytes())
         assert asked["contents_sha256"] == digest.hexdigest()
+
+    def test_the_program_of_the_manual_computes_them(self, capsys):
+        manual = Path(__file__).parents[2] / "docs/erasure.md"
+        (program,) = re.findall(r"```python\n(.*?)```", manual.read_text(), re.S)
+        exec(program, {})
+        told = re.findall(r"# ([0-9a-f]{12})\.\.\.", program)
+        assert [line[:12] for line in capsys.readouterr().out.split()] == told
+        rows = np.flatnonzero(DIGITS.train_y == 3)
+        made = positions_digest(rows), contents_digest(DIGITS, rows)
+        assert told == [digest[:12] for digest in made]
 
     def test_the_page_says_it_in_plain_words(self, made):
         page = (made / "erasure/finetune/record.md").read_text()

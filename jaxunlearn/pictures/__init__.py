@@ -44,6 +44,9 @@ PICTURES: Registry[Picture] = Registry(
     "pictures",
     Picture,
     {
+        "bench": Picture(
+            f"{_HERE}.bench:save_bench", "methods by gap to retrained models and time"
+        ),
         "concepts": Picture(
             f"{_HERE}.concepts:save_concepts",
             "scores of concepts, as bars",

@@ -7,6 +7,8 @@ from typing import Any
 
 from jaxunlearn.pictures import style
 
+_LEAST = 1e-4
+"""Smallest gap that is drawn."""
 # inches
 _WIDE, _HIGH, _LEFT, _BELOW, _ABOVE, _ACROSS = 4.6, 3.3, 0.6, 0.6, 0.35, 2
 
@@ -55,15 +57,19 @@ def _panel(axes: Any, one: Mapping[str, Any]) -> None:
         row for row in one["rows"]
         if row.get("gap") and row.get("seconds") and row["label"] != "original"
     ]  # fmt: skip
-    points = {row["label"]: (row["seconds"]["mean"], row["gap"]["mean"]) for row in drawn}
+    points = {
+        row["label"]: (row["seconds"]["mean"], max(row["gap"]["mean"], _LEAST)) for row in drawn
+    }
     for row in drawn:
         x, y = points[row["label"]]
-        halves = [row[name]["interval"] or 0.0 for name in ("seconds", "gap")]
-        # on a logarithmic axis nothing reaches zero
-        beside = [[min(halves[0], 0.9 * x)], [halves[0]]]
+        # on logarithmic axes nothing reaches zero
+        halves = [(row[name]["interval"] or 0.0) for name in ("seconds", "gap")]
+        bars = [
+            [[min(half, 0.9 * value)], [half]] for half, value in zip(halves, (x, y), strict=True)
+        ]
         axes.errorbar(
-            x, y, xerr=beside, yerr=halves[1], fmt="o", markersize=3, color=style.DONOR,
-            ecolor="0.75", elinewidth=0.7,
+            x, y, xerr=bars[0], yerr=bars[1], fmt="o", markersize=3,
+            color=style.DONOR, ecolor="0.8", elinewidth=0.6,
         )  # fmt: skip
         axes.annotate(
             row["label"], (x, y), xytext=(3, 2), textcoords="offset points", fontsize=5,
@@ -73,15 +79,18 @@ def _panel(axes: Any, one: Mapping[str, Any]) -> None:
     if best:
         across, up = zip(*(points[label] for label in best), strict=True)
         axes.plot(across, up, color=style.TARGET, linewidth=0.9, drawstyle="steps-post", zorder=1)
-    if one["floor"]:
-        axes.axhspan(0, one["floor"]["mean"], color="0.93", zorder=0)
     theirs = one.get("retrained", {}).get("seconds")
     if theirs:
         axes.axvline(theirs["mean"], color=style.MUTED, linewidth=0.6, linestyle="dashed")
+    if one["floor"] and one["floor"]["mean"] > 0:
+        axes.axhspan(_LEAST / 10, one["floor"]["mean"], color="0.93", zorder=0)
     if points:
-        axes.set_xscale("log")
-    style.plain(axes)
-    axes.set_ylim(bottom=0)
+        axes.set(xscale="log", yscale="log")
+    heights = [y for _, y in points.values()] + ([one["floor"]["mean"]] if one["floor"] else [])
+    axes.set_ylim(max(_LEAST, 0.5 * min(heights, default=_LEAST)), 2 * max(heights, default=1.0))
+    axes.minorticks_off()
+    axes.tick_params(labelsize=7, labelcolor=style.MUTED, color="0.8", length=2, pad=2)
+    style.hairlines(axes, ("left", "bottom"))
     axes.set_xlabel("seconds of one model; dashed: of retraining", fontsize=7, color=style.MUTED)
     axes.set_ylabel("gap to retrained; grey: floor", fontsize=7, color=style.MUTED)
 

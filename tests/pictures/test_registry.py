@@ -27,6 +27,21 @@ def dense_variables():
 
 
 LEAST = {
+    "bench": lambda: (
+        [
+            {
+                "name": "class",
+                "floor": {"mean": 0.01, "interval": None},
+                "rows": [
+                    {
+                        "label": "scrub",
+                        "gap": {"mean": 0.02, "interval": 0.01},
+                        "seconds": {"mean": 0.5, "interval": None},
+                    }
+                ],
+            }
+        ],
+    ),
     "concepts": lambda: (["fur"], [1.0], [0.5]),
     "metric_study": lambda: (
         [{"metric": "depth", "faithfulness": 0.9, "relearning": 0.4, "rounding": None}],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import checkpoint
+from jaxunlearn.cli import main
 from jaxunlearn.config import Config, DataConfig, GanConfig, ModelConfig, Request, TrainConfig
 from jaxunlearn.core.errors import ConfigError, RequestError
 from jaxunlearn.data.examples import as_examples
@@ -72,6 +74,23 @@ def test_the_table_holds_the_metrics_of_gans(made):
     before, after = rows["forget_share"]["original"], rows["forget_share"]["cascade"]
     assert rows["pul"]["cascade"] == pytest.approx(100 * (before - after) / before)
     assert any("C-FID: 16 features of a classifier (mlp" in note for note in report["notes"])
+
+
+def test_an_erasure_record_is_verified_and_a_purge_takes_guides_and_samples(made, tmp_path, capsys):
+    shutil.copytree(made[0] / "tiny", tmp_path / "tiny")
+    home = tmp_path / "tiny"
+    page = (home / "erasure/cascade/record.md").read_text()
+    assert "rests on 300 images that it made" in page
+    assert "cannot be told" in page, "one model to compare with"
+    assert main(["verify", str(home)]) == 0
+    assert main(["purge", str(home)]) == 0
+    out = capsys.readouterr().out
+    for name in ("original", "helpers/guide", "helpers/judge", "pictures/samples.png"):
+        assert f"removed {name}: " in out
+        assert not (home / name).exists()
+    assert (home / "unlearned/items_label").exists()
+    assert main(["verify", str(home)]) == 0
+    assert "the forgotten examples are those of the records" in capsys.readouterr().out
 
 
 def test_pictures_are_drawn(made):

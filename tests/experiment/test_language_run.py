@@ -91,6 +91,26 @@ def test_the_table_holds_the_metrics_of_language_models(made):
     assert main(["verify", "tiny", "--runs", str(runs)]) == 0
 
 
+def test_words_are_purged_with_the_original(made, tmp_path, capsys):
+    """Words that name what was to be forgotten stand in titles, settings and records."""
+    name = ju.data.load_dataset(CONFIG.data).class_names[1].split()[-1]
+    config = changed(name="words", request=Request(words=(name,)), methods={"npo": {"steps": 1}},
+                     retrained=1)  # fmt: skip
+    ju.run(config, tmp_path)
+    home = tmp_path / "words"
+    told = [p for p in home.rglob("*") if p.is_file() and name in p.read_text(errors="replace")]
+    assert {"record.json", "config.json", "report.json"} <= {path.name for path in told}
+    assert name not in (home / "erasure/npo/record.md").read_text()
+    assert main(["verify", str(home)]) == 0
+    assert main(["purge", str(home)]) == 0
+    told = [p for p in home.rglob("*") if p.is_file() and name in p.read_text(errors="replace")]
+    assert {path.parent.name for path in told} <= {"language"}, "in the tokenizer at most"
+    assert "cannot reach words of the training texts in the tokenizer" in capsys.readouterr().out
+    assert not (home / "report.png").exists()
+    assert main(["verify", str(home)]) == 0
+    assert ju.report.load(home)["title"].endswith("texts in which certain words stand")
+
+
 def test_a_killed_run_goes_on_where_it_was(made, tmp_path, monkeypatch):
     runs, report = made
     monkeypatch.setattr(stages, "SAVE_EVERY", 0.0)

@@ -2,9 +2,11 @@
 
     python benchmarks/concept_words.py                         # generated authors
     python benchmarks/concept_words.py --jsonl FILE            # with question and answer, as TOFU's
+    python benchmarks/concept_words.py --checkpoint DIR        # a model that knows them already
     python benchmarks/concept_words.py --json
 
-A small Llama and its tokenizer are trained on questions and answers until they are known by heart.
+A small Llama and its tokenizer are trained on questions and answers until they are known by heart;
+or a checkpoint in the layout of Hugging Face is read, which ``jaxunlearn export`` writes of a run.
 Then the words of answers are scored by each locator of ``ju.language.LOCATORS``, and masked one by
 one, the highest first. ``area`` is the mean, over 1 to ``--most`` masked words, of the geometric
 mean probability of the answer's tokens relative to that of the answer as it is: the smaller, the
@@ -76,9 +78,37 @@ def gaps(search: Search, nodes: tuple[int, ...]) -> list[dict[str, Any]]:
     return found
 
 
+def known(
+    options: argparse.Namespace, questions: list[str], answers: list[str], topics: np.ndarray
+) -> tuple[Any, Any, Any, dict[str, np.ndarray]]:
+    """Returns tokenizer, model and variables that know the answers, and these in tokens."""
+    if options.checkpoint:
+        tokenizer = ju.language.load_tokenizer(options.checkpoint)
+        model, variables = ju.language.load_pretrained(options.checkpoint)
+        return tokenizer, model, variables, encode_pairs(tokenizer, questions, answers)
+    tokenizer = train_tokenizer([*questions, *answers], options.tokens)
+    x = encode_pairs(tokenizer, questions, answers)
+    heads = max(1, options.width // 32)
+    model = build_decoder(
+        DecoderShape(
+            "llama", tokenizer.size, x["tokens"].shape[1], depth=options.depth,
+            width=options.width, heads=heads, kv_heads=heads, head_dim=options.width // heads,
+            hidden=2 * options.width,
+        )
+    )  # fmt: skip
+    examples = ju.data.as_examples(x, topics.astype(np.int32))
+    optimizer = optax.adamw(optax.cosine_decay_schedule(options.rate, options.steps))
+    trained = ju.unlearn(
+        ju.lm_retrain(model, optimizer=optimizer), None, ju.Sets(retain=ju.whole(examples)),
+        key=jax.random.key(options.seed), steps=options.steps, batch_size=options.batch,
+    )  # fmt: skip
+    return tokenizer, model, trained.variables, x
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jsonl", help="questions and answers, a line each (generated authors)")
+    parser.add_argument("--checkpoint", help="folder of a model that knows them (one is trained)")
     parser.add_argument("--pairs", type=int, default=200, help="of the file, at most (200)")
     parser.add_argument("--authors", type=int, default=40, help="that are generated (40)")
     parser.add_argument("--tokens", type=int, default=1024, help="of the vocabulary (1024)")
@@ -95,24 +125,8 @@ def main() -> None:
     options = parser.parse_args()
     start = time.perf_counter()
     questions, answers, topics = pairs_of(options)
-    tokenizer = train_tokenizer([*questions, *answers], options.tokens)
-    x = encode_pairs(tokenizer, questions, answers)
-    length = x["tokens"].shape[1]
-    heads = max(1, options.width // 32)
-    model = build_decoder(
-        DecoderShape(
-            "llama", tokenizer.size, length, depth=options.depth, width=options.width, heads=heads,
-            kv_heads=heads, head_dim=options.width // heads, hidden=2 * options.width,
-        )
-    )  # fmt: skip
-    examples = ju.data.as_examples(x, topics.astype(np.int32))
-    optimizer = optax.adamw(optax.cosine_decay_schedule(options.rate, options.steps))
-    key = jax.random.key(options.seed)
-    trained = ju.unlearn(
-        ju.lm_retrain(model, optimizer=optimizer), None, ju.Sets(retain=ju.whole(examples)),
-        key=key, steps=options.steps, batch_size=options.batch,
-    )  # fmt: skip
-    variables = trained.variables
+    tokenizer, model, variables, x = known(options, questions, answers, topics)
+    length, key = x["tokens"].shape[1], jax.random.key(options.seed)
     shown = np.unique(np.linspace(0, len(topics) - 1, options.answers).astype(int))
     rest = np.setdiff1d(np.arange(len(topics)), shown)
     parts = [
@@ -136,7 +150,7 @@ def main() -> None:
     seconds = time.perf_counter() - timed
     ranked = rank_words(parts[0], scores)
     told = about(
-        options=options, without=("jsonl",), dtype="float32", length=length,
+        options=options, without=("jsonl", "checkpoint"), dtype="float32", length=length,
         probability=round(float(jnp.mean(jnp.exp(-nll / count))), 4),
         seconds_of_scores=round(seconds, 2), seconds=round(time.perf_counter() - start, 1),
     )  # fmt: skip

@@ -235,7 +235,10 @@ def _preferring(
 def _perturbed(x: Any) -> Texts:
     found = x.get("variants", {}).get("perturbed")
     if found is None:
-        raise ValueError("sets: expected examples with perturbed answers to prefer, got none")
+        raise ValueError(
+            "sets: expected examples with perturbed answers to prefer, perturbed_answer in lines "
+            "of a file, got none"
+        )
     return whole_texts(found)
 
 

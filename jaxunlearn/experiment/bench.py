@@ -131,6 +131,9 @@ class Bench:
         self.folder = runs / base.name / part
         self.cases = make_cases(config.requests, self.plan)
         own = {**base.methods}
+        for label, options in own.items():
+            if "chain" not in options:
+                METHODS.find(options.get("method", label), "methods")
         if config.every:
             suits = [n for n, row in METHODS.items() if row.kind == "classifier" and n != "retrain"]
             own |= {name: {} for name in suits if name not in own}

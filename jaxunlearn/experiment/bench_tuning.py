@@ -211,7 +211,10 @@ class _Tuning:
                 notes.append(f"{kind}: no setting leaves a model that is finite")
                 continue
             chosen = {key: float(drawn[key][best]) for key in drawn}
-            entry["options"][kind] = {**chosen, **({"steps": bench.steps} if made.steps else {})}
+            entry["options"][kind] = {
+                **chosen,
+                **({"steps": runner["steps"]} if "steps" in runner else {}),
+            }
             entry["score"][kind] = scores[best]
             floor = floor_of(self.retrained[c], GAP)
             entry["floor"] |= {kind: floor} if math.isfinite(floor) else {}

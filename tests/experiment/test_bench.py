@@ -211,6 +211,10 @@ class TestBench:
         ("change", "message"),
         [
             ({"requests": {}}, "requests: expected one or several, got none"),
+            (
+                {"base": dataclasses.replace(CONFIG.base, methods={"scrubb": {}})},
+                "methods: expected one of .*, got 'scrubb'; did you mean 'scrub'",
+            ),
             ({"share": 0.0}, "share: expected a positive number, got 0"),
             ({"requests": {"a": SubClass(label=3, clusters=500)}}, "requests: expected 500"),
         ],

@@ -5,22 +5,52 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core.errors import expect_counts, expect_one_of, expect_positive
-from jaxunlearn.core.types import Apply, Batches, Info, Key, Model, Needs, Unlearner, Variables
+from jaxunlearn.core.types import (
+    Apply,
+    Batches,
+    Info,
+    Inputs,
+    Key,
+    Model,
+    Needs,
+    Unlearner,
+    Variables,
+)
 from jaxunlearn.methods.terms import split_floats
 from jaxunlearn.models import functionalize
-from jaxunlearn.training.descent import Context, DescentState, LossAndMore, descent
+from jaxunlearn.training.descent import Context, DescentState, LossAndMore, descent, example_mean
 
 GRADIENTS = ("stopped", "true")
 
 
-def slopes_along(moved: jax.Array, noise: jax.Array) -> jax.Array:
-    """Computes ``|f(x) - f(x + e)| / |e|`` of squares of both; 0, without a slope, where one is 0.
+def mean_slopes(
+    apply: Apply, variables: Variables, x: Inputs, moved: Inputs, gradient: str
+) -> jax.Array:
+    """Computes ``(1/n) sum_k |f(x_i) - f(x_ik)| / |x_i - x_ik|``; ``[B]``, in float32 or better.
+
+    A pair of equal inputs, or of equal predictions, counts 0 and has no slope.
 
     Args:
-      moved, noise: ``|f(x) - f(x + e)|^2`` and ``|e|^2``, of any one shape.
+      apply: ``variables, x -> logits [B, K]``.
+      x: ``[B, ...]``.
+      moved: ``[n B, ...]``, all examples behind each other ``n`` times.
+      gradient: ``"stopped"``: ``f(x_ik)`` is fixed; ``"true"``.
     """
-    there = (noise > 0) & (moved > 0)
-    return jnp.where(there, jnp.sqrt(jnp.where(there, moved / jnp.where(there, noise, 1), 1)), 0)
+    here = apply(variables, x)
+    other = variables if gradient == "true" else jax.lax.stop_gradient(variables)
+    there = apply(other, moved)
+    change = _square_distances(here, there)
+    distance = sum(map(_square_distances, *(split_floats(one)[0] for one in (x, moved))))
+    counts = (distance > 0) & (change > 0)
+    ratio = jnp.where(counts, change / jnp.where(counts, distance, 1).astype(change.dtype), 1)
+    return jnp.mean(jnp.where(counts, jnp.sqrt(ratio), 0), axis=0)
+
+
+def _square_distances(one: jax.Array, several: jax.Array) -> jax.Array:
+    """Computes ``|a_i - b_ik|^2`` of ``[B, ...]`` and ``[n B, ...]``; ``[n, B]``."""
+    one, several = (a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in (one, several))
+    apart = one[None] - several.reshape(-1, *one.shape)
+    return jnp.sum(jnp.square(apart), axis=range(2, apart.ndim))
 
 
 def just_in_time(
@@ -67,29 +97,21 @@ def just_in_time(
         batch = batches.forget
         assert batch is not None
         own, _ = split_floats(batch.x)
-        several = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * noises), batch.x)
-        repeated, joined = split_floats(several)
-        moved, distance = [], jnp.zeros((noises, len(batch.weight)))
-        counted = (batch.weight > 0) | ~jnp.any(batch.weight > 0)
-        for number, leaf in enumerate(own):
+        repeated, joined = split_floats(
+            jax.tree.map(lambda leaf: jnp.concatenate([leaf] * noises), batch.x)
+        )
+        weight, moved = batch.weight, []
+        counted = (weight > 0) | ~jnp.any(weight > 0)
+        for number, (leaf, several) in enumerate(zip(own, repeated, strict=True)):
             inside = counted.reshape(-1, *[1] * (leaf.ndim - 1))
             low = jnp.min(jnp.where(inside, leaf, jnp.inf))
             high = jnp.max(jnp.where(inside, leaf, -jnp.inf))
             key = jax.random.fold_in(context.key, number)
-            noise = jax.random.normal(key, repeated[number].shape, leaf.dtype)
-            near = jnp.clip(repeated[number] + jnp.asarray(sigma, leaf.dtype) * noise, low, high)
-            moved.append(near)
-            squares = jnp.square(near - repeated[number]).reshape(*distance.shape, -1)
-            distance += jnp.sum(squares.astype(distance.dtype), axis=-1)
-        other = variables if gradient == "true" else jax.lax.stop_gradient(variables)
-        here, there = model.apply(variables, batch.x), model.apply(other, joined(moved))
-        here, there = (z.astype(distance.dtype) for z in (here, there))
-        change = jnp.square(here[None] - there.reshape(noises, *here.shape))
-        change = jnp.sum(change.reshape(*distance.shape, -1), axis=-1)
-        each = jnp.mean(slopes_along(change, distance), axis=0)
-        weight = batch.weight.astype(each.dtype)
-        total = jnp.sum(each * weight)
-        return total, (variables, {"slope": total / jnp.maximum(jnp.sum(weight), 1)})
+            noise = jax.random.normal(key, several.shape, leaf.dtype)
+            moved.append(jnp.clip(several + jnp.asarray(sigma, leaf.dtype) * noise, low, high))
+        each = mean_slopes(model.apply, variables, batch.x, joined(moved), gradient)
+        mean = example_mean(each, weight)
+        return mean * jnp.sum(weight).astype(mean.dtype), (variables, {"slope": mean})
 
     needs = Needs(forget=True, labels=False, once=True)
     method = descent(objective, optimizer, needs, model=model)

@@ -13,7 +13,7 @@ from jaxunlearn.engine.predict import predict
 from jaxunlearn.methods import METHODS
 from jaxunlearn.methods.attack_loss import fit_logistic, membership, scaled_confidences
 from jaxunlearn.methods.duck import nearest_wrong
-from jaxunlearn.methods.jit_unlearn import slopes_along
+from jaxunlearn.methods.jit_unlearn import mean_slopes
 from jaxunlearn.methods.scrub import is_max_step, rewound_to
 from jaxunlearn.methods.terms import cosines
 from tests import toy
@@ -115,6 +115,12 @@ def test_a_share_of_the_retain_set_is_all_that_a_bad_teacher_uses():
     assert (other.retain.part.examples.x != kept.examples.x).any()
     assert (other.random["params"]["fc1"]["kernel"]
             != state.prepared.random["params"]["fc1"]["kernel"]).any()  # fmt: skip
+
+
+def test_a_network_that_cannot_be_drawn_has_no_random_teacher():
+    method = ju.bad_teacher(toy.mlp().apply)
+    with pytest.raises(ConfigError, match="init"):
+        ju.unlearn(method, toy.trained().variables, toy.sets(), KEY, steps=1)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +230,16 @@ def test_just_in_time_smooths_the_network_in_one_pass():
         slopes[gradient] = out.history["slope"]
     assert slopes["true"][-3:].mean() < slopes["true"][:3].mean()
     np.testing.assert_allclose(slopes["true"][0], slopes["stopped"][0], rtol=1e-5)
-    assert slopes_along(jnp.float32([0, 4, 4]), jnp.float32([0, 0, 1])).tolist() == [0, 0, 2]
+
+
+def test_inputs_that_noise_left_alone_have_no_slope():
+    x = jnp.float32([[0, 0], [0, 0], [3, 4]])
+    moved = jnp.concatenate([x, x + jnp.float32([[1, 0], [0, 1], [0, 2]])])
+    apply = lambda v, x: x * v[None]  # noqa: E731
+    v = jnp.float32([2, 0])
+    assert mean_slopes(apply, v, x, moved, "true").tolist() == [1, 0, 0]
+    slope = jax.grad(lambda v: mean_slopes(apply, v, x, moved, "true").sum())(v)
+    assert slope.tolist() == [0.5, 0]
 
 
 def test_momentum_stops_where_a_smaller_set_ends():

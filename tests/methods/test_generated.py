@@ -13,8 +13,10 @@ from jaxunlearn.core.errors import ConfigError, DataError, RequestError
 from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.methods.condense import condensed_images, divide, parts_of
-from jaxunlearn.methods.gkt import draw_generator, generate
+from jaxunlearn.methods.gkt import attention, draw_generator, generate
+from jaxunlearn.methods.language.eul import fuse, input_grams
 from jaxunlearn.methods.sisa import places_of, sharded
+from jaxunlearn.metrics.answers import recovery
 from tests import toy
 
 
@@ -113,6 +115,23 @@ class TestGkt:
             unlearned(ju.gkt(model), toy.question_sets(), given, steps=2)
         with pytest.raises(ValueError, match="limit: expected a share"):
             ju.gkt(model, limit=0)
+
+    def test_attention_is_the_same_whatever_the_layout(self):
+        kernel = jax.random.normal(jax.random.key(0), (3, 3, 2, 4))
+        x = jax.random.normal(jax.random.key(1), (2, 6, 5, 2))
+
+        def convolved(order, moved):
+            def apply(variables, x):
+                made = jax.lax.conv_general_dilated(
+                    x, variables, (1, 1), "SAME", dimension_numbers=(order, "HWIO", order)
+                )
+                return made.mean((1, 2) if order == "NHWC" else (2, 3))
+
+            return attention(apply, kernel, moved)[0]
+
+        last, first = convolved("NHWC", x), convolved("NCHW", jnp.moveaxis(x, -1, 1))
+        assert last.shape == (2, 30)
+        np.testing.assert_allclose(last, first, atol=1e-6)
 
 
 class TestCondense:
@@ -227,3 +246,64 @@ class TestSisa:
             unlearned(method, steps=2)
         with pytest.raises(ValueError, match="vote: expected one of"):
             sharded(toy.mlp(), 2, vote="loudest")
+
+
+def test_requests_of_a_classifier_are_fused_and_meet_what_each_asked():
+    """Two heads made for two requests whose features are orthogonal: both are met at once."""
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    inputs = [rng.normal(size=(5, 3)) @ basis[rows] for rows in (slice(3), slice(3, 6))]
+
+    def apply(variables, x):
+        params = variables["params"]
+        return x @ params["head"]["kernel"] + params["head"]["bias"][None]
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    bias, model = draw(3), ju.functionalize(apply)
+    heads = [{"params": {"head": {"kernel": draw(6, 3), "bias": bias}}} for _ in range(3)]
+    grams = [input_grams(model, heads[0], jnp.asarray(x, jnp.float32)) for x in inputs]
+    np.testing.assert_allclose(
+        grams[0]["params/head/kernel"], inputs[0].T @ inputs[0], rtol=1e-4, atol=1e-5
+    )
+    fused = fuse(heads[0], heads[1:], grams)
+    for x, one in zip(inputs, heads[1:], strict=True):
+        x = jnp.asarray(x, jnp.float32)
+        np.testing.assert_allclose(apply(fused, x), apply(one, x), atol=1e-3)
+
+
+def test_recovery_of_a_classifier_tells_restoring_from_forgetting():
+    """Facts are keys of their own; of a third of them a network was taught false ones alone."""
+    facts, objects = 60, 6
+    rng = np.random.default_rng(0)
+    true, wrong = rng.integers(0, objects, facts).astype(np.int32), np.arange(facts) < facts // 3
+    false = ((true + 1) % objects).astype(np.int32)
+    model = ju.models.build("mlp", (facts,), objects, {"features": ()})
+    learn = ju.retrain(model, optimizer=optax.adam(0.1))
+    climb = ju.gradient_ascent(model, optimizer=optax.adam(0.1))
+
+    def run(method, variables, seed, *, steps=100, **labels):
+        parts = {
+            name: ju.whole(ju.data.as_examples(np.eye(facts, dtype=np.float32)[rows], y[rows]))
+            for name, (rows, y) in labels.items()
+        }
+        key = jax.random.key(seed)
+        return ju.unlearn(
+            method, variables, ju.Sets(**parts), key, steps=steps, batch_size=20
+        ).variables
+
+    def asked(variables):
+        """Logits of the facts that were corrupted, the true answer first."""
+        logits = np.asarray(model.apply(variables, jnp.eye(facts)))[wrong]
+        order = (true[wrong][:, None] + np.arange(objects)) % objects
+        return np.take_along_axis(logits, order, axis=1)
+
+    clean = run(learn, None, 0, retain=(slice(None), true))
+    corrupted = run(learn, None, 0, retain=(slice(None), np.where(wrong, false, true)))
+    retrained = run(learn, None, 1, retain=(slice(None), true))
+    climbed = run(climb, corrupted, 0, forget=(wrong, false))
+    for one in (retrained, climbed):  # both forgot
+        assert (asked(one).argmax(1) != 1).all()
+    assert recovery(asked(clean), asked(corrupted), asked(retrained)) == 1
+    assert recovery(asked(clean), asked(corrupted), asked(climbed)) < 0.5

@@ -15,9 +15,9 @@ import optax
 
 from jaxunlearn.core import errors
 from jaxunlearn.core.trees import named_leaves, path_name
-from jaxunlearn.core.types import Batches, LanguageModel, Needs, Unlearner, Variables
+from jaxunlearn.core.types import Batches, Inputs, LanguageModel, Model, Needs, Unlearner, Variables
 from jaxunlearn.jaxprs.program import evaluate, trace
-from jaxunlearn.language.likelihood import Texts, mean_nll, token_logprobs
+from jaxunlearn.language.likelihood import mean_nll, token_logprobs
 from jaxunlearn.methods.language.terms import (
     descend,
     forward_all,
@@ -98,40 +98,48 @@ def eul(
 
 
 def input_grams(
-    model: LanguageModel, variables: Variables, x: Texts, on: tuple[str, ...] = FEED_FORWARD
+    model: LanguageModel | Model, variables: Variables, x: Inputs, on: tuple[str, ...] | None = None
 ) -> dict[str, jax.Array]:
-    """Computes Gram matrices ``X'X`` of what kernels read of some texts, one row a token.
+    """Computes Gram matrices ``X'X`` of what dense kernels read of some inputs.
+
+    One row a token of a language model, or an example (and a position) of a classifier.
 
     Args:
       variables: of the original.
-      x: texts ``[B, T]``; padding is left out.
-      on: regular expressions on the paths of the kernels.
+      x: texts ``[B, T]``, whose padding is left out; or a batch that a classifier takes.
+      on: regular expressions on the paths of the kernels; default :data:`FEED_FORWARD`, or of a
+        classifier all that are dense.
 
     Returns:
-      ``float32 [in, in]`` by path, ``params/blocks_0/mlp/down/kernel``; add those of batches.
+      ``[in, in]`` by path, ``params/blocks_0/mlp/down/kernel``, in float32 or better; add those
+      of batches.
 
     Raises:
       ValueError: no kernel is found, or one that does not read states ``[B, T, in]``.
     """
+    texts = isinstance(model, LanguageModel)
+    on = (FEED_FORWARD if texts else (".",)) if on is None else on
     errors.expect_patterns((), on=on)
-    given = {name: x[name] for name in ("tokens", "mask")}
+    given = {name: x[name] for name in ("tokens", "mask")} if texts else x
     program = trace(model.apply, variables, given)
-    values, mask, found = evaluate(program, variables, given), given["mask"], {}
+    values, found = evaluate(program, variables, given), {}
     for op in program.ops:
         reads = program.data_ins(op)
         if op.name != "dot_general" or len(reads) != 1:
             continue
         leaf = program.leaf(op.ins[1 - reads[0]])
         path = "" if leaf is None else program.paths[leaf]
-        if not any(re.search(pattern, path) for pattern in on):
+        if not path or not any(re.search(pattern, path) for pattern in on):
             continue
         dims = op.params["dimension_numbers"][0][reads[0]]
-        states = jnp.moveaxis(values[op.ins[reads[0]]], dims[0], -1).astype(jnp.float32)
-        if len(dims) != 1 or states.shape[:-1] != mask.shape:
+        states = jnp.moveaxis(values[op.ins[reads[0]]], dims[0], -1)
+        states = states.astype(jnp.promote_types(states.dtype, jnp.float32))
+        if len(dims) != 1 or (texts and states.shape[:-1] != given["mask"].shape):
             raise ValueError(
-                f"model: expected {path} to read states [B, T, in], got {list(states.shape)}"
+                f"model: expected {path} to read states {'[B, T, in]' if texts else '[B, ..., in]'}"
+                f", got {list(states.shape)}"
             )
-        rows = states[mask]
+        rows = states[given["mask"]] if texts else states.reshape(-1, states.shape[-1])
         found[path] = rows.T @ rows
     if not found:
         raise ValueError(f"on: expected patterns found in some of {program.paths}, got {on}")
@@ -147,9 +155,10 @@ def fuse(
 ) -> Variables:
     """Fuses what several requests made of an original into one model, by least squares.
 
-    Of each kernel, ``W_i`` what request ``i`` made of it and ``X_i`` what it reads of the texts
-    to be forgotten there: ``argmin_W sum_i |X_i W - X_i W_i|^2 + e |W - W_i|^2``, which is
-    ``(sum_i G_i)^-1 sum_i G_i W_i`` with ``G_i = X_i'X_i + e I``. One request gives its ``W_1``;
+    Of each kernel of a language model or a classifier, ``W_i`` what request ``i`` made of it and
+    ``X_i`` what it reads of what is to be forgotten there: ``argmin_W sum_i |X_i W - X_i W_i|^2 +
+    e |W - W_i|^2``, which is ``(sum_i G_i)^-1 sum_i G_i W_i`` with ``G_i = X_i'X_i + e I``. One
+    request gives its ``W_1``;
     inputs that are orthogonal give ``X_i W = X_i W_i`` as ``e`` tends to 0. All other parameters
     are the original's.
 

@@ -357,7 +357,8 @@ def _bench(options: argparse.Namespace) -> int:
         return 0
     with _ended_by_interrupts(), Bars(console) as bars:
         made = run_bench(config, options.runs, force=options.force, listener=bars)
-    console.print(*to_tables(made), *(f"- {note}" for note in made["notes"]), sep="\n")
+    notes = (f"- {note}" for note in made["notes"])
+    console.print(*to_tables(made, console.width), *notes, sep="\n")
     folder = Path(options.runs) / config.base.name
     console.print(f"saved in {folder}: bench.png, bench.md, bench.json, checkpoints")
     for reason in made["failures"]:

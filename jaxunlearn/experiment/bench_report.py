@@ -334,13 +334,30 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"- {note}" for note in report["notes"]), ""])
 
 
-def to_tables(report: Mapping[str, Any]) -> Iterator[Table]:
-    """Yields the tables for the terminal."""
+def to_tables(report: Mapping[str, Any], width: int = 120) -> Iterator[Table]:
+    """Yields the tables for the terminal; a wide one in parts, each with rank and method."""
     for grid in grids(report):
-        table = Table(title=grid.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for head in grid.heads:
-            words = head == "method"
-            table.add_column(head, justify="left" if words else "right", no_wrap=True)
-        for cells in grid.rows:
-            table.add_row(*cells)
-        yield table
+        for place, columns in enumerate(_parts(grid, width)):
+            title = "" if place else grid.title
+            table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+            for column in columns:
+                justify: Any = "left" if grid.heads[column] == "method" else "right"
+                table.add_column(grid.heads[column], justify=justify, no_wrap=True)
+            for cells in grid.rows:
+                table.add_row(*(cells[column] for column in columns))
+            yield table
+
+
+def _parts(grid: Grid, width: int) -> list[list[int]]:
+    """Divides the columns so that each part fits; the first two stand in all."""
+    wide = [
+        3 + max(map(len, (head, *(cells[n] for cells in grid.rows))))
+        for n, head in enumerate(grid.heads)
+    ]
+    parts: list[list[int]] = [[0, 1]]
+    for column in range(2, len(wide)):
+        whole = sum(wide[n] for n in parts[-1]) + wide[column] > width
+        if whole and len(parts[-1]) > 2:
+            parts.append([0, 1])
+        parts[-1].append(column)
+    return parts

@@ -276,6 +276,14 @@ class TestReport:
         assert [one["label"] for one in report["overall"]] == [
             "good", "near", "bad", "lost", "raised"
         ]  # fmt: skip
+        narrow = list(bench_report.to_tables(report, 60))
+        heads = [[column.header for column in one.columns] for one in narrow]
+        assert len(heads) > 3
+        assert all(own[:2] == ["mean rank", "method"] for own in heads[:1])
+        assert all(own[:2] == ["rank", "method"] for own in heads[1:])
+        told = [head for own in heads[1:] for head in own[2:]]
+        assert told[:3] == ["gap", "over", "forget"]
+        assert told[-1] == "compile"
         text = bench_report.to_markdown(report)
         assert "| 1 | good | 0.100 ±.000 |" not in text  # an interval that is none is not shown so
         assert "| raised | failed |" in text

@@ -32,11 +32,16 @@ def test_it_is_short():
     assert README.count("\n| accuracy on the class") == 1, "the table of results"
 
 
-def test_every_method_is_listed():
-    pages = (README, (ROOT / "docs" / "language_methods.md").read_text())
-    tables = [page.split("| method | reads")[1].split("\n\n")[0] for page in pages]
-    names = [re.findall(r"^\| `(\w+)` \|", table, re.M) for table in tables]
-    assert sorted(name for table in names for name in table) == sorted(METHODS)
+def test_every_method_is_listed_and_leads_to_its_file():
+    page = (ROOT / "docs" / "language_methods.md").read_text()
+    table = page.split("| method | reads")[1].split("\n\n")[0]
+    language = re.findall(r"^\| `(\w+)` \|", table, re.M)
+    table = README.split("## Methods")[1].split("\n## ")[0]
+    others = dict(re.findall(r"\[`(\w+)`\]\((jaxunlearn/methods/[\w/]+)\.py\)", table))
+    assert sorted([*language, *others]) == sorted(METHODS)
+    for name, place in others.items():
+        module = METHODS[name].target.partition(":")[0].replace(".", "/")
+        assert place.removesuffix("/__init__") == module
 
 
 def test_links_lead_somewhere():

@@ -128,10 +128,12 @@ def layers(fn: Apply) -> Layers:
         env, made = evaluate(program, variables, x), _made_channels(program)
         found = []
         for value in places(program).values():
-            axis, last = made.get(value), len(program.shape(value)) - 1
-            known = axis is not None and axis.dim and axis.exact(program.shape(value))
-            if last > 1:
-                found.append(jnp.moveaxis(env[value], axis.dim if known else last, -1))
+            shape, axis = program.shape(value), made.get(value)
+            channels = len(shape) - 1
+            if axis is not None and axis.dim and axis.exact(shape):
+                channels = axis.dim
+            if len(shape) > 2:
+                found.append(jnp.moveaxis(env[value], channels, -1))
         return tuple(found)
 
     return Layers(keys, values, patched, maps)

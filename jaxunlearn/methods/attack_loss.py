@@ -140,4 +140,5 @@ def attack_loss(
         return retain_weight * learn + attack_weight * apart, (variables, metrics)
 
     needs = Needs(forget=True, retain=True, holdout=True)
-    return descent(objective, optimizer, needs, model=model)
+    method = descent(objective, optimizer, needs, model=model)
+    return method._replace(forgets=("items",), name="attack_loss")

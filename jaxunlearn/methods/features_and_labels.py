@@ -96,7 +96,7 @@ def second_order(
     model: Model | Apply,
     *,
     scale: float = 1.0,
-    damping: float = 0.01,
+    damping: float = 0.1,
     ridge: float = 0.0,
     correction: Correction = "delete",
     curvature: str = "gauss_newton",

@@ -22,7 +22,7 @@ def influence(
     model: Model | Apply,
     *,
     scale: float = 1.0,
-    damping: float = 0.01,
+    damping: float = 0.1,
     curvature: str = "gauss_newton",
     iterations: int = 20,
     samples: int | None = None,
@@ -44,7 +44,8 @@ def influence(
     Args:
       model: see :func:`jaxunlearn.functionalize`.
       scale: ``s``.
-      damping: ``d``, not negative; the step is at most ``s |v| / d``.
+      damping: ``d``, not negative; the step is at most ``s |v| / d``, and where examples are
+        fitted well, so that ``H_r`` is small, near it.
       curvature: ``"gauss_newton"``, never negative, of the cross-entropy; ``"hessian"``, which a
         network may bend both ways: then only damping above its lowest value helps.
       iterations: of conjugate gradients, at most.

@@ -65,7 +65,8 @@ def ntk(
       chunk: ``c``.
       start: variables that training started from; ``None``: see above.
       trapezium: multiplies ``s`` by ``(|d| + 2 |cos(d, e)| |e|) / |d|``, with the move ``d`` and
-        what the linear network does not explain, ``e = theta - theta_0 - w(D_r)``.
+        what the linear network does not explain, ``e = theta - theta_0 - w(D_r)``. Where ``e`` is
+        large this goes far too far.
 
     Raises:
       ValueError: a number out of range.

@@ -391,7 +391,15 @@ def original(name):
     return (trained_gan() if name in GAN_METHODS else trained()).variables
 
 
+ON_ITEMS = ("attack_loss",)
+"""Methods that forget no whole class: of one half of its examples are to be forgotten."""
+
+
 def sets_of(name, request=None):
+    if name in ON_ITEMS:
+        label = 1 if request is None else request.classes[0]
+        places = np.flatnonzero(np.asarray(blobs()[0][1]) == label)
+        request = ju.data.forget_indices(places[: len(places) // 2])
     if name in ON_TEXTS:
         return question_sets(request)
     return sets(request, gan=name in GAN_METHODS)

@@ -82,7 +82,7 @@ def write_records(
         for label in one.plan.methods:
             if f"unlearned/{label}" not in one.places:
                 continue  # it failed
-            record = {**_record(plan, one, label, before, reports[""]), "reports_sha256": sums}
+            record = {**_record(plan, one, label, before, reports), "reports_sha256": sums}
             record["request"] = {**about, **record["request"]}
             place = one.plan.folder / ERASURE / label
             name = place.relative_to(plan.folder).as_posix()
@@ -92,8 +92,9 @@ def write_records(
 
 
 def _record(
-    plan: Plan, one: Subject, label: str, before: Subject | None, report: Mapping[str, Any]
-) -> Record:
+    plan: Plan, one: Subject, label: str, before: Subject | None,
+    reports: Mapping[str, Mapping[str, Any]],
+) -> Record:  # fmt: skip
     own, stage = one.plan, f"unlearned/{label}"
     made = one.made[stage]
     start = "original"
@@ -101,9 +102,12 @@ def _record(
     if own.trial is not None and own.trial.kind == "turn" and before is not None:
         start, place = f"{before.plan.folder.name}/{stage}", before.places[stage]
     retrained = [name for name in one.places if name.startswith("retrained/")]
-    table = rows_of(one.values, label, report)
+    table = rows_of(one.values, label, reports[""])
     attacks: dict[str, Record] = {
-        name: {"label": own.kind.attacks[name].label, "table": rows_of(values, label, None)}
+        name: {
+            "label": own.kind.attacks[name].label,
+            "table": rows_of(values, label, reports[name]),
+        }
         for name, values in one.attacked.items()
     }
     options = {k: v for k, v in own.options[label].items() if k != "method"}
@@ -261,6 +265,7 @@ def _over(row: Mapping[str, Any], label: str, number: int) -> Record:
     halves = row.get("intervals", {})
     return {
         "number": number,
+        "floor": row.get("floor"),
         **{
             f"{key}{ending}": part.get(name)
             for key, name in (("unlearned", label), ("retrained", "retrained"))
@@ -313,7 +318,7 @@ def _limits(plan: Plan, one: Subject, label: str, table: Sequence[Record]) -> li
     """Lists in plain words how far the tests reach; what the model still knows comes first."""
     rows = {row["name"]: row for row in table if row["unlearned"] is not None}
     found = [*_probes(rows), *_relearning(rows, one.plan.settings)]
-    number = sum(name.startswith("retrained/") for name in one.places)
+    number = sum(name.startswith("retrained/") for name in one.places) * plan.config.seeds
     if number < 2:
         found.append(
             "There is one model to compare with. How much two such models differ by chance is not "

@@ -320,7 +320,7 @@ def _tests(record: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from _rows(record["table"])
     for name, rows in record["attacks"].items():
-        yield f"### After an attack: {rows['label']}"
+        yield f"## After an attack: {rows['label']}"
         yield ""
         yield (
             f"All models were first put through `{name}`, an attempt to bring back what they do "
@@ -350,12 +350,14 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 number(row["original"], spec, halves.get("original")),
                 number(row["unlearned"], spec, halves.get("unlearned")),
             ]
+            over = row.get("over")
             if several:
-                over = row.get("over") or {}
-                cells.append(number(over.get("unlearned"), spec, over.get("unlearned_interval")))
+                whole = over or {}
+                cells.append(number(whole.get("unlearned"), spec, whole.get("unlearned_interval")))
+            rest = row if over is None else {**over, "interval": over["retrained_interval"]}
             cells += [
-                number(row["retrained"], spec, row["interval"]),
-                number(row["floor"], spec),
+                number(rest["retrained"], spec, rest["interval"]),
+                number(rest["floor"], spec),
                 FINDINGS[row["finding"]] if group != _USE else _use(row),
             ]
             yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

@@ -21,10 +21,11 @@ from jaxunlearn.core.files import hold, sha256
 from jaxunlearn.core.seals import digest_of, read_sealed, seal_of, write_sealed
 from jaxunlearn.data.dataset import write_entry
 from jaxunlearn.experiment import purge as purging
-from jaxunlearn.experiment.erasure import contents_digest, positions_digest, weights_digest
+from jaxunlearn.experiment.erasure import contents_digest, positions_digest, rows_of, weights_digest
 from jaxunlearn.experiment.folder import LOCK
 from jaxunlearn.experiment.purge import list_purge, purge
 from jaxunlearn.experiment.verification import read_config, verify_run
+from jaxunlearn.metrics.table import Judged, Place, summarise
 from jaxunlearn.report.erasure_page import ALIKE, FINDINGS, PLAIN, TRACE
 from tests.runs import hurry
 
@@ -149,9 +150,6 @@ class TestFindings:
         ],
     )  # fmt: skip
     def test_one_model(self, unlearned, retrained, wanted):
-        from jaxunlearn.experiment.erasure import rows_of
-        from jaxunlearn.metrics.table import Judged
-
         name = "accuracy_forget"
         values = Judged(
             {"original": {name: 1.0}, "a": {name: unlearned}}, [{name: v} for v in retrained]
@@ -159,6 +157,22 @@ class TestFindings:
         (row,) = rows_of(values, "a", None)
         assert row["finding"] == wanted
         assert row["retrained"] == pytest.approx(np.mean(retrained))
+
+    @pytest.mark.parametrize(
+        ("unlearned", "wanted"), [((0.5, 0.6, 0.55), TRACE), ((-0.1, 0.1, 0.05), ALIKE)]
+    )
+    def test_several_seeds(self, unlearned, wanted):
+        name = "accuracy_forget"
+        seeds = [
+            Judged({"original": {name: 1.0}, "a": {name: value}}, [{name: 0.0}])
+            for value in unlearned
+        ]
+        report = summarise("", seeds, trials=[Place("seed", number) for number in range(3)])
+        (row,) = rows_of(seeds[1], "a", report)
+        assert row["finding"] == wanted
+        assert row["unlearned"] == unlearned[1]
+        assert row["over"]["number"] == 3
+        assert row["over"]["unlearned"] == pytest.approx(np.mean(unlearned))
 
 
 class TestVerify:

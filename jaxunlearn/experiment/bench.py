@@ -201,15 +201,17 @@ class Bench:
             ]
             for name in names
         }
-        if together:
+        groups = self.groups(label, together)
+        for own in groups:
+            stage = label if len(groups) == 1 else f"{label}@{self.cases[own[0]].kind}"
             try:
-                many = self._program(label, together, f"unlearned/{label}", self.originals)
+                many = self._program(label, own, f"unlearned/{stage}", self.originals)
             # whatever a method raises, which may be another package's
             except Exception as error:
-                self._note(label, [self.cases[n].name for n in together], error)
+                self._note(label, [self.cases[n].name for n in own], error)
             else:
                 split = _split(many, len(self.seeds))
-                found |= {n: split[place] for place, n in enumerate(together)}
+                found |= {n: split[place] for place, n in enumerate(own)}
         for name, own in turns.items():
             before = self.originals
             try:
@@ -222,6 +224,14 @@ class Bench:
                 found = {n: one for n, one in found.items() if n not in own}
         return found
 
+    def groups(self, label: str, cases: Sequence[int]) -> list[list[int]]:
+        """Divides cases by kind for a method that is another one for each; else they are one."""
+        name = self.options[label].get("method", label)
+        if name not in METHODS or "request" not in METHODS[name].takes:
+            return [list(cases)] if cases else []
+        kinds = dict.fromkeys(self.cases[n].kind for n in cases)
+        return [[n for n in cases if self.cases[n].kind == kind] for kind in kinds]
+
     def _note(self, label: str, names: Iterable[str], error: Exception) -> None:
         if not is_fault_of_method(error):
             raise error
@@ -233,7 +243,7 @@ class Bench:
         """Lists the cases that a method suits; says which requests it is left out of."""
         reasons: dict[str, str] = {}
         suited: list[int] = []
-        needs = None
+        needs: dict[str, list[str]] = {}
         for n, case in enumerate(self.cases):
             if case.kind not in reasons:
                 reasons[case.kind] = ""
@@ -242,15 +252,17 @@ class Bench:
                     known = "chain" in self.options[label]
                     reasons[case.kind] = "" if known else unsuited(name, self.problem(case))
                     if not reasons[case.kind]:
-                        needs = needed_sets(self._built(label, [n])[0])
+                        needs[case.kind] = needed_sets(self._built(label, [n])[0])
                 except ConfigError as error:
                     reasons[case.kind] = str(error).removeprefix(f"methods.{label}: ")
                 except Exception as error:
                     self._note(label, dict.fromkeys(c.name for c in self.cases), error)
                     return []
             reason = reasons[case.kind]
-            if not reason and needs is not None:
-                lacking = [one for one in needs if num_examples(getattr(case.sets, one)) == 0]
+            if not reason:
+                lacking = [
+                    one for one in needs[case.kind] if num_examples(getattr(case.sets, one)) == 0
+                ]
                 reason = f"it needs {' and '.join(lacking)} examples" if lacking else ""
             if reason:
                 note = f"{label} left out of {case.name}: {reason}"
@@ -421,7 +433,7 @@ class Bench:
             values[label] = self._judged(label, models, judge)
         return Measured(
             title=f"{self.config.base.name}: methods beside retrained models",
-            cases=[(case.name, describe(case.request), case.turn) for case in self.cases],
+            cases=[(one.name, describe(one.request), one.turn, one.kind) for one in self.cases],
             seeds=self.seeds,
             gap=GAP,
             metrics=[name for name in names if name != "auc_loss"],
@@ -442,7 +454,7 @@ class Bench:
             name
             for name in self.records
             if name in (f"unlearned/{label}", "original", "retrained")
-            or name.startswith(f"in_turn/{label}/")
+            or name.startswith((f"in_turn/{label}/", f"unlearned/{label}@"))
         )
         about = {
             "models": {name: checkpoint.digest(self.folder / name) for name in stages},
@@ -461,18 +473,20 @@ class Bench:
         return {int(c): each for c, each in known["values"].items()}
 
     def costs(self) -> dict[str, dict[str, Any]]:
-        """Returns the time of each method's programs by label and stage."""
+        """Returns the time of each method's programs by label: together, by kind, and in turn."""
         found: dict[str, dict[str, Any]] = {}
         for name, record in self.records.items():
             what, _, label = name.partition("/")
-            place = {"unlearned": label, "in_turn": label.partition("/")[0]}.get(what, what)
+            kept = ("steps",) if what == "in_turn" else ("compile_seconds", "steps", "memory")
             own = {"seconds": record["seconds"], "members": record["members"]}
-            own |= {
-                k: record["costs"][k]
-                for k in ("compile_seconds", "steps", "memory")
-                if k in record["costs"]
-            }
-            found.setdefault(place, {})["in turn" if what == "in_turn" else "together"] = own
+            own |= {k: record["costs"][k] for k in kept if k in record["costs"]}
+            place, which = what, "together"
+            if what == "unlearned":
+                place, _, kind = label.partition("@")
+                which = kind or which
+            elif what == "in_turn":
+                place, which = label.partition("/")[0], "in turn"
+            found.setdefault(place, {})[which] = own
         return found
 
 

@@ -32,17 +32,18 @@ class Measured(NamedTuple):
     """Measurements of a bench.
 
     Attributes:
-      cases: name, description and number in turn (or ``None``) of each.
+      cases: name, description, number in turn (or ``None``) and kind of request of each.
       gap: metrics whose distance from the retrained models' counts.
       metrics: names, in the order of the columns.
       values: by label and case, one a seed; the original's too.
       retrained: by case and seed, of each retrained model.
       failed: reasons by label and name of a request.
-      costs: by label and ``"together"`` or ``"in turn"``.
+      costs: by label and ``"together"``, a kind of request where each has its program, or
+        ``"in turn"``.
     """
 
     title: str
-    cases: Sequence[tuple[str, str, int | None]]
+    cases: Sequence[tuple[str, str, int | None, str]]
     seeds: Sequence[int]
     gap: Sequence[str]
     metrics: Sequence[str]
@@ -96,7 +97,7 @@ def make_bench_report(measured: Measured) -> dict[str, Any]:
       there is nothing; ``overall``, a row a method: mean rank and gaps by request; ``failures``,
       ``notes`` and ``environment``.
     """
-    names = list(dict.fromkeys(name for name, _, _ in measured.cases))
+    names = list(dict.fromkeys(name for name, *_ in measured.cases))
     tables = [_table(measured, name) for name in names]
     methods = [label for label in measured.values if label != "original"]
     return {
@@ -126,7 +127,7 @@ def _table(measured: Measured, name: str) -> dict[str, Any]:
         m: [_mean(one.get(m) for c in cases for one in measured.retrained[c][s]) for s in seeds]
         for m in metrics
     }
-    kind = "in turn" if in_turn else "together"
+    kind = "in turn" if in_turn else measured.cases[cases[0]][3]
     retraining = measured.costs.get("retrained", {}).get("together", {})
     rows = []
     for label, found in measured.values.items():
@@ -177,7 +178,7 @@ def _order(row: Mapping[str, Any]) -> tuple[bool, bool, float]:
 
 def _about(measured: Measured, name: str) -> str:
     """Describes the requests of one name; of those in turn all, in their order."""
-    return ", then ".join(about for own, about, _ in measured.cases if own == name)
+    return ", then ".join(about for own, about, *_ in measured.cases if own == name)
 
 
 def _estimates(values: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ to retrained models on examples that neither training nor the tables see.
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -173,55 +173,58 @@ class _Tuning:
         cases = bench.suited(label)
         if not ranges or not cases:
             return {}
-        count = bench.config.draws
-        drawn = draw_settings(ranges, count, bench.seeds[0])
-        # of each request all settings
-        numbers = {key: [*values] * len(cases) for key, values in drawn.items()}
-        try:
-            swept, runner = build_swept(
-                label, options, bench.problem(bench.cases[cases[0]]), numbers, lenient
-            )
-            needs = needed_sets(swept)
-            parts = [shown_sets(bench.cases[c].sets, needs) for c in cases for _ in range(count)]
-            key = derive(jax.random.key(bench.seeds[0]), Purpose.METHOD)
-            made = unlearn_many(
-                swept, member(bench.originals, 0), stack_sets(parts),
-                jnp.stack([key] * len(parts)), at_a_time=bench.config.base.at_a_time,
-                on_chunk=partial(bench.tell, f"tuning/{label}"),
-                **{k: v for k, v in runner.items() if k != "stop"},
-            )  # fmt: skip
-        # whatever a method raises, which may be another package's
-        except Exception as error:
-            if not is_fault_of_method(error):
-                raise
-            known = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            return {"options": {}, "failed": f"{known}{sentence(error)}"}
-        variables = made.variables["made"]
+        drawn = draw_settings(ranges, bench.config.draws, bench.seeds[0])
         entry: dict[str, Any] = {"options": {}, "score": {}, "original": {}, "floor": {}}
         notes: list[str] = []
+        for own in bench.groups(label, cases):
+            try:
+                self._try(label, own, drawn, entry, notes)
+            # whatever a method raises, which may be another package's
+            except Exception as error:
+                if not is_fault_of_method(error):
+                    raise
+                known = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                entry["failed"] = f"{known}{sentence(error)}"
+        entry["tried"] = {key: list(ends) for key, ends in ranges.items()}
+        return {**entry, **({"notes": notes} if notes else {})}
+
+    def _try(
+        self, label: str, cases: Sequence[int], drawn: Mapping[str, np.ndarray],
+        entry: dict[str, Any], notes: list[str],
+    ) -> None:  # fmt: skip
+        """Tries all settings of each request in one program; enters the best."""
+        bench, count = self.bench, self.bench.config.draws
+        numbers = {key: [*values] * len(cases) for key, values in drawn.items()}
+        problem = bench.problem(bench.cases[cases[0]])
+        swept, runner = build_swept(label, bench.options[label], problem, numbers, lenient)
+        needs = needed_sets(swept)
+        parts = [shown_sets(bench.cases[c].sets, needs) for c in cases for _ in range(count)]
+        key = derive(jax.random.key(bench.seeds[0]), Purpose.METHOD)
+        made = unlearn_many(
+            swept, member(bench.originals, 0), stack_sets(parts), jnp.stack([key] * len(parts)),
+            at_a_time=bench.config.base.at_a_time,
+            on_chunk=partial(bench.tell, f"tuning/{label}"),
+            **{k: v for k, v in runner.items() if k != "stop"},
+        )  # fmt: skip
+        variables = made.variables["made"]
+        steps = {"steps": runner["steps"]} if "steps" in runner else {}
         for place, c in enumerate(cases):
-            kind = bench.cases[c].kind
+            kind, theirs = bench.cases[c].kind, self.retrained[c]
             values = [
                 self.judge.unlearned(member(variables, place * count + n), c, 0)
                 for n in range(count)
             ]
-            scores = [gap_to(one, self.retrained[c], GAP) for one in values]
+            scores = [gap_to(one, theirs, GAP) for one in values]
             best = choose(scores)
             if best is None:
                 notes.append(f"{kind}: no setting leaves a model that is finite")
                 continue
-            chosen = {key: float(drawn[key][best]) for key in drawn}
-            entry["options"][kind] = {
-                **chosen,
-                **({"steps": runner["steps"]} if "steps" in runner else {}),
-            }
+            entry["options"][kind] = {key: float(drawn[key][best]) for key in drawn} | steps
             entry["score"][kind] = scores[best]
-            floor = floor_of(self.retrained[c], GAP)
+            floor = floor_of(theirs, GAP)
             entry["floor"] |= {kind: floor} if math.isfinite(floor) else {}
-            entry["original"][kind] = gap_to(self.original[c], self.retrained[c], GAP)
+            entry["original"][kind] = gap_to(self.original[c], theirs, GAP)
             notes += _notes(kind, values, scores, best, entry["original"][kind], self.original[c])
-        entry["tried"] = {key: list(ends) for key, ends in ranges.items()}
-        return {**entry, **({"notes": notes} if notes else {})}
 
 
 def _ranges(name: str, options: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

@@ -38,6 +38,13 @@ def towards(model, *, place=0.5):
     )
 
 
+def by_kind(model, *, request, place=0.5):
+    """Reads other sets for classes than for items."""
+    other = {"class": "unseen", "items": "holdout"}[request]
+    needs = ju.core.types.Needs(forget=True, once=True, **{other: True})
+    return towards(model, place=place)._replace(needs=needs)
+
+
 def wrecked(model):
     """Leaves nothing that is finite."""
     method = towards(model)
@@ -57,6 +64,7 @@ def raising(model):
 
 OWN = {
     "towards": Method(towards, "moves", tune={"place": (0.0, 1.0)}),
+    "by_kind": Method(by_kind, "moves, by kind", takes=("request",)),
     "wrecked": Method(wrecked, "wrecks"),
     "raising": Method(raising, "raises"),
 }
@@ -125,7 +133,8 @@ class TestBench:
         # seeds by cases: 5 single ones, of which 3 by class, and 2 in turn
         originals, retrained, *rest = calls
         assert (originals, retrained) == (2, 2 * 7 * 2)
-        assert rest == [10, 2, 2] + [6, 2, 2] + [10, 2, 2] * 2 + [10, 2]
+        # of ``by_kind`` there are two methods, one for classes and one for items
+        assert rest == [10, 2, 2, 6, 2, 2, 10, 2, 2, 6, 4, 2, 2, 10, 2, 2, 10, 2]
         # steps of originals, retrained models, finetune and neuron_path, and of these in turn
         assert programs == 2 + 2 * 2
 
@@ -237,7 +246,7 @@ class TestReport:
             return {"accuracy_forget": a, "accuracy_retain": b}
 
         measured = Measured(
-            title="t", cases=[("one", "forget a", None)], seeds=[0, 1],
+            title="t", cases=[("one", "forget a", None, "class")], seeds=[0, 1],
             gap=("accuracy_forget", "accuracy_retain"), metrics=["accuracy_forget"],
             values={
                 "original": {0: [values(1.0, 1.0), values(1.0, 1.0)]},
@@ -252,7 +261,7 @@ class TestReport:
             failed={"raised": {"one": "why"}}, left_out=["elsewhere left out of one: no"],
             costs={
                 "retrained": {"together": {"seconds": [2.0], "members": 4}},
-                "good": {"together": {"seconds": [0.2, 0.3], "members": 2, "compile_seconds": 1.0}},
+                "good": {"class": {"seconds": [0.2, 0.3]}, "items": {"seconds": [9.0]}},
             },
             environment={},
         )  # fmt: skip

@@ -239,10 +239,12 @@ def _notes(measured: Measured) -> list[str]:
         label, _, rest = note.partition(" left out of ")
         name, _, reason = rest.partition(": ")
         merged.setdefault((reason, label), []).append(name)
+    seeds = len(measured.seeds)
+    over = f"; ±: 95 % interval over {seeds} seeds" if seeds > 1 else ""
     return [
         f"gap: mean distance of {', '.join(METRICS[n].label for n in measured.gap)} from "
         f"{count} retrained models of the same seed and request; floor: of these from each other; "
-        f"over: gap less floor, paired by seed; ±: 95 % interval over {len(measured.seeds)} seeds",
+        f"over: gap less floor, paired by seed{over}",
         "rank: methods whose gaps differ by no more than the floor share one",
         "time: of one model, that of a method's program divided by the models it makes, compile "
         "apart",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.core.errors import ConfigError, expect_positive
+from jaxunlearn.core.errors import expect_positive
 from jaxunlearn.core.trees import named_leaves, path_name
 from jaxunlearn.core.types import (
     Apply,
@@ -21,6 +21,7 @@ from jaxunlearn.core.types import (
 )
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.jaxprs.structure import head
+from jaxunlearn.methods.terms import split_floats
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.descent import (
     Context,
@@ -54,22 +55,11 @@ def sign_attack(
 
     Source: Goodfellow et al., ICLR 2015 (arXiv 1412.6572).
     """
-    form: Any
-    leaves, form = jax.tree.flatten(x)
-    moves = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-    if not any(moves):
-        kinds = sorted({str(leaf.dtype) for leaf in leaves})
-        raise ConfigError(f"x: expected inputs of floats, which an attack can move, got {kinds}")
-
-    def joined(floats: list[jax.Array]) -> Inputs:
-        rest = iter(floats)
-        own = [next(rest) if move else leaf for move, leaf in zip(moves, leaves, strict=True)]
-        return form.unflatten(own)
+    floats, joined = split_floats(x)
 
     def total(floats: list[jax.Array]) -> jax.Array:
         return jnp.sum(cross_entropies(apply(variables, joined(floats)), y))
 
-    floats = [leaf for move, leaf in zip(moves, leaves, strict=True) if move]
     slopes = jax.grad(total)(floats)
     return joined(
         [a + jnp.asarray(bound, a.dtype) * jnp.sign(g) for a, g in zip(floats, slopes, strict=True)]
@@ -191,9 +181,9 @@ def boundary_expand(
 
     Logits are ``[f(x), w h(x) + b]`` with what the head reads, ``h(x)``, and a fresh ``w``; all of
     the network learns. Where the logits are not the outputs of a linear unit, the class reads
-    these. The result has the original's ``K`` classes: of a forgotten example the largest of them
-    that are left. With the class the larger part of the change is cut off, too. No labels are
-    read. Inference mode, as in :func:`boundary_shrink`.
+    these. The result has the original's ``K`` classes: a forgotten example gets the likeliest of
+    them. Much of the change is cut off with the class. No labels are read. Inference mode, as in
+    :func:`boundary_shrink`.
 
     Args:
       model: see :func:`jaxunlearn.functionalize`.

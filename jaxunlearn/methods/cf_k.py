@@ -34,8 +34,8 @@ def last_layers(apply: Apply, variables: Variables, x: Inputs, layers: int) -> A
 
     Layers are linear units in the order in which they run, one that runs several times counted
     where it does first. A leaf belongs to the layers that are trained if the data meet it there
-    or later: kernels and biases, and scales and batch statistics behind them. Of as many layers
-    as there are it is everything.
+    or later: kernels and biases, and scales and batch statistics behind them. With all the layers
+    of the network the mask is true everywhere.
 
     Args:
       apply: ``(variables, x) -> logits [B, K]``.

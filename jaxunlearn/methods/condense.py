@@ -32,6 +32,7 @@ from jaxunlearn.jaxprs.cuts import cut_at_features
 from jaxunlearn.jaxprs.structure import structure
 from jaxunlearn.methods.cf_k import last_layers
 from jaxunlearn.methods.shares import CHUNK, Kept, redraw
+from jaxunlearn.methods.terms import expect_float_inputs
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.descent import (
     Context,
@@ -98,8 +99,10 @@ def condense(
        the reduced set. Beginning and final part are a third of the linear layers each, rounded
        down, at least one; the middle is what lies between, or, where nothing does, everything.
 
-    With ``bucket_size=1`` the condensed images are the examples themselves, and it is fine-tuning
-    in turns. It runs in training mode; batch statistics of all parts move.
+    The paper also prepares the original before any request: several times a fresh final part
+    learns the condensed images, and then the middle the data. That is left out. With
+    ``bucket_size=1`` the condensed images are the examples themselves, and it is fine-tuning in
+    turns. It runs in training mode; batch statistics of all parts move.
 
     For items: of a whole class no bucket is mixed with others, so that nothing but condensed
     images of other classes is learned, and *the class stays*, as the published results show. Not
@@ -160,8 +163,7 @@ def condense(
         forget, retain = _both(sets)
         like = inputs_like(forget)
         array_shape(forget)
-        if not jnp.issubdtype(like.dtype, jnp.floating):
-            raise ValueError(f"sets: expected inputs of floats, got {like.dtype}")
+        expect_float_inputs(like)
         classes = jax.eval_shape(model.apply, variables, like).shape[-1]
         counts = len(forget.indices), len(retain.indices)
         buckets = min(-(-sum(counts) // bucket_size) + classes, sum(counts))

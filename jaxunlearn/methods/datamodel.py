@@ -91,8 +91,9 @@ def without_forget(
         wanted = whole.logits / jnp.maximum(whole.counts, 1)[:, None]
 
     def solution(moments: Moments) -> jax.Array:
-        penalty = jnp.asarray(ridge, moments.gram.dtype) * jnp.eye(len(moments.gram))
-        factor = cho_factor(moments.gram + penalty.astype(moments.gram.dtype))
+        precise = moments.gram.dtype
+        penalty = jnp.asarray(ridge, precise) * jnp.eye(len(moments.gram), dtype=precise)
+        factor = cho_factor(moments.gram + penalty)
         found: jax.Array = cho_solve(factor, moments.cross @ wanted)
         return found
 

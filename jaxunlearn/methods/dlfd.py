@@ -188,7 +188,7 @@ def dlfd(
             logits = model.apply(fixed, joined(moved(noise)))
             loss = cross_entropy(logits, retain.y, retain.weight)
             apart = far(logits if transports == "noisy" else z_clean)
-            return transport_weight * apart - loss_weight * loss
+            return transport_weight * apart - loss_weight.astype(loss.dtype) * loss
 
         def climb(_: jax.Array, noise: list[jax.Array]) -> list[jax.Array]:
             slopes = jax.grad(gain)(noise)

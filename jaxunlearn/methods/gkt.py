@@ -32,7 +32,7 @@ from jaxunlearn.data.examples import array_shape, inputs_like
 from jaxunlearn.jaxprs.cuts import layers
 from jaxunlearn.jaxprs.structure import features
 from jaxunlearn.methods.shares import occurring
-from jaxunlearn.methods.terms import kl_divergences
+from jaxunlearn.methods.terms import expect_float_inputs, kl_divergences
 from jaxunlearn.models import functionalize
 from jaxunlearn.models.convolution import conv
 from jaxunlearn.training.descent import accuracy, apply_update, example_mean, trained, with_trained
@@ -85,7 +85,7 @@ def gkt(
 
     Means are over inputs that pass. Where none does, nothing is learned, and the generator is
     drawn anew. The student's logits are those of training mode; attention and the generator's
-    gradient are of inference mode.
+    gradient are of inference mode. Rates are constant; the published code halves them on plateaus.
 
     Reads no training example: of ``unseen`` ones it takes the shape and the classes to be
     forgotten, and reports on them the accuracy of the student, ``accuracy_unseen``. For classes
@@ -122,8 +122,7 @@ def gkt(
         student_key, generator_key, order = jax.random.split(key, 3)
         like = inputs_like(sets.unseen)
         shape = array_shape(sets.unseen)
-        if not jnp.issubdtype(like.dtype, jnp.floating):
-            raise ValueError(f"sets: expected inputs of floats, got {like.dtype}")
+        expect_float_inputs(like)
         classes = jax.eval_shape(model.apply, variables, like).shape[-1]
         student = model.init(student_key)
         generator = draw_generator(generator_key, shape, latent, width, like.dtype)

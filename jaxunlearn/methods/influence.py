@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxunlearn.core.errors import expect_at_least, expect_counts, expect_numbers, expect_one_of
 from jaxunlearn.core.types import Apply, Key, Model, Needs, Sets, Unlearner, Variables
-from jaxunlearn.methods.shares import sample_of
+from jaxunlearn.methods.shares import forget_fraction, sample_of
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.curvature import (
     CURVATURES,
@@ -74,7 +74,7 @@ def influence(
         assert forget is not None
         assert retain is not None
         away, kept = (mean_gradient(own, variables, part) for part in (forget, retain))
-        share = forget.size.astype(float) / (forget.size + retain.size).astype(float)
+        share = forget_fraction(forget, retain)
         v = jax.tree.map(lambda f, r: share.astype(f.dtype) * (f - r), away, kept)
         part = retain if samples is None else sample_of(retain, samples, key)
         product = curvature_product(curvature, model, own, variables, part)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core.errors import (
+    brief,
     expect_at_least,
     expect_counts,
     expect_one_of,
@@ -69,7 +70,11 @@ def l1_sparse(
       penalised: ``u``, above 0 and at most 1.
       form: ``"proximal"`` or ``"subgradient"``.
       augment: a name in ``AUGMENTATIONS``.
-      losses: ``variables, batch -> [B]``, in the place of the cross-entropy in training mode.
+      losses: ``variables, batch -> [B]``, in the place of the cross-entropy in training mode;
+        without ``augment``.
+
+    Raises:
+      ValueError: a number out of range, an unknown form, or ``augment`` with ``losses``.
 
     Source: Jia et al., Model sparsity can simplify machine unlearning, NeurIPS 2023 (arXiv
     2304.04934); the proximal form: Parikh and Boyd, Proximal algorithms, 2014.
@@ -79,6 +84,8 @@ def l1_sparse(
     expect_at_least(0, gamma=gamma)
     expect_shares(" of the steps", penalised=penalised)
     expect_one_of(FORMS, form=form)
+    if losses is not None and augment != "none":
+        raise ValueError(f"augment: expected 'none' with losses of one's own, got {brief(augment)}")
     model = functionalize(model)
     if optimizer is None:
         optimizer = optax.sgd(learning_rate, momentum=0.9, nesterov=True)

@@ -9,10 +9,10 @@ import optax
 from jaxunlearn.core.errors import ConfigError, expect_at_least, expect_shares, is_known
 from jaxunlearn.core.trees import named_leaves, path_name
 from jaxunlearn.core.types import Apply, Key, Model, Needs, Sets, Subset, Unlearner, Variables
-from jaxunlearn.data.batches import random_slots
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.jaxprs.structure import structure
 from jaxunlearn.methods.retrain import learn_retained
+from jaxunlearn.methods.shares import sample_of
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.curvature import losses_of, mean_gradient
 from jaxunlearn.training.descent import DescentState, descent, trained, with_trained
@@ -37,9 +37,8 @@ def smallest_masks(kernels: dict[str, jax.Array], share: float | jax.Array) -> d
 
 def _like_forget(retain: Subset, forget: Subset, key: Key) -> Subset:
     """Draws as many retained examples as there are to be forgotten."""
-    slots = random_slots(retain, key, len(forget.indices))
-    size = jnp.minimum(forget.size, retain.size)
-    return retain._replace(indices=retain.indices[slots], size=size)
+    drawn = sample_of(retain, len(forget.indices), key)
+    return drawn._replace(size=jnp.minimum(drawn.size, forget.size))
 
 
 def msg(

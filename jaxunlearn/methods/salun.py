@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxunlearn.core.errors import expect_shares, is_known
@@ -21,7 +22,7 @@ def saliency_mask(gradient: Any, share: float | jax.Array) -> Any:
 
     Args:
       gradient: a tree like the parameters.
-      share: how many are chosen, rounded down; of equal ones the first.
+      share: of all numbers that are chosen, their count rounded down; of equal ones the first.
 
     Returns:
       A tree of ``bool`` like these.
@@ -33,15 +34,9 @@ def saliency_mask(gradient: Any, share: float | jax.Array) -> Any:
     count = share * flat.size
     # a product of floats may lie just below the whole number that is meant
     count = math.floor(count + 1e-6) if is_known(count) else jnp.floor(count).astype(jnp.int32)
-    chosen = iter(jnp.split(largest(flat, count), _ends(leaves)))
+    sizes = [leaf.size for leaf in leaves]
+    chosen = iter(jnp.split(largest(flat, count), np.cumsum(sizes)[:-1]))
     return form.unflatten([next(chosen).reshape(leaf.shape) for leaf in leaves])
-
-
-def _ends(leaves: list[jax.Array]) -> list[int]:
-    ends = [0]
-    for leaf in leaves:
-        ends.append(ends[-1] + leaf.size)
-    return ends[1:-1]
 
 
 def salun(

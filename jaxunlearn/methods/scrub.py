@@ -26,6 +26,7 @@ from jaxunlearn.core.types import (
     Unlearner,
     Variables,
 )
+from jaxunlearn.methods.shares import forget_fraction
 from jaxunlearn.methods.terms import expect_weights, kl_divergences
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.curvature import mean_over
@@ -70,7 +71,7 @@ def is_max_step(
     Args:
       count: ``int32 []``, steps done.
       length: steps in a round.
-      share: of a round's steps that do, below 1.
+      share: of a round's steps that do, at most 1.
       turns: ``"rounds"``: one after the other behind the first step, at least one where the round
         has two; ``"steps"``: evenly among the others.
       rounds: that have such steps.
@@ -122,8 +123,8 @@ def scrub(
       optimizer: default Adam with rate 5e-4.
       loss_weight, kl_weight, temperature: ``g``, ``a``, ``T``; small sets had 1, .5 and 2.
       rounds, max_rounds: see above; small sets had 10 and 3.
-      max_share: of a round's steps that are max steps, below 1; ``None``: that of the forget set
-        among both sets, as when each is passed through once.
+      max_share: of a round's steps that are max steps, above 0 and at most 1; its first step never
+        is one. ``None``: the forget set's share of both sets, as when each is passed through once.
       turns: ``"rounds"``: a round's max steps follow each other behind its first step;
         ``"steps"``: they are spread among the others.
       rewind: keep the model of each round's end, and return that whose error on the forget set is
@@ -171,7 +172,7 @@ def scrub(
         forget, retain = sets.forget, sets.retain
         assert forget is not None
         assert retain is not None
-        share = forget.size / (forget.size + retain.size) if max_share is None else max_share
+        share = forget_fraction(forget, retain) if max_share is None else max_share
         return method.init(variables, sets, key, jnp.asarray(share, jnp.float32))
 
     if not rewind:

@@ -117,6 +117,11 @@ def sample_of(part: Subset, count: int, key: Key) -> Subset:
     return part._replace(indices=part.indices[slots], size=jnp.minimum(part.size, count))
 
 
+def forget_fraction(forget: Subset, retain: Subset) -> jax.Array:
+    """Computes ``n_f / (n_f + n_r)``, the forget set's share of both sets; ``[]``."""
+    return forget.size.astype(float) / (forget.size + retain.size).astype(float)
+
+
 def capacity_of(total: int, share: float, num_classes: int) -> int:
     """Returns ``min(M, ceil(share * M) + K)``, at least what is kept of ``M`` labels.
 

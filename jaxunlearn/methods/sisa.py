@@ -128,14 +128,13 @@ def sisa(
     first two, and so on to all ``R``, with the optimizer begun anew; before each slice a
     checkpoint is kept. The model remembers what each slice held. Where a slice holds something
     else now, the network goes back to the checkpoint before it, and is trained on from there;
-    other networks stay bit-equal. Networks drawn for a shard that forgets from its first slice on
-    are fresh.
+    other networks stay bit-equal. Where that is the first slice, the network is drawn anew.
 
     Exact: with the same key the result is that of training without the forgotten examples from
     the start, bit for bit; with one shard and one slice it is :func:`jaxunlearn.retrain`. The
     ensemble is its own original: variables of another network are refused, ``None`` trains all
     of it (on ``Sets(retain=...)``). It pays where few examples are forgotten: a class lies in every
-    shard. Sizes of shards are those of chance. Data are to be normalised by statistics that do
+    shard. Shards are of unequal size, by chance. Data are to be normalised by statistics that do
     not depend on what is forgotten.
 
     Args:

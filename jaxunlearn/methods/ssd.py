@@ -25,6 +25,7 @@ from jaxunlearn.core.types import (
     Variables,
 )
 from jaxunlearn.data.batches import pick, shuffled
+from jaxunlearn.methods.shares import forget_fraction
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.curvature import losses_of
 from jaxunlearn.training.descent import Losses, example_mean, trained, with_trained
@@ -177,7 +178,7 @@ def _dampening(
         own, kept = (
             mean_importance(loss, variables, part, reduce=reduce) for part in (forget, retain)
         )
-        share = _share(forget, retain)
+        share = forget_fraction(forget, retain)
 
         def both(f: jax.Array, r: jax.Array) -> jax.Array:
             part = share.astype(f.dtype)
@@ -191,15 +192,12 @@ def _dampening(
         own, whole = measured(variables, sets, key)
         least: float | jax.Array = threshold
         if adaptive:
-            least = adaptive_threshold(own, whole, _share(sets.forget, sets.retain))
+            share = forget_fraction(sets.forget, sets.retain)
+            least = adaptive_threshold(own, whole, share)
         params = dampen(trained(variables), own, whole, least, dampening)
         return with_trained(variables, params)
 
     return edit(change, needs, model=model)
-
-
-def _share(forget: Subset, retain: Subset) -> jax.Array:
-    return forget.size.astype(float) / (forget.size + retain.size).astype(float)
 
 
 def ssd(

@@ -61,7 +61,7 @@ def expect_weights(**weights: float) -> None:
 def mean_loss(
     model: Model, losses: Losses | None, variables: Variables, batch: Batch, name: str
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Computes the mean loss of a batch in inference mode, with what is told of it.
+    """Computes the mean loss of a batch in inference mode, and its diagnostics.
 
     Args:
       losses: of each example; ``None``: cross-entropy.
@@ -80,6 +80,14 @@ def cosines(one: jax.Array, other: jax.Array) -> jax.Array:
     there = scale > 0
     found = jnp.sum(one * other, axis=-1) / jnp.sqrt(jnp.where(there, scale, 1))
     return jnp.where(there, found, 0)
+
+
+def expect_float_inputs(like: Inputs) -> None:
+    """Raises a ``ValueError`` for shapes of inputs some of which do not hold floats."""
+    leaves = jax.tree.leaves(like)
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        kinds = ", ".join(str(leaf.dtype) for leaf in leaves)
+        raise ValueError(f"sets: expected inputs of floats, got {kinds}")
 
 
 def split_floats(x: Inputs) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Inputs]]:

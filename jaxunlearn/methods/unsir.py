@@ -24,6 +24,7 @@ from jaxunlearn.core.types import (
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.data.sets import labels_of
 from jaxunlearn.methods.shares import Kept, keep, redraw, share_of
+from jaxunlearn.methods.terms import expect_float_inputs
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.descent import (
     Context,
@@ -120,11 +121,7 @@ def unsir(
     def shapes(variables: Variables, sets: Sets) -> jax.ShapeDtypeStruct:
         assert sets.retain is not None
         like = inputs_like(sets.retain)
-        if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(like)):
-            raise ValueError(
-                "sets: expected inputs of floats, which noise can be added to, got "
-                f"{', '.join(str(leaf.dtype) for leaf in jax.tree.leaves(like))}"
-            )
+        expect_float_inputs(like)
         logits = jax.eval_shape(model.apply, variables, like)
         return jax.ShapeDtypeStruct(logits.shape[-1:], jnp.dtype(bool))
 

@@ -45,6 +45,11 @@ KEY = jax.random.key(5)
         ("l1_sparse", {"steps": 2, "learning_rate": 0.0}, "learning_rate: expected a positive"),
         ("l1_sparse", {"steps": 2, "penalised": 2.0}, "penalised: expected a share of the steps"),
         ("l1_sparse", {"steps": 2, "form": "dual"}, "form: expected one of"),
+        (
+            "l1_sparse",
+            {"steps": 2, "augment": "crop_flip", "losses": lambda v, batch: batch.weight},
+            "augment: expected 'none' with losses of one's own, got 'crop_flip'",
+        ),
         ("boundary_shrink", {"bound": 0.0}, "bound: expected a positive number, got 0.0"),
         ("cf_k", {"layers": 0}, "layers: expected a positive number, got 0"),
         ("eu_k", {"layers": 1.5}, "layers: expected a positive number, got 1.5"),

@@ -12,9 +12,7 @@ from jaxunlearn.methods.sisa import places_of
 from jaxunlearn.methods.unsir import raise_noise
 from tests import toy
 from tests.methods.exact.baselines import RATE, regression, slope
-from tests.methods.exact.teachers import equal, softmax, whole
-
-KEY = jax.random.key(0)
+from tests.methods.exact.teachers import KEY, equal, softmax, whole
 
 
 def unsir():

@@ -215,9 +215,9 @@ def pbu():
     _, shrunk = ended("repository", 0.0)
     _, below = ended("proximal", 12.0, 3)
     _, above = ended("proximal", 14.0, 3)
-    by_hand = lambda weight: [  # noqa: E731
-        0.5 + (2 - 0.5) * -weight / (13 - weight) * (1 - (1 - RATE * (13 - weight)) ** 3)
-    ][0]
+
+    def by_hand(weight):
+        return 0.5 - 1.5 * weight / (13 - weight) * (1 - (1 - RATE * (13 - weight)) ** 3)
 
     kind, start_at, inputs, labels = regression()
     method = ju.pbu(kind, optimizer=optax.sgd(1e-5), fisher_weight=90.0)

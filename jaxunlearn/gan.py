@@ -14,7 +14,7 @@ import optax
 
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.nearest import nearest
-from jaxunlearn.core.trees import in_chunks
+from jaxunlearn.core.trees import choose, in_chunks
 from jaxunlearn.core.types import Apply, Gan, Key, Model, Variables
 from jaxunlearn.jaxprs.cuts import Cut, cut_at_features
 from jaxunlearn.models import check_model
@@ -217,11 +217,7 @@ def invert(
             code, state, best = carry
             (_, (error, made)), gradient = jax.value_and_grad(loss, has_aux=True)(code)
             better = error < best.error
-            kept = jax.tree.map(
-                lambda new, old: jnp.where(_like(better, new), new, old),
-                Inversion(code, made, error),
-                best,
-            )
+            kept = choose(better, Inversion(code, made, error), best)
             code, state, _ = apply_update(optimizer, code, state, gradient)
             return code, state, kept
 
@@ -232,11 +228,6 @@ def invert(
         return jax.lax.fori_loop(0, steps, step, (code, state, none))[2]
 
     return in_chunks(some, len(images), chunk)
-
-
-def _like(flags: jax.Array, values: jax.Array) -> jax.Array:
-    """Returns ``[n]`` as ``[n, 1, ...]``, for values ``[n, ...]``."""
-    return flags.reshape(-1, *(1,) * (values.ndim - 1))
 
 
 @partial(jax.jit, static_argnames=("gan", "count"))

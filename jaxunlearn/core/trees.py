@@ -12,6 +12,20 @@ def member(tree: Any, number: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[number], tree)
 
 
+def choose(flags: jax.Array, ours: Any, theirs: Any) -> Any:
+    """Takes leaves, or rows of them, where flags are true from one tree, all others from another.
+
+    Args:
+      flags: ``bool [...]``; ``[]`` chooses whole trees, ``[B]`` along the leading axis.
+      ours, theirs: trees with leaves ``[..., ...]``.
+    """
+
+    def one(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(flags.reshape(*flags.shape, *[1] * (jnp.ndim(a) - flags.ndim)), a, b)
+
+    return jax.tree.map(one, ours, theirs)
+
+
 def in_chunks(fn: Callable[[jax.Array], Any], count: int, size: int) -> Any:
     """Maps ``fn`` over ``0 .. count - 1``, a few at a time, to bound the memory.
 

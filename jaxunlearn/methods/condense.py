@@ -10,7 +10,7 @@ import optax
 from jax.tree_util import Partial
 
 from jaxunlearn.core.errors import expect_at_least, expect_counts, expect_optimizer, expect_positive
-from jaxunlearn.core.trees import in_chunks
+from jaxunlearn.core.trees import choose, in_chunks
 from jaxunlearn.core.types import (
     Apply,
     Batches,
@@ -173,7 +173,7 @@ def condense(
         material: Material = context.prepared
         final = _turn(context.step, length, opening) == FINAL
         condensed, reduced = (redraw(kept, batches.retain, context.step) for kept in material)
-        batch = jax.tree.map(lambda c, r: jnp.where(final, c, r), condensed, reduced)
+        batch = choose(final, condensed, reduced)
         logits, moved = model.apply_train(variables, batch.x, context.key)
         loss = cross_entropy(logits, batch.y, batch.weight)
         return loss, (moved, {"accuracy": accuracy(logits, batch)})
@@ -349,8 +349,7 @@ def in_turns(
         each = [p.update(gradient, s, params) for p, s in zip(parts, state.parts, strict=True)]
         updates = jax.tree.map(lambda *own: jax.lax.select_n(turn, *own), *(u for u, _ in each))
         for number, (own, before) in enumerate(zip(each, state.parts, strict=True)):
-            now = turn == number
-            made.append(jax.tree.map(lambda a, b, n=now: jnp.where(n, a, b), own[1], before))
+            made.append(choose(turn == number, own[1], before))
         return updates, Turns(state.done + 1, tuple(made))
 
     return optax.GradientTransformation(init, update)

@@ -15,6 +15,7 @@ from jaxunlearn.core.errors import (
     expect_positive,
     expect_shares,
 )
+from jaxunlearn.core.trees import choose
 from jaxunlearn.core.types import (
     Apply,
     Batches,
@@ -161,7 +162,7 @@ def gkt(
             fresh = draw_generator(key, shape, latent, width, dtype)
             with jax.numpy_dtype_promotion("standard"):
                 anew = fresh, player.init(fresh)
-            kept = _select(passed > 0, (made, opt_state), anew)
+            kept = choose(passed > 0, (made, opt_state), anew)
             return state._replace(generator=kept[0], generator_opt=kept[1]), loss, passed, finite
 
         def distil(state: GktState) -> tuple[GktState, jax.Array, jax.Array, jax.Array]:
@@ -182,7 +183,7 @@ def gkt(
             (loss, moved), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
             params, opt_state, finite = apply_update(optimizer, params, state.student_opt, gradient)
             passed = jnp.mean(weight)
-            kept = _select(
+            kept = choose(
                 passed > 0, (with_trained(moved, params), opt_state),
                 (state.student, state.student_opt),
             )  # fmt: skip
@@ -311,7 +312,3 @@ def _activated(value: jax.Array, layer: Any) -> jax.Array:
 
 def _clipped_adam(rate: Any) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(rate))
-
-
-def _select(where: jax.Array, one: Any, other: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(where, a, b), one, other)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core.errors import expect_counts, expect_one_of, expect_positive
+from jaxunlearn.core.trees import choose
 from jaxunlearn.core.types import (
     Apply,
     Batches,
@@ -125,6 +126,6 @@ def just_in_time(
         moved, info = step_once(state, batches, key, count)
         # behind the end of a smaller set momentum would go on
         any_left = jnp.any(batches.forget.weight > 0)
-        return jax.tree.map(lambda new, old: jnp.where(any_left, new, old), moved, state), info
+        return choose(any_left, moved, state), info
 
     return method._replace(step=step)

@@ -14,6 +14,7 @@ from jaxunlearn.core.errors import (
     expect_positive,
     expect_shares,
 )
+from jaxunlearn.core.trees import choose
 from jaxunlearn.core.types import (
     Apply,
     Batches,
@@ -154,7 +155,7 @@ def scrub(
         assert retain is not None
         away = is_max_step(context.step, length, context.prepared, turns, max_rounds)
         # one pass through each network, whichever kind of step it is
-        batch = jax.tree.map(lambda f, r: jnp.where(away, f, r), forget, retain)
+        batch = choose(away, forget, retain)
         logits = model.apply(variables, batch.x)
         teacher = model.apply(context.original, batch.x)
         apart = example_mean(kl_divergences(teacher, logits, temperature), batch.weight)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core.errors import ConfigError, expect_counts, expect_one_of, expect_optimizer
-from jaxunlearn.core.trees import ensemble, in_chunks
+from jaxunlearn.core.trees import choose, ensemble, in_chunks
 from jaxunlearn.core.types import (
     Apply,
     Batches,
@@ -178,13 +178,12 @@ def sisa(
         changed = jnp.any(seen != given[SEEN], axis=2)
         first = jnp.where(jnp.any(changed, axis=1), jnp.argmax(changed, axis=1), slices)
         # what knows of a changed slice is gone before the first step
-        held = _where(first == 0, fresh[CHECKPOINTS], given[CHECKPOINTS])
+        held = choose(first == 0, fresh[CHECKPOINTS], given[CHECKPOINTS])
         behind = jnp.arange(slices)[None] > first[:, None]
         back = _slice(held, jnp.minimum(first, slices - 1))
-        held = jax.tree.map(
-            lambda leaf, old: jnp.where(_wide(behind, leaf), old[:, None], leaf), held, back
-        )
-        networks = _where(first < slices, back, _networks(given))
+        repeated = jax.tree.map(lambda leaf: jnp.stack([leaf] * slices, axis=1), back)
+        held = choose(behind, repeated, held)
+        networks = choose(first < slices, back, _networks(given))
         return Shards(
             DescentState(networks, begin(networks)), held, seen, first.astype(jnp.int32), retain,
             order.astype(jnp.int32), sizes, key,
@@ -196,13 +195,12 @@ def sisa(
         active = (state.first <= stage) & (size > 0)
         begins = active & (count == stage * length)
         networks = state.networks
+        before = jax.tree.map(lambda leaf: leaf[:, stage], state.checkpoints)
         held = jax.tree.map(
-            lambda leaf, now: leaf.at[:, stage].set(
-                jnp.where(_wide(begins, now), now, leaf[:, stage])
-            ),
-            state.checkpoints, networks.variables,
+            lambda leaf, now: leaf.at[:, stage].set(now),
+            state.checkpoints, choose(begins, networks.variables, before),
         )  # fmt: skip
-        anew = _where(begins, begin(networks.variables), networks.opt_state)
+        anew = choose(begins, begin(networks.variables), networks.opt_state)
         networks = networks._replace(opt_state=anew)
 
         def train(own: tuple[Any, ...]) -> tuple[DescentState, Info]:
@@ -284,15 +282,6 @@ def _keys(key: Key, shards: int) -> Key:
 
 def _networks(variables: Variables) -> Variables:
     return {name: own for name, own in variables.items() if name not in (CHECKPOINTS, SEEN)}
-
-
-def _wide(flags: jax.Array, leaf: jax.Array) -> jax.Array:
-    return flags.reshape(*flags.shape, *[1] * (leaf.ndim - flags.ndim))
-
-
-def _where(flags: jax.Array, ours: Any, theirs: Any) -> Any:
-    """Takes networks where a flag ``[S]`` is true from one tree, and all others from another."""
-    return jax.tree.map(lambda a, b: jnp.where(_wide(flags, a), a, b), ours, theirs)
 
 
 def _slice(held: Any, number: jax.Array) -> Any:

@@ -13,6 +13,7 @@ from jaxunlearn.core.errors import (
     expect_one_of,
     expect_positive,
 )
+from jaxunlearn.core.trees import choose
 from jaxunlearn.core.types import (
     Apply,
     Batch,
@@ -129,16 +130,9 @@ def _pick_of(parts: tuple[Subset, ...], places: jax.Array, weight: jax.Array) ->
         inside = (places >= begin) & (places < begin + part.size)
         batch = pick(part, jnp.where(inside, places - begin, 0), weight, labels=True)
         begin = begin + part.size
-        found = batch if found is None else _choose(inside, batch, found)
+        found = batch if found is None else choose(inside, batch, found)
     assert found is not None
     return found
-
-
-def _choose(inside: jax.Array, batch: Batch, other: Batch) -> Batch:
-    def one(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(inside.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-    return jax.tree.map(one, batch, other)
 
 
 def _dampening(

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from jaxunlearn.core.errors import expect_at_least, expect_counts, expect_positive, expect_shares
+from jaxunlearn.core.trees import choose
 from jaxunlearn.core.types import (
     Apply,
     Batches,
@@ -136,11 +137,8 @@ def unsir(
         noisy = (rows < count.astype(jnp.int32)) & impairs
         chosen = jax.random.randint(choice_key, rows.shape, 0, noises, jnp.int32)
 
-        def mixed(noise: jax.Array, own: jax.Array) -> jax.Array:
-            where = noisy.reshape(-1, *[1] * (own.ndim - 1))
-            return jnp.where(where, noise[chosen].astype(own.dtype), own)
-
-        x = jax.tree.map(mixed, material.noise, batch.x)
+        drawn = jax.tree.map(lambda n, x: n[chosen].astype(x.dtype), material.noise, batch.x)
+        x = choose(noisy, drawn, batch.x)
         y = jnp.where(noisy, material.labels[chosen].astype(batch.y.dtype), batch.y)
         logits, moved = model.apply_train(variables, x, dropout_key)
         loss = cross_entropy(logits, y, batch.weight)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.core.trees import ensemble
+from jaxunlearn.core.trees import choose, ensemble
 
 
 @pytest.mark.parametrize(("vectorise", "batch_size"), [(False, None), (True, None), (True, 2)])
@@ -20,6 +20,17 @@ def test_every_way_equals_the_loop(vectorise, batch_size):
         one = fn({**tree, "a": tree["a"][n]}, keys[n], 2.0)
         np.testing.assert_allclose(many["y"][n], one["y"], rtol=1e-6)
         np.testing.assert_allclose(many["noise"][n], one["noise"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"), [(True, [[1, 1], [1, 1]]), (False, [[0, 0], [0, 0]]),
+                          ([True, False], [[1, 1], [0, 0]])]
+)  # fmt: skip
+def test_whole_trees_or_rows_of_them_are_chosen(flags, wanted):
+    ours, theirs = ({"a": jnp.full((2, 2), n), "b": jnp.full((2,), n)} for n in (1, 0))
+    found = choose(jnp.asarray(flags), ours, theirs)
+    assert found["a"].tolist() == wanted
+    assert found["b"].tolist() == [row[0] for row in wanted]
 
 
 def test_members_follow_one_another_on_cpu():

@@ -405,6 +405,15 @@ def sets_of(name, request=None):
     return sets(request, gan=name in GAN_METHODS)
 
 
+ON_EVERY_MESH = ("finetune", "random_label", "neuron_path", "scrub")
+"""Methods that are tried on each mesh; others on one, in turn."""
+
+
+def mesh_of(name):
+    """The mesh that a method is tried on: of GANs fsdp, of others one that divides both."""
+    return "fsdp" if name in GAN_METHODS else "data=2,model=4"
+
+
 def kernel_of(name, variables):
     """A kernel that eight devices can divide."""
     if name in GAN_METHODS:

@@ -10,6 +10,7 @@ from jaxunlearn.data.dataset import Dataset
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.data.words import is_text, read_words
 from jaxunlearn.kinds import Kind
+from jaxunlearn.methods import METHODS
 from jaxunlearn.methods.retrain import retrain
 from jaxunlearn.metrics.classification import ClassifierEvidence
 from jaxunlearn.metrics.robustness import ATTACKS
@@ -17,6 +18,11 @@ from jaxunlearn.models import build, check_model, functionalize
 from jaxunlearn.models.adapt import check_given, warn_of_probabilities, warn_of_softmax
 from jaxunlearn.models.frameworks import is_equinox, is_haiku
 from jaxunlearn.training.optimizers import make_optimizer
+
+USUAL = (
+    "finetune", "gradient_ascent", "random_label", "neuron_path", "concept_poison", "word_poison",
+)  # fmt: skip
+"""Methods of a run that names none, on any data: the papers', and what they are compared with."""
 
 
 class Classifier(Kind):
@@ -68,7 +74,12 @@ class Classifier(Kind):
     def default_methods(self, config: Config) -> Mapping[str, Mapping[str, Any]]:
         if config.data.name == Config().data.name:
             return DEFAULT_METHODS
-        return super().default_methods(config)
+        # all of the field's methods are a bench's matter; those of other packages were asked for
+        return {
+            name: own
+            for name, own in super().default_methods(config).items()
+            if name in USUAL or not str(METHODS[name].target).startswith("jaxunlearn.")
+        }
 
 
 @functools.lru_cache(maxsize=32)

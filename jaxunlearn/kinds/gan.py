@@ -188,7 +188,7 @@ class GanKind(Kind):
             "A model that makes images was judged by a sample: every share and every distance "
             f"rests on {settings.samples:,} images that it made. What it makes no more often than "
             f"once in {max(1, settings.samples // 3):,} images may have been missed.",
-            f"For at most {settings.inverted:,} of the forgotten pictures an input was searched, in "
+            f"For at most {settings.inverted:,} of the forgotten pictures an input was sought, in "
             f"{settings.inversion_steps:,} steps, that brings the picture back. Other pictures, "
             "and longer searches, were not tried.",
             "Which of the images show what was to be forgotten was decided by a second model, "

@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         help="train, unlearn, retrain, compare",
         description="Runs an experiment; without CONFIG the embedded one, on scanned digits.",
-        epilog="example: jaxunlearn run mnist_neuron_path data.dir=DIR request.classes=3",
+        epilog="example: jaxunlearn run mnist_neuron_path data.dir=DIR request.classes=3; as two "
+        "processes, the same in a second shell with --process-id 1: jaxunlearn run --processes 2 "
+        "--coordinator localhost:23456 --process-id 0",
     )
     run.add_argument("words", nargs="*", metavar="[CONFIG] [KEY=VALUE ...]")
     run.add_argument(
@@ -78,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--processes",
-        help="of this program, started once each: a number, or 'cluster' to ask SLURM, Open MPI or "
-        "the cloud",
+        help="that work together, each started by you with the same words: their number, with the "
+        "two options below, or 'cluster' to ask SLURM, Open MPI or the cloud",
     )
     run.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     run.add_argument("--process-id", type=int, help="number of this process, from 0")
@@ -436,6 +438,8 @@ def _explain(options: argparse.Namespace) -> int:
     from jaxunlearn.metrics.about import explain, explain_all
 
     name = options.name
+    # papers write SalUn and SCRUB
+    method = name if name in METHODS else {n.lower(): n for n in METHODS}.get((name or "").lower())
     if (name is None) != options.all:
         raise ConfigError(
             "explain: expected the name of a metric or --all, or of a method, got both or neither"
@@ -443,7 +447,7 @@ def _explain(options: argparse.Namespace) -> int:
     if options.all:
         print(printable(explain_all()))
     else:
-        print(printable(explain_method(name) if name in METHODS else explain(name)))
+        print(printable(explain_method(method) if method else explain(name, METHODS)))
     return 0
 
 

@@ -39,7 +39,10 @@ def join(processes: int | None, coordinator: str | None, process: int | None) ->
     given = {"processes": processes, "coordinator": coordinator, "process_id": process}
     missing = [name for name, value in given.items() if value is None]
     if missing and len(missing) < len(given):
-        raise ConfigError(f"{missing[0]}: expected all of {', '.join(given)}, got none")
+        present = [name for name in given if name not in missing]
+        raise ConfigError(
+            f"{missing[0]}: expected all of {', '.join(given)}, got {' and '.join(present)} alone"
+        )
     if processes is not None:
         assert coordinator is not None
         assert process is not None

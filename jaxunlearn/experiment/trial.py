@@ -218,7 +218,8 @@ class Trial:
             "config": to_dict(config),
             "request": describe(config.request),
             "seed": config.seed,
-            "costs": costs(outcome) if outcome.steps else {},  # of one that was given none
+            # of one that was given none; methods of a single pass take time, and no steps
+            "costs": costs(outcome) if outcome.steps or name != "original" else {},
             "sharing": sharing,
             "history": {key: value.tolist() for key, value in outcome.history.items()},
             "versions": checkpoint.versions(),

@@ -9,7 +9,7 @@ import re
 import sys
 import textwrap
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -71,7 +71,7 @@ def text_of(name: str) -> Text | None:
     return next((one for one in texts() if name in one.metrics), None)
 
 
-def explain(name: str) -> str:
+def explain(name: str, others: Iterable[str] = ()) -> str:
     """Returns what a metric means, which way is better, a worked value and when it misleads.
 
     Of a metric without a text, of another package, the docstring of its function.
@@ -79,6 +79,7 @@ def explain(name: str) -> str:
     Args:
       name: as ``jaxunlearn list metrics`` has it, or as papers call it (``"ZRF"``); several may
         share that.
+      others: names that are explained elsewhere, which a message may mean.
 
     Raises:
       ConfigError: no metric has this name.
@@ -88,9 +89,10 @@ def explain(name: str) -> str:
     shorts = {METRICS[n].short: n for one in texts() for n in one.metrics if METRICS[n].short}
     found = [n for n in METRICS if text_of(n) and METRICS[n].short.lower() == name.lower() != ""]
     if not found:
+        near = did_you_mean(name, [*METRICS, *shorts, *others])
         raise ConfigError(
             f"metric: expected a name of `jaxunlearn list metrics` or `methods`, got {brief(name)}"
-            f"{did_you_mean(name, [*METRICS, *shorts])}"
+            f"{near or did_you_mean(name.lower(), others)}"
         )
     return "\n\n".join(_explain((n,)) for n in found)
 

@@ -270,7 +270,9 @@ def _best(metric: Metric, values: Mapping[str, float], noise: float | None) -> l
 
 
 def speedups(retrained: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
-    """Computes time of retraining over own time, without and with compilation."""
+    """Computes retraining's time over own time, with and without compilation, if both are known."""
+    if not all({"seconds", "compile_seconds"} <= set(m) for m in (retrained, own)):
+        return {}
     whole_time = [m["seconds"] + m["compile_seconds"] for m in (retrained, own)]
     return {
         "speedup": retrained["seconds"] / own["seconds"],

@@ -15,6 +15,7 @@ from jaxunlearn.experiment import trial
 from jaxunlearn.experiment.plan import make_plan
 from jaxunlearn.methods import METHODS, Method
 from jaxunlearn.metrics.registry import Measured
+from jaxunlearn.metrics.table import speedups
 from tests import toy
 from tests.runs import hurry
 
@@ -105,6 +106,19 @@ def test_the_same_run_again_tries_again_and_ends_well(known, tmp_path, capsys):
     METHODS.register("bug", Method(raising(None, ""), "works"), overwrite=True)
     assert main(["run", *arguments, "--runs", str(tmp_path)]) == 0
     assert "failures" not in files.load(tmp_path / "run")
+
+
+def test_a_method_of_a_single_pass_has_its_time(known, tmp_path):
+    options = ["methods=ssd", "methods.ssd.threshold=.5"]
+    arguments = words(tmp_path, "request.classes=1", methods=options)
+    assert main(["run", *arguments, "--runs", str(tmp_path)]) == 0
+    rows = {row["name"]: row["values"] for row in files.load(tmp_path / "run")["rows"]}
+    assert rows["steps"]["ssd"] == 0
+    assert rows["seconds"]["ssd"] > 0 < rows["speedup"]["ssd"]
+
+
+def test_a_model_without_costs_has_no_speedup():
+    assert speedups({"seconds": 1.0, "compile_seconds": 1.0}, {}) == {}
 
 
 def test_a_file_that_cannot_be_written_is_no_fault_of_the_method(known, tmp_path):

@@ -44,4 +44,8 @@ def test_the_command_explains_methods_and_metrics(capsys):
     assert main(["explain", "ZRF"]) == 0
     with pytest.raises(ConfigError, match="methods"):
         about.explain_method("gradient_descent")
+    capsys.readouterr()
     assert main(["explain", "gradient_descent"]) != 0
+    assert "did you mean 'gradient_ascent'" in capsys.readouterr().err
+    assert main(["explain", "SalUn"]) == 0
+    assert capsys.readouterr().out.startswith("salun: ")

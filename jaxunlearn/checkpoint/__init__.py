@@ -181,9 +181,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     return sha256(path / _MANIFEST)
 
 
-def amend(
-    path: str | os.PathLike[str], change: Callable[[dict[str, Any]], dict[str, Any]]
-) -> None:
+def amend(path: str | os.PathLike[str], change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Changes the record of a checkpoint, and leaves its arrays as they are.
 
     If the program is stopped meanwhile, the same call again finishes the work: until then the

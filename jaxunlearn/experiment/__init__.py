@@ -187,9 +187,7 @@ class _Judged(NamedTuple):
     places: dict[str, Path]
 
 
-def _subjects(
-    usual: Sequence[_Judged], attacked: Mapping[str, Sequence[_Judged]]
-) -> list[Subject]:
+def _subjects(usual: Sequence[_Judged], attacked: Mapping[str, Sequence[_Judged]]) -> list[Subject]:
     """Returns what the records of unlearned models are made of, trial by trial."""
     return [
         Subject(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxunlearn.core.errors import ConfigError, expect
 from jaxunlearn.core.keys import Purpose, check_key, derive
 from jaxunlearn.core.trees import member
-from jaxunlearn.core.types import Batches, Key, Sets, Subset, Unlearner, Variables
+from jaxunlearn.core.types import Batches, Key, Model, Sets, Subset, Unlearner, Variables
 from jaxunlearn.core.variables import check_variables, in_form_of
 from jaxunlearn.data.examples import has_readers, inputs_like
 from jaxunlearn.data.sets import request
@@ -120,7 +120,7 @@ def unlearn(
       ConfigError: variables that are not the network's, or labels that it has no output for.
       DataError: the examples of a set are all alike.
     """
-    variables = _checked(unlearner, variables, sets, sharding)
+    variables = _checked(unlearner, variables, sets, sharding, batch_size)
     check_key(key)
     if any(part is not None and part.size.ndim for part in sets):
         raise ValueError("sets: expected those of one request, got stacked ones: use unlearn_many")
@@ -215,7 +215,7 @@ def unlearn_many(
     """
     swept = unlearner.options if isinstance(unlearner, Sweep) else None
     unlearner = unlearner.method if isinstance(unlearner, Sweep) else unlearner
-    variables = _checked(unlearner, variables, sets, sharding, stacked_variables)
+    variables = _checked(unlearner, variables, sets, sharding, batch_size, stacked_variables)
     check_key(keys, "keys", several=True)
     mapped_sets = _check_members(variables if stacked_variables else None, sets, keys)
     _check_division(len(keys), sharding)
@@ -287,6 +287,7 @@ def _checked(
     variables: Variables,
     sets: Sets,
     sharding: Sharding | None,
+    batch_size: int,
     stacked: bool = False,
 ) -> Variables:
     """Checks what a run is given, against the network where the method tells it.
@@ -310,6 +311,9 @@ def _checked(
     if parts:
         one = jax.eval_shape(lambda v: member(v, 0), variables) if stacked else variables
         outputs = check_given(unlearner.model, one, inputs_like(next(iter(parts.values())), 2))
+        shape = [batch_size, *outputs[0].shape[1:]]
+        if isinstance(unlearner.model, Model) and len(outputs) == 1 and len(shape) > 2:
+            raise ConfigError(f"model: expected logits [B, K] = [{batch_size}, K], got {shape}")
         for name, part in parts.items():
             _check_labels(part, outputs, f"sets.{name}")
     return variables

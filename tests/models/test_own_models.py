@@ -70,8 +70,16 @@ NETWORKS = {
 }
 
 
-# the one that takes texts has networks of its own
-ON_IMAGES = {name: row for name, row in toy.METHODS.items() if name not in toy.ON_TEXTS}
+# those that take texts, kernels with positions, or an ensemble have networks of their own
+OWN = {*toy.ON_TEXTS, *toy.ON_IMAGES, "sisa"}
+ON_IMAGES = {name: row for name, row in toy.METHODS.items() if name not in OWN}
+
+INFERENCE = {
+    "attack_loss", "boundary_expand", "boundary_shrink", "concept_poison", "datamodel", "dlfd",
+    "duck", "first_order", "fisher", "gradient_ascent", "influence", "just_in_time",
+    "loss_free_ssd", "neggrad_plus", "neuron_path", "ntk", "pbu", "scrub", "second_order", "ssd",
+}  # fmt: skip
+"""Methods that use the network in inference mode, or in no mode at all."""
 
 
 @functools.cache
@@ -87,15 +95,16 @@ def test_every_method_runs(kind, name):
     make, options = toy.METHODS[name]
     given = original(kind).variables
     before = jax.device_get(given)
-    made = ju.unlearn(make(NETWORKS[kind]()), given, toy.sets(), KEY, batch_size=16, **options)
+    sets = toy.sets_of(name)
+    made = ju.unlearn(make(NETWORKS[kind]()), given, sets, KEY, batch_size=16, **options)
     chex.assert_trees_all_equal(jax.device_get(given), before)
     chex.assert_trees_all_equal_shapes_and_dtypes(made.variables, given)
     chex.assert_tree_all_finite(made.variables)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), made.variables, given)
     assert moved["params"]["head"]["kernel"]
-    # inference mode, or no forward pass in training mode at all
-    frozen = name in ("concept_poison", "gradient_ascent", "neuron_path")
-    assert all(found != frozen for found in jax.tree.leaves(moved.get("batch_stats", {})))
+    assert all(
+        found != (name in INFERENCE) for found in jax.tree.leaves(moved.get("batch_stats", {}))
+    )
     assert ("batch_stats" in given) == (kind != "function")
 
 
@@ -169,6 +178,6 @@ def test_logits_of_another_shape_are_told(change, got):
 
 def test_every_method_tells_that_logits_have_three_axes():
     model = ju.functionalize(lambda variables, x: plain(variables, x)[:, None], init=draw)
-    for make, options in ON_IMAGES.values():
+    for name, (make, options) in ON_IMAGES.items():
         with pytest.raises(ValueError, match=r"expected logits \[B, K\]"):
-            ju.unlearn(make(model), draw(KEY), toy.sets(), KEY, batch_size=16, **options)
+            ju.unlearn(make(model), draw(KEY), toy.sets_of(name), KEY, batch_size=16, **options)

@@ -312,7 +312,9 @@ def _checked(
         one = jax.eval_shape(lambda v: member(v, 0), variables) if stacked else variables
         outputs = check_given(unlearner.model, one, inputs_like(next(iter(parts.values())), 2))
         shape = [batch_size, *outputs[0].shape[1:]]
-        if isinstance(unlearner.model, Model) and len(outputs) == 1 and len(shape) > 2:
+        labelled = all(part.examples.y.ndim == 1 for part in parts.values())
+        of_classes = isinstance(unlearner.model, Model) and labelled and len(outputs) == 1
+        if of_classes and len(shape) > 2:
             raise ConfigError(f"model: expected logits [B, K] = [{batch_size}, K], got {shape}")
         for name, part in parts.items():
             _check_labels(part, outputs, f"sets.{name}")

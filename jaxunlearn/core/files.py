@@ -94,6 +94,19 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
     write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **found))
 
 
+def between_marks(page: str, begin: str, end: str, text: str) -> str:
+    """Returns a page with other text between its two marks.
+
+    Raises:
+      ValueError: the page has no marks.
+    """
+    before, first, rest = page.partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise ValueError(f"page: expected {begin} and {end}, got neither or one")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
+
+
 def sha256(path: Path) -> str:
     """Computes the SHA-256 of a file."""
     with path.open("rb") as file:

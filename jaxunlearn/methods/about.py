@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.files import between_marks
 from jaxunlearn.core.types import Batches, Needs
 from jaxunlearn.methods import METHODS, TRAITS, Method, method_options
 
@@ -90,11 +91,7 @@ def with_table(page: str) -> str:
     Raises:
       ValueError: the page has no marks.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"page: expected {BEGIN} and {END}, got neither or one")
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    return between_marks(page, BEGIN, END, table())
 
 
 if __name__ == "__main__":

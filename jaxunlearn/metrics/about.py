@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxunlearn.core.errors import ConfigError, brief, did_you_mean
+from jaxunlearn.core.files import between_marks
 from jaxunlearn.metrics import METRICS
 from jaxunlearn.metrics.registry import GROUPS, Metric
 
@@ -192,11 +193,7 @@ def with_paragraphs(page: str) -> str:
     Raises:
       ValueError: the page has no marks.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"page: expected {BEGIN} and {END}, got neither or one")
-    return f"{before}{BEGIN}\n\n{paragraphs()}\n\n{END}{after}"
+    return between_marks(page, BEGIN, END, paragraphs())
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from jaxunlearn import __version__
 from jaxunlearn.checkpoint import arrays
 from jaxunlearn.core.errors import CheckpointError, sentence
 from jaxunlearn.core.files import hold, is_held, sha256, write_text
+from jaxunlearn.core.processes import meet
 
 __all__ = [
     "amend",
@@ -70,7 +70,7 @@ def save(
     flat = arrays.flatten(tree)
     check_replaceable(path, overwrite)
     temporary = _sibling(path, "tmp")
-    _barrier("checked")  # no process may look at PATH after another began to change it
+    meet("checkpoint/checked")  # no process may look at PATH after another began to change it
     if jax.process_index() == 0:
         for leftover in (temporary, _sibling(path, "old")):
             _check_leftover(path, leftover)
@@ -80,7 +80,7 @@ def save(
                 _remove_folder(temporary)  # of a save that was killed
                 temporary.mkdir(parents=True)
                 stack.enter_context(hold(temporary / _WRITING, path, keep=True))
-            _barrier("begun")
+            meet("checkpoint/begun")
             arrays.write(temporary, flat)
             if jax.process_index() == 0:
                 (temporary / _RECORD).write_text(text + "\n")
@@ -95,7 +95,7 @@ def save(
     if jax.process_index() == 0:
         # the lock moved with its folder
         (path / _WRITING).unlink(missing_ok=True)
-    _barrier("done")
+    meet("checkpoint/done")
 
 
 def load(path: str | os.PathLike[str], like: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -214,12 +214,12 @@ def remove(path: str | os.PathLike[str]) -> None:
     """
     path = _resolve(path)
     check_replaceable(path, overwrite=True)
-    _barrier("found")
+    meet("checkpoint/found")
     if jax.process_index() == 0:
         _remove_folder(path)
         for there in _leftovers(path):
             _remove_folder(there)
-    _barrier("removed")
+    meet("checkpoint/removed")
 
 
 def clean(path: str | os.PathLike[str]) -> None:
@@ -266,11 +266,6 @@ def versions() -> dict[str, Any]:
         "devices": jax.device_count(),
         "processes": jax.process_count(),
     }
-
-
-def _barrier(stage: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"jaxunlearn.checkpoint.{stage}")
 
 
 def _write_manifest(path: Path) -> None:

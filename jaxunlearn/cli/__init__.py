@@ -252,7 +252,7 @@ def _join(options: argparse.Namespace) -> None:
     given = options.processes, options.coordinator, options.process_id
     if given == (None, None, None):
         return
-    from jaxunlearn.engine.processes import join
+    from jaxunlearn.core.processes import join
 
     if options.processes == "cluster":
         return join(None, options.coordinator, options.process_id)

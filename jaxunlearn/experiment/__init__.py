@@ -18,9 +18,9 @@ from jaxunlearn import report
 from jaxunlearn.config import Config
 from jaxunlearn.core.errors import DataError, sentence
 from jaxunlearn.core.files import is_writer, read_npz, write_text
+from jaxunlearn.core.processes import shared
 from jaxunlearn.core.types import Subset
 from jaxunlearn.data.requests import describe
-from jaxunlearn.engine.processes import shared
 from jaxunlearn.experiment.album import draw_album
 from jaxunlearn.experiment.ensembles import asks_for_ensembles, judge_seeds
 from jaxunlearn.experiment.erasure import Subject, write_records

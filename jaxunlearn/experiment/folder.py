@@ -15,7 +15,7 @@ import jax
 from jaxunlearn import checkpoint
 from jaxunlearn.core.errors import CheckpointError, sentence
 from jaxunlearn.core.files import hold
-from jaxunlearn.engine.processes import meet, shared
+from jaxunlearn.core.processes import meet, shared
 from jaxunlearn.experiment.stages import UNFINISHED
 from jaxunlearn.kinds import KINDS
 from jaxunlearn.models import NETWORKS

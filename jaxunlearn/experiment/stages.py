@@ -16,9 +16,9 @@ import numpy as np
 from jaxunlearn import checkpoint
 from jaxunlearn.checkpoint import check_replaceable
 from jaxunlearn.core.errors import CheckpointError
+from jaxunlearn.core.processes import shared
 from jaxunlearn.core.types import State, Variables
 from jaxunlearn.engine.driver import Progress, Resume
-from jaxunlearn.engine.processes import shared
 
 SAVE_EVERY = 30.0
 """Seconds between two saves of an unfinished stage."""

@@ -25,11 +25,11 @@ from jaxunlearn.config import to_dict
 from jaxunlearn.core.errors import CheckpointError, DivergenceError, UserError, sentence
 from jaxunlearn.core.files import write_text
 from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.processes import gathered, several, shared
 from jaxunlearn.core.types import Key, Sets, Unlearner, Variables
 from jaxunlearn.data.requests import describe
 from jaxunlearn.engine import Chain, unlearn
 from jaxunlearn.engine.driver import Outcome, Progress
-from jaxunlearn.engine.processes import gathered, several, shared
 from jaxunlearn.engine.sharding import abstract
 from jaxunlearn.experiment.plan import Plan, stages_of
 from jaxunlearn.experiment.stages import (

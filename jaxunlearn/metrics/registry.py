@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from jaxunlearn.core.errors import brief, did_you_mean, expect, sentence
+from jaxunlearn.core.processes import gathered
 from jaxunlearn.core.registry import Registry
 from jaxunlearn.core.statistics import bootstrap
 from jaxunlearn.core.types import Key, Sets, Subset, Variables
 from jaxunlearn.data.sets import num_examples
-from jaxunlearn.engine.processes import gathered
 
 SCOPES = ("model", "original", "retrained", "both", "ensemble")
 SINGLE = ("model", "original", "retrained", "both")

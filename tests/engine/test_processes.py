@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxunlearn.core import processes
 from jaxunlearn.core.errors import ConfigError
-from jaxunlearn.engine import processes
 
 HERE = Path(__file__).parent
 COSTS = ("time", "memory", "speed-up")

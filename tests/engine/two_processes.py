@@ -15,7 +15,7 @@ import numpy as np
 
 import jaxunlearn as ju
 from jaxunlearn.config import ModelConfig
-from jaxunlearn.engine.processes import gathered, join, shared
+from jaxunlearn.core.processes import gathered, join, shared
 from jaxunlearn.experiment import run
 from tests import toy
 

@@ -26,6 +26,16 @@ def choose(flags: jax.Array, ours: Any, theirs: Any) -> Any:
     return jax.tree.map(one, ours, theirs)
 
 
+def precise(tree: Any) -> Any:
+    """Returns floats as float32 or better, all else as it is."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        floats = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if floats else leaf
+
+    return jax.tree.map(one, tree)
+
+
 def in_chunks(fn: Callable[[jax.Array], Any], count: int, size: int) -> Any:
     """Maps ``fn`` over ``0 .. count - 1``, a few at a time, to bound the memory.
 

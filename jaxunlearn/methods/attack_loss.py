@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core.errors import expect_one_of
+from jaxunlearn.core.trees import precise
 from jaxunlearn.core.types import Apply, Batches, Model, Needs, Unlearner, Variables
 from jaxunlearn.methods.terms import expect_weights, momentum_sgd
 from jaxunlearn.models import functionalize
@@ -22,7 +23,7 @@ def scaled_confidences(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     Source: Carlini et al., IEEE S&P 2022 (arXiv 2112.03570).
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = precise(logits)
     own = jnp.arange(logits.shape[-1])[None] == labels[:, None]
     right = jnp.sum(jnp.where(own, logits, 0), axis=-1)
     return right - jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=-1)

@@ -32,7 +32,7 @@ from jaxunlearn.jaxprs.cuts import cut_at_features
 from jaxunlearn.jaxprs.structure import structure
 from jaxunlearn.methods.cf_k import last_layers
 from jaxunlearn.methods.shares import CHUNK, Kept, redraw
-from jaxunlearn.methods.terms import expect_float_inputs
+from jaxunlearn.methods.terms import expect_float_inputs, flat
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.descent import (
     Context,
@@ -131,7 +131,7 @@ def condense(
     cut = cut_at_features(model.apply)
 
     def features(variables: Variables, x: Inputs) -> jax.Array:
-        return cut.upper(variables, x).reshape(len(x), -1)
+        return flat(cut.upper(variables, x))
 
     @jax.jit
     def described(variables: Variables, part: Subset) -> jax.Array:

@@ -26,6 +26,7 @@ from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.jaxprs.cuts import cut_at_features
 from jaxunlearn.jaxprs.structure import structure
 from jaxunlearn.methods.shares import CHUNK
+from jaxunlearn.methods.terms import flat
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.curvature import sum_over
 from jaxunlearn.training.descent import (
@@ -91,8 +92,8 @@ def without_forget(
         wanted = whole.logits / jnp.maximum(whole.counts, 1)[:, None]
 
     def solution(moments: Moments) -> jax.Array:
-        precise = moments.gram.dtype
-        penalty = jnp.asarray(ridge, precise) * jnp.eye(len(moments.gram), dtype=precise)
+        dtype = moments.gram.dtype
+        penalty = jnp.asarray(ridge, dtype) * jnp.eye(len(moments.gram), dtype=dtype)
         factor = cho_factor(moments.gram + penalty)
         found: jax.Array = cho_solve(factor, moments.cross @ wanted)
         return found
@@ -175,11 +176,10 @@ def datamodel(
         def read(x: Any) -> tuple[jax.Array, jax.Array]:
             features = cut.upper(variables, x)
             logits = cut.lower(variables, features, x)
-            precise = jnp.promote_types(features.dtype, jnp.float32)
-            flat = features.reshape(len(features), -1).astype(precise)
+            rows = flat(features)
             if bias:
-                flat = jnp.concatenate([flat, jnp.ones_like(flat[:, :1])], axis=1)
-            return flat, logits.astype(precise)
+                rows = jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1)
+            return rows, logits.astype(rows.dtype)
 
         def moments(batch: Batch) -> Moments:
             features, logits = read(batch.x)

@@ -22,7 +22,7 @@ from jaxunlearn.core.types import (
 from jaxunlearn.data.examples import fetch, inputs_like
 from jaxunlearn.jaxprs.cuts import cut_at_features
 from jaxunlearn.methods.shares import CHUNK
-from jaxunlearn.methods.terms import cosines, expect_weights
+from jaxunlearn.methods.terms import cosines, expect_weights, flat
 from jaxunlearn.models import functionalize
 from jaxunlearn.training.curvature import sum_over
 from jaxunlearn.training.descent import (
@@ -101,10 +101,6 @@ def duck(
     model = functionalize(model)
     optimizer = optax.adam(4e-4) if optimizer is None else optimizer
     cut = cut_at_features(model.apply)
-
-    def flat(features: jax.Array) -> jax.Array:
-        precise = features.astype(jnp.promote_types(features.dtype, jnp.float32))
-        return precise.reshape(len(features), -1)
 
     def objective(variables: Variables, batches: Batches, context: Context) -> LossAndMore:
         forget, retain, targets = batches.forget, batches.retain, context.prepared

@@ -15,7 +15,7 @@ from jaxunlearn.core.errors import (
     expect_positive,
     expect_shares,
 )
-from jaxunlearn.core.trees import choose
+from jaxunlearn.core.trees import choose, precise
 from jaxunlearn.core.types import (
     Apply,
     Batches,
@@ -174,8 +174,7 @@ def gkt(
                 logits, moved = model.apply_train(student, x, key)
                 loss = example_mean(kl_divergences(teacher, logits), weight) / logits.shape[-1]
                 for own, theirs in zip(attention(model.apply, student, x), wanted, strict=True):
-                    far = jnp.mean(jnp.square(own - theirs), axis=1)
-                    far = far.astype(jnp.promote_types(far.dtype, jnp.float32))
+                    far = precise(jnp.mean(jnp.square(own - theirs), axis=1))
                     loss += jnp.asarray(attention_weight, loss.dtype) * example_mean(far, weight)
                 return loss, moved
 
@@ -216,7 +215,7 @@ def passes(logits: jax.Array, classes: jax.Array, limit: float | jax.Array) -> j
     Returns:
       ``float32 [B]``.
     """
-    p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    p = jax.nn.softmax(precise(logits))
     likeliest = jnp.max(jnp.where(classes[None], p, 0), axis=-1)
     return (likeliest <= jnp.asarray(limit, p.dtype)).astype(jnp.float32)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core.errors import expect_counts, expect_one_of, expect_positive
-from jaxunlearn.core.trees import choose
+from jaxunlearn.core.trees import choose, precise
 from jaxunlearn.core.types import (
     Apply,
     Batches,
@@ -49,7 +49,7 @@ def mean_slopes(
 
 def _square_distances(one: jax.Array, several: jax.Array) -> jax.Array:
     """Computes ``|a_i - b_ik|^2`` of ``[B, ...]`` and ``[n B, ...]``; ``[n, B]``."""
-    one, several = (a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in (one, several))
+    one, several = precise((one, several))
     apart = one[None] - several.reshape(-1, *one.shape)
     return jnp.sum(jnp.square(apart), axis=range(2, apart.ndim))
 

@@ -9,7 +9,7 @@ import optax
 from jax.scipy.linalg import cho_factor, cho_solve
 
 from jaxunlearn.core.errors import expect_counts, expect_flags, expect_numbers, expect_positive
-from jaxunlearn.core.trees import in_chunks
+from jaxunlearn.core.trees import in_chunks, precise
 from jaxunlearn.core.types import (
     Apply,
     Batch,
@@ -92,8 +92,8 @@ def ntk(
         origin = jax.tree.map(jnp.zeros_like, trained(at)) if start is None else trained(start)
         away = jax.tree.map(jnp.subtract, trained(at), origin)
         said = linear_outputs(model.apply, at, part, away, chunk)
-        precise = said.dtype
-        errors = said - jax.nn.one_hot(batch.y, said.shape[-1], dtype=precise)
+        dtype = said.dtype
+        errors = said - jax.nn.one_hot(batch.y, said.shape[-1], dtype=dtype)
         kernel = tangent_kernel(model.apply, at, part, chunk)
         retained = jnp.arange(len(batch.y)) >= len(read[0].indices)
         alone, whole = (
@@ -101,11 +101,11 @@ def ntk(
             for kept in (retained, jnp.ones_like(retained))
         )
         move = _pulled(model.apply, at, part, whole - alone, chunk)
-        factor = jnp.asarray(scale, precise)
+        factor = jnp.asarray(scale, dtype)
         if trapezium:
             fitted = _pulled(model.apply, at, part, -alone, chunk)
             left = jax.tree.map(lambda t, o, w: t - o - w, trained(variables), origin, fitted)
-            factor *= trapezium_factor(move, left).astype(precise)
+            factor *= trapezium_factor(move, left).astype(dtype)
         params = jax.tree.map(
             lambda theta, d: theta + factor.astype(theta.dtype) * d, trained(variables), move
         )
@@ -147,8 +147,8 @@ def linear_outputs(
         outputs, pull = _pass(apply, variables, pick(part, slots, slots >= 0, labels=True).x)
         # backwards twice: a convolution with a derivative of its own knows no forward mode
         change = jax.grad(lambda u: optax.tree.vdot(pull(u)[0], away))(jnp.zeros_like(outputs))
-        precise = jnp.promote_types(outputs.dtype, jnp.float32)
-        return outputs.astype(precise) - change.astype(precise)
+        found: jax.Array = precise(outputs) - precise(change)
+        return found
 
     return in_chunks(one, len(part.indices), chunk)
 
@@ -178,8 +178,7 @@ def tangent_kernel(apply: Apply, variables: Variables, part: Subset, chunk: int)
 
         def products(others: jax.Array) -> jax.Array:
             def inner(a: jax.Array, b: jax.Array) -> jax.Array:
-                a, b = (g.reshape(*g.shape[:2], -1) for g in (a, b))
-                a, b = (g.astype(jnp.promote_types(g.dtype, jnp.float32)) for g in (a, b))
+                a, b = (precise(g).reshape(*g.shape[:2], -1) for g in (a, b))
                 return jnp.einsum("jlp,ikp->jikl", b, a, precision="highest")
 
             found = jax.tree.map(inner, left, gradients(others))

@@ -20,7 +20,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxunlearn.core.errors import expect_shares
-from jaxunlearn.core.trees import in_chunks
+from jaxunlearn.core.trees import in_chunks, precise
 from jaxunlearn.core.types import Batch, Examples, Inputs, Key, Needs, Subset
 from jaxunlearn.data.batches import draw, pick, random_slots
 from jaxunlearn.data.examples import fetch
@@ -82,18 +82,8 @@ def keep(
 
 def as_subset(x: Inputs, y: jax.Array, size: jax.Array) -> Subset:
     """Returns the first ``size`` of examples that were read already."""
-    examples = Examples(x, y, Partial(_precise))
+    examples = Examples(x, y, Partial(precise))
     return Subset(examples, jnp.arange(len(y), dtype=jnp.int32), size)
-
-
-def _precise(x: Inputs) -> Inputs:
-    """Returns floats as float32 or better, all else as it is: a reader."""
-
-    def one(leaf: jax.Array) -> jax.Array:
-        floats = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if floats else leaf
-
-    return jax.tree.map(one, x)
 
 
 def redraw(kept: Kept | None, batch: Batch | None, count: jax.Array) -> Batch | None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core.errors import ConfigError, expect_counts, expect_one_of, expect_optimizer
-from jaxunlearn.core.trees import choose, ensemble, in_chunks
+from jaxunlearn.core.trees import choose, ensemble, in_chunks, precise
 from jaxunlearn.core.types import (
     Apply,
     Batches,
@@ -87,7 +87,7 @@ def sharded(model: Model | Apply, shards: int, slices: int = 1, *, vote: str = "
     model = functionalize(model)
 
     def decide(logits: jax.Array) -> jax.Array:
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        logits = precise(logits)
         if vote == "mean":
             count = jnp.log(jnp.asarray(shards, logits.dtype))
             return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - count

@@ -13,7 +13,7 @@ from jaxunlearn.core.errors import (
     expect_one_of,
     expect_positive,
 )
-from jaxunlearn.core.trees import choose
+from jaxunlearn.core.trees import choose, precise
 from jaxunlearn.core.types import (
     Apply,
     Batch,
@@ -272,7 +272,6 @@ def squared_norms(apply: Apply) -> Callable[[Variables, Batch], jax.Array]:
 
     def norms(variables: Variables, batch: Batch) -> jax.Array:
         logits = apply(variables, batch.x)
-        precise = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        return jnp.sum(jnp.square(precise), axis=-1)
+        return jnp.sum(jnp.square(precise(logits)), axis=-1)
 
     return norms

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core.errors import ConfigError, expect_at_least
+from jaxunlearn.core.trees import precise
 from jaxunlearn.core.types import Batch, Inputs, Key, Model, Variables
 from jaxunlearn.training.descent import Losses, accuracy, cross_entropy, example_mean
 
@@ -44,10 +45,7 @@ def kl_divergences(
     Returns:
       ``[B]``, not multiplied by the temperature's square.
     """
-    theirs, ours = (
-        jax.nn.log_softmax(z.astype(jnp.promote_types(z.dtype, jnp.float32)) / temperature)
-        for z in (teacher, student)
-    )
+    theirs, ours = (jax.nn.log_softmax(precise(z) / temperature) for z in (teacher, student))
     return jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
 
 
@@ -72,6 +70,12 @@ def mean_loss(
     logits = model.apply(variables, batch.x)
     loss = cross_entropy(logits, batch.y, batch.weight)
     return loss, {name: accuracy(logits, batch)}
+
+
+def flat(features: jax.Array) -> jax.Array:
+    """Returns features ``[B, ...]`` as vectors ``[B, n]``, in float32 or better."""
+    found: jax.Array = precise(features)
+    return found.reshape(len(features), -1)
 
 
 def cosines(one: jax.Array, other: jax.Array) -> jax.Array:

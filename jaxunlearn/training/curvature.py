@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core.errors import expect_one_of
+from jaxunlearn.core.trees import precise
 from jaxunlearn.core.types import Apply, Batch, Model, Subset, Variables
 from jaxunlearn.data.batches import in_order
 from jaxunlearn.training.descent import Losses, cross_entropies, trained, with_trained
@@ -121,7 +122,7 @@ def gauss_newton_product(
             lambda params: apply(with_trained(variables, params), batch.x), trained(variables)
         )
         moved = jax.grad(lambda u: optax.tree.vdot(pull(u)[0], direction))(jnp.zeros_like(logits))
-        p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+        p = jax.nn.softmax(precise(logits))
         moved = moved.astype(p.dtype)
         weight = batch.weight.astype(p.dtype)[:, None]
         bent = weight * p * (moved - jnp.sum(p * moved, axis=-1, keepdims=True))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core.errors import ConfigError, expect_optimizer
-from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.core.trees import named_leaves, precise
 from jaxunlearn.core.types import (
     Batch,
     Batches,
@@ -113,7 +113,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> ja
 
 def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Computes ``logsumexp_k z_ik - z_iy`` of ``[B, K]``, in float32 or better."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = precise(logits)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 

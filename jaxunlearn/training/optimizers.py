@@ -11,7 +11,7 @@ import optax
 
 from jaxunlearn.config import TrainConfig
 from jaxunlearn.core.errors import ConfigError, brief, is_known
-from jaxunlearn.core.trees import named_leaves, path_name
+from jaxunlearn.core.trees import named_leaves, path_name, precise
 from jaxunlearn.core.types import Apply, Key, Variables
 from jaxunlearn.data.dataset import is_channels_first
 from jaxunlearn.jaxprs.structure import structure
@@ -201,7 +201,7 @@ def largest(values: jax.Array, count: int | jax.Array) -> jax.Array:
 
 def _as_ranks(values: jax.Array) -> jax.Array:
     """Returns unsigned integers in the order of floats."""
-    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    values = precise(values)
     values = jnp.where(values == 0, jnp.zeros_like(values), values)  # of either sign
     kind = jnp.uint64 if values.dtype == jnp.float64 else jnp.uint32
     bits = jax.lax.bitcast_convert_type(values, kind)

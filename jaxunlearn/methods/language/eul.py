@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core import errors
-from jaxunlearn.core.trees import named_leaves, path_name
+from jaxunlearn.core.trees import named_leaves, path_name, precise
 from jaxunlearn.core.types import Batches, Inputs, LanguageModel, Model, Needs, Unlearner, Variables
 from jaxunlearn.jaxprs.program import evaluate, trace
 from jaxunlearn.language.likelihood import mean_nll, token_logprobs
@@ -132,8 +132,7 @@ def input_grams(
         if not path or not any(re.search(pattern, path) for pattern in on):
             continue
         dims = op.params["dimension_numbers"][0][reads[0]]
-        states = jnp.moveaxis(values[op.ins[reads[0]]], dims[0], -1)
-        states = states.astype(jnp.promote_types(states.dtype, jnp.float32))
+        states = precise(jnp.moveaxis(values[op.ins[reads[0]]], dims[0], -1))
         if len(dims) != 1 or (texts and states.shape[:-1] != given["mask"].shape):
             raise ValueError(
                 f"model: expected {path} to read states {'[B, T, in]' if texts else '[B, ..., in]'}"

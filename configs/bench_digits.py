@@ -2,7 +2,7 @@
 
 Command:   jaxunlearn bench bench_digits
            jaxunlearn bench bench_digits --tune --presets configs/presets/digits.json
-Time:      some 9 minutes of processor time on two cores, the tuning 6
+Time:      6 min 9 s on two quiet cores, nothing compiled before; the tuning 2 minutes
 Expected:  DUCK shares the first rank on every request; the tables of
            docs/results/bench_digits.md
 """

@@ -31,7 +31,7 @@ from jaxunlearn.engine.driver import (
     visible_sets,
 )
 from jaxunlearn.engine.loop import Job
-from jaxunlearn.engine.sharding import Sharding
+from jaxunlearn.engine.sharding import Sharding, check_divides
 from jaxunlearn.engine.sweep import Sweep, Swept, sweep
 from jaxunlearn.models.adapt import check_given
 
@@ -117,10 +117,12 @@ def unlearn(
       RequestError: a set that the method needs is missing or empty.
       DivergenceError: a step reported a loss or update that is not finite.
       ValueError: ``steps`` given or missing contrary to ``needs``, or stacked sets.
-      ConfigError: variables that are not the network's, or labels that it has no output for.
+      ConfigError: variables that are not the network's, labels that it has no output for, or
+        an axis of the mesh that divides no parameter.
       DataError: the examples of a set are all alike.
     """
     variables = _checked(unlearner, variables, sets, sharding, batch_size)
+    check_divides(variables, sharding)
     check_key(key)
     if any(part is not None and part.size.ndim for part in sets):
         raise ValueError("sets: expected those of one request, got stacked ones: use unlearn_many")

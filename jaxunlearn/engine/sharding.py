@@ -18,14 +18,33 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxunlearn.core.errors import ConfigError
-from jaxunlearn.core.trees import path_name
+from jaxunlearn.core.trees import named_leaves, path_name
 from jaxunlearn.core.types import Batches
 
 Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
 
-PRESETS: dict[str, Rules] = {"single": (), "data": (), "fsdp": ((r".*", ("data",)),)}
+PRESETS: dict[str, Rules] = {
+    "single": (),
+    "data": (),
+    "fsdp": ((r".*", ("data",)),),
+    "fsdp_tensor": (
+        # kernels whose sums end in the residual stream, which lies whole on the second axis
+        (r"(attention/output|mlp/down|block\d+/(out|fc2))/kernel$", ("model", "data")),
+        (r"embed/embedding$", ("model", "data")),
+        (r"(^|/)(blocks_|block)\d+/(\w+/)?(norm\d|output|out|down|fc2)/(scale|bias)$", (None,)),
+        (r"(^|/)norm/(scale|bias)$", (None,)),
+        # any other: channels, heads, hidden numbers that are made, and those that are read
+        (r".*", ("data", "model")),
+    ),
+}
 """``single``: one device. ``data``: parameters replicated, batches divided. ``fsdp``:
-batches divided and the last dimension of every parameter divided likewise."""
+batches divided and the last dimension of every parameter divided likewise. ``fsdp_tensor``: two
+axes, ``data`` and ``model``; a kernel is divided over both, and over ``model`` so are the heads,
+hidden numbers and channels that a layer makes (Shoeybi et al. 2019, arXiv 1909.08053)."""
+
+MOST_TENSOR = 8
+"""Devices that ``fsdp_tensor`` gives to ``model`` at most: those of one machine, whose links are
+fast enough for sums in every layer."""
 
 
 class Sharding(NamedTuple):
@@ -46,8 +65,11 @@ def make_sharding(
     """Makes a mesh over the devices with the rules of a preset.
 
     Args:
-      mesh: a name in :data:`PRESETS`, or axes with sizes such as ``"data=2,model=4"``.
-      rules: tried before those of the preset.
+      mesh: a name in :data:`PRESETS`, or axes with sizes such as ``"data=2,model=4"``. Of ``N``
+        devices ``fsdp_tensor`` gives ``model`` the largest power of two that divides ``N``, is at
+        most ``sqrt(N)`` and at most :data:`MOST_TENSOR`.
+      rules: tried before those of the preset. Axes ``data`` and ``model`` without rules have those
+        of ``fsdp_tensor``.
       devices: default: all of them; a number for as many that are not here: the mesh is an
         ``AbstractMesh`` then, which tells how arrays would lie.
 
@@ -59,7 +81,7 @@ def make_sharding(
     count = devices if isinstance(devices, int) else len(here or ())
     if mesh in PRESETS:
         count = 1 if mesh == "single" else count
-        axes_of = {"data": count}
+        axes_of = _two_axes(count) if mesh == "fsdp_tensor" else {"data": count}
     else:
         axes_of = _parse_axes(mesh)
     names, sizes = tuple(axes_of), tuple(axes_of.values())
@@ -86,7 +108,19 @@ def make_sharding(
         made: Any = AbstractMesh(sizes, names, axis_types=types)
     else:
         made = Mesh(np.asarray(here[:count]).reshape(sizes), names, axis_types=types)
-    return Sharding(made, rules + PRESETS.get(mesh, ()))
+    own = "fsdp_tensor" if names == ("data", "model") and not rules else mesh
+    return Sharding(made, rules + PRESETS.get(own, ()))
+
+
+def _two_axes(count: int) -> dict[str, int]:
+    fitting = [n for n in (2, 4, MOST_TENSOR) if count % n == 0 and n * n <= count]
+    if count > 1 and not fitting:
+        raise ConfigError(
+            f"mesh: expected an even number of devices, at least 4, for fsdp_tensor, got {count}; "
+            f"'data=1,model={count}' gives all to one axis"
+        )
+    model = max(fitting, default=1)
+    return {"data": count // model, "model": model}
 
 
 def _parse_axes(text: str) -> dict[str, int]:
@@ -113,6 +147,31 @@ def spec_of(path: str, shape: tuple[int, ...], sharding: Sharding) -> PartitionS
         for axis, size in zip(axes, sizes, strict=True)
     ]
     return PartitionSpec(*[None] * (len(shape) - len(axes)), *fitting)
+
+
+def check_divides(tree: Any, sharding: Sharding | None) -> None:
+    """Checks that each mesh axis that the rules name divides a parameter at all.
+
+    Args:
+      tree: variables, or their shapes and dtypes.
+
+    Raises:
+      ConfigError: one divides none, so that its devices would all hold the same.
+    """
+    if sharding is None or not jax.tree.leaves(tree):
+        return
+    named = {axis for _, axes in sharding.rules for axis in axes if axis is not None}
+    used = {
+        axis
+        for path, leaf in named_leaves(tree).items()
+        for axis in spec_of(path, leaf.shape, sharding)
+    }
+    sizes = sharding.mesh.shape
+    if idle := sorted(axis for axis in named - used if sizes[axis] > 1):
+        raise ConfigError(
+            f"mesh: expected sizes that divide parameters, got {idle[0]}={sizes[idle[0]]}, which "
+            "divides none of this network's"
+        )
 
 
 def _shardings(tree: Any, sharding: Sharding) -> Any:

@@ -30,7 +30,7 @@ from jaxunlearn.data.sets import (
 )
 from jaxunlearn.data.sources import load_dataset
 from jaxunlearn.engine import Chain
-from jaxunlearn.engine.sharding import Sharding, make_sharding
+from jaxunlearn.engine.sharding import Sharding, check_divides, make_sharding
 from jaxunlearn.experiment.folder import check_not_purged
 from jaxunlearn.experiment.methods import Problem, build_methods
 from jaxunlearn.experiment.stages import UNFINISHED, Stage
@@ -152,6 +152,7 @@ def make_plan(
     x = inputs_like(sets.forget, 2)
     jax.eval_shape(make_augment(config.train.augment), x, jax.random.key(0))
     model = kind.build(config.model, x, data, settings)
+    check_divides(jax.eval_shape(model.init, jax.random.key(0)), sharding)
     _, steps = kind.recipe(model, config.train, retained, settings)
     expect_at_most(MOST_INT, **{"train.epochs: steps": steps})
     if outlined is None:

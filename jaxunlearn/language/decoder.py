@@ -25,18 +25,12 @@ import numpy as np
 
 from jaxunlearn.core.errors import ConfigError, DataError
 from jaxunlearn.core.types import Inputs, Key, LanguageModel, Variables
-from jaxunlearn.engine.sharding import Rules, keep_divided
+from jaxunlearn.engine.sharding import PRESETS, Rules, keep_divided
 
 ARCHITECTURES = ("gpt2", "llama", "mistral", "qwen2")
 """The kinds of decoders, by the names of Hugging Face's ``model_type``."""
 
-DECODER_RULES: Rules = (
-    (r"(query|key|value|gate|up)/kernel$", ("data", "model")),
-    (r"(output|down)/kernel$", ("model", "data")),
-    (r"(query|key|value|gate|up)/bias$", ("model",)),
-    (r"embed/embedding$", ("model", "data")),
-    (r"head/kernel$", ("data", "model")),
-)
+DECODER_RULES: Rules = PRESETS["fsdp_tensor"]
 """Rules for a mesh such as ``"data=2,model=4"``: heads, hidden numbers and tokens over ``model``,
 so that each pair of kernels meets in one sum, the other dimension over ``data``."""
 

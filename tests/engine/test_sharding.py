@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 import jaxunlearn as ju
 from jaxunlearn.config import TrainConfig
 from jaxunlearn.core.errors import ConfigError
-from jaxunlearn.engine.sharding import make_sharding, place, spec_of
+from jaxunlearn.engine.sharding import PRESETS, check_divides, make_sharding, place, spec_of
 from tests import toy
 
 
@@ -17,6 +17,63 @@ def test_presets():
     assert make_sharding("single").mesh.size == 1
     assert make_sharding("data").mesh.shape == {"data": 8}
     assert make_sharding("data=2,model=4").mesh.shape == {"data": 2, "model": 4}
+    assert make_sharding("fsdp_tensor").mesh.shape == {"data": 4, "model": 2}
+    # axes of one's own by these names have the rules of the preset, and no others have any
+    assert make_sharding("data=2,model=4").rules == PRESETS["fsdp_tensor"]
+    assert make_sharding("a=2,b=4").rules == make_sharding("data=8").rules == ()
+
+
+@pytest.mark.parametrize(
+    ("devices", "shape"),
+    [(1, (1, 1)), (4, (2, 2)), (6, (3, 2)), (24, (6, 4)), (256, (32, 8)), (4096, (512, 8))],
+)
+def test_two_axes_of_any_number_of_devices(devices, shape):
+    mesh = make_sharding("fsdp_tensor", devices=1 if devices == 1 else devices).mesh
+    assert tuple(mesh.shape.values()) == shape
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "spec"),
+    [
+        ("params/blocks_0/attention/query/kernel", (64, 64), P("data", "model")),
+        ("opt_state/0/mu/params/blocks_0/attention/output/kernel", (64, 64), P("model", "data")),
+        ("params/blocks_11/mlp/down/kernel", (128, 64), P("model", "data")),
+        ("params/blocks_0/mlp/up/bias", (128,), P("model")),
+        ("params/blocks_0/mlp/down/bias", (64,), P(None)),
+        ("params/blocks_0/norm1/scale", (64,), P(None)),
+        ("params/norm/scale", (64,), P(None)),
+        ("params/embed/embedding", (256, 64), P("model", "data")),
+        ("params/head/kernel", (64, 256), P("data", "model")),
+        ("params/block1/fc2/kernel", (32, 8), P("model", "data")),
+        ("params/fc2/kernel", (32, 8), P("data", "model")),
+        ("params/stage1_block1/conv1/kernel", (3, 3, 16, 32), P(None, None, "data", "model")),
+        ("batch_stats/stage1_block1/bn1/mean", (32,), P("model")),
+        ("params/conv1/kernel", (3, 3, 3, 16), P(None, None, None, "model")),
+        ("generator/params/synthesis/norm1/scale", (64,), P("model")),
+        ("params/head/bias", (3,), P(None)),
+    ],
+)
+def test_fsdp_tensor_knows_the_networks(path, shape, spec):
+    assert spec_of(path, shape, make_sharding("fsdp_tensor")) == spec
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rules", "devices", "message"),
+    [
+        ("fsdp", (), 7, "mesh: expected sizes that divide parameters, got data=7, which divides n"),
+        ("data=1,model=5", (), 5, "got model=5, which divides none of this network's"),
+        ("data=8", (("nothing", ("data",)),), 8, "got data=8, which divides none"),
+    ],
+)
+def test_an_axis_that_divides_nothing_is_refused(mesh, rules, devices, message):
+    variables = jax.eval_shape(toy.mlp().init, jax.random.key(0))
+    with pytest.raises(ConfigError, match=message):
+        check_divides(variables, make_sharding(mesh, rules, jax.devices()[:devices]))
+    with pytest.raises(ConfigError, match=message):
+        ju.unlearn(
+            toy.method("finetune"), toy.trained().variables, toy.sets(), jax.random.key(0),
+            steps=1, sharding=make_sharding(mesh, rules, jax.devices()[:devices]),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -44,7 +101,7 @@ def test_the_first_rule_that_matches_wins():
 @pytest.mark.parametrize(
     ("mesh", "rules", "message"),
     [
-        ("tpu", (), "expected one of single, data, fsdp or axes such as 'data=2,model=4'"),
+        ("tpu", (), "expected one of single, data, fsdp, fsdp_tensor or axes such as 'data=2,mod"),
         ("data=3", (), "expected axes for 8 devices"),
         ("data", (("w", ("model",)),), r"axes among \['data'\], got \['model'\]"),
         ("data", (("(", ("data",)),), "expected a regular expression"),
@@ -53,6 +110,12 @@ def test_the_first_rule_that_matches_wins():
 def test_wrong_meshes_are_refused(mesh, rules, message):
     with pytest.raises(ConfigError, match=message):
         make_sharding(mesh, rules)
+
+
+@pytest.mark.parametrize("devices", [2, 3, 7])
+def test_devices_that_make_no_two_axes_are_told(devices):
+    with pytest.raises(ConfigError, match=f"at least 4, for fsdp_tensor, got {devices}; 'data=1"):
+        make_sharding("fsdp_tensor", devices=devices)
 
 
 @functools.cache
@@ -78,7 +141,7 @@ def on_one_device(network):
 
 
 @pytest.mark.parametrize("network", ["cnn", "resnet8"])
-@pytest.mark.parametrize("mesh", ["data", "fsdp"])
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "fsdp_tensor"])
 def test_networks_with_convolutions_train_alike_on_eight_devices(network, mesh):
     sharding = make_sharding(mesh)
     train, edit, one, edited = on_one_device(network)

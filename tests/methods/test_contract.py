@@ -175,8 +175,7 @@ class TestEveryMethod:
     def test_eight_devices_equal_one(self, name, mesh):
         if mesh != toy.mesh_of(name) and name not in toy.ON_EVERY_MESH:
             pytest.skip("on one mesh: eight devices take long to compile for")
-        rules = ((r"kernel$", ("model",)),) if "model" in mesh else ()
-        sharding = make_sharding(mesh, rules)
+        sharding = make_sharding(mesh)
         assert sharding.mesh.size == 8
         many = run(name, sharding=sharding).variables
         close(many, run(name).variables)

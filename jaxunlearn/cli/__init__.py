@@ -3,10 +3,7 @@
 import argparse
 import contextlib
 import os
-import signal
 import sys
-import threading
-import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,12 +12,9 @@ from typing import Any
 
 __all__ = ["main"]
 
-GRACE = 5.0
-"""Seconds after Ctrl-C in which a run ends by itself; then it is ended."""
 _SECTIONS = (
     "configurations", "methods", "kinds", "models", "data", "metrics", "pictures", "meshes", "runs",
 )  # fmt: skip
-_INTERRUPTED = "interrupted; run the same command again to continue"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,14 +22,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Errors are one line; with ``--debug`` the traceback stands before it.
     """
+    from jaxunlearn.cli.interrupts import how_to_go_on
     from jaxunlearn.core.errors import UserError, printable, sentence
 
     parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
     options, rest = parser.parse_known_args(arguments)
     # argparse leaves words behind an option over
     if rest and (not hasattr(options, "words") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.words = [*getattr(options, "words", []), *rest]
+    options.typed = arguments
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what a terminal cannot show is no reason to end
             stream.reconfigure(errors="backslashreplace")
@@ -54,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = f"{type(error).__name__}: {sentence(error)} (--debug shows where)"
         print(f"error: {text}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(_INTERRUPTED, file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stopped:
+        print(how_to_go_on(arguments, str(stopped)), file=sys.stderr, flush=True)
         # a compilation still under way would crash an orderly exit
         os._exit(130)
 
@@ -173,7 +170,24 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--memory", metavar="SIZE", help="that a device has: 80GB, 40GiB")
     plan.add_argument("--json", action="store_true", help="print all of it as JSON")
     plan.set_defaults(command=_plan)
-    for command in (run, judged, bench, show, verify, purged, export, listing, explained, plan):
+    doctor = commands.add_parser(
+        "doctor", help="what this machine has, and what is missing or broken"
+    )
+    doctor.add_argument(
+        "--data-dir", metavar="DIR", help="data sets in TFDS layout; default: TFDS's own folder"
+    )
+    doctor.set_defaults(command=_doctor)
+    completion = commands.add_parser(
+        "completion",
+        help="write a script that completes commands in your shell",
+        description="Prints a script that completes commands, options, names and keys.",
+        epilog="bash: jaxunlearn completion bash > ~/.local/share/bash-completion/completions/"
+        "jaxunlearn; zsh: ... zsh > DIR/_jaxunlearn, of a DIR in $fpath; fish: ... fish > "
+        "~/.config/fish/completions/jaxunlearn.fish",
+    )
+    completion.add_argument("shell", help="bash, zsh or fish")
+    completion.set_defaults(command=_completion)
+    for command in commands.choices.values():
         command.add_argument("--runs", default="runs", metavar="DIR", help="default: %(default)s")
         command.add_argument(
             "--debug", action="store_true", help="print the traceback of an error, too"
@@ -203,34 +217,14 @@ def _brief_warnings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ended_by_interrupts() -> Iterator[None]:
-    """Ends the process some seconds after Ctrl-C, whatever it is at.
+def _listened(options: argparse.Namespace, console: Any) -> Iterator[Any]:
+    """Yields a listener that draws bars; Ctrl-C saves what is under way."""
+    from jaxunlearn.cli.interrupts import ended_by_interrupts
+    from jaxunlearn.cli.progress import Bars
+    from jaxunlearn.experiment.stages import STOP
 
-    Python tells a program of Ctrl-C between two of its own steps: not while XLA compiles or
-    computes, and an exception raised within a callback of a library may be lost. What is
-    written appears whole or not at all, so that the end may come at any time.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-
-    def watch() -> None:
-        while told := os.read(reader, 1):
-            if told[0] == signal.SIGINT:
-                time.sleep(GRACE)
-                os.write(2, f"{_INTERRUPTED}\n".encode())
-                os._exit(130)
-        os.close(reader)
-
-    threading.Thread(target=watch, daemon=True).start()
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(writer)
+    with ended_by_interrupts(options.typed, STOP), Bars(console) as bars:
+        yield bars
 
 
 def _config_of(options: argparse.Namespace) -> Any:
@@ -267,7 +261,6 @@ def _run(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from jaxunlearn.cli.progress import Bars
     from jaxunlearn.core.errors import printable
     from jaxunlearn.core.files import is_writer
     from jaxunlearn.experiment import run
@@ -276,7 +269,7 @@ def _run(options: argparse.Namespace) -> int:
     # the first of several processes speaks for all
     console = Console(quiet=not is_writer())
     _use_compilation_cache()
-    with _ended_by_interrupts(), Bars(console) as bars:
+    with _listened(options, console) as bars:
         made = run(config, options.runs, force=options.force, listener=bars)
     print_report(made, console)
     folder = Path(options.runs) / config.name
@@ -310,12 +303,11 @@ def _judge_metrics(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from jaxunlearn.cli.progress import Bars
     from jaxunlearn.experiment.metric_study import judge_metrics, to_table
 
     console = Console()
     _use_compilation_cache()
-    with _ended_by_interrupts(), Bars(console) as bars:
+    with _listened(options, console) as bars:
         made = judge_metrics(
             config, options.runs, pool=options.pool, force=options.force, listener=bars
         )
@@ -339,7 +331,6 @@ def _bench(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from jaxunlearn.cli.progress import Bars
     from jaxunlearn.experiment.bench import run_bench
     from jaxunlearn.experiment.bench_report import to_tables
     from jaxunlearn.experiment.bench_tuning import presets_file, to_table, tune_bench
@@ -349,7 +340,7 @@ def _bench(options: argparse.Namespace) -> int:
     if options.tune:
         words = [*options.words, "--tune"]
         words += ["--presets", options.presets] if options.presets else []
-        with _ended_by_interrupts(), Bars(console) as bars:
+        with _listened(options, console) as bars:
             found = tune_bench(
                 config, options.runs, presets=options.presets, force=options.force,
                 command=" ".join(["jaxunlearn bench", *words]), listener=bars,
@@ -357,7 +348,7 @@ def _bench(options: argparse.Namespace) -> int:
         console.print(to_table(found))
         print(printable(f"saved in {presets_file(config, options.runs, options.presets)}"))
         return 0
-    with _ended_by_interrupts(), Bars(console) as bars:
+    with _listened(options, console) as bars:
         made = run_bench(config, options.runs, force=options.force, listener=bars)
     notes = (f"- {note}" for note in made["notes"])
     console.print(*to_tables(made, console.width), *notes, sep="\n")
@@ -448,6 +439,34 @@ def _explain(options: argparse.Namespace) -> int:
         print(printable(explain_all()))
     else:
         print(printable(explain_method(method) if method else explain(name, METHODS)))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    from jaxunlearn.cli.doctor import colour, examine, summary
+    from jaxunlearn.core.errors import printable
+
+    console, found = Console(), []
+    for one in examine(Path(options.runs), options.data_dir):
+        found.append(one)
+        state = Text(f"{one.state:<7}", colour(one.state))
+        console.print(state, f"{one.subject:<9}", Text(printable(one.text)), soft_wrap=True)
+    if broken := summary(found):
+        print(f"error: {printable(broken)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from jaxunlearn.cli.completion import SHELLS, script
+    from jaxunlearn.core.errors import ConfigError, brief
+
+    if options.shell not in SHELLS:
+        raise ConfigError(f"shell: expected one of {', '.join(SHELLS)}, got {brief(options.shell)}")
+    print(script(_parser(), options.shell, _SECTIONS), end="")
     return 0
 
 

@@ -24,6 +24,23 @@ SAVE_EVERY = 30.0
 """Seconds between two saves of an unfinished stage."""
 
 
+class Stop:
+    """A wish to end the program once the model under way is saved.
+
+    Attributes:
+      asked: whether somebody wants it, by Ctrl-C say; only its owner sets it.
+      looked: when a model under way could last be saved, by ``time.monotonic``.
+      saving: whether one is being saved.
+    """
+
+    asked = False
+    looked = float("-inf")
+    saving = False
+
+
+STOP = Stop()
+
+
 UNFINISHED = ".unfinished"
 """What the name of an unfinished stage ends in."""
 
@@ -131,9 +148,18 @@ class Keeper:
         self.saved = time.monotonic()
 
     def keep(self, progress: Progress) -> None:
-        """Saves the state after a chunk if the last save is some time ago."""
-        late = time.monotonic() - self.saved >= SAVE_EVERY
-        if progress.step == progress.steps or not shared(late):
+        """Saves the state after a chunk if the last save is some time ago, or the end is wanted.
+
+        Raises:
+          KeyboardInterrupt: it was; the message says what is saved.
+        """
+        STOP.looked, ended = time.monotonic(), STOP.asked
+        late = STOP.looked - self.saved >= SAVE_EVERY
+        if progress.step == progress.steps:
+            STOP.looked = float("-inf")
+            return
+        late, ended = shared([late or ended, ended])
+        if not late:
             return
         record = {
             "inputs": self.inputs,
@@ -141,8 +167,15 @@ class Keeper:
             "seconds": progress.seconds,
             "history": {name: value.tolist() for name, value in progress.history.items()},
         }
-        checkpoint.save(self.path, progress.state, record, overwrite=True)
+        STOP.saving = True
+        try:
+            checkpoint.save(self.path, progress.state, record, overwrite=True)
+        finally:
+            STOP.saving = False
         self.saved = time.monotonic()
+        if ended:
+            name = self.path.name.removesuffix(UNFINISHED)
+            raise KeyboardInterrupt(f"{name} is saved at step {progress.step} of {progress.steps}")
 
     def find(self, fresh: State) -> Resume | None:
         """Returns the state of a killed run; ``None`` if it left nothing, or nothing of use."""

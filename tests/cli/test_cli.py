@@ -15,6 +15,7 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn import checkpoint
 from jaxunlearn.cli import main
+from jaxunlearn.cli.progress import Bars
 from jaxunlearn.experiment import trial
 from jaxunlearn.experiment.plan import make_plan
 from jaxunlearn.methods import METHODS, register_method
@@ -545,22 +546,56 @@ def test_texts_of_files_are_shown_and_not_obeyed(finished, tmp_path, capsys):
     assert "\x1b" not in ju.report.to_markdown(made)
 
 
-def test_ctrl_c_ends_a_run_that_swallows_it():
+@pytest.mark.parametrize(("times", "grace"), [(1, 0.1), (2, 60)])
+def test_ctrl_c_ends_a_run_that_swallows_it(times, grace):
     code = (
-        "import os, signal, time\n"
-        "from jaxunlearn import cli\n"
-        "cli.GRACE = 0.1\n"
-        "with cli._ended_by_interrupts():\n"
+        "import os, signal, sys, time, types\n"
+        "from jaxunlearn.cli import interrupts\n"
+        "interrupts.GRACE, times = float(sys.argv[1]), int(sys.argv[2])\n"
+        "wish = types.SimpleNamespace(asked=False, looked=0, saving=False)\n"
+        "with interrupts.ended_by_interrupts(['run', 'name=my run'], wish):\n"
         "    while True:\n"
         "        try:\n"
-        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "            for _ in range(times):\n"
+        "                times -= 1\n"
+        "                os.kill(os.getpid(), signal.SIGINT)\n"
         "            time.sleep(60)\n"
         "        except KeyboardInterrupt:\n"
         "            pass\n"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", code, str(grace), str(times)]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert out.returncode == 130
-    assert out.stderr == "interrupted; run the same command again to continue\n"
+    assert out.stderr == "interrupted; to go on: jaxunlearn run 'name=my run'\n"
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_ctrl_c_saves_what_is_being_trained(tmp_path, capsys, monkeypatch, chunk):
+    """In the first chunk there is nothing yet that could be saved."""
+    words = ["train.epochs=40", "retrained=1", "methods=finetune"]
+    told, show = [], Bars.__call__
+
+    def press(self, name, step):
+        show(self, name, step)
+        if step is not None and step.step:
+            told.append(name)
+            if len(told) == chunk:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Bars, "__call__", press)
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, *words)
+    assert end.value.code == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"--runs {tmp_path}")
+    kept = tmp_path / "digits" / "original.unfinished" / "record.json"
+    assert kept.exists() == (chunk == 3)
+    if chunk == 3:
+        step = json.loads(kept.read_text())["step"]
+        assert last.startswith(f"interrupted; original is saved at step {step} of 312; to go on: ")
+        assert run(tmp_path, *words) == 0
+        assert told.count("original") == 10, "ten chunks, none twice"
 
 
 def test_a_diverging_training_names_stage_and_step(tmp_path, capsys):

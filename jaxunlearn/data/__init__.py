@@ -9,7 +9,7 @@ __all__, __getattr__, __dir__ = exports(
         "jaxunlearn.core.types": ["Batch", "Batches", "Examples", "Sets", "Subset"],
         "jaxunlearn.data.dataset": ["Dataset", "make_dataset"],
         "jaxunlearn.data.examples": [
-            "as_examples", "fetch", "inputs_like", "normalise", "unchanged",
+            "as_examples", "fetch", "inputs_like", "normalise", "resident", "unchanged",
         ],
         "jaxunlearn.data.requests": [
             "describe", "forget_class", "forget_classes", "forget_indices", "forget_pairs",
@@ -21,6 +21,7 @@ __all__, __getattr__, __dir__ = exports(
         ],
         "jaxunlearn.data.sources": ["SOURCES", "Source", "load_dataset", "register_source"],
         "jaxunlearn.data.sources.facts": ["Facts", "make_facts"],
+        "jaxunlearn.data.streams": ["Stream", "stream"],
         "jaxunlearn.data.texts": [
             "Pair", "labelled_dataset", "pairs_dataset", "to_bytes", "to_texts",
         ],

@@ -7,12 +7,18 @@ subset may be an array (subsets of different sizes share one program), and each
 epoch still visits every example exactly once.
 """
 
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.core.types import Batch, Batches, Key, Needs, Sets, Subset
-from jaxunlearn.data.examples import fetch
+from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.types import Batch, Batches, Inputs, Key, Needs, Sets, Subset
+from jaxunlearn.data.examples import fetch, stored_like
+from jaxunlearn.data.streams import Stream
 
 # Each round lets every position swap with one partner; 6 log2(N) / 4 rounds already
 # leave no bias that a test of N = 10^5 positions can see, 24 cover 2^16 and more.
@@ -63,12 +69,18 @@ def random_slots(part: Subset, key: Key, count: int) -> jax.Array:
     return shuffled(seed, ranks // size, ranks % size, size)
 
 
-def pick(subset: Subset, slots: jax.Array, weight: jax.Array, labels: bool) -> Batch:
-    """Returns the examples in some places of a subset; labels are ``-1`` if not wanted."""
+def pick(
+    subset: Subset, slots: jax.Array, weight: jax.Array, labels: bool, rows: Inputs = None
+) -> Batch:
+    """Returns the examples in some places of a subset; labels are ``-1`` if not wanted.
+
+    Args:
+      rows: the stored examples in these places, where they are read elsewhere.
+    """
     positions = subset.indices[slots]
     y = subset.examples.y
     return Batch(
-        x=fetch(subset.examples, positions),
+        x=fetch(subset.examples, positions) if rows is None else subset.examples.reader(rows),
         y=y[positions] if labels else jnp.full((*slots.shape, *y.shape[1:]), -1, y.dtype),
         weight=weight.astype(jnp.float32),
         slot=slots,
@@ -82,7 +94,19 @@ def in_order(subset: Subset, step: jax.Array, batch_size: int) -> Batch:
     return pick(subset, jnp.where(inside, slots, 0), inside, labels=True)
 
 
-def draw(subset: Subset, key: Key, step: jax.Array, batch_size: int, needs: Needs) -> Batch:
+def ranks_and_slots(
+    size: jax.Array, key: Key, step: jax.Array, batch_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the ranks of a step's examples over all epochs, and their places in the subset."""
+    seed = jax.random.bits(key, (2,), jnp.uint32)
+    size = jnp.maximum(size, 1)
+    ranks = step * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+    return ranks, shuffled(seed, ranks // size, ranks % size, size)
+
+
+def draw(
+    subset: Subset, key: Key, step: jax.Array, batch_size: int, needs: Needs, rows: Inputs = None
+) -> Batch:
     """Draws the ``step``-th batch of the subset in random order.
 
     Args:
@@ -92,23 +116,64 @@ def draw(subset: Subset, key: Key, step: jax.Array, batch_size: int, needs: Need
       batch_size: ``B``.
       needs: ``once`` pads the end with weight 0 and stops at ``samples``;
         otherwise epochs follow each other without a gap. ``labels`` as declared.
+      rows: of a streamed subset the stored examples of this batch, see :func:`drawn_slots`.
     """
-    seed = jax.random.bits(key, (2,), jnp.uint32)
-    size = jnp.maximum(subset.size, 1)
-    ranks = step * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-    slots = shuffled(seed, ranks // size, ranks % size, size)
+    ranks, slots = ranks_and_slots(subset.size, key, step, batch_size)
     if needs.once:
         last = subset.size if needs.samples is None else jnp.minimum(subset.size, needs.samples)
-        return pick(subset, slots, ranks < last, needs.labels)
-    return pick(subset, slots, jnp.broadcast_to(subset.size > 0, ranks.shape), needs.labels)
+        return pick(subset, slots, ranks < last, needs.labels, rows)
+    counts = jnp.broadcast_to(subset.size > 0, ranks.shape)
+    return pick(subset, slots, counts, needs.labels, rows)
 
 
-def draw_batches(sets: Sets, key: Key, step: jax.Array, batch_size: int, needs: Needs) -> Batches:
-    """Draws one batch of each set that is present; each set has an order of its own."""
-    batches = {}
-    for number, name in enumerate(Batches._fields):
-        subset = getattr(sets, name)
-        if subset is not None:
-            order = jax.random.fold_in(key, number)
-            batches[name] = draw(subset, order, step, batch_size, needs)
-    return Batches(**batches)
+def order_of(key: Key, name: str) -> Key:
+    """Returns the key that fixes the order of one set's examples, of that of all sets."""
+    return jax.random.fold_in(key, Batches._fields.index(name))
+
+
+def draw_batches(
+    sets: Sets, key: Key, step: jax.Array, batch_size: int, needs: Needs,
+    rows: Mapping[str, Inputs] | None = None,
+) -> Batches:  # fmt: skip
+    """Draws one batch of each set that is present; each set has an order of its own.
+
+    Args:
+      rows: by name of a streamed set, the stored examples of this batch.
+    """
+    return Batches(**{
+        name: draw(subset, order_of(key, name), step, batch_size, needs, (rows or {}).get(name))
+        for name in Batches._fields
+        if (subset := getattr(sets, name)) is not None
+    })  # fmt: skip
+
+
+@partial(jax.jit, static_argnames=("name", "batch_size", "length"))
+def drawn_slots(
+    size: jax.Array, key: Key, start: jax.Array, *, name: str, batch_size: int, length: int
+) -> jax.Array:
+    """Returns the places that some steps of a run draw of one set, ``int32 [length, B]``.
+
+    They are those of :func:`draw_batches`, by the same functions.
+
+    Args:
+      size: of the set.
+      key: of the run.
+      start: the first of the steps.
+    """
+    order = order_of(derive(key, Purpose.BATCHES), name)
+    steps = start + jnp.arange(length, dtype=jnp.int32)
+    return jax.vmap(lambda step: ranks_and_slots(size, order, step, batch_size)[1])(steps)
+
+
+def streamed(sets: Sets) -> dict[str, Subset]:
+    """Returns the sets whose examples are streamed, by name."""
+    parts = sets._asdict().items()
+    return {name: part for name, part in parts if part and isinstance(part.examples.x, Stream)}
+
+
+def rows_like(sets: Sets, batch_size: int, length: int) -> dict[str, Any]:
+    """Returns shapes and dtypes of the rows that some steps are given beside streamed sets."""
+    return {
+        name: stored_like(part.examples.x, length, batch_size)
+        for name, part in streamed(sets).items()
+    }

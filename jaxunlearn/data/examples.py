@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from jaxunlearn.core.errors import DataError, brief
 from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Examples, Inputs, Subset
+from jaxunlearn.data.streams import Stream, stored_shapes
 
 LABELS = ("class", "any")
 """Kinds of labels: one class of each example, or any array with an entry for each."""
@@ -38,7 +39,8 @@ def as_examples(
     Args:
       x: an array ``[N, ...]`` (a list is read as one), or a pytree of arrays with the leading
         axis ``N``, ``{"tokens": ..., "mask": ...}``. Floats are kept as float32, all else as
-        it is; integers of 64 bits become int32.
+        it is; integers of 64 bits become int32. Or a stream, see :func:`jaxunlearn.data.stream`,
+        whose examples are not put on the device.
       y: integers ``[N]``; with ``labels="any"`` numbers ``[N, ...]``.
       mean, std: of an ``x`` that is one array, in its units; broadcast against one example,
         whose shape they leave as it is: the network gets ``(x - mean) / std``. Where only one
@@ -74,7 +76,7 @@ def as_examples(
         )
     if classes.ndim == 0:
         raise DataError(f"{name}: expected labels [N, ...], got {found}")
-    count, leaves = len(classes), named_leaves(x)
+    count, leaves = len(classes), stored_shapes(x)
     if not leaves:
         raise DataError(f"{name}: expected inputs, got a tree without arrays")
     for path, leaf in leaves.items():
@@ -90,7 +92,7 @@ def as_examples(
         if classes.dtype == jnp.uint32 and count and int(jnp.max(classes)) >= 2**31:
             raise DataError(f"{name}: expected labels of 32 bits, got {int(jnp.max(classes))}")
         classes = classes.astype(jnp.int32)
-    examples = Examples(x, classes, _reader_of(x, mean, std, reader, name))
+    examples = Examples(x, classes, _reader_of(stored_shapes(x), mean, std, reader, name))
     if reader is not None:
         inputs_like(examples)
     return examples
@@ -121,7 +123,7 @@ def stored(array: Any, name: str) -> jax.Array:
 
 
 def _reader_of(
-    x: Inputs,
+    leaves: dict[str, Any],
     mean: ArrayLike | None,
     std: ArrayLike | None,
     reader: Callable[[Inputs], Inputs] | None,
@@ -129,13 +131,14 @@ def _reader_of(
 ) -> Partial:
     if reader is not None:
         return reader if isinstance(reader, Partial) else Partial(reader)
-    bytes_alone = isinstance(x, jax.Array) and x.dtype == jnp.uint8
+    x = leaves.get("")  # of examples that are one array
+    bytes_alone = x is not None and x.dtype == jnp.uint8
     if mean is None and std is None and not bytes_alone:
         return Partial(scale_bytes, largest=jnp.float32(255))
-    if not isinstance(x, jax.Array):
+    if x is None:
         raise DataError(
             f"{name}: expected one array to normalise by mean and std, got a tree of "
-            f"{', '.join(named_leaves(x))}; a reader can do that"
+            f"{', '.join(leaves)}; a reader can do that"
         )
     shape = x.shape[1:]
     center = _statistic("mean", 0.0 if mean is None else mean, shape)
@@ -233,9 +236,7 @@ def inputs_like(part: Subset | Examples, batch: int = 1) -> Any:
       DataError: the reader does not return arrays with the leading axis ``B``.
     """
     examples = part.examples if isinstance(part, Subset) else part
-    stored = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), examples.x
-    )
+    stored = stored_like(examples.x, batch)
     reader = reader_of(examples, 0)
     found = jax.eval_shape(lambda reader, x: reader(x), reader, stored)
     shapes = {name: leaf.shape for name, leaf in named_leaves(found).items()}
@@ -244,6 +245,13 @@ def inputs_like(part: Subset | Examples, batch: int = 1) -> Any:
             f"reader: expected inputs with the leading axis of the batch, {batch}, got {shapes}"
         )
     return found
+
+
+def stored_like(x: Inputs, *axes: int) -> Any:
+    """Returns shapes and dtypes of stored examples behind some axes, of arrays or a stream."""
+    if isinstance(x, Stream):
+        return x.like(*axes)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape[1:]), leaf.dtype), x)
 
 
 def array_shape(part: Subset | Examples, name: str = "sets") -> tuple[int, ...]:
@@ -264,5 +272,28 @@ def array_shape(part: Subset | Examples, name: str = "sets") -> tuple[int, ...]:
 
 
 def fetch(examples: Examples, positions: jax.Array) -> Inputs:
-    """Returns some examples as the network takes them, ``reader(x[positions])``."""
-    return examples.reader(jax.tree.map(lambda leaf: leaf[positions], examples.x))
+    """Returns some examples as the network takes them, ``reader(x[positions])``.
+
+    Raises:
+      DataError: streamed examples, where a program reads them or a method may not.
+    """
+    x = examples.x
+    if not isinstance(x, Stream):
+        return examples.reader(jax.tree.map(lambda leaf: leaf[positions], x))
+    if x.withheld or isinstance(positions, jax.core.Tracer):
+        raise x.refusal()
+    return examples.reader(jax.tree.map(jnp.asarray, x.read(positions)))
+
+
+def resident(part: Subset) -> Subset:
+    """Reads a streamed subset whole and puts it on the device; a resident one is as it was.
+
+    For methods and metrics that read the forget set at once, while the rest is streamed:
+    ``sets._replace(forget=ju.data.resident(sets.forget))``. Batches stay the same.
+    """
+    examples = part.examples
+    if not isinstance(examples.x, Stream):
+        return part
+    x = jax.tree.map(jnp.asarray, examples.x.read(part.indices))
+    own = examples._replace(x=x, y=examples.y[part.indices])
+    return part._replace(examples=own, indices=jnp.arange(len(part.indices), dtype=jnp.int32))

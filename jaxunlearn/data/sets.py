@@ -16,11 +16,11 @@ from jax.typing import ArrayLike
 
 from jaxunlearn.config import Request
 from jaxunlearn.core.errors import DataError, RequestError, expect
-from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Examples, Inputs, Sets, Subset
 from jaxunlearn.data.dataset import Dataset, part_statistics
 from jaxunlearn.data.examples import as_examples, normalise, reader_of, stored
 from jaxunlearn.data.requests import describe, forget_mask, resolve, same_kind_mask
+from jaxunlearn.data.streams import Stream, stored_shapes
 
 
 def subset(examples: Examples, indices: ArrayLike, capacity: int | None = None) -> Subset:
@@ -164,7 +164,7 @@ def _beside(
 
 def _form(examples: Examples) -> str:
     """Describes the shapes of one example's input and, where it is not a class, of its label."""
-    shapes = {path: list(leaf.shape[1:]) for path, leaf in named_leaves(examples.x).items()}
+    shapes = {path: list(leaf.shape[1:]) for path, leaf in stored_shapes(examples.x).items()}
     text = ", ".join(f"{path} {shape}" if path else f"{shape}" for path, shape in shapes.items())
     return f"{text} with labels {list(examples.y.shape[1:])}" if examples.y.ndim > 1 else text
 
@@ -204,14 +204,20 @@ def stratified_mask(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def alone(sets: Sets) -> Sets:
-    """Returns the sets without the examples of others in their arrays: places are slots."""
+    """Returns the sets without the examples of others in their arrays: places are slots.
 
-    def one(part: Subset) -> Subset:
+    Streamed examples cannot be taken out: whoever reads them is told so.
+    """
+
+    def one(name: str, part: Subset) -> Subset:
         x, y = jax.tree.map(lambda leaf: leaf[part.indices], part.examples[:2])
+        x = x.withhold(f"sets.{name}") if isinstance(x, Stream) else x
         examples = part.examples._replace(x=x, y=y)
         return Subset(examples, jnp.arange(len(part.indices), dtype=jnp.int32), part.size)
 
-    return Sets(*(part if part is None else one(part) for part in sets))
+    return Sets(**{
+        name: part if part is None else one(name, part) for name, part in sets._asdict().items()
+    })  # fmt: skip
 
 
 def request(sets: Sets, number: int) -> Sets:
@@ -243,7 +249,8 @@ def stack_sets(many: Sequence[Sets]) -> Sets:
         if any(part is None for part in parts):
             raise ValueError(f"sets: expected {name} in all or in none, got it in some")
         shared = jax.tree.leaves(parts[0].examples.x)
-        if any(
+        streams = [part.examples.x for part in parts if isinstance(part.examples.x, Stream)]
+        if any(one is not parts[0].examples.x for one in streams) or any(
             own is not one
             for part in parts
             for own, one in zip(jax.tree.leaves(part.examples.x), shared, strict=True)
@@ -279,10 +286,15 @@ def normalise_by_retained(sets: Sets) -> Sets:
     Whatever is trained on what is retained then knows nothing of the other examples: statistics
     of the whole training split tell of these, too. Of stacked sets, each request has its own.
     Sets that are not normalised by ``mean`` and ``std`` are returned as they are.
+
+    Raises:
+      DataError: streamed examples, all of which would have to be read.
     """
     retain = sets.retain
     if retain is None or retain.examples.reader.func is not normalise:
         return sets
+    if isinstance(retain.examples.x, Stream):
+        raise retain.examples.x.withhold("sets.retain").refusal()
     x, several = np.asarray(retain.examples.x), retain.size.ndim > 0
     pairs = zip(np.atleast_2d(retain.indices), np.atleast_1d(retain.size), strict=True)
     found = part_statistics(x, [rows[:size] for rows, size in pairs])
@@ -321,8 +333,10 @@ def divide_each(data: Dataset, held: np.ndarray, requests: Sequence[Request]) ->
     """Makes the sets of each request by itself, on the same arrays; see :func:`divide`."""
 
     def on_device(name: str, rows: Any) -> tuple[Inputs, jax.Array]:
-        pair = getattr(data, f"{name}_x"), getattr(data, f"{name}_y")
-        return jax.tree.map(lambda leaf: stored(leaf[rows], name), pair)
+        x, y = getattr(data, f"{name}_x"), getattr(data, f"{name}_y")
+        if isinstance(x, Stream):
+            return x[rows], stored(y[rows], name)
+        return jax.tree.map(lambda leaf: stored(leaf[rows], name), (x, y))
 
     # once on the device, for all of them
     (x, y), unseen = on_device("train", ...), on_device("test", held)

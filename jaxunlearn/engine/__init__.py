@@ -17,6 +17,7 @@ from jaxunlearn.core.keys import Purpose, check_key, derive
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import Batches, Key, Model, Sets, Subset, Unlearner, Variables
 from jaxunlearn.core.variables import check_variables, in_form_of
+from jaxunlearn.data.batches import streamed
 from jaxunlearn.data.examples import has_readers, inputs_like
 from jaxunlearn.data.sets import request
 from jaxunlearn.engine import stop as stop
@@ -102,8 +103,9 @@ def unlearn(
       steps: how many; not for a method with ``needs.once``, whose number follows
         from the size of its sets. In a chain: of each method that takes a number.
       batch_size: ``B``, of each set.
-      chunk: steps compiled into one loop, at most. Default: 32; always 1 on CPU if the
-        step holds XLA's weight gradient of a convolution, ruinous in a loop there.
+      chunk: steps compiled into one loop, at most. Default: 32, and 1 where a set is streamed,
+        of which three chunks are held at once; always 1 on CPU if the step holds XLA's weight
+        gradient of a convolution, ruinous in a loop there.
       sharding: mesh and rules; ``None`` leaves the arrays where they are.
       stop: a rule of :mod:`jaxunlearn.engine.stop`, called after each chunk with that chunk's
         diagnostics, each ``[steps]``; true ends the run.
@@ -257,9 +259,10 @@ def unlearn_many(
         own = member(given, n) if stacked_variables else given
         return own if swept is None else Swept(member(swept, n), own), request(sets, n), keys[n]
 
-    if at_once or not _loops_badly(alone, *arguments(0)):
+    apart = bool(streamed(sets))  # each member draws rows of its own
+    if not apart and (at_once or not _loops_badly(alone, *arguments(0))):
         return _as_given(given, execute(job, variables, sets, keys, options))
-    # one program for all would hold a loop over members, ruinous for such convolutions
+    # one program for all would hold a loop over members, ruinous for some convolutions
     options = options._replace(resume=None)
     each = [execute(alone, *arguments(n), options) for n in range(len(keys))]
     return _as_given(given, _stack(each))

@@ -1,6 +1,7 @@
 """The Python side of a run: check, compile, loop over chunks, read diagnostics."""
 
 import contextlib
+import itertools
 import math
 import time
 import warnings
@@ -27,8 +28,10 @@ from jaxunlearn.core.types import (
     Unlearner,
     Variables,
 )
+from jaxunlearn.data.batches import rows_like, streamed
 from jaxunlearn.data.dataset import check_differ
 from jaxunlearn.data.sets import alone, forgets_class, num_examples, request
+from jaxunlearn.engine.feed import Rows, rows_of_steps
 from jaxunlearn.engine.loop import (
     Job,
     advance,
@@ -167,6 +170,7 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     sets = visible_sets(job.unlearner.needs, sets)
     steps = _count_steps(job, sets, options.steps)
     clock = _Clock()
+    told = sets, key  # as they are on the host, for what is read there
     if job.sharding is not None:
         variables = place(variables, job.sharding)
         sets, key = replicate((sets, key), job.sharding)
@@ -188,19 +192,28 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
         clock.outside += preparing  # which the time of the killed run holds already
 
     chunk = CHUNK
+    feed: Iterator[Rows | None] = itertools.repeat(None)
+    rows: Rows | None = None
     if steps:
         with clock.account("compiling"):
-            slow = loops_badly(job, variables, sets, key, prepared)
-            chunk = min(options.chunk or CHUNK, 1 if slow else CHUNK)
+            chunk = _chunk_length(job, variables, sets, key, prepared, options.chunk)
+        if streamed(sets):
+            starts = range(done, steps, chunk)
+            feed = rows_of_steps(
+                *told, starts, batch_size=job.batch_size, length=chunk, sharding=job.sharding
+            )
+            with clock.split():
+                rows = next(feed, None)
         zero = np.int32(0)
-        clock.compile(advance, state, sets, key, zero, zero, job=job, length=chunk)
+        clock.compile(advance, state, sets, key, zero, zero, rows, job=job, length=chunk)
     with clock.account("outside"):
         _expect_examples(job, variables, sets)
     while done < steps:
         count = min(chunk, steps - done)
         state, infos = advance(
-            state, sets, key, np.int32(done), np.int32(count), job=job, length=chunk
+            state, sets, key, np.int32(done), np.int32(count), rows, job=job, length=chunk
         )
+        rows = next(feed, None)  # while the device computes
         latest = _read(infos, count, done, job.mapped)
         done += count
         history = {
@@ -222,6 +235,16 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     return Outcome(
         made, history, done, seen, clock.running(), clock.compiling, clock.memory or None, prepared
     )
+
+
+def _chunk_length(
+    job: Job, variables: Variables, sets: Sets, key: Key, prepared: Any, asked: int | None
+) -> int:
+    """Returns the steps of a chunk; one by default where rows are streamed, to bound the memory."""
+    if streamed(sets) and (asked or 1) == 1:
+        return 1
+    slow = loops_badly(job, variables, sets, key, prepared)
+    return min(asked or CHUNK, 1 if slow else CHUNK)
 
 
 def divide_members(mesh: Mesh, axes: Any, tree: Any) -> Any:
@@ -394,7 +417,8 @@ def loops_badly(job: Job, variables: Variables, sets: Sets, key: Key, prepared: 
         return False
     zero = np.int32(0)
     state = jax.eval_shape(partial(init, job=job), variables, sets, key, prepared)
-    traced = advance.trace(state, sets, key, zero, zero, job=job, length=CHUNK)
+    rows = rows_like(sets, job.batch_size, CHUNK)
+    traced = advance.trace(state, sets, key, zero, zero, rows, job=job, length=CHUNK)
     return has_weight_gradient_convolution(traced.jaxpr)
 
 

@@ -5,7 +5,7 @@ inside a compiled loop on CPU: XLA's weight gradient of a convolution is many ti
 (jax issue 12868). The convolution of the built-in models avoids it; a user's own model may not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from jaxunlearn.core.types import (
     Batches,
     Examples,
     Info,
+    Inputs,
     Key,
     Sets,
     State,
@@ -29,6 +30,7 @@ from jaxunlearn.core.types import (
 )
 from jaxunlearn.data.batches import draw_batches
 from jaxunlearn.data.sets import alone
+from jaxunlearn.engine.communication import dividing_products
 from jaxunlearn.engine.sharding import Sharding, constrain, constrain_batches, dividing
 from jaxunlearn.engine.sweep import Swept
 
@@ -130,18 +132,26 @@ def init(variables: Variables, sets: Sets, key: Key, prepared: Any, *, job: Job)
 
 @partial(jax.jit, static_argnames=("job", "length"), donate_argnames="state")
 def advance(
-    state: State, sets: Sets, key: Key, start: jax.Array, count: jax.Array, *, job: Job,
-    length: int,
+    state: State, sets: Sets, key: Key, start: jax.Array, count: jax.Array,
+    rows: Mapping[str, Inputs] | None = None, *, job: Job, length: int,
 ) -> tuple[State, Info]:  # fmt: skip
-    """Does ``count`` steps, at most ``length``; diagnostics fill ``[length]`` places."""
+    """Does ``count`` steps, at most ``length``; diagnostics fill ``[length]`` places.
 
-    def step(state: State, sets: Sets, key: Key, number: jax.Array) -> tuple[State, Info]:
+    Args:
+      rows: of streamed sets the stored examples of these steps, ``[length, B, ...]``, by name.
+    """
+
+    def step(
+        state: State, sets: Sets, key: Key, number: jax.Array, turn: Any = 0
+    ) -> tuple[State, Info]:
         order, own = derive(key, Purpose.BATCHES), derive(key, Purpose.STEPS, number)
-        batches = draw_batches(sets, order, number, job.batch_size, job.unlearner.needs)
+        given = jax.tree.map(lambda leaf: leaf[turn], rows)
+        batches = draw_batches(sets, order, number, job.batch_size, job.unlearner.needs, given)
         batches = constrain_batches(batches, job.sharding)
         assert job.unlearner.step is not None
         with dividing(job.sharding):
-            state, info = job.unlearner.step(state, batches, own, number)
+            taken = dividing_products(job.unlearner.step, job.sharding)
+            state, info = taken(state, batches, own, number)
         return constrain(state, job.sharding), info
 
     def one(state: State, sets: Sets, key: Key) -> tuple[State, Info]:
@@ -152,7 +162,7 @@ def advance(
         infos = jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), blank)
 
         def body(turn: jax.Array, carry: tuple[State, Info]) -> tuple[State, Info]:
-            state, info = step(carry[0], sets, key, start + turn)
+            state, info = step(carry[0], sets, key, start + turn, turn)
             write = jax.tree.map(lambda all_, leaf: all_.at[turn].set(leaf), carry[1], info)
             return state, write
 

@@ -2,14 +2,17 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.core.types import Apply, Subset, Variables
+from jaxunlearn.core.types import Apply, Inputs, Subset, Variables
 from jaxunlearn.data.batches import in_order
 from jaxunlearn.data.sets import num_examples
+from jaxunlearn.data.streams import Stream
+from jaxunlearn.engine.feed import batches_in_order
 
 
 @partial(jax.jit, static_argnames=("apply", "batch_size", "batches"))
@@ -21,6 +24,26 @@ def _outputs(
 
     out = jax.lax.map(one, jnp.arange(batches, dtype=jnp.int32))
     return out.reshape(-1, *out.shape[2:])
+
+
+@partial(jax.jit, static_argnames="apply")
+def _outputs_of_rows(variables: Variables, reader: Any, rows: Inputs, *, apply: Apply) -> jax.Array:
+    return apply(variables, reader(rows))
+
+
+def _streamed_outputs(
+    apply: Apply, variables: Variables, part: Subset, batch_size: int
+) -> np.ndarray:
+    """Computes a batch while the next one is read."""
+    positions = np.asarray(part.indices)[: num_examples(part)]
+    found: list[np.ndarray] = []
+    waiting: jax.Array | None = None
+    for rows in batches_in_order(part.examples.x, positions, batch_size):
+        computed = _outputs_of_rows(variables, part.examples.reader, rows, apply=apply)
+        if waiting is not None:
+            found.append(np.asarray(waiting))
+        waiting = computed
+    return np.concatenate([*found, np.asarray(waiting)])
 
 
 class Predictions:
@@ -92,6 +115,9 @@ def predict(apply: Apply, variables: Variables, part: Subset, batch_size: int = 
     size = num_examples(part)
     batch_size = min(batch_size, part.indices.shape[0])
     batches = math.ceil(part.indices.shape[0] / batch_size)
-    out = _outputs(variables, part, apply=apply, batch_size=batch_size, batches=batches)
+    if isinstance(part.examples.x, Stream):
+        out = _streamed_outputs(apply, variables, part, batch_size)
+    else:
+        out = _outputs(variables, part, apply=apply, batch_size=batch_size, batches=batches)
     labels = np.asarray(part.examples.y)[np.asarray(part.indices)[:size]]
     return Predictions(np.asarray(out[:size], np.float32), labels)

@@ -32,6 +32,7 @@ from jaxunlearn.core.errors import ConfigError, expect_counts
 from jaxunlearn.core.registry import load
 from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Sets, Unlearner
+from jaxunlearn.data.batches import rows_like
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.data.sets import request
 from jaxunlearn.engine import Chain
@@ -302,7 +303,8 @@ def _phases(
     begun = init.trace(start, shown, key, prepared, job=job)
     state = begun.out_info
     zero = jax.ShapeDtypeStruct((), jnp.int32)
-    step = advance.trace(state, shown, key, zero, zero, job=job, length=1)
+    rows = rows_like(shown, job.batch_size, 1)
+    step = advance.trace(state, shown, key, zero, zero, rows, job=job, length=1)
     own = _sum(held, {"given": 0.0 if start is None else ruler.size(start)})
     own = _sum(own, {"references": ruler.size(prepared)}, ruler.split(state))
     steps = {"steps": _sum(own, ruler.inside(step.jaxpr))}

@@ -15,6 +15,7 @@ from jaxunlearn.config import Config
 from jaxunlearn.config.overrides import MOST_INT, check_types, check_value, load_preset
 from jaxunlearn.core.errors import ConfigError, brief, did_you_mean, expect_at_most, is_known
 from jaxunlearn.core.types import Sets, Unlearner
+from jaxunlearn.data.batches import rows_like
 from jaxunlearn.data.examples import inputs_like
 from jaxunlearn.data.sets import alone, forgets_class
 from jaxunlearn.engine import Chain, Sweep, chain, stop, sweep
@@ -307,7 +308,8 @@ def _try(
     if method.step is None:
         raise ValueError(f"stop: expected none for a method without steps, got {list(limits)}")
     step = partial(advance, job=Job(method, runner["batch_size"]), length=1)
-    reported = jax.eval_shape(step, state, shown, key, 0, 1)[1].metrics
+    rows = rows_like(shown, runner["batch_size"], 1)
+    reported = jax.eval_shape(step, state, shown, key, 0, 1, rows)[1].metrics
     if missing := sorted(set(limits) - set(reported)):
         raise ValueError(f"stop: expected metrics among {sorted(reported)}, got {missing}")
 

@@ -1,0 +1,244 @@
+"""Examples that do not fit: read when a batch asks for them, in the place of an array ``[N, ...]``.
+
+A :class:`Stream` stands where a data set's ``x`` would: ``ju.make_sets(ju.data.stream(source), y,
+request)``. Labels and positions lie in memory, records do not. For JAX it is a node without
+arrays: programs take it, know the shapes of its examples, and are given the rows of their batch
+beside it.
+"""
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxunlearn.core.errors import DataError, brief
+from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.data.stream_workers import (
+    Form,
+    Recipe,
+    Workers,
+    arrays_of,
+    first_example,
+    read_into,
+    read_labels,
+)
+
+
+def stream(
+    source: Any,
+    *,
+    decode: Callable[[Any], Any] | None = None,
+    workers: int = 0,
+    name: str = "source",
+) -> "Stream":
+    """Makes a random-access source stand for the ``x`` of a data set.
+
+    Args:
+      source: ``len(source)`` records, ``source[position]``: a list, a memory-mapped array, what
+        ``tfds.data_source`` and grain's and array_record's data sources are. Records are arrays,
+        mappings or tuples of arrays, all of one form; a tuple of two is ``(x, label)``, and so
+        is a mapping with a ``"label"``.
+      decode: ``record -> x`` or ``(x, label)``, run where records are read.
+      workers: processes that read and decode; 0: a thread of this one. They start at the first
+        batch and need ``pip install 'jaxunlearn[stream]'``.
+      name: what errors call the source.
+
+    Returns:
+      The stream. Sets are made of it and labels as of an array; :attr:`Stream.labels` are those
+      that its records hold.
+
+    Raises:
+      DataError: no records, or a first one that does not decode.
+      ValueError: ``workers`` below 0.
+      TypeError: a source without length and positions, or ``decode`` that cannot be called.
+    """
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
+        raise ValueError(f"workers: expected a number of processes, 0 or more, got {workers!r}")
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise TypeError(
+            f"source: expected one with len(source) and source[position], got {brief(source)}"
+        )
+    if decode is not None and not callable(decode):
+        raise TypeError(f"decode: expected a function of a record, got {brief(decode)}")
+    if len(source) < 1:
+        raise DataError(f"{name}: expected records, got a source without any")
+    return Stream(_Shared(Recipe(source, decode, name), workers))
+
+
+class _Shared:
+    """Source of one or several streams, with its workers, which start when they are needed."""
+
+    def __init__(self, recipe: Recipe, workers: int) -> None:
+        first = first_example(recipe)
+        arrays, self.tree = arrays_of(first), jax.tree.structure(first)
+        if not arrays or len(jax.tree.leaves(first)) != len(arrays):
+            raise DataError(
+                f"{recipe.name}: expected records of arrays, in mappings or tuples, got "
+                f"{brief(first)}"
+            )
+        self.recipe = recipe._replace(
+            forms=tuple(Form(array.shape, array.dtype) for array in arrays)
+        )
+        self.count, self._lock = workers, threading.Lock()
+        self._workers: Workers | None = None
+
+    def read(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Reads examples, arrays ``[M, ...]``; may be called by several threads."""
+        out = [_aligned((len(positions), *form.shape), form.dtype) for form in self.recipe.forms]
+        with self._reading() as workers:
+            if workers is None:
+                read_into(self.recipe, positions, out)
+            else:
+                workers.read_into(positions, out)
+        return out
+
+    def labels(self) -> np.ndarray:
+        every = np.arange(len(self.recipe.source))
+        with self._reading() as workers:
+            if workers is None:
+                return read_labels(self.recipe, every)
+            return workers.read_labels(every)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Workers | None]:
+        with self._lock:
+            if self.count and self._workers is None:
+                self._workers = Workers(self.recipe, self.count)
+                weakref.finalize(self, self._workers.close)
+            try:
+                yield self._workers
+            except BaseException:
+                self._workers = None  # they ended with the error; others start at the next batch
+                raise
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Returns an empty array that JAX takes on CPU without copying it."""
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    buffer = np.empty(size + 64, np.uint8)
+    skipped = -buffer.ctypes.data % 64
+    return buffer[skipped : skipped + size].view(dtype).reshape(shape)
+
+
+@jax.tree_util.register_static
+class Stream:
+    """Examples of a source that are read when they are asked for; :func:`stream` makes one.
+
+    ``x[rows]`` is the stream of some of them; for programs two streams whose examples have one
+    form are equal, so that what was compiled for one serves the other.
+
+    Attributes:
+      withheld: what a reader of the whole is told that it was given, ``"sets.forget"``; empty
+        where examples may be read freely.
+    """
+
+    def __init__(
+        self, shared: _Shared, places: np.ndarray | None = None, withheld: str = ""
+    ) -> None:
+        self._shared, self._places, self.withheld = shared, places, withheld
+
+    def __len__(self) -> int:
+        return len(self._shared.recipe.source) if self._places is None else len(self._places)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stream) and self._form() == other._form()
+
+    def __hash__(self) -> int:
+        return hash(self._form())
+
+    def _form(self) -> tuple[Any, ...]:
+        forms = self._shared.recipe.forms
+        return self._shared.tree, tuple((form.shape, form.dtype) for form in forms)
+
+    def __repr__(self) -> str:
+        return f"Stream({len(self):,} of {self._shared.recipe.name})"
+
+    def __getitem__(self, rows: Any) -> "Stream":
+        """Returns the stream of some rows: positions, a mask, or a slice."""
+        every = np.arange(len(self)) if self._places is None else self._places
+        return Stream(self._shared, every[rows], self.withheld)
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise self.refusal()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Returns ``(N, ...)`` of examples that are one array."""
+        return (len(self), *self._one().shape)
+
+    @property
+    def ndim(self) -> int:
+        """Returns the rank of :attr:`shape`."""
+        return 1 + len(self._one().shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Returns the dtype of examples that are one array."""
+        return self._one().dtype
+
+    @property
+    def is_array(self) -> bool:
+        """Tells whether an example is one array, not a tree of several."""
+        return bool(jax.tree_util.treedef_is_leaf(self._shared.tree))
+
+    def _one(self) -> Form:
+        if not self.is_array:
+            raise AttributeError("a stream of trees has no shape or dtype")
+        return self._shared.recipe.forms[0]
+
+    def like(self, *axes: int) -> Any:
+        """Returns shapes and dtypes of examples behind some axes, ``jax.ShapeDtypeStruct``."""
+        forms = self._shared.recipe.forms
+        leaves = [jax.ShapeDtypeStruct((*axes, *form.shape), form.dtype) for form in forms]
+        return jax.tree.unflatten(self._shared.tree, leaves)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Reads the labels that the records hold, ``[N]``: one pass over all records.
+
+        Raises:
+          DataError: a record without a label, or one that cannot be read.
+        """
+        found = self._shared.labels()
+        return found if self._places is None else found[self._places]
+
+    def read(self, rows: Any) -> Any:
+        """Reads examples: a tree of NumPy arrays ``[*rows.shape, ...]``.
+
+        Args:
+          rows: positions in this stream, integers of any shape.
+
+        Raises:
+          DataError: a record that is missing or does not decode; a worker that died.
+        """
+        rows = np.asarray(rows)
+        places = rows.ravel() if self._places is None else self._places[rows.ravel()]
+        found = self._shared.read(places)
+        shaped = [array.reshape(*rows.shape, *array.shape[1:]) for array in found]
+        return jax.tree.unflatten(self._shared.tree, shaped)
+
+    def withhold(self, name: str) -> "Stream":
+        """Returns the same stream for one who may not read the whole, and what it is called."""
+        return Stream(self._shared, self._places, name)
+
+    def refusal(self) -> DataError:
+        """Returns the error of a reader of the whole."""
+        what = self.withheld or self._shared.recipe.name
+        part = self.withheld or "part"
+        return DataError(
+            f"{what}: expected resident examples, as they are read whole here, got a streamed "
+            f"set; ju.data.resident({part}) reads a small one into memory"
+        )
+
+
+def stored_shapes(x: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes ``[N, ...]`` and dtypes of stored examples by path, of arrays or a stream."""
+    tree = x.like(len(x)) if isinstance(x, Stream) else x
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for path, leaf in named_leaves(tree).items()
+    }

@@ -1,0 +1,120 @@
+"""Rows of streamed sets, read ahead of the steps that compute with them.
+
+While the device does one chunk, the rows of the next lie on it already and those of the chunk
+after are being read: never more than three chunks at once, wherever they are.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxunlearn.core.types import Key, Sets
+from jaxunlearn.data.batches import drawn_slots, streamed
+from jaxunlearn.data.streams import Stream
+from jaxunlearn.engine.sharding import Sharding
+
+Rows = Mapping[str, Any]
+"""Stored examples ``[length, B, ...]`` of a chunk's steps, by name of a streamed set."""
+
+
+def rows_of_steps(
+    sets: Sets, key: Key, starts: Iterable[int], *, batch_size: int, length: int,
+    sharding: Sharding | None = None,
+) -> Iterator[Rows]:  # fmt: skip
+    """Yields the rows of chunks of steps, on the device; the next ones are read meanwhile.
+
+    Args:
+      key: of the run.
+      starts: the first step of each chunk.
+      sharding: batches are divided over the first axis of its mesh, and each process reads
+        only what its own devices get.
+
+    Raises:
+      DataError: a record is missing or does not decode, or a worker died.
+    """
+    host = _host()
+    parts = streamed(sets)
+    places = {name: np.asarray(part.indices) for name, part in parts.items()}
+    sizes = {name: np.asarray(part.size) for name, part in parts.items()}
+    key = jax.device_put(key, host)
+    divided = _Division(sharding, length, batch_size)
+
+    def read(start: int) -> Rows:
+        found = {}
+        for name, part in parts.items():
+            with jax.default_device(host):
+                slots = drawn_slots(
+                    sizes[name], key, np.int32(start), name=name, batch_size=batch_size,
+                    length=length,
+                )  # fmt: skip
+            own = np.asarray(slots)[:, divided.own]
+            found[name] = part.examples.x.read(places[name][own])
+        return found
+
+    for rows in _ahead(read, starts):
+        yield {name: divided.put(tree) for name, tree in rows.items()}
+
+
+def batches_in_order(x: Stream, positions: np.ndarray, batch_size: int) -> Iterator[Any]:
+    """Yields stored examples at some positions, ``[B, ...]`` at a time, the last batch padded."""
+    count = -(-len(positions) // batch_size) * batch_size
+    batches = np.resize(positions, count).reshape(-1, batch_size)
+    for rows in _ahead(lambda number: x.read(batches[number]), range(len(batches))):
+        yield jax.device_put(rows)
+
+
+def _ahead(read: Any, numbers: Iterable[int]) -> Iterator[Any]:
+    """Yields ``read(number)``, the next one under way in a thread while the caller has this."""
+    with ThreadPoolExecutor(1, "stream") as thread:
+        coming = None
+        for number in numbers:
+            wanted, coming = coming, thread.submit(read, number)
+            if wanted is not None:
+                yield wanted.result()
+                del wanted
+        if coming is not None:
+            yield coming.result()
+
+
+def _host() -> jax.Device:
+    """Returns the CPU, whose programs do not wait for those of an accelerator."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # a program that was told to know accelerators alone
+        return jax.local_devices()[0]
+
+
+class _Division:
+    """How the rows of a chunk are laid out.
+
+    Attributes:
+      own: which examples of each batch this process reads.
+    """
+
+    def __init__(self, sharding: Sharding | None, length: int, batch_size: int) -> None:
+        self.where, self.own, self.batch_size = None, slice(0, batch_size), batch_size
+        if sharding is None:
+            return
+        axis = sharding.mesh.axis_names[0]
+        # a batch that does not divide stays whole on every device, as in the step
+        divides = batch_size % sharding.mesh.shape[axis] == 0
+        spec = PartitionSpec(None, axis) if divides else PartitionSpec()
+        self.where = NamedSharding(sharding.mesh, spec)
+        found = self.where.addressable_devices_indices_map((length, batch_size)).values()
+        ends = [place[1].indices(batch_size)[:2] for place in found if place is not None]
+        self.own = slice(min(start for start, _ in ends), max(stop for _, stop in ends))
+
+    def put(self, tree: Any) -> Any:
+        """Puts what this process read on the devices, as arrays ``[length, B, ...]``."""
+        if self.where is None:
+            return jax.device_put(tree)
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(
+                self.where, leaf, (len(leaf), self.batch_size, *leaf.shape[2:])
+            ),
+            tree,
+        )

@@ -119,12 +119,12 @@ def init(variables: Variables, sets: Sets, key: Key, prepared: Any, *, job: Job)
 
     def one(variables: Variables, sets: Sets, key: Key, prepared: Any) -> State:
         shown = alone(sets)  # free where the method reads none of the examples
-        state = constrain(
-            begin(job.unlearner, variables, shown, init_key(key), prepared), job.sharding
-        )
+        state = begin(job.unlearner, variables, shown, init_key(key), prepared)
         # jit hands an unchanged input back as the same array; a donated copy of it
         # would take the user's model along
-        return jax.tree.map(jnp.copy, state)
+        copied = jax.tree.map(jnp.copy, constrain(state, job.sharding))
+        # of copies a compiler chooses the places anew, and steps were compiled for each choice
+        return constrain(copied, job.sharding)
 
     axes = (variables_axes(job), sets_axes(job), 0, 0)
     return _over(job, one, axes)(variables, sets, key, prepared)

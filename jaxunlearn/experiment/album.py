@@ -16,7 +16,7 @@ from jaxunlearn.core.registry import load
 from jaxunlearn.core.types import Sets, Unlearner, Variables
 from jaxunlearn.engine import Chain
 from jaxunlearn.engine.driver import prepare
-from jaxunlearn.experiment.trial import Task, Trial
+from jaxunlearn.experiment.trial import Task, Trial, telling
 from jaxunlearn.kinds import Drawing, View
 from jaxunlearn.metrics.registry import METRICS
 from jaxunlearn.pictures import PICTURES
@@ -35,6 +35,7 @@ def draw_album(trial: Trial) -> list[str]:
     """
     folder, view, failed = trial.plan.folder / "pictures", _view(trial), []
     drawn, models = _read(trial.plan.folder / "drawn.json"), _digest_of(trial)
+    tell = telling(trial.listener, "pictures", PICTURES)
     for name in PICTURES:
         try:
             row = PICTURES[name]
@@ -55,6 +56,7 @@ def draw_album(trial: Trial) -> list[str]:
             if known and there and all(map(_whole, there)):
                 drawn[key] = models
                 continue
+            tell(name)
             try:
                 load(row.draw)(path, view, label)
                 drawn[key] = models
@@ -62,6 +64,7 @@ def draw_album(trial: Trial) -> list[str]:
             except Exception as error:
                 drawn.pop(key, None)
                 failed.append(f"no picture {key}: {sentence(error)}")
+    tell("")
     if drawn:
         write_text(trial.plan.folder / "drawn.json", json.dumps(drawn, indent=2) + "\n")
     return failed

@@ -10,8 +10,9 @@ import functools
 import json
 import math
 import statistics
+import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,31 @@ REPEATS = 5
 Record = dict[str, Any]
 Hooks = dict[str, Any]
 Listener = Callable[[str, Progress | None], None]
-"""Told the stage's name, and how far it is (``None``: it was there already)."""
+"""Told the stage's name, and how far it is (``None``: it was there already).
+
+It is told of ``judging`` and ``pictures``, too, where that takes time: they have no ``state``.
+"""
+
+
+def telling(listener: Listener, work: str, names: Iterable[str]) -> Callable[[str], None]:
+    """Returns what tells a listener of work other than training: how much of it is done.
+
+    Args:
+      work: as the listener is told.
+      names: of its parts, in order. The function is called with a part before that is begun, and
+        with nothing at the end; where no part was begun, nothing is told.
+    """
+    parts, begin = list(names), time.perf_counter()
+    begun: list[str] = []
+
+    def tell(name: str) -> None:
+        if name:
+            begun.append(name)
+        if begun:
+            step = parts.index(name) if name else len(parts)
+            listener(work, Progress(None, step, len(parts), time.perf_counter() - begin, {}))
+
+    return tell
 
 
 class Task(NamedTuple):
@@ -276,12 +301,14 @@ class Trial:
         )
         judgement = Judgement({}, {}, {}, [], digests, {})
         entries = dict(known)  # of methods that this run leaves out, too
+        tell = telling(self.listener, " after ".join(filter(None, ("judging", attack))), digests)
         for name, digest in digests.items():
             entry = known.get(name, {})
             if entry.get("model") != digest:
                 entry = {"model": digest, "versions": {}, "values": {}, "failed": {}}
             own = {m: examples.get(f"{name}/{m}") for m in wanted if METRICS[m].each}
             if stale := shared(stale_metrics(entry, wanted, own)):
+                tell(name)
                 try:
                     evidence = seen(name)
                 except Exception as error:  # an attack that trains what cannot be trained
@@ -317,6 +344,7 @@ class Trial:
             halves = entry.get("intervals", {})
             judgement.intervals[name] = {m: v for m, v in halves.items() if m in kept}
         write_judgement(file, entries)
+        tell("")
         return judgement
 
     def kept(self, name: str, attack: str = "") -> Any:

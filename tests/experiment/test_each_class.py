@@ -233,7 +233,7 @@ class TestAgain:
         told = []
 
         def kill(name, progress):
-            if progress is not None:
+            if progress is not None and progress.state is not None:
                 told.append((name, progress.step))
                 if len(told) == 2:
                     raise KeyboardInterrupt

@@ -279,7 +279,7 @@ class TestAgain:
         told = []
 
         def tell(stage, progress):
-            if progress is not None:
+            if progress is not None and progress.state is not None:
                 told.append((stage, progress.step))
 
         def kill(stage, progress):

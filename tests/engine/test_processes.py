@@ -62,9 +62,10 @@ def test_two_processes_find_what_one_does(tmp_path):
     first, second = started(2, tmp_path / "two")
     close(first, alone)
     close(second, alone)  # which judges for itself, and hears of the first's decisions
-    files = [sorted(p.name for p in (tmp_path / n / "small").glob("*.*")) for n in ("one", "two")]
-    assert files[0] == files[1]
-    assert "report.json" in files[0]
+    for kind in ("classifier", "gan", "language"):
+        files = [sorted(p.name for p in (tmp_path / n / kind).glob("*.*")) for n in ("one", "two")]
+        assert files[0] == files[1]
+        assert "report.json" in files[0]
 
 
 @pytest.mark.parametrize(

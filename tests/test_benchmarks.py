@@ -18,6 +18,11 @@ SMALL = {
         "--only", "mlp", "--members", "2", "--epochs", "1", "--examples", "30", "--rounds", "1",
     ],
     "fuzz.py": ["--cases", "5"],
+    "gan_equal_quality.py": [
+        "digits_gan_class", "train.epochs=2", "retrained=1", "gan.samples=100", "gan.inverted=0",
+        "gan.downstream_steps=0", "methods=cascade", "methods.cascade.steps=2",
+        "gan.classifier_train.epochs=1", "--repeats", "1",
+    ],
     "gan_throughput.py": [
         "--size", "8", "--width", "4", "--latent", "4", "--batch", "4", "--steps", "2",
         "--rounds", "1",
@@ -58,9 +63,9 @@ def test_every_script_is_here():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_it_runs(name):
+def test_it_runs(name, tmp_path):
     words = [sys.executable, str(FOLDER / name), *SMALL[name], "--json"]
-    out = subprocess.run(words, capture_output=True, text=True)
+    out = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     found = json.loads(out.stdout)
     assert found["about"]["jax"]

@@ -26,6 +26,7 @@ from jaxunlearn.experiment.ensembles import asks_for_ensembles, judge_seeds
 from jaxunlearn.experiment.erasure import Subject, write_records
 from jaxunlearn.experiment.folder import drop_unfinished, hold_run, mend_run
 from jaxunlearn.experiment.helpers import with_helpers
+from jaxunlearn.experiment.pages import try_page
 from jaxunlearn.experiment.plan import (
     Plan,
     groups,
@@ -67,7 +68,8 @@ def run(
       listener: see :data:`jaxunlearn.experiment.trial.Listener`.
 
     Returns:
-      The report, as ``jaxunlearn.report`` describes it; also saved as JSON, Markdown and PNG.
+      The report, as ``jaxunlearn.report`` describes it; also saved as JSON, Markdown and PNG,
+      and with all that was drawn as a page, ``report.html``.
       Those on ``config.attacks`` lie in ``attacks/<name>`` below.
       Its ``models`` are the digests of the checkpoints that it was made of, by their place; its
       ``records`` the seals of the erasure records, see :mod:`jaxunlearn.experiment.erasure`.
@@ -148,6 +150,7 @@ def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:
         table = _save(plan, usual, notes + failures, together=of_usual, records=sealed)
     lines = "".join(f"{json.dumps(line)}\n" for line in _lines(usual))
     write_text(plan.folder / "metrics.jsonl", lines)
+    try_page(plan.folder)
     return table
 
 

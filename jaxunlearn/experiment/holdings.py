@@ -17,6 +17,7 @@ from jaxunlearn.config import Config
 from jaxunlearn.core.errors import CheckpointError, DataError
 from jaxunlearn.core.seals import read_sealed
 from jaxunlearn.data.dataset import cache_root
+from jaxunlearn.data.sources.folders import is_folder
 from jaxunlearn.experiment.erasure import ERASURE, PAGE, RECORD
 from jaxunlearn.experiment.folder import KEPT, LOCK
 from jaxunlearn.experiment.stages import UNFINISHED
@@ -27,9 +28,9 @@ from jaxunlearn.report.erasure_page import TRACE
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(tmp|old)")
 _KEEP = (
     "config.json", "report.json", "report.md", "report.png", "judgement.json", "metrics.jsonl",
-    "metrics.json", "metrics.md", "metrics.png",
+    "metrics.json", "metrics.md", "metrics.png", "report.html",
 )  # fmt: skip
-"""Files of a run without anything of single examples."""
+"""Files of a run without anything of single examples; of the page a purge sees to that."""
 _DROP = {
     "sets.npz": "positions of the forgotten examples, and of the others, which tell these",
     "examples.npz": "numbers of each example",
@@ -37,7 +38,7 @@ _DROP = {
 }
 _TRIAL = r"((seed|class|turn)_\d+/)?"
 _OWN = re.compile(rf"{_TRIAL}(attacks/[^/]+/)?(?P<name>[^/]+)")
-_PICTURE = re.compile(rf"{_TRIAL}pictures/([^/]+/)?(?P<name>[^/]+)\.(png|md)")
+_PICTURE = re.compile(rf"{_TRIAL}pictures/([^/]+/)?(?P<name>[^/]+)\.(png|md|json)")
 _RECORD = re.compile(rf"{_TRIAL}{ERASURE}/[^/]+/({re.escape(RECORD)}|{re.escape(PAGE)})")
 _OF_MODEL = re.compile(rf"{_TRIAL}language/(config\.json|{'|'.join(map(re.escape, KEPT))})")
 _MODEL = re.compile(rf"{_TRIAL}(?P<place>original|helpers|pools|unlearned|retrained)(/[^/]+)?")
@@ -261,7 +262,9 @@ def _out_of_reach(folder: Path, config: Config | None, fingerprint: str) -> Iter
     """Yields what a purge does not reach, in words."""
     if config is not None:
         data = config.data
-        if data.name.endswith((".npz", ".jsonl")):
+        if is_folder(data.name):
+            yield f"your own folder {data.name}, which the data were read from"
+        elif data.name.endswith((".npz", ".jsonl")):
             yield f"your own file {data.name}, which the data were read from"
         elif data.dir is not None:
             yield f"the folder {data.dir}, which the data were read from (TFDS and others)"

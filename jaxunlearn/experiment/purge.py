@@ -18,6 +18,7 @@ from jaxunlearn.data.requests import describe
 from jaxunlearn.experiment.erasure import ERASURE, RECORD, neutral
 from jaxunlearn.experiment.folder import LOCK, PURGE, purge_of
 from jaxunlearn.experiment.holdings import Holdings, config_of, is_kept, list_holdings, walk_run
+from jaxunlearn.experiment.pages import PAGE, try_page
 from jaxunlearn.experiment.verification import verify_run
 
 
@@ -65,6 +66,7 @@ def purge(folder: Path) -> Holdings:
         for one in listing.removed:
             _remove(folder, one.path)
         _redact(folder, begun["models"])
+        _renew_page(folder)
         write_text(folder / ERASURE / "purge.md", to_page(folder.resolve().name, begun))
         write_sealed(folder / PURGE, {**begun, "state": "done", "done": now()})
     return listing
@@ -136,6 +138,16 @@ def _redact(folder: Path, before: Mapping[str, str]) -> None:
         if file.name == "config.json" and file.parent.name != "language":
             found = json.loads(file.read_text(encoding="utf-8"))
             write_text(file, json.dumps(_without(found), indent=2, sort_keys=True) + "\n")
+
+
+def _renew_page(folder: Path) -> None:
+    """Makes the page anew, which held pictures: of what is there now."""
+    pages = [path for path in walk_run(folder) if path.name == PAGE and not path.is_symlink()]
+    for page in pages:
+        if is_kept(page.relative_to(folder).as_posix()):
+            page.unlink()
+    if folder / PAGE in pages:
+        try_page(folder)
 
 
 def _amended(record: dict[str, Any]) -> dict[str, Any]:

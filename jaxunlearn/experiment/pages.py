@@ -1,0 +1,100 @@
+"""Pages of runs, benches and metric studies: ``report.html`` in their folders, for people.
+
+A page is made of the files in the folder alone, so that it can be made again at any time.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn import report
+from jaxunlearn.core.errors import UserError, sentence
+from jaxunlearn.core.files import is_writer
+from jaxunlearn.metrics.about import text_of
+from jaxunlearn.metrics.registry import METRICS
+from jaxunlearn.pictures import PICTURES
+from jaxunlearn.report.html import Page, Words, write_html
+from jaxunlearn.report.html_run import make_run_page
+
+PAGE = "report.html"
+
+
+def write_page(folder: Path) -> Path:
+    """Writes the page of a finished run, bench or metric study; returns its path.
+
+    Raises:
+      UserError: the folder holds none of them.
+      OSError: the page cannot be written.
+    """
+    write_html(page_of(folder), folder / PAGE)
+    return folder / PAGE
+
+
+def try_page(folder: Path) -> None:
+    """Writes a page at the end of a run: one that cannot be made costs only itself, a warning."""
+    if not is_writer():
+        return
+    try:
+        write_page(folder)
+    # whatever goes wrong, the numbers are there
+    except Exception as error:
+        problem = f"{type(error).__name__}: {sentence(error)}"
+        warnings.warn(f"{folder / PAGE} could not be made: {problem}", stacklevel=2)
+
+
+def page_of(folder: Path) -> Page:
+    """Returns the page of what a folder holds.
+
+    Raises:
+      UserError: it holds neither a report nor a bench nor a metric study.
+    """
+    if (folder / "report.json").is_file():
+        return make_run_page(report.load(folder), folder, words_of(), summaries())
+    raise UserError(
+        f"run: expected a folder with a report.json, bench.json or metrics.json, got {folder}"
+    )
+
+
+def words_of() -> dict[str, Words]:
+    """Returns the words on every metric, those of other packages as far as they have any."""
+    found = {}
+    for name in METRICS:
+        try:
+            row = METRICS[name]
+        except UserError:  # of another package, that cannot be imported
+            continue
+        text = text_of(name)
+        more = {} if text is None else {
+            part: getattr(text, part)
+            for part in ("means", "better", "example", "misleads", "source")
+        }  # fmt: skip
+        found[name] = Words(row.label, row.ideal, row.format, **more)
+    return found
+
+
+def summaries() -> dict[str, str]:
+    """Returns what each picture shows, in one line; long names first, which others begin."""
+    found = {}
+    for name in sorted(PICTURES, key=len, reverse=True):
+        try:
+            found[name] = PICTURES[name].summary
+        except UserError:  # of another package
+            continue
+    return found
+
+
+def read_json(file: Path) -> Mapping[str, Any]:
+    """Reads a report that is JSON.
+
+    Raises:
+      UserError: it is not.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"expected a report, got {file}: {sentence(error)}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"expected a report, got {file}")
+    return found

@@ -72,7 +72,7 @@ def make_run(words: list[str], runs: str, programs: str, log: str) -> None:
     jax.config.update("jax_compilation_cache_dir", programs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
-    stages.SAVE_EVERY = 0.1
+    stages.SAVE_EVERY, stages.SHARE = 0.1, 1.0
     trial.REPEATS = 1
     trial._cold_compilation = contextlib.nullcontext  # type: ignore[assignment]
     report.save_png = lambda made, path: None

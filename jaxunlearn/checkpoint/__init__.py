@@ -6,6 +6,9 @@ manifest lists every file with its sha256.
 
 Beside ``PATH`` lie, while it is written, ``.NAME.tmp`` (the new one) and ``.NAME.old`` (the one
 that it replaces), each with a file ``.writing`` that tells them from folders of the user's.
+
+A save may go on beside the program (:func:`save_async`); whatever this process does next with
+that checkpoint waits for its end.
 """
 
 import contextlib
@@ -14,7 +17,10 @@ import json
 import os
 import platform
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +30,10 @@ from jaxunlearn import __version__
 from jaxunlearn.checkpoint import arrays
 from jaxunlearn.core.errors import CheckpointError, sentence
 from jaxunlearn.core.files import hold, is_held, sha256, write_text
-from jaxunlearn.core.processes import meet
+from jaxunlearn.core.processes import meet, several
 
 __all__ = [
+    "Saving",
     "amend",
     "check_replaceable",
     "clean",
@@ -36,8 +43,10 @@ __all__ = [
     "read_record",
     "remove",
     "save",
+    "save_async",
     "verify",
     "versions",
+    "wait",
 ]
 
 _RECORD, _MANIFEST, _WRITING = "record.json", "manifest.json", ".writing"
@@ -65,10 +74,104 @@ def save(
         writing it; or writing failed.
       TypeError: ``record`` is not JSON, or a leaf is not an array.
     """
-    path = _resolve(path)
+    path, text, leaves = _asked(path, tree, record, overwrite)
+    _write(path, text, leaves, overwrite)
+
+
+class Saving:
+    """A save under way beside the program.
+
+    Attributes:
+      path: of the checkpoint.
+      seconds: that it took, once it is done; without what :func:`save_async` itself took.
+    """
+
+    def __init__(self, path: Path, write: Callable[[], None]) -> None:
+        self.path, self.seconds = path, 0.0
+        self._write = write
+        self._error: Exception | None = None
+        # as if killed, where the program ends before: what it left is removed by the next save
+        self._thread = threading.Thread(target=self._run, name=f"save {path.name}", daemon=True)
+
+    def _run(self) -> None:
+        begin = time.perf_counter()
+        try:
+            self._write()
+        except Exception as error:
+            self._error = error
+        self.seconds = time.perf_counter() - begin
+
+    def done(self) -> bool:
+        """Tells whether it has ended, in whatever way."""
+        return not self._thread.is_alive()
+
+    def result(self, timeout: float | None = None) -> None:
+        """Waits for its end.
+
+        Args:
+          timeout: seconds to wait at most.
+
+        Raises:
+          CheckpointError: it failed; nothing was put in the place of the former checkpoint.
+        """
+        self._thread.join(timeout)
+        if self._error is not None:
+            raise self._error
+
+
+def save_async(
+    path: str | os.PathLike[str], tree: Any, record: dict[str, Any], *, overwrite: bool = False
+) -> Saving:
+    """Writes a checkpoint while the program goes on; returns once the arrays are copied.
+
+    The arrays may be changed or donated after that. Arguments are those of :func:`save`, and so
+    are errors that are known before anything is written; the others are raised by
+    ``Saving.result``. One save is under way at a time: another one waits for it.
+
+    With several processes of one program it returns when everything is written.
+    """
+    path, text, leaves = _asked(path, tree, record, overwrite)
+    if not several():
+        leaves = arrays.copied(leaves)
+    saving = Saving(path, partial(_write, path, text, leaves, overwrite))
+    _UNDER_WAY.append(saving)
+    saving._thread.start()
+    if several():  # whose steps would send to each other what the saves wait for
+        saving.result()
+    return saving
+
+
+_UNDER_WAY: list[Saving] = []
+
+
+def wait(folder: str | os.PathLike[str] = "/", timeout: float | None = None) -> None:
+    """Waits for saves under way in or below a folder, whether or not they succeed.
+
+    Args:
+      timeout: seconds to wait for each at most.
+    """
+    place = _resolve(folder)
+    for saving in list(_UNDER_WAY):
+        if saving.path.is_relative_to(place):
+            with contextlib.suppress(Exception):
+                saving.result(timeout)
+            if saving.done() and saving in _UNDER_WAY:
+                _UNDER_WAY.remove(saving)
+
+
+def _asked(
+    path: str | os.PathLike[str], tree: Any, record: dict[str, Any], overwrite: bool
+) -> tuple[Path, str, arrays.Leaves]:
+    """Checks what is to be saved, and that no other save is under way."""
     text = json.dumps(record, indent=2, sort_keys=True)
-    flat = arrays.flatten(tree)
+    leaves = arrays.flatten(tree)
+    wait()
+    path = _resolve(path)
     check_replaceable(path, overwrite)
+    return path, text, leaves
+
+
+def _write(path: Path, text: str, flat: arrays.Leaves, overwrite: bool) -> None:
     temporary = _sibling(path, "tmp")
     meet("checkpoint/checked")  # no process may look at PATH after another began to change it
     if jax.process_index() == 0:
@@ -117,6 +220,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> tuple[Any, dict[str,
       CheckpointError: not a checkpoint, damaged, or not like ``like``.
     """
     path = Path(path).absolute()
+    wait(path)
     verify(path)
     record = _parse_record(path)
     return arrays.read(path, like), record
@@ -213,6 +317,7 @@ def remove(path: str | os.PathLike[str]) -> None:
       CheckpointError: ``path`` is something else.
     """
     path = _resolve(path)
+    wait(path)
     check_replaceable(path, overwrite=True)
     meet("checkpoint/found")
     if jax.process_index() == 0:
@@ -229,6 +334,7 @@ def clean(path: str | os.PathLike[str]) -> None:
     the rest is removed, but folders of any other kind.
     """
     path = _resolve(path)
+    wait(path)
     former = _sibling(path, "old")
     if not path.exists() and former in _leftovers(path) and (former / _MANIFEST).is_file():
         former.rename(path)

@@ -68,6 +68,16 @@ def flatten(tree: Any) -> Leaves:
     return found
 
 
+def copied(leaves: Leaves) -> Leaves:
+    """Copies the arrays off their devices, all at once, to be written later."""
+    raw = {name: _storable(leaf) for name, (_, leaf) in leaves.items()}
+    for leaf in raw.values():
+        if isinstance(leaf, jax.Array):
+            leaf.copy_to_host_async()
+    # on CPUs an array and its host copy are one, and the former may be donated
+    return {name: (leaves[name][0], np.array(leaf)) for name, leaf in raw.items()}
+
+
 def write(path: Path, leaves: Leaves) -> None:
     """Writes the table and the arrays into the folder ``path``; called by all processes.
 
@@ -122,13 +132,16 @@ def _alike(leaf: Any) -> Any:
 def _same_bits(one: Any, other: Any) -> bool:
     """Compares what this process holds of two arrays."""
     if isinstance(one, np.ndarray):
-        return _bits(one) == _bits(np.asarray(other))
+        return _equal_bits(one, np.asarray(other))
     parts = zip(one.addressable_shards, other.addressable_shards, strict=True)
-    return all(_bits(np.asarray(a.data)) == _bits(np.asarray(b.data)) for a, b in parts)
+    return all(_equal_bits(np.asarray(a.data), np.asarray(b.data)) for a, b in parts)
 
 
-def _bits(array: np.ndarray) -> tuple[Any, ...]:
-    return array.dtype, array.shape, array.tobytes()
+def _equal_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    first, second = (np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in (one, other))
+    return np.array_equal(first, second)
 
 
 def read(path: Path, like: Any = None) -> Any:

@@ -26,6 +26,9 @@ FILES = ("config.json", "sets.npz", "judgement.json", "metrics.jsonl", "examples
 KEPT = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 """Files of what language models need elsewhere."""
 
+MOST_WAIT = 3.0
+"""Seconds that the end of a run waits for a save."""
+
 PURGE = "erasure/purge.json"
 """Says what a purge removed, is about to remove, and could not reach."""
 
@@ -52,6 +55,8 @@ def hold_run(folder: Path) -> Iterator[None]:
                 wrong = str(error)
         if wrong := shared(wrong):
             raise CheckpointError(wrong)
+        # no save may go on in a folder that is no longer held; one that takes long is given up
+        stack.callback(checkpoint.wait, folder, MOST_WAIT)
         yield
 
 

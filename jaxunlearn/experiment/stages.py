@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxunlearn import checkpoint
@@ -21,7 +22,11 @@ from jaxunlearn.core.types import State, Variables
 from jaxunlearn.engine.driver import Progress, Resume
 
 SAVE_EVERY = 30.0
-"""Seconds between two saves of an unfinished stage."""
+"""Seconds between two saves of an unfinished stage, at least."""
+FIRST_SAVE = 2.0
+"""Seconds to the first, at least."""
+SHARE = 0.05
+"""Share of the time that saves may take, after the first: a slow one puts off the next."""
 
 
 class Stop:
@@ -146,15 +151,31 @@ class Keeper:
         self.path = stage.path.with_name(stage.path.name + UNFINISHED)
         self.inputs = _plain(stage.inputs)
         self.saved = time.monotonic()
+        self.blocked = 0.0
+        self.saving: checkpoint.Saving | None = None
+
+    def _pause(self) -> float:
+        """Returns the seconds from the last save to the next."""
+        if self.saving is None:
+            return min(FIRST_SAVE, SAVE_EVERY)
+        if not self.saving.done():
+            return float("inf")
+        self.saving.result()
+        # where the devices are the processor itself, what is beside the program slows it down
+        beside = self.saving.seconds if jax.default_backend() == "cpu" else 0.0
+        return max(SAVE_EVERY, (self.blocked + beside) / SHARE)
 
     def keep(self, progress: Progress) -> None:
         """Saves the state after a chunk if the last save is some time ago, or the end is wanted.
 
+        The program goes on while files are written, but for a wanted end.
+
         Raises:
-          KeyboardInterrupt: it was; the message says what is saved.
+          CheckpointError: the save before this one failed.
+          KeyboardInterrupt: the end was wanted; the message says what is saved.
         """
         STOP.looked, ended = time.monotonic(), STOP.asked
-        late = STOP.looked - self.saved >= SAVE_EVERY
+        late = STOP.looked - self.saved >= self._pause()
         if progress.step == progress.steps:
             STOP.looked = float("-inf")
             return
@@ -169,10 +190,15 @@ class Keeper:
         }
         STOP.saving = True
         try:
-            checkpoint.save(self.path, progress.state, record, overwrite=True)
+            begin = time.monotonic()
+            state = progress.state
+            self.saving = checkpoint.save_async(self.path, state, record, overwrite=True)
+            if ended:
+                self.saving.result()
         finally:
             STOP.saving = False
         self.saved = time.monotonic()
+        self.blocked = self.saved - begin
         if ended:
             name = self.path.name.removesuffix(UNFINISHED)
             raise KeyboardInterrupt(f"{name} is saved at step {progress.step} of {progress.steps}")

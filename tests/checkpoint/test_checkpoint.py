@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import chex
@@ -274,6 +278,101 @@ def test_a_failed_save_cleans_up_and_keeps_the_former(small, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_reported(small):
     with pytest.raises(CheckpointError, match="cannot write checkpoint"):
         checkpoint.save(small / "record.json" / "below", {}, {})
+
+
+class TestBesideTheProgram:
+    """Saves that go on while the program does."""
+
+    @pytest.fixture
+    def gate(self, monkeypatch):
+        """Holds saves up before the last file, the manifest, is written."""
+        opened, write = threading.Event(), checkpoint._write_manifest
+
+        def wait(path):
+            assert opened.wait(60)
+            write(path)
+
+        monkeypatch.setattr(checkpoint, "_write_manifest", wait)
+        yield opened
+        opened.set()
+        checkpoint.wait()
+
+    def test_the_arrays_may_change_meanwhile(self, tmp_path, gate):
+        rest = {name: leaf for name, leaf in _tree().items() if name != "host"}
+        tree, expected = {**rest, "host": np.arange(5)}, jax.device_get(_tree()["params"])
+        saving = checkpoint.save_async(tmp_path / "c", tree, {"n": 1})
+        assert not saving.done()
+        assert not (tmp_path / "c").exists()
+        jax.jit(lambda t: jax.tree.map(jnp.zeros_like, t), donate_argnums=0)(tree["params"])
+        tree["host"][:] = 0
+        gate.set()
+        saving.result()
+        assert saving.seconds > 0
+        found, record = checkpoint.load(tmp_path / "c", _tree())
+        assert record == {"n": 1}
+        jax.tree.map(np.testing.assert_array_equal, found["params"], expected)
+        np.testing.assert_array_equal(found["host"], np.arange(5))
+        assert jax.random.key_data(found["key"]).tolist() == [0, 3]
+        assert os.listdir(tmp_path) == ["c"]
+
+    def test_what_comes_next_waits(self, small, gate):
+        saving = checkpoint.save_async(small, {"w": jnp.ones(2)}, {"n": 2}, overwrite=True)
+        checkpoint.wait(small, timeout=0.01)
+        assert checkpoint.read_record(small) == {"n": 1}, "the former is there until then"
+        threading.Timer(0.05, gate.set).start()
+        assert checkpoint.load(small)[1] == {"n": 2}
+        assert saving.done()
+        checkpoint.save_async(small, {"w": jnp.ones(2)}, {"n": 3}, overwrite=True)
+        checkpoint.save(small.parent / "other", {}, {})
+        assert checkpoint.read_record(small) == {"n": 3}
+        checkpoint.save_async(small, {}, {"n": 4}, overwrite=True)
+        checkpoint.remove(small)
+        assert os.listdir(small.parent) == ["other"]
+
+    def test_a_failure_is_told_and_keeps_the_former(self, small, monkeypatch):
+        def full(*_):
+            raise OSError("no space left")
+
+        monkeypatch.setattr(checkpoint, "_write_manifest", full)
+        saving = checkpoint.save_async(small, {"w": jnp.ones(2)}, {}, overwrite=True)
+        checkpoint.wait()
+        with pytest.raises(CheckpointError, match="no space left"):
+            saving.result()
+        assert os.listdir(small.parent) == [small.name]
+        assert checkpoint.read_record(small) == {"n": 1}
+
+    def test_what_is_known_before_is_told_at_once(self, small):
+        with pytest.raises(CheckpointError, match="exists"):
+            checkpoint.save_async(small, {}, {})
+        with pytest.raises(TypeError, match="expected an array"):
+            checkpoint.save_async(small, {"name": "x"}, {}, overwrite=True)
+
+    def test_divided_arrays(self, tmp_path):
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+        where = NamedSharding(mesh, P(None, "data"))
+        tree = {"w": jax.device_put(jnp.arange(48.0).reshape(3, 16), where)}
+        checkpoint.save_async(tmp_path / "c", tree, {}).result()
+        found = checkpoint.load(tmp_path / "c", tree)[0]["w"]
+        assert found.sharding == where
+        np.testing.assert_array_equal(found, tree["w"])
+
+    @pytest.mark.parametrize("place", ["_write_manifest", "_publish", "_remove_folder"])
+    def test_a_kill_leaves_the_last_complete_one(self, tmp_path, place):
+        code = (
+            "import os, signal, sys, jax.numpy as jnp\n"
+            "from jaxunlearn import checkpoint\n"
+            "path, place = sys.argv[1:]\n"
+            "checkpoint.save(path, {'w': jnp.ones(3)}, {'n': 1})\n"
+            "setattr(checkpoint, place, lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
+            "checkpoint.save_async(path, {'w': jnp.zeros(3)}, {'n': 2}, overwrite=True).result()\n"
+        )
+        words = [sys.executable, "-c", code, str(tmp_path / "c"), place]
+        assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+        found, record = checkpoint.load(tmp_path / "c")
+        assert record == {"n": 1}
+        assert found["w"].tolist() == [1, 1, 1]
+        checkpoint.save(tmp_path / "c", {"w": jnp.zeros(3)}, {"n": 3}, overwrite=True)
+        assert os.listdir(tmp_path) == ["c"]
 
 
 def test_removing(small):

@@ -352,7 +352,8 @@ def test_a_killed_run_continues(tmp_path):
     """kill -9 in the middle of training; the second run picks up the saved state."""
     words = ["train.epochs=200", "retrained=1", "methods=finetune"]
     code = (
-        "import sys, jaxunlearn.experiment.stages as stages; stages.SAVE_EVERY = 0.1\n"
+        "import sys, jaxunlearn.experiment.stages as stages\n"
+        "stages.SAVE_EVERY, stages.SHARE = 0.1, 1.0\n"
         "from jaxunlearn.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "run", *SMALL, *words, "--runs", str(tmp_path)]

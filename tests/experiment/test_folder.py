@@ -1,8 +1,10 @@
 """The folder of a run: one process at a time, mended after kills, known by its models."""
 
+import itertools
 import json
 import resource
 import shutil
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +16,9 @@ from jaxunlearn.cli import main
 from jaxunlearn.config.overrides import load_config
 from jaxunlearn.core.errors import CheckpointError, ConfigError
 from jaxunlearn.core.files import hold
-from jaxunlearn.experiment import album
-from jaxunlearn.experiment.folder import LOCK, drop_unfinished, mend_run
+from jaxunlearn.engine.driver import Progress
+from jaxunlearn.experiment import album, stages
+from jaxunlearn.experiment.folder import LOCK, drop_unfinished, hold_run, mend_run
 from jaxunlearn.experiment.stages import Keeper, Stage, check_stage, finish_stage, state_of
 from tests.runs import hurry
 
@@ -136,6 +139,59 @@ class TestLeftovers:
                     assert keeper.find(state) is None
             else:
                 assert keeper.find(state).step == wanted
+
+    def test_the_pace_of_saves(self, tmp_path, monkeypatch):
+        """The first after two seconds; then as seldom as their cost asks for, 5 % of the time."""
+        now, cost, saved = [100.0], [0.1], []
+
+        class Fake:
+            seconds = 0.4
+
+            def __init__(self, path, state, record, **_):
+                saved.append(record["step"])
+                now[0] += cost[0]
+
+            done, result = (lambda self: len(saved) != 2 or now[0] > 150), lambda self: None
+
+        monkeypatch.setattr(stages.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(checkpoint, "save_async", Fake)
+        keeper, asked = Keeper(Stage(tmp_path / "original", {})), []
+        for step in range(1, 400):
+            now[0] += 1
+            begin, before = now[0], len(saved)
+            keeper.keep(Progress({}, step, 1000, 1.0, {}))
+            cost[0] = 4.6 if len(saved) == 3 else cost[0]
+            asked += [begin] * (len(saved) - before)
+        assert asked[0] == 102
+        # half a second is 5 % of ten: thirty seconds pass, as it is usual
+        assert 30 <= asked[1] - asked[0] <= 32
+        # that one was under way for longer
+        assert asked[2] > 150
+        # five seconds are 5 % of a hundred
+        assert {round(b - a) for a, b in itertools.pairwise(asked[3:])} <= {105, 106}
+
+    def test_a_save_that_failed_ends_the_run(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(stages, "SAVE_EVERY", 0.0)
+        keeper = Keeper(Stage(tmp_path / "original", {}))
+        progress = Progress({"w": jnp.ones(2)}, 1, 10, 1.0, {})
+
+        def full(*_):
+            raise OSError("no space left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "_write_manifest", full)
+            keeper.keep(progress)
+            checkpoint.wait(tmp_path)
+        with pytest.raises(CheckpointError, match="no space left"):
+            keeper.keep(progress)
+
+    def test_a_folder_is_held_until_saves_have_ended(self, tmp_path, monkeypatch):
+        opened, write = threading.Event(), checkpoint._write_manifest
+        monkeypatch.setattr(checkpoint, "_write_manifest", lambda p: opened.wait(60) and write(p))
+        with hold_run(tmp_path):
+            checkpoint.save_async(tmp_path / "original.unfinished", {}, {"step": 1})
+            threading.Timer(0.05, opened.set).start()
+        assert checkpoint.read_record(tmp_path / "original.unfinished") == {"step": 1}
 
     def test_what_is_gone_on_with_is_kept(self, tmp_path):
         kept = tmp_path / "original.unfinished"

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxunlearn.cli.pages import add_commands, show_page
+
 __all__ = ["main"]
 
 _SECTIONS = (
@@ -49,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = " ".join(printable(str(error)).split())
         if not isinstance(error, UserError | OSError):
             text = f"{type(error).__name__}: {sentence(error)} (--debug shows where)"
+        if joined := sys.modules.get("jaxunlearn.core.processes"):
+            joined.fail(text)  # ends here where there are others, who hear of it
         print(f"error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
@@ -75,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--force", action="store_true", help="overwrite models of this run made with other settings"
     )
+    run.add_argument("--open", action="store_true", help="open the report in a browser at the end")
     run.add_argument(
         "--processes",
         help="that work together, each started by you with the same words: their number, with the "
@@ -113,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--force", action="store_true", help="make again what was made with other settings"
     )
     bench.set_defaults(command=_bench)
+    add_commands(commands)
     show = commands.add_parser("show", help="print the table of a finished run")
     show.add_argument("run", help="a run's folder, or its name")
     show.set_defaults(command=_show)
@@ -258,6 +264,10 @@ def _join(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> int:
     _join(options)
     config = _config_of(options)
+    if joined := sys.modules.get("jaxunlearn.core.processes"):
+        from jaxunlearn.config import to_dict
+
+        joined.agree("config", to_dict(config))
 
     from rich.console import Console
 
@@ -273,10 +283,20 @@ def _run(options: argparse.Namespace) -> int:
         made = run(config, options.runs, force=options.force, listener=bars)
     print_report(made, console)
     folder = Path(options.runs) / config.name
-    console.print(f"saved in {folder}: report.png, report.md, report.json, checkpoints")
+    console.print(f"saved in {folder}: report.json, report.md, report.png, checkpoints")
+    _name_pages(console, folder, options.open and is_writer())
     for reason in made.get("failures", ()):
         print(f"error: {printable(reason)}", file=sys.stderr)
     return 1 if made.get("failures") else 0
+
+
+def _name_pages(console: Any, folder: Path, open_it: bool = False) -> None:
+    """Says where the page and the pictures of a run lie."""
+    if (folder / "pictures").is_dir():
+        console.print(f"pictures: {folder / 'pictures'}", soft_wrap=True, markup=False)
+    if (page := folder / "report.html").is_file():
+        console.print(f"report: {page}", soft_wrap=True, markup=False)
+        show_page(page, open_it)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -314,6 +334,7 @@ def _judge_metrics(options: argparse.Namespace) -> int:
     console.print(to_table(made), *(f"- {note}" for note in made["notes"]), sep="\n")
     folder = Path(options.runs) / config.name
     console.print(f"saved in {folder}: metrics.png, metrics.md, metrics.json, pools")
+    _name_pages(console, folder)
     return 0
 
 
@@ -354,6 +375,7 @@ def _bench(options: argparse.Namespace) -> int:
     console.print(*to_tables(made, console.width), *notes, sep="\n")
     folder = Path(options.runs) / config.base.name
     console.print(f"saved in {folder}: bench.png, bench.md, bench.json, checkpoints")
+    _name_pages(console, folder)
     for reason in made["failures"]:
         print(f"error: {printable(reason)}", file=sys.stderr)
     return 1 if made["failures"] else 0

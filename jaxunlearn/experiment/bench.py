@@ -35,6 +35,7 @@ from jaxunlearn.experiment.bench_judging import GAP, SHOWN, Judge
 from jaxunlearn.experiment.bench_report import Measured, make_bench_report, to_markdown
 from jaxunlearn.experiment.folder import hold_run
 from jaxunlearn.experiment.methods import Problem, build_method, build_swept, unsuited
+from jaxunlearn.experiment.pages import try_page
 from jaxunlearn.experiment.plan import make_plan
 from jaxunlearn.experiment.stages import (
     Keeper,
@@ -88,6 +89,7 @@ def run_bench(
         write_text(bench.folder / "bench.json", json.dumps(report, indent=2) + "\n")
         write_text(bench.folder / "bench.md", to_markdown(report))
         save_bench(bench.folder / "bench.png", report["requests"], title=report["title"])
+        try_page(bench.folder)
     return report
 
 

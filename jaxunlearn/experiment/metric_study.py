@@ -32,6 +32,7 @@ from jaxunlearn.data.requests import describe
 from jaxunlearn.engine import Outcome, sweep, unlearn_many
 from jaxunlearn.engine.driver import Progress
 from jaxunlearn.experiment.folder import hold_run
+from jaxunlearn.experiment.pages import try_page
 from jaxunlearn.experiment.plan import Plan, make_plan, stages_of, write_plan
 from jaxunlearn.experiment.stages import (
     Keeper,
@@ -117,6 +118,7 @@ def judge_metrics(
         write_text(plan.folder / "metrics.json", json.dumps(report, indent=2) + "\n")
         write_text(plan.folder / "metrics.md", to_markdown(report))
         save_metric_study(plan.folder / "metrics.png", report["rows"], title=report["title"])
+        try_page(plan.folder)
     return report
 
 

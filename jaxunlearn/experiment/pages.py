@@ -16,6 +16,7 @@ from jaxunlearn.metrics.about import text_of
 from jaxunlearn.metrics.registry import METRICS
 from jaxunlearn.pictures import PICTURES
 from jaxunlearn.report.html import Page, Words, write_html
+from jaxunlearn.report.html_bench import make_bench_page, make_comparison, make_study_page
 from jaxunlearn.report.html_run import make_run_page
 
 PAGE = "report.html"
@@ -52,9 +53,35 @@ def page_of(folder: Path) -> Page:
     """
     if (folder / "report.json").is_file():
         return make_run_page(report.load(folder), folder, words_of(), summaries())
+    for name, make in (("bench.json", make_bench_page), ("metrics.json", make_study_page)):
+        if (folder / name).is_file():
+            return make(read_json(folder / name), words_of(), _configuration(folder))
     raise UserError(
         f"run: expected a folder with a report.json, bench.json or metrics.json, got {folder}"
     )
+
+
+def write_comparison(first: Path, second: Path, path: Path) -> Path:
+    """Writes the page of two finished runs side by side; returns its path.
+
+    Raises:
+      UserError: one of the folders holds no report.
+      OSError: the page cannot be written.
+    """
+    sides = [
+        (folder.resolve().name, report.load(folder), _configuration(folder))
+        for folder in (first, second)
+    ]
+    write_html(make_comparison(sides[0], sides[1], words_of()), path)
+    return path
+
+
+def _configuration(folder: Path) -> Mapping[str, Any]:
+    """Returns the configuration of a run or a bench; nothing where it cannot be read."""
+    try:
+        return read_json(folder / "config.json")
+    except UserError:
+        return {}
 
 
 def words_of() -> dict[str, Words]:

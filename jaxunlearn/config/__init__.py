@@ -60,8 +60,8 @@ def _seed() -> Any:
 class DataConfig:
     """The data: the source of the images or texts, and their split."""
 
-    # "digits" (embedded), a TFDS name or folder ("mnist", "cifar10"), or a path to an .npz; of
-    # texts "authors" (embedded), "tofu", or a path to a .jsonl
+    # "digits" (embedded), a TFDS name or folder ("mnist", "cifar10"), a path to an .npz, or to a
+    # folder train/CLASS/*.png; of texts "authors" (embedded), "tofu", or a path to a .jsonl
     name: str = "digits"
     # keyword arguments of the source
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -73,6 +73,10 @@ class DataConfig:
     image_size: int | None = bounded(None, least=1, most=8192)
     # folder for decoded arrays; None: the user's cache directory
     cache: str | None = None
+    # examples stay on disk and are read when a batch asks for them
+    stream: bool = False
+    # processes that read and decode them; 0: a thread of this one
+    workers: int = bounded(0, least=0, most=4096)
     # seed of the test split's division into unseen and test
     seed: int = _seed()
 

@@ -198,9 +198,11 @@ class Sets(NamedTuple):
     @property
     def train(self) -> Subset:
         """Returns all training examples, those to be forgotten and those to be retained."""
-        part = self.retain if self.forget is None else self.forget
-        if part is None:
+        parts = [part for part in (self.forget, self.retain) if part is not None]
+        if not parts:
             raise ValueError("sets: expected forget or retain, got neither")
+        # they share all examples, but where one alone was read out of a stream
+        part = max(parts, key=lambda part: len(part.examples.y))
         count = len(part.examples.y)
         places = jnp.arange(count, dtype=jnp.int32)
         return Subset(part.examples, places, jnp.asarray(count, jnp.int32))

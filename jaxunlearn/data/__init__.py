@@ -21,6 +21,7 @@ __all__, __getattr__, __dir__ = exports(
         ],
         "jaxunlearn.data.sources": ["SOURCES", "Source", "load_dataset", "register_source"],
         "jaxunlearn.data.sources.facts": ["Facts", "make_facts"],
+        "jaxunlearn.data.sources.folders": ["ImageFolder"],
         "jaxunlearn.data.streams": ["Stream", "stream"],
         "jaxunlearn.data.texts": [
             "Pair", "labelled_dataset", "pairs_dataset", "to_bytes", "to_texts",

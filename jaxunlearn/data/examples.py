@@ -277,12 +277,16 @@ def fetch(examples: Examples, positions: jax.Array) -> Inputs:
     Raises:
       DataError: streamed examples, where a program reads them or a method may not.
     """
-    x = examples.x
+    return examples.reader(take(examples.x, positions))
+
+
+def take(x: Inputs, positions: jax.Array) -> Inputs:
+    """Returns some examples as they are stored; errors are those of :func:`fetch`."""
     if not isinstance(x, Stream):
-        return examples.reader(jax.tree.map(lambda leaf: leaf[positions], x))
+        return jax.tree.map(lambda leaf: leaf[positions], x)
     if x.withheld or isinstance(positions, jax.core.Tracer):
         raise x.refusal()
-    return examples.reader(jax.tree.map(jnp.asarray, x.read(positions)))
+    return jax.tree.map(jnp.asarray, x.read(positions))
 
 
 def resident(part: Subset) -> Subset:

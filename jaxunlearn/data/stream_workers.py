@@ -100,8 +100,9 @@ def read_into(recipe: Recipe, positions: np.ndarray, out: Sequence[np.ndarray]) 
             found = arrays_of(pair_of(record, recipe.decode)[0])
             if [(array.shape, array.dtype) for array in found] != [*recipe.forms]:
                 raise DataError(
-                    f"{recipe.name}: expected examples of one form, {_told(recipe.forms)}, got "
-                    f"{_told(found)} at position {position}"
+                    f"{recipe.name}: expected examples of one form, {told_forms(recipe.forms)}, "
+                    f"got {told_forms(found)} at position {position}; data.image_size= (or decode) "
+                    "makes images alike"
                 )
             for array, kept in zip(found, out, strict=True):
                 if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -124,7 +125,8 @@ def read_labels(recipe: Recipe, positions: np.ndarray) -> np.ndarray:
     return np.asarray(labels)
 
 
-def _told(arrays: Sequence[Any]) -> str:
+def told_forms(arrays: Sequence[Any]) -> str:
+    """Describes arrays by dtype and shape."""
     return ", ".join(f"{array.dtype} {list(array.shape)}" for array in arrays) or "no arrays"
 
 

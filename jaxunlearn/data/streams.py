@@ -25,6 +25,7 @@ from jaxunlearn.data.stream_workers import (
     first_example,
     read_into,
     read_labels,
+    told_forms,
 )
 
 
@@ -184,6 +185,17 @@ class Stream:
     def is_array(self) -> bool:
         """Tells whether an example is one array, not a tree of several."""
         return bool(jax.tree_util.treedef_is_leaf(self._shared.tree))
+
+    @property
+    def nbytes(self) -> int:
+        """Returns the bytes of all examples."""
+        each = (int(np.prod(f.shape)) * f.dtype.itemsize for f in self._shared.recipe.forms)
+        return len(self) * sum(each)
+
+    @property
+    def described(self) -> str:
+        """Returns dtype and shape of an example in words."""
+        return told_forms(self._shared.recipe.forms)
 
     def _one(self) -> Form:
         if not self.is_array:

@@ -11,6 +11,7 @@ from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import Key, Model, Sets, Subset, Variables
 from jaxunlearn.data.sets import num_examples, whole
+from jaxunlearn.data.streams import Stream
 from jaxunlearn.engine.predict import Predictions, predict
 from jaxunlearn.experiment.bench_cases import Case
 from jaxunlearn.metrics.classification import ClassifierEvidence
@@ -103,7 +104,10 @@ class _Splits:
 
     def logits(self, part: Subset) -> np.ndarray:
         """Returns the logits of a subset, read of those of its whole split."""
-        key = tuple(id(leaf) for leaf in jax.tree.leaves((part.examples.x, part.examples.reader)))
+        own = (part.examples.x, part.examples.y, part.examples.reader)
+        # a stream has no arrays, and is known by itself
+        leaves = jax.tree.leaves(own, is_leaf=lambda node: isinstance(node, Stream))
+        key = tuple(id(leaf) for leaf in leaves)
         if key not in self._known:
             self._known[key] = predict(
                 self.model.apply, self.variables, whole(part.examples)

@@ -27,6 +27,7 @@ from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.data.dataset import Dataset
 from jaxunlearn.data.requests import describe
 from jaxunlearn.data.sets import num_examples
+from jaxunlearn.data.streams import Stream
 from jaxunlearn.experiment.plan import Plan
 from jaxunlearn.methods import METHODS
 from jaxunlearn.metrics.about import text_of
@@ -201,11 +202,14 @@ def contents_digest(data: Dataset, rows: np.ndarray) -> str:
     the examples in ascending order of their positions.
     """
     digest = hashlib.sha256()
-    leaves = {f"x/{name}".rstrip("/"): leaf for name, leaf in named_leaves(data.train_x).items()}
-    for name, leaf in {**leaves, "y": data.train_y}.items():
+    x, y, rows = data.train_x, data.train_y, np.sort(rows)
+    if isinstance(x, Stream):
+        x, y, rows = x.read(rows), y[rows], np.arange(len(rows))
+    leaves = {f"x/{name}".rstrip("/"): leaf for name, leaf in named_leaves(x).items()}
+    for name, leaf in {**leaves, "y": y}.items():
         # a large array stays on its device; the examples are of at most 32 bits, as there
         whole = leaf if leaf.nbytes > _LARGE else np.asarray(leaf)
-        part = np.ascontiguousarray(jax.numpy.asarray(whole[np.sort(rows)]))
+        part = np.ascontiguousarray(jax.numpy.asarray(whole[rows]))
         digest.update(json.dumps([name, part.dtype.str, part.shape]).encode())
         digest.update(part.tobytes())
     return digest.hexdigest()

@@ -29,6 +29,7 @@ from jaxunlearn.data.sets import (
     stratified_mask,
 )
 from jaxunlearn.data.sources import load_dataset
+from jaxunlearn.data.streams import Stream
 from jaxunlearn.engine import Chain
 from jaxunlearn.engine.sharding import Sharding, check_divides, make_sharding
 from jaxunlearn.experiment.folder import check_not_purged
@@ -134,6 +135,7 @@ def make_plan(
         read = (kind.read if outlined is None else kind.outline)(loaded, settings)
         # by statistics of the whole training split, not by constants of the kind
         by_split = read.mean is not None and read.mean is loaded.mean
+        by_split &= not isinstance(loaded.train_x, Stream)  # which takes no statistics
         data = _on_device(read)
     else:
         data, by_split = earlier.data, earlier.retraining is not earlier.sets
@@ -296,7 +298,8 @@ def _identity(config: Config, kind: Kind, data: Dataset, requests: list[Request]
     identity = {name: whole[name] for name in ("seed", "data", "model", "train")}
     if kind.section is not None:
         identity[kind.name] = to_dict(section(config, kind.name))
-    for place in ("dir", "cache"):  # where the same bytes lie does not matter
+    # where the same bytes lie, and who reads them, does not matter
+    for place in ("dir", "cache", "stream", "workers"):
         identity["data"].pop(place)
     identity["fingerprint"] = data.fingerprint
     identity["jaxunlearn"] = checkpoint.versions()["jaxunlearn"]

@@ -21,7 +21,7 @@ from jaxunlearn.attribution.maps import concept_maps
 from jaxunlearn.concepts import Concepts
 from jaxunlearn.core.files import write_text
 from jaxunlearn.core.types import Examples, Subset
-from jaxunlearn.data.examples import array_shape, fetch, unchanged
+from jaxunlearn.data.examples import array_shape, fetch, take, unchanged
 from jaxunlearn.data.sets import labels_of, num_examples, whole
 from jaxunlearn.engine.loop import init_key
 from jaxunlearn.engine.predict import predict
@@ -73,7 +73,7 @@ def draw_exposed(path: Path, view: View, label: str) -> None:
     at = forget.indices[: num_examples(forget)]
     labels, words = np.asarray(forget.examples.y[at]), METRICS[name].label
     pictures.save_exposed(
-        path, forget.examples.x[at], values, largest=EXPOSURES[name], labels=labels,
+        path, take(forget.examples.x, at), values, largest=EXPOSURES[name], labels=labels,
         class_names=view.class_names, words=words, title=f"forget images: {words}",
     )  # fmt: skip
     names = [view.class_names[k] for k in labels]

@@ -17,7 +17,7 @@ from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Apply, Subset, Variables
-from jaxunlearn.data.examples import fetch
+from jaxunlearn.data.examples import fetch, inputs_like
 from jaxunlearn.data.sets import forgets_class, num_examples
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.metrics import agreement, classification, relearning
@@ -198,7 +198,7 @@ def _some(evidence: ClassifierEvidence, part: str) -> tuple[Any, jax.Array]:
     """Returns inputs and labels of so many examples of a set that their values fit."""
     found = evidence.part(part)
     rows = np.asarray(found.indices)[: num_examples(found)][:MOST_EXAMPLES]
-    one = jax.eval_shape(lambda r: fetch(found.examples, r), jax.ShapeDtypeStruct((1,), jnp.int32))
+    one = inputs_like(found.examples)
     values, _ = _compiled(evidence.model.apply)
     shapes = jax.eval_shape(values, evidence.variables, one)
     numbers = sum(int(np.prod(leaf.shape)) for leaf in shapes)

@@ -15,6 +15,7 @@ from jaxunlearn.config.overrides import check_value
 from jaxunlearn.core.errors import ConfigError, DataError, did_you_mean, expect
 from jaxunlearn.core.registry import Registry, load
 from jaxunlearn.data.dataset import Dataset
+from jaxunlearn.data.sources.folders import is_folder, load_folder
 
 __all__ = ["SOURCES", "Source", "load_dataset", "register_source", "unknown_name"]
 
@@ -71,7 +72,7 @@ SOURCES = Registry(
 )
 """The known names. Any other TFDS image set goes by its TFDS name, any other folder in TFDS
 layout by its name below ``data.dir``, arrays of one's own by a path ending in ``.npz``, texts by
-one ending in ``.jsonl``."""
+one ending in ``.jsonl``, images by the path of a folder ``train/CLASS/*.png``."""
 
 
 def register_source(name: str, target: str | Load, *, summary: str = "") -> None:
@@ -91,13 +92,14 @@ def load_dataset(config: DataConfig) -> Dataset:
     the test split. A name ending in ``.npz`` is a path to a file with the keys
     ``train_x``, ``train_y``, ``test_x``, ``test_y`` and perhaps ``class_names``; one ending in
     ``.jsonl`` is a path to texts, see :func:`jaxunlearn.data.sources.text.load_jsonl`.
+    A folder with ``train`` in it is read by :func:`jaxunlearn.data.sources.folders.load_folder`.
     Every other name that is not registered is a TFDS image set; its decoded arrays are kept in
     the cache folder (``config.cache``, else ``$JAXUNLEARN_CACHE``, else ``jaxunlearn`` in
     the user's cache directory).
 
     Args:
-      config: the fields ``name``, ``options``, ``dir``, ``image_size`` and ``cache`` are read, by
-        a source of one's own perhaps others.
+      config: the fields ``name``, ``options``, ``dir``, ``image_size``, ``cache``, ``stream`` and
+        ``workers`` are read, by a source of one's own perhaps others.
 
     Returns:
       The data set; the arrays are the caller's own.
@@ -112,6 +114,8 @@ def load_dataset(config: DataConfig) -> Dataset:
         raise DataError(f"data.image_size: expected a positive number, got {config.image_size}")
     if config.name in SOURCES:
         target = SOURCES[config.name].target
+    elif is_folder(config.name):
+        target = load_folder
     else:
         by_ending = {".npz": _NPZ, ".jsonl": f"{_TEXT}:load_jsonl"}
         target = by_ending.get(os.path.splitext(config.name)[1], _TFDS)
@@ -119,6 +123,14 @@ def load_dataset(config: DataConfig) -> Dataset:
     _check_options(config, target)
     dataset = target(config, **config.options)
     expect(f"data.name={config.name}", dataset, Dataset, "; make_dataset makes one")
+    if config.stream:
+        from jaxunlearn.data.streams import Stream
+
+        if not isinstance(dataset.train_x, Stream):
+            raise DataError(
+                "data.stream: expected data that are read one by one (a TFDS image set, a folder "
+                f"of images or of array_record files), got data.name={config.name}"
+            )
     return dataset
 
 
@@ -146,6 +158,7 @@ def unknown_name(name: str, known: Iterable[str]) -> DataError:
     """Returns the error to raise; ``known`` are the names that may have been meant."""
     return DataError(
         f"data.name: expected one of {', '.join(SOURCES)}, another TFDS image set, a folder in "
-        "TFDS layout below data.dir, or a path ending in .npz or .jsonl; "
+        "TFDS layout below data.dir, a path ending in .npz or .jsonl, or a folder with train in "
+        "it; "
         f"got {name!r}{did_you_mean(name, known)}"
     )

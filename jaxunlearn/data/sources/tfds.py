@@ -16,7 +16,7 @@ from jaxunlearn.config import DataConfig
 from jaxunlearn.core.errors import DataError, brief, did_you_mean, sentence
 from jaxunlearn.data.dataset import Dataset, cache_root, read_entry, write_entry
 from jaxunlearn.data.sources import SOURCES, unknown_name
-from jaxunlearn.data.sources.tfds_decode import Shards, decode, prepare
+from jaxunlearn.data.sources.tfds_decode import Shards, decode, prepare, stream_folder
 
 # changes when what is cached for the same folder changes
 _CACHE_FORMAT = 1
@@ -31,6 +31,7 @@ _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 def load_tfds(config: DataConfig) -> Dataset:
     """Loads the image set ``config.name`` from the cache, from a prepared folder, or from TFDS.
 
+    With ``config.stream`` the images stay where they are, and labels alone are cached.
     With ``config.dir`` the set is only ever read, from that folder. Without, it is
     read from TFDS's own folder (``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``)
     and downloaded and prepared there if absent, which needs TensorFlow once.
@@ -41,6 +42,8 @@ def load_tfds(config: DataConfig) -> Dataset:
     folder = find_folder(config)
     shards = check_folder(folder)
     entry = cache_root(config.cache) / _entry_name(config, folder, shards)
+    if config.stream:
+        return stream_folder(folder, shards, config, entry)
     dataset = read_entry(entry)
     if dataset is None:
         dataset = decode(folder, shards, config.image_size)

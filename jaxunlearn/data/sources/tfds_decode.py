@@ -5,18 +5,21 @@ Every record is read, so that damage is found here.
 
 import contextlib
 import importlib.util
+import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxunlearn.config import DataConfig
 from jaxunlearn.core.errors import DataError
 from jaxunlearn.data.dataset import Dataset, check_labels, make_dataset, resize
 from jaxunlearn.data.sources import SOURCES, unknown_name
+from jaxunlearn.data.sources.folders import SPLITS, assemble
 
 _OR_DIR = "or set data.dir to a folder that holds the set in TFDS layout (array_record)"
 
@@ -113,6 +116,80 @@ def decode(folder: Path, shards: Shards, size: int | None) -> Dataset:
     if train != test:
         raise _differing(f"{folder}: {' and '.join(shards)}", train, test)
     return make_dataset(arrays, names)
+
+
+class _Labelled:
+    """Makes an image, resized, and its label of a record; it can be sent to other processes."""
+
+    def __init__(self, size: int | None) -> None:
+        self.size = size
+
+    def __call__(self, record: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+        return resize(record["image"], self.size), int(record["label"])
+
+
+def stream_folder(folder: Path, shards: Shards, config: DataConfig, entry: Path) -> Dataset:
+    """Opens both splits of a folder without decoding them; labels are read once and cached.
+
+    Args:
+      entry: place of the decoded arrays in the cache, beside which the labels are put.
+    """
+    tfds = import_tfds(folder)
+    _count_records(folder, shards)
+    told = [[[path.name, path.stat().st_size] for path, _ in split] for split in shards.values()]
+    with quiet():
+        builder, features = _open(folder, tfds)
+        names = _class_names(folder, features, tfds)
+        pairs = list(zip(SPLITS, shards, strict=True))
+        sources = {key: builder.as_data_source(split=split) for key, split in pairs}
+        kept = entry.parent / f"{entry.name}-labels"
+        labels = _kept_labels(kept, {key: len(source) for key, source in sources.items()})
+        known = labels is not None
+        if labels is None:
+            bare = {"image": tfds.decode.SkipDecoding()}
+            labels = {}
+            for key, split in pairs:
+                source = builder.as_data_source(split=split, decoders=bare)
+                labels[key] = _labels_of(f"{folder}: split {split}", source)
+    made = assemble(config, sources, labels, names, told=told, decode=_Labelled(config.image_size))
+    if not known:
+        _keep_labels(kept, labels, made.fingerprint)
+    return made
+
+
+def _labels_of(where: str, source: Any) -> np.ndarray:
+    """Reads the labels of a split, a few records together."""
+    labels = np.zeros(len(source), np.int32)
+    for start in range(0, len(source), _BLOCK):
+        block = list(range(start, min(start + _BLOCK, len(source))))
+        try:
+            labels[block] = [record["label"] for record in source.__getitems__(block)]
+        except Exception as error:
+            raise DataError(
+                f"{where}: expected readable examples, got a damaged one "
+                f"among {start} to {block[-1]}: {error}"
+            ) from error
+    return labels
+
+
+def _kept_labels(folder: Path, counts: Mapping[str, int]) -> dict[str, np.ndarray] | None:
+    """Reads labels from the cache; ``None`` if they are absent or damaged."""
+    try:
+        found = {key: np.load(folder / f"{key}_y.npy", allow_pickle=False) for key in counts}
+    except Exception:
+        return None
+    sound = all(one.shape == (counts[key],) and one.dtype == np.int32 for key, one in found.items())
+    return found if sound else None
+
+
+def _keep_labels(folder: Path, labels: Mapping[str, np.ndarray], fingerprint: str) -> None:
+    """Writes labels into the cache; a cache that cannot be written costs time alone."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, own in labels.items():
+            np.save(folder / f"{key}_y.npy", own, allow_pickle=False)
+        # by which a purge finds what was made of these data
+        (folder / "meta.json").write_text(json.dumps({"fingerprint": fingerprint}))
 
 
 def read_records(

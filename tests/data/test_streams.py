@@ -1,0 +1,243 @@
+"""Streams: sources, workers, folders, errors. What is trained on them: tests/engine."""
+
+import dataclasses
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxunlearn as ju
+from jaxunlearn.config import DataConfig
+from jaxunlearn.core.errors import DataError
+from jaxunlearn.data.examples import fetch
+from jaxunlearn.data.sources import load_dataset
+from tests.data import stream_sources as sources
+from tests.data.stream_sources import Records, Together, X, Y
+from tests.data.test_sources import write_tfds
+
+POSITIONS = np.array([[7, 3, 179], [0, 3, 90]])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [Records, Together])
+def test_rows_are_those_of_the_source(kind, workers):
+    x = ju.data.stream(kind(), workers=workers)
+    assert (len(x), x.shape, x.dtype) == (180, X.shape, np.uint8)
+    np.testing.assert_array_equal(x.labels, Y)
+    np.testing.assert_array_equal(x.read(POSITIONS), X[POSITIONS])
+    some = x[np.arange(180) % 2 == 1]
+    np.testing.assert_array_equal(some.read(np.arange(90)), X[1::2])
+    np.testing.assert_array_equal(some.labels, Y[1::2])
+    every = np.random.default_rng(0).permutation(180)  # blocks of each worker are of many sizes
+    np.testing.assert_array_equal(x.read(every), X[every])
+
+
+def test_a_list_an_array_and_functions_typed_at_a_prompt_are_sources():
+    shift = 3
+    for workers in (0, 1):
+        x = ju.data.stream(X, decode=lambda image: image + shift, workers=workers)
+        np.testing.assert_array_equal(x.read([5, 2]), X[[5, 2]] + np.uint8(3))
+    trees = [{"tokens": np.arange(3) + n, "mask": np.ones(3, bool)} for n in range(4)]
+    x = ju.data.stream(trees)
+    read = x.read([2, 1])
+    np.testing.assert_array_equal(read["tokens"], [[2, 3, 4], [1, 2, 3]])
+    assert (read["tokens"].dtype, read["mask"].dtype) == (np.int32, bool)
+    examples = ju.data.as_examples(x, np.arange(4))
+    assert ju.data.inputs_like(examples, 2)["tokens"].shape == (2, 3)
+
+
+def test_a_source_of_grain_is_one():
+    grain = pytest.importorskip("grain")
+    x = ju.data.stream(
+        grain.MapDataset.source(Records()).map(lambda pair: (255 - pair[0], pair[1]))
+    )
+    np.testing.assert_array_equal(x.read([1, 2]), 255 - X[[1, 2]])
+
+
+@pytest.mark.parametrize(
+    "request_", [ju.forget_class(1), ju.data.forget_indices([3, 4]), ju.data.forget_random(0.1)]
+)
+def test_sets_are_those_of_resident_examples(request_):
+    resident = ju.make_sets(X, Y, request_)
+    x = ju.data.stream(Records())
+    streamed = ju.make_sets(x, x.labels, request_)
+    for name in ("forget", "retain", "train"):
+        own, other = getattr(streamed, name), getattr(resident, name)
+        np.testing.assert_array_equal(own.indices, other.indices)
+        some = own.indices[:7]
+        np.testing.assert_array_equal(fetch(own.examples, some), fetch(other.examples, some))
+
+
+def test_a_small_set_is_read_into_memory():
+    x = ju.data.stream(Records())
+    sets = ju.make_sets(x, Y, ju.forget_class(1))
+    small = sets._replace(forget=ju.data.resident(sets.forget))
+    assert len(small.forget.examples.y) == 50
+    assert len(small.train.examples.y) == 180  # of the larger one
+    for one, other in ((sets, small), (sets, sets)):
+        np.testing.assert_array_equal(
+            fetch(one.forget.examples, one.forget.indices),
+            fetch(other.forget.examples, other.forget.indices),
+        )
+
+
+def test_streams_of_one_form_share_programs():
+    compiled = []
+
+    @jax.jit
+    def count(examples):
+        compiled.append(1)
+        return jnp.sum(examples.y)
+
+    for source in (Records(), Together()):
+        count(ju.data.as_examples(ju.data.stream(source), Y))
+    assert len(compiled) == 1
+
+
+def test_a_program_that_reads_a_stream_says_what_is_wrong():
+    examples = ju.data.as_examples(ju.data.stream(Records(), name="photos"), Y)
+    with pytest.raises(DataError, match=r"photos: expected resident examples.*got a streamed set"):
+        jax.jit(lambda at: fetch(examples, at))(jnp.arange(3))
+    with pytest.raises(DataError, match="got a streamed set"):
+        np.asarray(examples.x)
+
+
+BAD = {
+    "beyond": r"photos: expected as many records as its length says, 180, got none at position 60",
+    "undecodable": r"photos: expected a record that decodes at position 60, got ValueError: no",
+    "of_another_size": r"photos: expected examples of one form, uint8 \[6, 6, 1\], got .* at .*60",
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("act", BAD)
+def test_bad_records_are_told_in_one_line(act, workers):
+    x = ju.data.stream(Records(60, getattr(sources, act)), workers=workers, name="photos")
+    with pytest.raises(DataError, match=BAD[act]) as caught:
+        x.read(np.arange(50, 70))
+    assert "\n" not in str(caught.value)
+    np.testing.assert_array_equal(x.read([1, 2]), X[[1, 2]])  # others are read all the same
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    floats = X.astype(np.float64)
+    floats[3] = np.inf
+    with pytest.raises(DataError, match=r"position 3.*NaN, infinity"):
+        ju.data.stream(floats).read([2, 3])
+
+
+def test_a_worker_that_dies_ends_the_reading():
+    x = ju.data.stream(Records(60, sources.end_worker), workers=2)
+    began = time.perf_counter()
+    with pytest.raises(DataError, match=r"workers: expected worker \d to go on.*by signal 9"):
+        x.read(np.arange(180))
+    assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"workers": -1}, ValueError, "workers: expected a number of processes, 0 or more, got -1"),
+        ({"workers": True}, ValueError, "workers: expected a number"),
+        ({"source": 3}, TypeError, "source: expected one with len"),
+        ({"source": []}, DataError, "source: expected records, got a source without any"),
+        ({"decode": 3}, TypeError, "decode: expected a function"),
+        ({"source": ["text"]}, DataError, "position 0, got TypeError: an array of"),
+        ({"source": [{}]}, DataError, "source: expected records of arrays"),
+        ({"source": Records(0, sources.undecodable)}, DataError, "position 0, got ValueError"),
+    ],
+)
+def test_what_is_given_is_checked(given, error, words):
+    with pytest.raises(error, match=words):
+        ju.data.stream(given.pop("source", Records()), **given)
+
+
+def test_labels_have_to_be_there_and_as_many():
+    with pytest.raises(DataError, match=r"expected records .x, label. or with a 'label'"):
+        ju.data.stream(X).labels  # noqa: B018
+    with pytest.raises(DataError, match="expected 179 examples for 179 labels, got an array"):
+        ju.make_sets(ju.data.stream(X), Y[:179], ju.forget_class(1))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """The images in folders of their classes, the last 60 for testing."""
+    for position, (image, label) in enumerate(zip(X, Y, strict=True)):
+        folder = tmp_path / "photos" / ("test" if position >= 120 else "train") / f"kind {label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(folder / f"{position:03d}.png")
+    return tmp_path / "photos"
+
+
+def records_file(path, positions):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for position in positions:
+        writer.write(sources.as_npz(position))
+    writer.close()
+
+
+@pytest.fixture
+def config(tmp_path, photos):
+    """A configuration for each kind of source that can be streamed."""
+    pytest.importorskip("array_record")
+    records = tmp_path / "records"
+    records.mkdir()
+    records_file(records / "train.array_record-00000-of-00002", range(70))
+    records_file(records / "train.array_record-00001-of-00002", range(70, 120))
+    records_file(records / "test.array_record", range(120, 180))
+    write_tfds(tmp_path / "tfds")
+    made = {"photos": {"name": str(photos)}, "records": {"name": str(records)}}
+    made["tfds"] = {"name": "shapes", "dir": str(tmp_path / "tfds")}
+    return {kind: DataConfig(cache=str(tmp_path / "cache"), **own) for kind, own in made.items()}
+
+
+def test_each_source_gives_the_same_streamed_and_resident(config):
+    for kind, own in config.items():
+        resident = load_dataset(own)
+        streamed = load_dataset(dataclasses.replace(own, stream=True))
+        again = load_dataset(dataclasses.replace(own, stream=True))  # labels out of the cache
+        for split in ("train", "test"):
+            x, y = getattr(streamed, f"{split}_x"), getattr(streamed, f"{split}_y")
+            np.testing.assert_array_equal(
+                x.read(np.arange(len(x))), getattr(resident, f"{split}_x")
+            )
+            np.testing.assert_array_equal(y, getattr(resident, f"{split}_y"), kind)
+            np.testing.assert_array_equal(y, getattr(again, f"{split}_y"))
+        assert streamed.class_names == resident.class_names
+        assert streamed.fingerprint == again.fingerprint != resident.fingerprint
+    assert load_dataset(config["photos"]).class_names == tuple(f"kind {k}" for k in range(4))
+
+
+def test_records_of_tfds_are_read_by_workers(config):
+    own = dataclasses.replace(config["tfds"], stream=True, workers=1)
+    resident = load_dataset(config["tfds"])
+    np.testing.assert_array_equal(load_dataset(own).train_x.read([3, 1]), resident.train_x[[3, 1]])
+
+
+def test_labels_in_the_cache_are_found_by_a_purge(config, tmp_path):
+    made = load_dataset(dataclasses.replace(config["tfds"], stream=True))
+    (meta,) = (tmp_path / "cache").glob("*/meta.json")
+    assert json.loads(meta.read_text())["fingerprint"] == made.fingerprint
+
+
+def test_what_is_wrong_with_a_folder_is_told(photos, config):
+    def fails(words, kind="photos", **fields):
+        with pytest.raises(DataError, match=words):
+            load_dataset(dataclasses.replace(config[kind], **fields))
+
+    (photos / "train" / "kind 0" / "none.png").write_bytes(b"text")
+    fails("none.png: expected an image, got")
+    (photos / "train" / "kind 0" / "none.png").unlink()
+    Image.new("L", (5, 5)).save(photos / "train" / "kind 1" / "small.png")
+    fails(r"expected examples of one form, uint8 \[6, 6, 1\], got uint8 \[5, 5, 1\].*image_size")
+    assert load_dataset(dataclasses.replace(config["photos"], image_size=4)).train_x.shape[1] == 4
+    (photos / "test" / "kind 9").mkdir()
+    fails(r"expected classes of the training split, found \['kind 9'\]")
+    fails("data.stream: expected data that are read one by one", kind="tfds", stream=True,
+          name="digits", dir=None)  # fmt: skip

@@ -1,0 +1,193 @@
+"""Training, unlearning and predicting with streamed sets: the same as with resident ones."""
+
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+import jaxunlearn as ju
+from jaxunlearn.config import TrainConfig
+from jaxunlearn.core.errors import DataError, RequestError
+from jaxunlearn.core.types import Info, Needs, Sets, Unlearner
+from jaxunlearn.data.batches import drawn_slots
+from jaxunlearn.engine.driver import Resume
+from jaxunlearn.engine.loop import advance
+from jaxunlearn.engine.predict import predict
+from jaxunlearn.engine.sharding import make_sharding
+from tests import toy
+from tests.data import stream_sources as sources
+from tests.data.stream_sources import Records, X, Y
+
+KEY = jax.random.key(0)
+TRAIN = TrainConfig(epochs=2, batch_size=16)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def made(x, request=None):
+    unseen, test = toy.blobs()[1:]
+    return ju.make_sets(x, Y, request or ju.forget_class(1), unseen=unseen, test=test)
+
+
+@pytest.fixture(scope="module")
+def resident():
+    return made(X)
+
+
+@pytest.fixture(scope="module")
+def streamed():
+    return made(ju.data.stream(Records()))
+
+
+@pytest.fixture(scope="module")
+def original(resident):
+    return ju.train(toy.mlp(), resident.train, KEY, config=TRAIN).variables
+
+
+def recorder(needs):
+    """Keeps what it is shown: every batch of a run, whole."""
+
+    def init(variables, sets, key):
+        return {"w": variables["w"] + 1}
+
+    def step(state, batches, key, count):
+        shown = {
+            f"{name}/{field}": value
+            for name, batch in batches._asdict().items() if batch is not None
+            for field, value in batch._asdict().items()
+        }  # fmt: skip
+        return state, Info(shown, np.True_)
+
+    return Unlearner(init, step, lambda state: state, needs)
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize(
+    "needs",
+    [Needs(forget=True, retain=True), Needs(retain=True, unseen=True, labels=False),
+     Needs(forget=True, once=True), Needs(forget=True, once=True, samples=20)],
+    ids=["two sets", "no labels", "one pass", "some samples"],
+)  # fmt: skip
+def test_batches_are_equal_bit_for_bit(resident, streamed, needs, chunk):
+    steps = None if needs.once else 9  # over the end of an epoch of the forget set
+    outs = [
+        ju.unlearn(recorder(needs), {"w": np.zeros(2, np.float32)}, sets, KEY, steps=steps,
+                   batch_size=8, chunk=chunk)
+        for sets in (resident, streamed)
+    ]  # fmt: skip
+    assert outs[0].history.keys() == outs[1].history.keys()
+    same(outs[0].history, outs[1].history)
+
+
+def test_training_is_equal_and_compiles_once(streamed, original):
+    out = ju.train(toy.mlp(), streamed.train, KEY, config=TRAIN)
+    same(out.variables, original)
+    programs = advance._cache_size(), drawn_slots._cache_size()
+    same(ju.train(toy.mlp(), streamed.train, KEY, config=TRAIN).variables, original)
+    other = made(ju.data.stream(sources.Together()))  # of the same form
+    same(ju.train(toy.mlp(), other.train, KEY, config=TRAIN).variables, original)
+    assert (advance._cache_size(), drawn_slots._cache_size()) == programs
+
+
+@pytest.mark.parametrize("name", ["finetune", "gradient_ascent", "random_label", "neuron_path"])
+def test_methods_that_read_batches_are_equal(resident, streamed, original, name):
+    method = toy.method(name)
+    steps = None if method.needs.once else 5
+    outs = [
+        ju.unlearn(method, original, sets, KEY, steps=steps, batch_size=16, chunk=1)
+        for sets in (resident, streamed)
+    ]
+    same(outs[0].variables, outs[1].variables)
+
+
+def test_a_method_that_reads_a_whole_set_says_so(streamed, original):
+    def init(variables, sets, key):
+        examples = sets.forget.examples
+        return {"x": ju.data.fetch(examples, sets.forget.indices), **variables}
+
+    method = Unlearner(init, None, lambda state: state, Needs(forget=True, once=True))
+    with pytest.raises(DataError, match=r"sets\.forget: expected resident.*got a streamed set"):
+        ju.unlearn(method, original, streamed, KEY)
+    small = streamed._replace(forget=ju.data.resident(streamed.forget))
+    assert ju.unlearn(method, original, small, KEY).variables["x"].shape == (50, 6, 6, 1)
+
+
+def test_a_killed_run_continues_at_its_step(streamed, original):
+    method, kept = toy.method("finetune"), []
+
+    def keep(progress):
+        kept.append((jax.device_get(progress.state), progress.step))
+
+    whole = ju.unlearn(method, original, streamed, KEY, steps=6, batch_size=8, on_chunk=keep)
+    state, step = kept[2]
+    rest = ju.unlearn(
+        method, original, streamed, KEY, steps=6, batch_size=8,
+        resume=lambda fresh: Resume(jax.device_put(state), step, 0.0, {}),
+    )  # fmt: skip
+    same(rest.variables, whole.variables)
+
+
+def test_many_models_and_many_requests(resident, streamed):
+    keys = jax.random.split(KEY, 2)
+    many = [
+        ju.train_many(toy.mlp(), sets.retain, keys, config=TRAIN).variables
+        for sets in (resident, streamed)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *many)
+    x = ju.data.stream(Records())
+    stacked = ju.data.stack_sets([made(x, ju.forget_class(label)) for label in (1, 2)])
+    alone = made(x, ju.forget_class(2))
+    both = ju.train_many(toy.mlp(), stacked.retain, keys, config=TRAIN)
+    one = ju.train(toy.mlp(), alone.retain, keys[1], config=TRAIN)
+    assert both.variables["params"].keys() == one.variables["params"].keys()
+    with pytest.raises(ValueError, match="to share one device array"):
+        ju.data.stack_sets([made(ju.data.stream(Records())), made(ju.data.stream(Records()))])
+
+
+def test_predictions_are_equal_and_so_is_judgement(resident, streamed, original):
+    for name in ("forget", "retain"):
+        own, other = (
+            predict(toy.mlp().apply, original, getattr(sets, name), batch_size=32)
+            for sets in (streamed, resident)
+        )
+        np.testing.assert_array_equal(own.labels, other.labels)
+        np.testing.assert_allclose(own.logits, other.logits, atol=1e-6)
+    told = [
+        {row["name"]: row["values"]["original"] for row in report["rows"]}
+        for report in (ju.evaluate(toy.mlp(), {"original": original}, [], sets)
+                       for sets in (resident, streamed))
+    ]  # fmt: skip
+    assert told[0].keys() == told[1].keys()
+    for name, value in told[0].items():
+        assert told[1][name] == pytest.approx(value, abs=1e-4), name
+
+
+@pytest.mark.parametrize("batch_size", [16, 15])
+def test_on_a_mesh_batches_are_divided(resident, streamed, original, batch_size):
+    sharding = make_sharding("data=2", devices=jax.devices()[:2])
+    method = toy.method("finetune")
+    outs = [
+        ju.unlearn(method, original, sets, KEY, steps=3, batch_size=batch_size, chunk=1,
+                   sharding=sharding)
+        for sets in (resident, streamed)
+    ]  # fmt: skip
+    same(outs[0].variables, outs[1].variables)
+
+
+@pytest.mark.parametrize("number", [0, 5, 100])
+def test_a_bad_record_ends_the_run_and_leaves_no_thread(original, number):
+    source, at = Records(), np.flatnonzero(Y != 1)[number]
+    sets = made(ju.data.stream(source))
+    source.at, source.act = at, sources.undecodable  # after its form was looked at
+    with pytest.raises(DataError, match=f"position {at}, got ValueError: no image"):
+        ju.unlearn(toy.method("finetune"), original, sets, KEY, steps=40, batch_size=16)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stream")]
+
+
+def test_an_empty_set_is_told_as_before(streamed, original):
+    alone = Sets(retain=streamed.retain)
+    with pytest.raises(RequestError, match="needs forget examples, got none"):
+        ju.unlearn(toy.method("gradient_ascent"), original, alone, KEY, steps=1)

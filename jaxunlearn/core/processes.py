@@ -6,9 +6,11 @@ first process alone writes tables and pictures (``core.files``). What a process 
 or by what it finds on disk is decided by the first for all: :func:`shared`.
 """
 
+import atexit
 import json
-import socket
-import time
+import os
+import sys
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -16,16 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxunlearn.core import watch
 from jaxunlearn.core.errors import ConfigError, sentence
 
-WAIT = 60
-"""Seconds until a process that finds no other gives up."""
-HEARTBEAT = 20
-"""Seconds of silence after which a process counts as dead, and the others end."""
+_watch: watch.Watch | None = None
 
 
 def join(processes: int | None, coordinator: str | None, process: int | None) -> None:
     """Joins this process to the others of its program, before JAX has used a device.
+
+    From then on none outlives another: where one is killed or ends with an error, the others end
+    as well, within ``watch.HEARTBEAT`` seconds and with one line that says which one and why.
 
     Args:
       processes: how many there are; ``None``: as the cluster says (SLURM, Open MPI, cloud TPUs).
@@ -33,9 +36,11 @@ def join(processes: int | None, coordinator: str | None, process: int | None) ->
       process: number of this one, from 0.
 
     Raises:
-      ConfigError: one of the three without the others, a number out of range, an address that
-        is none; nobody is met within a minute; this environment does not say who the others are.
+      ConfigError: one of the three without the others, a number out of range or of another
+        process, other numbers of processes in others, an address that is none or in use; not all
+        are met within a minute; this environment does not say who the others are.
     """
+    global _watch
     given = {"processes": processes, "coordinator": coordinator, "process_id": process}
     missing = [name for name, value in given.items() if value is None]
     if missing and len(missing) < len(given):
@@ -43,21 +48,105 @@ def join(processes: int | None, coordinator: str | None, process: int | None) ->
         raise ConfigError(
             f"{missing[0]}: expected all of {', '.join(given)}, got {' and '.join(present)} alone"
         )
-    if processes is not None:
-        assert coordinator is not None
-        assert process is not None
-        _check(processes, coordinator, process)
-        if process:
-            _find(coordinator)
+    devices = None
+    if processes is None:
+        processes, coordinator, process, devices = _ask_cluster()
+    assert coordinator is not None
+    assert process is not None
+    host = _check(processes, coordinator, process)
+    # else jax keeps SIGTERM to itself, and a process that is asked to end does not
+    jax.config.update("jax_enable_preemption_service", False)
+    found = watch.Watch(processes, process, coordinator)
     try:
-        jax.distributed.initialize(coordinator, processes, process, initialization_timeout=WAIT)
+        # the first process's own service is one that nobody asks
+        jax.distributed.initialize(
+            f"{host}:{found.service}", processes, process, devices,
+            initialization_timeout=watch.WAIT, heartbeat_timeout_seconds=5 * watch.HEARTBEAT,
+            coordinator_bind_address="127.0.0.1:0",
+        )  # fmt: skip
     except (RuntimeError, ValueError) as error:
+        found.fail(sentence(error))
         raise ConfigError(
             f"processes: expected to meet the others, got {sentence(error)}"
         ) from None
+    _watch = found
+    atexit.register(found.finish)  # before jax's own, which waits for all
+    sys.excepthook = _end_by_error
 
 
-def _check(processes: int, coordinator: str, process: int) -> None:
+def _ask_cluster() -> tuple[int, str, int, Any]:
+    """Returns number, coordinator, own number and devices, as jax finds them in the environment."""
+    from jax._src.clusters import ClusterEnv
+
+    try:
+        found = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, watch.WAIT
+        )
+    # each cluster has errors of its own: a missing variable, one that is no number
+    except Exception as error:
+        raise ConfigError(
+            f"processes: expected what a cluster sets, got {sentence(error)}"
+        ) from None
+    coordinator, processes, process, devices = found
+    if coordinator is None or processes is None or process is None:
+        raise ConfigError(
+            "processes: expected SLURM, Open MPI, Kubernetes or a cloud's TPUs around a 'cluster', "
+            "got none; --processes N with --coordinator and --process-id does without"
+        )
+    return int(processes), str(coordinator), int(process), devices
+
+
+def fail(error: BaseException | str) -> None:
+    """Ends this process for an error, where there are others, which end as well.
+
+    What was begun together cannot go on: they would wait for this one. An error that comes of
+    another's end gives way to word of that.
+    """
+    if _watch is None:
+        return
+    text = error if isinstance(error, str) else sentence(error)
+    if _watch.fail(text) and isinstance(error, str):
+        print(f"error: {text}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _end_by_error(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    sys.__excepthook__(kind, error, trace)
+    interrupted = issubclass(kind, KeyboardInterrupt)
+    assert _watch is not None
+    _watch.fail("it was interrupted" if interrupted else f"{kind.__name__}: {sentence(error)}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def agree(name: str, value: Any) -> None:
+    """Checks that all processes have the same of something; all call it together.
+
+    Args:
+      name: what an error calls it.
+      value: whatever JSON can hold.
+
+    Raises:
+      ConfigError: another than the first process's.
+    """
+    if not several():
+        return
+    own = json.loads(json.dumps(value))
+    theirs = shared(own)
+    if own != theirs:
+        places = [k for k in theirs if own.get(k) != theirs[k]] if isinstance(theirs, dict) else []
+        which = f" ({', '.join(map(str, places))})" if places else ""
+        raise ConfigError(
+            f"{name}: expected the same in all processes, got another in process "
+            f"{jax.process_index()} than in process 0{which}"
+        )
+
+
+def _check(processes: int, coordinator: str, process: int) -> str:
+    """Checks numbers and address; returns the host."""
     if processes < 1:
         raise ConfigError(f"processes: expected a positive number, got {processes}")
     if not 0 <= process < processes:
@@ -65,22 +154,7 @@ def _check(processes: int, coordinator: str, process: int) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"coordinator: expected HOST:PORT, got {coordinator!r}")
-
-
-def _find(coordinator: str) -> None:
-    """Waits until the first process listens: where it does not, jax would end the program."""
-    host, _, port = coordinator.rpartition(":")
-    end = time.monotonic() + WAIT
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if isinstance(error, socket.gaierror) or time.monotonic() > end:
-                raise ConfigError(
-                    f"coordinator: expected process 0 at {coordinator}, got {sentence(error)}"
-                ) from None
-            time.sleep(0.2)
+    return host
 
 
 def several() -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxunlearn.core import processes
+from jaxunlearn.core import processes, watch
 from jaxunlearn.core.errors import ConfigError
 
 HERE = Path(__file__).parent
@@ -86,7 +86,7 @@ def test_what_cannot_meet_is_told_at_once(given, said):
 
 
 def test_nobody_listens(monkeypatch):
-    monkeypatch.setattr(processes, "WAIT", 0.3)
+    monkeypatch.setattr(watch, "WAIT", 0.3)
     with pytest.raises(ConfigError, match=r"coordinator: expected process 0 at .* refused"):
         processes.join(2, f"127.0.0.1:{free_port()}", 1)
 

@@ -1,0 +1,328 @@
+"""Watch of the processes of one program over each other: who is here, who failed, who is gone.
+
+The first process listens at the coordinator's address, and each other keeps a connection to it
+until the end. Lines of JSON go over it: who one is, that one failed and why, that one is done; an
+empty line says that one is alive. The operating system closes the connection of a process that
+was killed. Whoever hears of another's end ends as well, with one line: work that is shared
+cannot go on, and jax would end it later, with a long message.
+
+The service by which JAX's processes know each other runs in a process of its own, on a port of
+its own, and ends seconds after the first process: else all would be aborted by jax at once
+where the first dies.
+"""
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from jaxunlearn.core.errors import ConfigError, sentence
+
+WAIT = 60
+"""Seconds until a process that finds no other gives up."""
+HEARTBEAT = 20
+"""Seconds of silence after which a process counts as dead, and the others end."""
+DONE = 300
+"""Seconds that a process which is done waits for the others."""
+BEAT = 2.0
+"""Seconds between two signs of life."""
+LINGER = 3
+"""Seconds in which a failing process has its reason read by the others."""
+
+_LONGEST = 65536
+_LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+_GO_ON = "the same command goes on from the last save"
+_BROKEN = ("gloo", "nccl", "connection", "unavailable", "heartbeat", "coordination", "deadline")
+"""Words of errors that tell of another process's end."""
+_SERVICE = """
+import sys, time
+from jaxlib import _jax
+address, processes, heartbeat, linger = sys.argv[1], *map(int, sys.argv[2:])
+service = _jax.get_distributed_runtime_service(address, processes, heartbeat_timeout=heartbeat)
+print("ready", flush=True)
+sys.stdin.read()
+time.sleep(linger)
+"""
+
+
+class _Line:
+    """Connection to another process."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection, self.rest = connection, b""
+        self.heard, self.done = time.monotonic(), False
+        connection.settimeout(LINGER)
+
+    def send(self, message: dict[str, Any] | None = None) -> None:
+        """Sends a message, or a sign of life; whoever is gone by now is found out elsewhere."""
+        text = b"" if message is None else json.dumps(message).encode()
+        with contextlib.suppress(OSError):
+            self.connection.sendall(text + b"\n")
+
+    def read(self) -> list[dict[str, Any]] | None:
+        """Returns what has come; ``None``: the other is gone."""
+        try:
+            new = self.connection.recv(_LONGEST)
+        except TimeoutError:
+            return []
+        except OSError:
+            return None
+        if not new:
+            return None
+        self.heard = time.monotonic()
+        *lines, self.rest = (self.rest + new).split(b"\n")
+        try:
+            found = [json.loads(line) for line in lines if line]
+        except ValueError:
+            return None  # of another program
+        sound = all(isinstance(one, dict) for one in found) and len(self.rest) < _LONGEST
+        return found if sound else None
+
+    def wait(self, seconds: float) -> dict[str, Any] | None:
+        """Returns the next message; ``None``: none came."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if select.select([self.connection], [], [], left)[0]:
+                found = self.read()
+                if found is None:
+                    return None
+                if found:
+                    return found[0]
+        return None
+
+    def drain(self) -> None:
+        """Lets the other read what was sent, and hang up."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+        end = time.monotonic() + LINGER
+        while time.monotonic() < end and self.read() is not None:
+            pass
+
+
+class Watch:
+    """Watch of one process over the others; the first process's is the one all talk to.
+
+    Attributes:
+      process, processes: number of this one, and how many there are.
+      service: port of the service by which JAX's processes know each other.
+    """
+
+    def __init__(self, processes: int, process: int, coordinator: str) -> None:
+        self.processes, self.process, self.coordinator = processes, process, coordinator
+        self.lines: dict[int, _Line] = {}
+        self.listener: socket.socket | None = None
+        self.child: subprocess.Popen[bytes] | None = None
+        self.ending, self.over = threading.Lock(), threading.Event()
+        host, _, port = coordinator.rpartition(":")
+        if process:
+            self.service = self._join(host, int(port))
+        else:
+            self.listener = _listen(host, int(port), coordinator)
+            self.service = self._start_service(host)
+            self._gather()
+        threading.Thread(target=self._watch, daemon=True, name="jaxunlearn-watch").start()
+
+    # Meeting
+
+    def _join(self, host: str, port: int) -> int:
+        connection = _connect(host, port, self.coordinator)
+        line = self.lines[0] = _Line(connection)
+        line.send({"process": self.process, "processes": self.processes})
+        told = line.wait(WAIT + 2 * LINGER)
+        if told is None or "refused" in told or not isinstance(told.get("service"), int):
+            got = (told or {}).get("refused", "processes: expected process 0 to wait, got none")
+            raise ConfigError(str(got))
+        return int(told["service"])
+
+    def _gather(self) -> None:
+        """Waits for all others; whoever has no place here is told why."""
+        assert self.listener is not None
+        end, wrong = time.monotonic() + WAIT, ""
+        while len(self.lines) < self.processes - 1 and not wrong:
+            left = end - time.monotonic()
+            if left <= 0:
+                missing = sorted(set(range(1, self.processes)) - set(self.lines))
+                wrong = (
+                    f"processes: expected {self.processes} at {self.coordinator} within {WAIT} s, "
+                    f"got none with the number {' or '.join(map(str, missing))}"
+                )
+                break
+            waiting = [self.listener, *(one.connection for one in self.lines.values())]
+            ready = select.select(waiting, [], [], min(left, 1.0))[0]
+            if self.listener in ready:
+                wrong = self._admit()
+            for number, line in list(self.lines.items()):
+                if line.connection in ready and line.read() is None:
+                    del self.lines[number]  # it may be started again
+        for line in self.lines.values():
+            line.send({"refused": wrong} if wrong else {"service": self.service})
+        if wrong:
+            self._hang_up()
+            raise ConfigError(wrong)
+
+    def _admit(self) -> str:
+        """Takes in who knocks; returns what is wrong with all, if anything."""
+        assert self.listener is not None
+        line = _Line(self.listener.accept()[0])
+        told = line.wait(LINGER)
+        if told is None or not {"process", "processes"} <= set(told):
+            line.connection.close()  # a look whether somebody listens
+            return ""
+        number, count = told["process"], told["processes"]
+        if count != self.processes:
+            wrong = (
+                f"processes: expected {self.processes} in all, as process 0 says, got {count} in "
+                f"process {number}"
+            )
+        elif len(self.lines) == self.processes - 1:
+            wrong = f"processes: expected {self.processes}, which are all here, got one more"
+        elif number in (0, *self.lines) or not isinstance(number, int) or not 0 < number < count:
+            wrong = f"process_id: expected a number of its own for each process, got {number} twice"
+        else:
+            self.lines[number] = line
+            return ""
+        line.send({"refused": wrong})
+        return wrong
+
+    def _start_service(self, host: str) -> int:
+        """Starts the service of JAX in a process of its own; its port."""
+        bind = "127.0.0.1" if host in _LOOPBACK else "[::]"
+        with socket.socket() as one:
+            one.bind(("127.0.0.1" if host in _LOOPBACK else "", 0))
+            port = int(one.getsockname()[1])
+        words = [f"{bind}:{port}", self.processes, 5 * HEARTBEAT, 2 * LINGER]
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", _SERVICE, *map(str, words)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this process, which then has it end
+        )  # fmt: skip
+        assert self.child.stdout is not None
+        if self.child.stdout.readline().strip() != b"ready":
+            raise ConfigError(f"coordinator: expected a free port for JAX, got {port} in use")
+        return port
+
+    def _hang_up(self) -> None:
+        for line in self.lines.values():
+            line.drain()
+        if self.listener is not None:
+            self.listener.close()
+        if self.child is not None:
+            self.child.kill()
+
+    # Watching
+
+    def _watch(self) -> None:
+        """Listens until the end, and says now and then that this process is alive."""
+        said = 0.0
+        while not self.over.is_set():
+            if time.monotonic() - said > BEAT:
+                said = time.monotonic()
+                for line in list(self.lines.values()):
+                    line.send()
+            waiting: list[Any] = [line.connection for line in self.lines.values()]
+            waiting += [] if self.listener is None else [self.listener]
+            try:
+                ready = select.select(waiting, [], [], 0.5)[0] if waiting else []
+            except (OSError, ValueError):
+                return  # closed at the end
+            if self.listener in ready:
+                self._admit()  # who comes too late is told so
+            for number, line in list(self.lines.items()):
+                self._hear(number, line, line.connection in ready)
+
+    def _hear(self, number: int, line: _Line, ready: bool) -> None:
+        who = f"process {number} of {self.processes}"
+        if ready:
+            found = line.read()
+            if found is None:
+                del self.lines[number]
+                if not line.done:
+                    self._end(f"{who} has ended")
+                return
+            for told in found:
+                if "over" in told:
+                    self._end(str(told["over"]))
+                elif "failed" in told:
+                    self._end(f"{who} ended with an error: {told['failed']}")
+                elif "done" in told:
+                    line.done = True
+        elif not line.done and time.monotonic() - line.heard > HEARTBEAT:
+            self._end(f"{who} has not been heard of for {HEARTBEAT} s")
+
+    def _end(self, why: str) -> None:
+        """Ends this process for another's end; whose own end is under way is left to it."""
+        if not self.ending.acquire(blocking=False):
+            return
+        if not self.process:
+            self._tell({"over": why})
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: {why}; {_GO_ON}\n".encode())
+        os._exit(1)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        """Tells those that this process is connected to, and lets them read it."""
+        for line in list(self.lines.values()):
+            line.send(message)
+        for line in list(self.lines.values()):
+            line.drain()
+
+    # Ending
+
+    def fail(self, why: str) -> bool:
+        """Tells the others that this process fails; false if it ends for another's end already.
+
+        An error that may come of another's end waits for word of it.
+        """
+        if any(word in why.lower() for word in _BROKEN):
+            time.sleep(LINGER)
+        if not self.ending.acquire(blocking=False):
+            return False
+        own = f"process 0 of {self.processes} ended with an error: {why}"
+        self._tell({"failed": why} if self.process else {"over": own})
+        return True
+
+    def finish(self) -> None:
+        """Waits at the end until all are done, as jax does, but no longer than others live."""
+        for line in list(self.lines.values()):
+            if self.process:
+                line.send({"done": True})
+        end = time.monotonic() + DONE
+        while not all(one.done for one in list(self.lines.values())) and time.monotonic() < end:
+            time.sleep(0.05)
+        if self.ending.acquire(blocking=False):
+            if not self.process:
+                for line in list(self.lines.values()):
+                    line.send({"done": True})
+            self.over.set()
+
+
+def _listen(host: str, port: int, coordinator: str) -> socket.socket:
+    both = host not in _LOOPBACK and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or host in _LOOPBACK[2:] else socket.AF_INET
+    place = host.strip("[]") if host in _LOOPBACK else ""
+    try:
+        return socket.create_server((place, port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        raise ConfigError(
+            f"coordinator: expected a free port, got {coordinator}: {sentence(error)}"
+        ) from None
+
+
+def _connect(host: str, port: int, coordinator: str) -> socket.socket:
+    """Connects to the first process, which may come later."""
+    end = time.monotonic() + WAIT
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), port), timeout=5)
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or time.monotonic() > end:
+                raise ConfigError(
+                    f"coordinator: expected process 0 at {coordinator}, got {sentence(error)}"
+                ) from None
+            time.sleep(0.2)

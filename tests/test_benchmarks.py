@@ -9,6 +9,9 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
+    "communication.py": [
+        "--networks", "decoder", "--meshes", "fsdp", "--width", "16", "--batch", "8",
+    ],
     "concept_words.py": [
         "--authors", "4", "--tokens", "400", "--width", "16", "--depth", "1", "--steps", "2",
         "--answers", "3", "--most", "1", "--nodes", "2",
@@ -52,6 +55,10 @@ SMALL = {
         "--subjects", "6", "--relations", "2", "--objects", "6", "--options", "3",
         "--corrupted", "2", "--width", "16", "--depth", "1", "--steps", "100", "--taught", "60",
         "--unlearning", "2", "--rate", "0.01", "--seeds", "1", "--methods", "npo",
+    ],
+    "streaming.py": [
+        "--examples", "1000", "--resident", "16", "--size", "16", "--width", "8", "--batch", "4",
+        "--steps", "3", "--rounds", "1",
     ],
     "soak.py": ["--kills", "0", "--saves", "1", "--pairs", "0"],
     "third_party.py": ["--packages", "flax", "--only", "SimpleCell", "LayerNorm"],

@@ -61,6 +61,9 @@ def _evaluate(
     def is_marked(atom: Any) -> bool:
         return not isinstance(atom, Literal) and atom in marked
 
+    def rows(atom: Any) -> tuple[int, ...]:
+        return tuple(atom.aval.shape[:1])
+
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
         if eqn.primitive.name in _CALLS:
@@ -68,11 +71,11 @@ def _evaluate(
             marks = [is_marked(atom) for atom in eqn.invars]
             made, told = _evaluate(inner.jaxpr, inner.consts, inputs, marks)
         else:
-            sizes = {atom.aval.shape[0] for atom in eqn.invars if is_marked(atom)}
+            sizes = {rows(atom) for atom in eqn.invars if is_marked(atom)} - {()}
             found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
             made = list(found) if eqn.primitive.multiple_results else [found]
             kept = not _sums_over_batch(eqn, is_marked)
-            told = [kept and bool(sizes & set(v.aval.shape[:1])) for v in eqn.outvars]
+            told = [kept and rows(variable) in sizes for variable in eqn.outvars]
             if eqn.primitive.name in _PRODUCTS:
                 pairs = zip(made, told, strict=True)
                 made = [keep_divided(a) if own and jnp.ndim(a) > 1 else a for a, own in pairs]

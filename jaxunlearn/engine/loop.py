@@ -123,7 +123,7 @@ def init(variables: Variables, sets: Sets, key: Key, prepared: Any, *, job: Job)
         # jit hands an unchanged input back as the same array; a donated copy of it
         # would take the user's model along
         copied = jax.tree.map(jnp.copy, constrain(state, job.sharding))
-        # of copies a compiler chooses the places anew, and steps were compiled for each choice
+        # of copies, too, a compiler chooses the places: steps would be compiled for that choice
         return constrain(copied, job.sharding)
 
     axes = (variables_axes(job), sets_axes(job), 0, 0)
@@ -167,7 +167,9 @@ def advance(
             return state, write
 
         # a count that is an array: the last, shorter chunk runs in the same program
-        return jax.lax.fori_loop(0, count, body, (state, infos))
+        state, infos = jax.lax.fori_loop(0, count, body, (state, infos))
+        # a compiler places what a loop carries anew; the next chunk would be compiled once more
+        return constrain(state, job.sharding), infos
 
     return _over(job, one, (0, sets_axes(job), 0))(state, sets, key)
 

@@ -1,7 +1,9 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -9,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 import jaxunlearn as ju
 from jaxunlearn.config import TrainConfig
 from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.engine.communication import read_collectives
 from jaxunlearn.engine.sharding import PRESETS, check_divides, make_sharding, place, spec_of
-from tests import toy
+from tests import meshes, toy
 
 
 def test_presets():
@@ -161,6 +164,85 @@ def test_networks_with_convolutions_train_alike_on_eight_devices(network, mesh):
 def _named(tree):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def compiled(monkeypatch, method, mesh):
+    """The program of a chunk of steps on eight devices, and where its state lies."""
+    programs, sharding = meshes.watch(monkeypatch), make_sharding(mesh)
+    ju.unlearn(
+        method, toy.trained().variables, toy.sets(), jax.random.key(0), steps=1, batch_size=40,
+        sharding=sharding,
+    )  # fmt: skip
+    return meshes.steps_among(programs)[0], sharding
+
+
+def adam():
+    return ju.finetune(toy.mlp(), optimizer=optax.adam(1e-3))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "gathers"),
+    [
+        ("data", {}),
+        ("fsdp", {(36, 24): 1, (24, 16): 1}),  # four columns of the head do not divide
+    ],
+)
+def test_a_step_gathers_each_layer_once(monkeypatch, mesh, gathers):
+    program, sharding = compiled(monkeypatch, adam(), mesh)
+    meshes.expect_steps_in_place(program, sharding)
+    assert meshes.expect_needed_gathers(program, sharding, 40) == gathers
+    sent = read_collectives(program.as_text())
+    assert {one.kind for one in sent} == {"all-reduce", *(["all-gather"] if gathers else [])}
+    # every gradient is summed over all devices, once
+    summed = sum(one.bytes for one in sent if one.kind == "all-reduce")
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(toy.trained().variables["params"]))
+    assert size <= summed <= size + 200
+
+
+def test_gathers_that_nobody_needs_are_found(monkeypatch):
+    """The contract's own check: an optimizer's state put together, and a kernel that lies whole."""
+    method = adam()
+
+    def step(state, batches, key, number):
+        state, info = method.step(state, batches, key, number)
+        whole = NamedSharding(make_sharding("fsdp").mesh, P())
+        seen = jax.lax.with_sharding_constraint(state.opt_state, whole)
+        norms = jax.tree.map(lambda leaf: jnp.cumsum(leaf.ravel())[-1], seen)
+        total = sum(leaf for leaf in jax.tree.leaves(norms) if leaf.dtype == jnp.float32)
+        return state, info._replace(metrics={**info.metrics, "sum": total})
+
+    program, sharding = compiled(monkeypatch, method._replace(step=step), "fsdp")
+    with pytest.raises(AssertionError, match=r"\(\(\d+, \d+\), 3\)"):
+        meshes.expect_needed_gathers(program, sharding, 40)
+    program, _ = compiled(monkeypatch, adam(), "fsdp")
+    with pytest.raises(AssertionError, match="lies whole, and is gathered"):
+        meshes.expect_needed_gathers(program, make_sharding("data"), 40)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "size", "group", "sent"),
+    [
+        ("%a.1 = f32[16,64]{1,0} all-gather(%p), replica_groups=[1,8]<=[8], dimensions={1}",
+         "all-gather", 4096, 8, 3584),
+        ("ROOT %r = (f32[4]{0}, /*index=1*/bf16[2,3]{1,0}) all-reduce(%x, %y), "
+         "replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add", "all-reduce", 28, 4, 42),
+        ("  %s = f32[8]{0} reduce-scatter(%x), replica_groups=mesh['x'=2,'y'=4] {'y'}",
+         "reduce-scatter", 128, 4, 96),
+        ("%g = (f32[2]{0}, f32[16]{0}) all-gather-start(%x), replica_groups=[1,8]<=[8]",
+         "all-gather", 64, 8, 56),
+        ("%t = (s32[1,2]{1,0}, s32[1,2]{1,0}) all-to-all(%x, %y), replica_groups={{0,1}}",
+         "all-to-all", 16, 2, 8),
+        ("%c = pred[10]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}",
+         "collective-permute", 10, 2, 10),
+    ],
+)  # fmt: skip
+def test_what_devices_exchange_is_read(line, kind, size, group, sent):
+    (one,) = read_collectives(f"HloModule m\n{line}\n  %d = f32[] add(%all-reduce.1, %x)\n")
+    assert (one.kind, one.bytes, one.group, one.sent) == (kind, size, group, sent)
+
+
+def test_one_device_sends_nothing():
+    assert not read_collectives("%a = f32[] all-reduce(%x), replica_groups={{0},{1}}")
 
 
 def test_the_original_may_lie_on_the_mesh_already():

@@ -38,6 +38,7 @@ from jaxunlearn.methods.concept_poison.tuning import keys_of
 from jaxunlearn.methods.shares import share_of
 from jaxunlearn.metrics.registry import METRICS
 from jaxunlearn.pictures.exposed import exposed_text
+from jaxunlearn.pictures.scores import describe_scores
 
 MODELS = 9
 """Confusion matrices side by side, at most."""
@@ -98,6 +99,35 @@ def draw_confusions(path: Path, view: View, label: str) -> None:
     test = view.sets.test_forget
     forgotten = () if test is None else tuple(labels_of(test))
     pictures.save_confusions(path, matrices, class_names=view.class_names, forgotten=forgotten)
+    text = {
+        "names": list(view.class_names), "forgotten": list(forgotten),
+        "models": {name: matrix.astype(int).tolist() for name, matrix in matrices.items()},
+    }  # fmt: skip
+    write_text(path.with_suffix(".json"), json.dumps(text) + "\n")
+
+
+def draw_losses(path: Path, view: View, label: str) -> None:
+    """Draws the losses of forget images and of test images that attacks set beside them."""
+    # of a class beside test images of it, as the attacks do
+    other = "test_forget" if num_examples(view.sets.test_forget) else "test_retain"
+    names = {"forget": "forget (trained on)", other: "test (never seen)"}
+    losses = {}
+    for name in view.variables:
+        seen = view.observe(name)
+        if not all(num_examples(getattr(seen.sets, part)) for part in names):
+            return
+        found = {words: seen.predictions[part].losses for part, words in names.items()}
+        if all(np.isfinite(values).all() for values in found.values()):
+            losses[name] = found
+    if not losses:
+        return
+    members, others = names.values()
+    about = "a small loss is taken for a sign of training; 0.5 is a coin toss"
+    text = describe_scores(losses, "loss", members, others, small=True, about=about)
+    notes = {name: f"AUC of the attack {one['auc']:.3f}" for name, one in text["roc"].items()}
+    title = f"losses: {view.title}"
+    pictures.save_losses(path, losses, title=title, notes=notes, words="loss")
+    write_text(path.with_suffix(".json"), json.dumps(text) + "\n")
 
 
 def draw_heatmaps(path: Path, view: View, label: str) -> None:

@@ -3,16 +3,19 @@
 Each is a function of the file to write, the run and an empty label.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
 
 from jaxunlearn import pictures
+from jaxunlearn.core.files import write_text
 from jaxunlearn.gan import path_steps
 from jaxunlearn.kinds import View
 from jaxunlearn.metrics.distances import auc
 from jaxunlearn.metrics.generation import GanEvidence
 from jaxunlearn.metrics.registry import Missing
+from jaxunlearn.pictures.scores import describe_scores
 
 IMAGES = 48
 """Images of a model in a grid."""
@@ -66,6 +69,9 @@ def draw_scores(path: Path, view: View, label: str) -> None:
             area = auc(scores[name]["forget"], scores[name]["unseen"])
             notes[name] = f"AUC of forget against unseen {area:.3f}"
     pictures.save_scores(path, scores, title=f"discriminator: {view.title}", notes=notes)
+    about = "a large logit is taken for a sign of training; 0.5 is a coin toss"
+    text = describe_scores(scores, "discriminator's logit", "forget", "unseen", about=about)
+    write_text(path.with_suffix(".json"), json.dumps(text) + "\n")
 
 
 def _observed(view: View) -> dict[str, GanEvidence]:

@@ -73,6 +73,12 @@ PICTURES: Registry[Picture] = Registry(
             "classifier",
             "neuron_path",
         ),
+        "losses": Picture(
+            f"{_HERE}.scores:save_scores",
+            "losses of forgotten and of unseen examples",
+            f"{_DRAWN}.classifier_pictures:draw_losses",
+            "classifier",
+        ),
         "maps": Picture(
             f"{_HERE}.heatmaps:save_maps",
             "places of concepts in images",

@@ -106,6 +106,65 @@ def densities(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return made
 
 
+def describe_scores(
+    scores: Mapping[str, Mapping[str, np.ndarray]], words: str, members: str, others: str,
+    *, small: bool = False, about: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """Returns what a page draws of scores: counts in bins, and the attack that a threshold makes.
+
+    The attack takes scores above a threshold (below, if ``small``) for members; its curve has the
+    share of members found by the share of others taken for members, over all thresholds.
+
+    Args:
+      scores: as :func:`save_scores` takes them; a model with values that are not finite is left
+        out.
+      members, others: names of the two sets that the attack tells apart, if they are there.
+      about: words on the attack.
+
+    Returns:
+      ``{"words", "about", "edges", "models": {model: {set: counts}}, "roc": {model: {"false",
+      "true", "auc"}}}``.
+    """
+    sound = {
+        model: {name: np.asarray(v, np.float64) for name, v in panel.items()}
+        for model, panel in scores.items()
+        if all(np.isfinite(v).all() and np.size(v) for v in panel.values())
+    }
+    if not sound:
+        return {}
+    edges = bins_of([values for panel in sound.values() for values in panel.values()])
+    # what lies beyond the ends counts in the last bins
+    counts = {
+        model: {
+            name: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0].tolist()
+            for name, v in panel.items()
+        }
+        for model, panel in sound.items()
+    }
+    sign = -1.0 if small else 1.0
+    curves = {
+        model: _roc(sign * panel[members], sign * panel[others])
+        for model, panel in sound.items()
+        if {members, others} <= set(panel)
+    }
+    rounded = [round(edge, 5) for edge in edges.tolist()]
+    return {"words": words, "about": about, "edges": rounded, "models": counts, "roc": curves}
+
+
+def _roc(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+    """Returns the curve of an attack, of its corners at most 100, and the area below all."""
+    cuts = np.unique(np.concatenate([members, others]))[::-1]
+    true = np.r_[0.0, [float(np.mean(members >= cut)) for cut in cuts]]
+    false = np.r_[0.0, [float(np.mean(others >= cut)) for cut in cuts]]
+    area = float(np.trapezoid(true, false))
+    kept = np.unique(np.linspace(0, len(true) - 1, min(len(true), 100)).round().astype(int))
+    return {
+        "false": [round(v, 4) for v in false[kept].tolist()],
+        "true": [round(v, 4) for v in true[kept].tolist()],
+        "auc": round(area, 4),
+    }
+
+
 def _checked(
     scores: Mapping[str, Mapping[str, jax.typing.ArrayLike]],
 ) -> dict[str, dict[str, np.ndarray]]:

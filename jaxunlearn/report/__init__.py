@@ -41,7 +41,8 @@ import numpy as np
 from jaxunlearn.core import files
 from jaxunlearn.core.errors import UserError, sentence
 from jaxunlearn.report.picture import save_png
-from jaxunlearn.report.text import expect_report, print_report, to_markdown, to_table
+from jaxunlearn.report.terminal import print_report, to_table
+from jaxunlearn.report.text import expect_report, to_markdown
 
 __all__ = ["load", "other_models", "print_report", "save", "save_png", "to_markdown", "to_table"]
 

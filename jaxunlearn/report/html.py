@@ -68,11 +68,13 @@ class Cell(NamedTuple):
       text: shown.
       kind: ``"best"``, ``"failed"``, ``"same"`` (as retrained) or nothing.
       note: shown when it is pointed at.
+      below: stands small below.
     """
 
     text: str
     kind: str = ""
     note: str = ""
+    below: str = ""
 
 
 class Row(NamedTuple):
@@ -140,10 +142,10 @@ class Part(NamedTuple):
     """Part of a section.
 
     Attributes:
-      kind: ``"table"``, ``"charts"``, ``"bars"``, ``"pictures"``, ``"settings"``, ``"list"``
-        or ``"text"``.
+      kind: ``"table"``, ``"charts"``, ``"bars"``, ``"pictures"``, ``"settings"``, ``"list"``,
+        ``"text"`` or ``"pair"``.
       content: a :class:`Table`; lists of charts, :class:`Bar`, :class:`Picture`, pairs or texts;
-        a text.
+        a text; of a pair charts, and bars with their title, side by side.
       title: above it.
     """
 

@@ -17,7 +17,7 @@ WIDTH = 360
 COLOURS = 6
 """Colours of unlearned models; they come again with another dash."""
 _DASHES = ("", "5 3", "1.5 2.5", "7 2 1.5 2")
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 16, 10, 34
 _MOST_CELLS = 20
 
 
@@ -219,19 +219,32 @@ def scatter(
 
 
 def _labels(places: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Writes names beside marks, moved apart where they would overlap."""
-    made: list[tuple[float, float, float]] = []
+    """Writes names beside marks, where they overlap neither others nor marks."""
+    taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in places.values()]
     parts = []
     for name, (x, y) in sorted(places.items(), key=lambda item: item[1][1]):
-        wide = 5.6 * len(name)
-        to_right = x + 9 + wide <= WIDTH - 2
-        begin = x + 9 if to_right else max(2.0, x - 9 - wide)
-        place = y + 3.5
-        while any(abs(place - o) < 11 and begin < e and b < begin + wide for b, e, o in made):
-            place += 1
-        made.append((begin, begin + wide, place))
-        parts.append(_text(begin, place, name, "start", "label"))
+        wide = 6.4 * len(name)
+        tries = [
+            (begin, y + shift)
+            for shift in (3.5, -9, 16, -20, 27, -31, 38, -42)
+            for begin in (x + 9, x - 9 - wide)
+            if begin >= 2 and begin + wide <= WIDTH - 2 and y + shift > 8
+        ] or [(max(2.0, min(x + 9, WIDTH - 2 - wide)), y + 3.5)]
+        begin, base = min(tries, key=lambda at: (_hits(at, wide, taken), tries.index(at)))
+        taken.append((begin, begin + wide, base - 9, base + 3))
+        parts.append(_text(begin, base, name, "start", "label halo"))
     return parts
+
+
+def _hits(
+    at: tuple[float, float], wide: float, taken: Sequence[tuple[float, float, float, float]]
+) -> int:
+    """Counts what a text at a place would lie on."""
+    begin, base = at
+    return sum(
+        begin < right and left < begin + wide and base - 9 < bottom and top < base + 3
+        for left, right, top, bottom in taken
+    )
 
 
 def curves(

@@ -153,12 +153,10 @@ def _row(row: Mapping[str, Any], models: Sequence[str]) -> Row:
         half = (row.get("over_examples") or {}).get(name)
         if half:
             note = f"±{number(half, row['format'])}, 95 % over examples"
-        if name == RETRAINED and row.get("floor") is not None:
-            note = f"floor {number(row['floor'], row['format'])}"
-        cells.append(Cell(text, kind, note))
+        floor = row.get("floor") if name == RETRAINED else None
+        below = "" if floor is None else f"floor {number(floor, row['format'])}"
+        cells.append(Cell(text, kind, note, below))
     below = f"ideal: {row.get('ideal') or '-'}"
-    if row.get("floor") is not None:
-        below += f"; floor {number(row['floor'], row['format'])}"
     return Row(row["metric"], cells, row.get("name", ""), below, charts.strip(row, models))
 
 
@@ -166,8 +164,8 @@ def _row(row: Mapping[str, Any], models: Sequence[str]) -> Row:
 
 
 def _gap_and_time(report: Report) -> list[Part]:
-    parts = []
     rows = {row.get("name"): row for row in report["rows"]}
+    found = None
     seconds = rows.get("seconds", {}).get("values", {})
     models, counted = report["columns"], gap_rows(report)
     gaps = {name: mean_gap(report, name) for name in unlearned(report)}
@@ -186,11 +184,10 @@ def _gap_and_time(report: Report) -> list[Part]:
             "Gap against time", points, models, ("time of the method", "gap"), floor=floor,
             note=note,
         )  # fmt: skip
-        if found:
-            parts.append(Part("charts", [found]))
     if bars := _time_bars(report, seconds, rows.get("compile_seconds", {}).get("values", {})):
-        parts.append(Part("bars", bars, "Time, and time to compile (lighter)"))
-    return parts
+        title = "Time, and time to compile (lighter)"
+        return [Part("pair", ([found], title, bars)) if found else Part("bars", bars, title)]
+    return [Part("charts", [found])] if found else []
 
 
 def _time_bars(report: Report, run: Mapping[str, Any], built: Mapping[str, Any]) -> list[Bar]:

@@ -1,15 +1,10 @@
-"""A report as text: its numbers and tables, as GitHub Markdown and for the terminal."""
+"""A report as text: its numbers and tables, and all of it as GitHub Markdown."""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
-
-from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
-from rich.text import Text
 
 from jaxunlearn.core.errors import brief, printable
 
@@ -18,7 +13,7 @@ ORIGINAL, RETRAINED = "original", "retrained"
 FAILED = "failed"
 """Stands in the cell of a value that could not be computed."""
 
-_LAST = ("floor", "ideal")
+LAST = ("floor", "ideal")
 _BY_CLASS = ("accuracy_forget", "accuracy_test_forget", "accuracy_retain", "accuracy_test_retain")
 _MEANINGS = {
     "At": "At: accuracy, forget (train)",
@@ -181,7 +176,7 @@ def grids(report: Mapping[str, Any]) -> list[Grid]:
 
 
 def _values(report: Mapping[str, Any]) -> Grid:
-    columns, groups = [*report["columns"], *_LAST], []
+    columns, groups = [*report["columns"], *LAST], []
     for group, rows in groupby(report["rows"], lambda row: row.get("group", "")):
         lines = []
         for row in rows:
@@ -263,7 +258,7 @@ def environment(report: Mapping[str, Any]) -> str:
 def to_markdown(report: Mapping[str, Any]) -> str:
     """Returns the report as GitHub Markdown; the best unlearned value of a row is bold."""
     expect_report(report)
-    report = _printable(report)
+    report = printable_report(report)
     lines = [f"## {report['title']}"]
     for grid in grids(report):
         lines += ["", f"### {grid.title}"] if grid.title else []
@@ -293,107 +288,12 @@ def _pipes(cells: list[str]) -> str:
     return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
 
 
-def to_table(report: Mapping[str, Any]) -> "ReportTable":
-    """Returns the report for ``rich.print``: split over several tables in a narrow console."""
-    return ReportTable(report)
-
-
-def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the tables, on the standard output by default."""
-    (console or Console()).print(to_table(report))
-
-
-def _printable(value: Any) -> Any:
+def printable_report(value: Any) -> Any:
     """Returns a report whose texts, which may come from a file of others, terminals just show."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, Mapping):
-        return {_printable(key): _printable(inner) for key, inner in value.items()}
-    return [_printable(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-class ReportTable:
-    """A Rich renderable that splits the models over several tables in a narrow console."""
-
-    def __init__(self, report: Mapping[str, Any]) -> None:
-        expect_report(report)
-        self.report = _printable(report)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(self.report["title"], style="bold")
-        for grid in grids(self.report):
-            if grid.title:
-                yield Text(f"\n{grid.title}", style="bold")
-            for table in _fitting(grid, console, options):
-                yield Text()
-                yield table
-            below = [f"* {grid.marks}"] if grid.marks else []
-            if below or grid.notes:
-                yield Text()
-            for note in [*below, *grid.notes]:
-                yield Text(note, style="dim")
-        for note in self.report.get("notes", []):
-            yield Text(f"- {note}")
-        yield Text(environment(self.report), style="dim")
-
-
-def _fitting(grid: Grid, console: Console, options: ConsoleOptions) -> list[Table]:
-    """Returns as few tables as fit; a long metric name is wrapped before the models are split."""
-    if not grid.models:
-        return [_drawn(grid, grid.columns, None)]
-    unlimited = options.update(width=10_000)
-    tables: list[Table] = []
-    for parts in range(1, max(2, len(_unlearned(grid)) + 1)):
-        for wrap in (None, 20):
-            tables = [_drawn(grid, columns, wrap) for columns in _split(grid, parts)]
-            widths = (console.measure(table, options=unlimited).maximum for table in tables)
-            if max(widths) <= options.max_width:
-                return tables
-    return tables
-
-
-def _unlearned(grid: Grid) -> list[str]:
-    return [name for name in grid.columns if name not in (ORIGINAL, RETRAINED, *_LAST)]
-
-
-def _split(grid: Grid, parts: int) -> Iterator[list[str]]:
-    """Returns the columns of each table: the retrained models' in all, the floor in the last."""
-    names = _unlearned(grid)
-    bounds = [round(i * len(names) / parts) for i in range(parts + 1)]
-    for i in range(parts):
-        columns = [name for name in (ORIGINAL,) if i == 0 and name in grid.columns]
-        columns += names[bounds[i] : bounds[i + 1]]
-        columns += [name for name in (RETRAINED,) if name in grid.columns]
-        yield columns + [name for name in _LAST if i == parts - 1 and name in grid.columns]
-
-
-def _drawn(grid: Grid, columns: list[str], wrap: int | None) -> Table:
-    """Returns one table, with the names of metrics wrapped at a width."""
-    table = Table(box=box.HORIZONTALS, show_edge=False, header_style="bold")
-    table.pad_edge, table.collapse_padding = False, True
-    for head in grid.heads:
-        metric = {"max_width": wrap, "no_wrap": wrap is None, "overflow": "fold"}
-        table.add_column(head, **(metric if head == "metric" else {"no_wrap": True}))  # type: ignore[arg-type]
-    for column in columns:
-        if column == "ideal":
-            table.add_column(column, max_width=wrap and 9, no_wrap=wrap is None)
-            continue
-        # Broken after an underscore, a long name does not widen its column.
-        head = column.replace("_", "_\n") if len(column) > 9 else column
-        # in a narrow console the interval of a paper's value goes below it
-        table.add_column(Text(head), justify="right", no_wrap=grid.models)
-    # the place of the asterisk is kept free, so that the digits stay aligned
-    plain = (RETRAINED, *_LAST) if grid.marks else columns
-    for _, lines in grid.groups:
-        for line in lines:
-            cells = (_cell(*line.cells[column], column in plain) for column in columns)
-            words = [f"  {word}" if word == "published" else word for word in line.words]
-            table.add_row(*map(Text, words), *cells, style="dim" if line.theirs else "")
-        table.add_section()
-    return table
-
-
-def _cell(text: str, marked: bool, plain: bool) -> Text:
-    if marked:
-        return Text(f"{text}*", style="bold green")
-    return Text(text if plain else f"{text} ", style="red" if text == FAILED else "")
+        return {printable_report(key): printable_report(inner) for key, inner in value.items()}
+    return (
+        [printable_report(inner) for inner in value] if isinstance(value, list | tuple) else value
+    )

@@ -17,6 +17,7 @@ WORDS = [
 ]
 PICTURES = {
     "confusions.png",
+    "losses.png",
     "concept_poison/concepts.png",
     "concept_poison/maps.png",
     "concept_poison/patches.png",

@@ -54,6 +54,7 @@ LEAST = {
     "path": lambda: (dense, dense_variables(), dense_variables(), jnp.ones((2, 3)), 1),
     "poison": lambda: (greys(1), greys(1), np.array([[[1, 2]]]), 3, [0], [1], greys(1)),
     "samples": lambda: ({"original": random(1, 2, 2, 1)},),
+    "losses": lambda: ({"original": {"forget": random(3)}},),
     "scores": lambda: ({"original": {"forget": random(3)}},),
     "strips": lambda: ({"original": random(1, 2, 2, 2, 1)},),
     "words": lambda: ([[("Ada", 0.5), ("wrote", -0.2)]],),

@@ -60,6 +60,7 @@ SMALL = {
         "--examples", "1000", "--resident", "16", "--size", "16", "--width", "8", "--batch", "4",
         "--steps", "3", "--rounds", "1",
     ],
+    "saves.py": ["--megabytes", "1", "--rounds", "1", "--steps", "64", "--width", "16"],
     "soak.py": ["--kills", "0", "--saves", "1", "--pairs", "0"],
     "third_party.py": ["--packages", "flax", "--only", "SimpleCell", "LayerNorm"],
 }  # fmt: skip

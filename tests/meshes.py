@@ -43,7 +43,7 @@ def expect_in_place(variables, sharding):
 
 
 def expect_steps_in_place(program, sharding):
-    """The state goes in and comes out as the rules have it, and holds the bytes of the plan."""
+    """The state goes in and comes out as the rules have it; returns its bytes on each device."""
     state, planned = named_leaves(program.args_info[0][0]), 0
     given = jax.tree.leaves(program.input_shardings[0][0])
     made = jax.tree.leaves(program.output_shardings[0])
@@ -56,6 +56,7 @@ def expect_steps_in_place(program, sharding):
     # of the sets, which lie whole, what a step does not read is no argument
     rest = sum(map(bytes_of, jax.tree.leaves(program.args_info[0][1:])))
     assert planned <= program.memory_analysis().argument_size_in_bytes <= planned + rest + 64
+    return planned
 
 
 def expect_needed_gathers(program, sharding, batch, reads=1):

@@ -10,7 +10,8 @@ import jaxunlearn as ju
 from jaxunlearn.config import TrainConfig
 from jaxunlearn.core.types import Preparation
 from jaxunlearn.engine import loop
-from tests import toy
+from jaxunlearn.engine.communication import read_collectives
+from tests import meshes, toy
 
 KEY = jax.random.key(0)
 RATES = np.array([1e-3, 1e-2, 3e-2, 0.0], np.float32)
@@ -136,11 +137,13 @@ def test_what_is_no_sweep(wrong, message):
         wrong()
 
 
-def test_members_are_divided_over_devices():
+def test_members_are_divided_over_devices(monkeypatch):
     config = TrainConfig(epochs=1, batch_size=16)
     keys, part = jax.random.split(KEY, 16), toy.sets().retain
-    sharding = ju.make_sharding("data")
+    sharding, programs = ju.make_sharding("data"), meshes.watch(monkeypatch)
     many = ju.train_many(toy.mlp(), part, keys, config=config, sharding=sharding)
+    for program in programs:
+        assert not read_collectives(program.as_text()), "members have nothing to tell each other"
     whole = ju.train_many(toy.mlp(), part, keys, config=config)
     for a, b in zip(jax.tree.leaves(many.variables), jax.tree.leaves(whole.variables), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

@@ -18,8 +18,10 @@ from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.engine.loop import Job, advance, init
 from jaxunlearn.engine.sharding import abstract, make_sharding, replicate
 from jaxunlearn.experiment.memory import account, parse_bytes, to_tables
+from jaxunlearn.experiment.plan import make_plan
 from jaxunlearn.jaxprs.liveness import peak
 from jaxunlearn.language import DecoderShape, build_decoder
+from tests import meshes
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
@@ -200,6 +202,23 @@ def decoder_step(sharding, remat=False):
 def test_estimates_beside_those_of_the_compiler(mesh):
     told, estimated = decoder_step(None if mesh is None else make_sharding(mesh))
     assert 0.4 < estimated / told < 1.5
+
+
+def test_a_step_holds_the_bytes_of_the_plan(monkeypatch, tmp_path):
+    words = ["mesh=fsdp_tensor", "methods=finetune", "methods.finetune.optimizer=adam"]
+    config = load_config("digits", words)
+    planned, plan = account(config), make_plan(config, tmp_path)
+    assert planned["mesh"] == {"data": 4, "model": 2}
+    stage = planned["stages"]["finetune"]["bytes"]
+    programs = meshes.watch(monkeypatch)
+    ju.unlearn(
+        plan.methods["finetune"][0], jax.jit(plan.model.init)(plan.key), plan.sets, plan.key,
+        steps=1, batch_size=16, sharding=plan.sharding,
+    )  # fmt: skip
+    (program,) = meshes.steps_among(programs)
+    held = meshes.expect_steps_in_place(program, plan.sharding)
+    assert held == stage["model"] + stage["optimizer"]
+    assert held < 3 * 4 * planned["parameters"] / 7
 
 
 @pytest.mark.parametrize(("text", "size"), [("80GB", 80e9), ("1.5 gib", 1.5 * 2**30), ("7", 7)])

@@ -11,7 +11,7 @@ import pytest
 
 from jaxunlearn.data.sources import SOURCES
 from jaxunlearn.engine.predict import predict
-from jaxunlearn.language import answer_nll, write_answers
+from jaxunlearn.language import answer_nll, save_pretrained, write_answers
 from jaxunlearn.methods import METHODS
 from jaxunlearn.metrics.registry import METRICS
 from jaxunlearn.models import NETWORKS
@@ -73,8 +73,9 @@ def test_extending(forgetful, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "page",
-    ["own_model", "data", "attribution", "concepts", "ensembles", "gan", "language_concepts"],
-)
+    ["tutorial", "own_model", "data", "attribution", "concepts", "ensembles", "gan",
+     "language_concepts"],
+)  # fmt: skip
 def test_a_manual_is_one_program(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope = {}
@@ -82,6 +83,53 @@ def test_a_manual_is_one_program(page, tmp_path, monkeypatch):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         exec(compile(code_of(f"{page}.md"), f"{page}.md", "exec"), scope)
         CHECKS[page](scope, tmp_path)
+
+
+def test_manuals_of_language_models(tmp_path, monkeypatch):
+    """The pages of language models go on from the first."""
+    monkeypatch.chdir(tmp_path)
+    scope = {"DIR": tmp_path / "theirs", "DIR2": tmp_path / "ours"}
+    first, said, files = re.findall(
+        r"```python\n(.*?)```", (DOCS / "language.md").read_text(), re.S
+    )
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(first + said, "language.md", "exec"), scope)
+        rows = {row["name"]: row["values"] for row in scope["report"]["rows"]}
+        assert set(scope["models"]) <= set(rows["probability_forget"])
+        scope |= {"variables": scope["original"].variables, "key": jax.random.key(0)}
+        exec(compile(code_of("language_methods.md"), "language_methods.md", "exec"), scope)
+        assert scope["out"].steps == 100
+        save_pretrained(scope["DIR"], scope["model"], scope["variables"])
+        scope["tokenizer"].save(scope["DIR"])
+        exec(compile(files, "language.md", "exec"), scope)
+        assert (scope["DIR2"] / "tokenizer.json").exists()
+        exec(compile(code_of("language_scaling.md"), "language_scaling.md", "exec"), scope)
+        assert scope["config"].sharding_rules
+
+
+ELSEWHERE = {
+    "extending.md": "above",
+    "language.md": "above",
+    "language_methods.md": "above",
+    "language_scaling.md": "above",
+    "erasure.md": "tests/experiment/test_erasure.py",
+    "text_classes.md": "not run: reads TREC, which is no part of the repository",
+}
+"""Pages with code that the table of manuals does not run, and what does."""
+
+
+def test_all_code_of_all_pages_is_run():
+    pages = {p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md") if "```py" in p.read_text()}
+    assert pages == {*ELSEWHERE, *(f"{page}.md" for page in CHECKS)}
+
+
+def check_tutorial(scope, folder):
+    rows = scope["rows"]
+    assert rows["accuracy_test_forget"]["original"] > 0.9
+    for name in ("neuron_path", "scrub"):
+        assert rows["accuracy_test_forget"][name] < 0.2
+        assert rows["accuracy_test_retain"][name] > 0.9
+    assert rows["linear_probe"]["neuron_path"] > 0.9, "hidden, not gone"
 
 
 def check_own_model(scope, folder):
@@ -143,6 +191,7 @@ def check_language_concepts(scope, folder):
 
 
 CHECKS = {
+    "tutorial": check_tutorial,
     "language_concepts": check_language_concepts,
     "own_model": check_own_model,
     "data": check_data,

@@ -20,11 +20,13 @@ _IMPORTED = ("jax", "flax", "optax", "orbax.checkpoint", "chex", "sklearn", "PIL
 """Packages that are imported to see that they work; the others are large, and only looked up."""
 _EXTRAS = {
     "lm": ("safetensors", "tokenizers", "sentencepiece"),
+    "stream": ("cloudpickle",),
     "prepare": ("tensorflow",),
     "test-frameworks": ("haiku", "equinox"),
 }
 _FOR = {
     "lm": "reads checkpoints and tokenizers of language models",
+    "stream": "has worker processes read data that do not fit",
     "prepare": "has TFDS prepare a data set, once",
     "test-frameworks": "tests networks of Haiku and Equinox",
 }

@@ -93,7 +93,7 @@ def pairs_dataset(train: Sequence[Pair], test: Sequence[Pair]) -> Dataset:
     """Makes a data set of question-answer pairs.
 
     Returns:
-      ``x = {"question": uint8 [N, L], "answer": uint8 [N, L], ...}``, see :func:`to_bytes`, with
+      The set; its ``x`` has ``"question"`` and ``"answer"``, bytes ``uint8 [N, L]``, and
       those variants that any pair has: ``"paraphrased_question"``, ``"paraphrased_answer"``,
       ``uint8 [N, L]``, and ``"perturbed_answer"``, ``uint8 [N, P, L]``. Labels are topics, in the
       order in which they are met. Both splits have the same fields, of the same lengths.

@@ -1,0 +1,65 @@
+"""The documentation as a site: built strictly, read without a network."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import jaxunlearn as ju
+from jaxunlearn.methods import METHODS
+
+ROOT = Path(__file__).parent.parent
+NEEDED = ("mkdocs", "material", "mkdocstrings")
+
+if missing := [name for name in NEEDED if find_spec(name) is None]:
+    pytest.skip(
+        f"{missing[0]} is not here: pip install 'jaxunlearn[docs]'", allow_module_level=True
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "XLA_FLAGS": ""}
+    # every warning ends a strict build: a link to nowhere, a page in no list, a name without docs
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return folder
+
+
+def test_nothing_is_fetched(site):
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        loaded = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"([^\"]+)", text)
+        loaded += re.findall(r"<link\b[^>]*rel=\"(?:stylesheet|icon|preload)\"[^>]*>", text)
+        assert loaded
+        assert not [one for one in loaded if re.search(r"(https?:)?//", one)], page
+        assert "fonts.googleapis" not in text
+
+
+def test_public_names_have_pages(site):
+    index = (site / "api/index.html").read_text()
+    for name in ju.__all__:
+        assert (f">ju.{name}<" if name in ju._ROOMS else f"<code>{name}</code>") in index, name
+    for name, row in METHODS.items():
+        if row.kind == "classifier":
+            page = (site / f"api/{row.target.partition(':')[0]}.html").read_text()
+            assert f'id="{row.target.replace(":", ".")}"' in page, name
+
+
+def test_roles_and_links_of_the_repository_are_led(site):
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        assert not re.search(r":(func|class|data|mod|meth|attr):", text), page
+        assert not re.search(r"href=\"[^\"]*\.(py|md|toml)\"", text), page
+
+
+def test_examples_are_pages(site):
+    page = (site / "examples/nnx_module.html").read_text()
+    assert "An NNX module that you trained comes in as it is" in page
+    assert "# %%" not in page

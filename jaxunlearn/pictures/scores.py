@@ -122,8 +122,8 @@ def describe_scores(
       about: words on the attack.
 
     Returns:
-      ``{"words", "about", "edges", "models": {model: {set: counts}}, "roc": {model: {"false",
-      "true", "auc"}}}``.
+      ``{"words", "about", "edges": {model: edges}, "models": {model: {set: counts}}, "roc":
+      {model: {"false", "true", "auc"}}}``; nothing of no model.
     """
     sound = {
         model: {name: np.asarray(v, np.float64) for name, v in panel.items()}
@@ -132,13 +132,10 @@ def describe_scores(
     }
     if not sound:
         return {}
-    edges = bins_of([values for panel in sound.values() for values in panel.values()])
+    edges = {model: bins_of(list(panel.values())) for model, panel in sound.items()}
     # what lies beyond the ends counts in the last bins
     counts = {
-        model: {
-            name: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0].tolist()
-            for name, v in panel.items()
-        }
+        model: {name: _counts(values, edges[model]) for name, values in panel.items()}
         for model, panel in sound.items()
     }
     sign = -1.0 if small else 1.0
@@ -147,8 +144,13 @@ def describe_scores(
         for model, panel in sound.items()
         if {members, others} <= set(panel)
     }
-    rounded = [round(edge, 5) for edge in edges.tolist()]
+    rounded = {model: [float(f"{edge:.6g}") for edge in own] for model, own in edges.items()}
     return {"words": words, "about": about, "edges": rounded, "models": counts, "roc": curves}
+
+
+def _counts(values: np.ndarray, edges: np.ndarray) -> list[int]:
+    found: list[int] = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0].tolist()
+    return found
 
 
 def _roc(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:

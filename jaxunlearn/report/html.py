@@ -242,7 +242,7 @@ def breaks(text: str) -> Any:
     """Returns a name as markup that may be broken behind an underscore, a slash or a dot."""
     from markupsafe import Markup
 
-    return Markup(re.sub(r"([_/.])(?=\w)", r"\1<wbr>", html.escape(text)))
+    return Markup(re.sub(r"([_/]|\.(?=[a-z]))(?=\w)", r"\1<wbr>", html.escape(text)))
 
 
 def embed_pictures(files: Sequence[tuple[Path, str, str]]) -> list[Picture]:

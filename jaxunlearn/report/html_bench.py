@@ -56,9 +56,14 @@ def best_of_bench(report: Report) -> str:
     who = best[0] if len(best) == 1 else f"{', '.join(best[:-1])} and {best[-1]}"
     many = len(report["requests"])
     over = f"over {many} requests" if many > 1 else f"on {report['requests'][0]['name']}"
+    if len(best) > 1:
+        return (
+            f"{who} share the best mean rank, {first:.1f}, {over}: methods whose gaps to retrained "
+            "models differ by no more than the floor are equally good"
+        )
     speed = ranked[0].get("speedup")
-    fast = f", {_fast(speed)}" if speed and len(best) == 1 else ""
-    near = _near(report, best[0]) if len(best) == 1 else ""
+    fast = f", {_fast(speed)}" if speed else ""
+    near = _near(report, best[0])
     return f"{who} came nearest to retrained models {over} (mean rank {first:.1f}){near}{fast}"
 
 
@@ -187,9 +192,10 @@ def make_study_page(
         if row["faithfulness"] is not None and row["robustness"] is not None
     }
     chart = charts.scatter(
-        "Faithful and robust", points, list(points), ("faithfulness", "robustness"), linear=True,
-        note="Upper right is better; 0.5 of faithfulness is worthless. Large numbers only are "
-        "named in the table below.",
+        "Faithful and robust", points, [], ("faithfulness", "robustness"), linear=True,
+        note="Upper right is better; 0.5 of faithfulness is worthless. The best have their names "
+        "here, all have them in the table below.",
+        named=sorted(points, key=lambda name: -points[name][0] * points[name][1])[:_NAMED],
     )  # fmt: skip
     groups = []
     for group, own in groupby(sorted(rows, key=lambda r: str(r["group"])), lambda r: r["group"]):
@@ -208,6 +214,7 @@ def make_study_page(
     return Page("Metric study", report["title"], best_of_study(report), facts, sections, words)
 
 
+_NAMED = 8
 _STUDY = (
     "Faithfulness: how well a metric tells models that were trained on the forget set from those "
     "that were not (AUC in the better direction). Robustness: how little it moves when an "
@@ -275,7 +282,7 @@ def make_comparison(
             if any(m not in shared for m in one["columns"])
         ),
     ]  # fmt: skip
-    lead = " ".join(
+    lead = "\n".join(
         f"{name}: {sentence}." for name, one in zip(names, reports, strict=True)
         if (sentence := best_sentence(one))
     )  # fmt: skip

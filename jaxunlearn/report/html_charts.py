@@ -18,7 +18,7 @@ COLOURS = 6
 """Colours of unlearned models; they come again with another dash."""
 _DASHES = ("", "5 3", "1.5 2.5", "7 2 1.5 2")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 16, 10, 34
-_MOST_CELLS = 20
+_MOST_CELLS, _MOST_NAMED = 20, 12
 
 
 class Chart(NamedTuple):
@@ -177,13 +177,14 @@ def svg(body: str, alt: str, height: float, width: float = WIDTH) -> str:
 def scatter(
     title: str, points: Mapping[str, tuple[float, float]], models: Sequence[str],
     words: tuple[str, str], *, spec: str = "s", floor: float | None = None, note: str = "",
-    linear: bool = False,
+    linear: bool = False, named: Sequence[str] = (),
 ) -> Chart | None:  # fmt: skip
     """Draws models by two numbers; a line marks the floor of the second.
 
     Args:
       points: model -> place on the first axis, logarithmic unless ``linear``, and the second.
       spec: format of the first axis.
+      named: points whose names are written where there are too many for all.
     """
     sound = {n: p for n, p in points.items() if all(map(math.isfinite, p)) and (linear or p[0] > 0)}
     if not sound:
@@ -205,22 +206,26 @@ def scatter(
             f'<rect class="band" x="{_LEFT}" y="{top:.1f}" width="{WIDTH - _LEFT - _RIGHT}" '
             f'height="{high:.1f}"/>'
         )
-        parts.append(_text(WIDTH - _RIGHT - 3, top - 3, "floor", "end"))
+        parts.append(_text(_LEFT + 4, top - 3, "floor"))
     drawn = {name: (across(p[0]), down(p[1])) for name, p in sound.items()}
-    parts += [mark(name, models, *place, 5) for name, place in drawn.items()]
-    if len(drawn) <= 12:
-        parts += _labels(drawn)
+    written = {n: p for n, p in drawn.items() if len(drawn) <= _MOST_NAMED or n in named}
+    parts += _labels(written, drawn)
+    for name, place in drawn.items():
+        about = html.escape(f"{name}: {sound[name][0]:.3g}, {sound[name][1]:.3f}")
+        parts.append(f"<g><title>{about}</title>{mark(name, models, *place, 5)}</g>")
     told = ", ".join(
         f"{n} {number(p[0], '.3g' if linear else spec)} and {p[1]:.3f}" for n, p in sound.items()
     )
     alt = f"{title}. {words[0]} and {words[1]}: {told}."
-    legend = [(name, sample(name, models, line=False)) for name in sound]
+    legend = [] if written else [(name, sample(name, models, line=False)) for name in sound]
     return Chart(title, svg("".join(parts), alt, height), alt, legend, note)
 
 
-def _labels(places: Mapping[str, tuple[float, float]]) -> list[str]:
+def _labels(
+    places: Mapping[str, tuple[float, float]], marks: Mapping[str, tuple[float, float]]
+) -> list[str]:
     """Writes names beside marks, where they overlap neither others nor marks."""
-    taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in places.values()]
+    taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in marks.values()]
     parts = []
     for name, (x, y) in sorted(places.items(), key=lambda item: item[1][1]):
         wide = 6.4 * len(name)
@@ -232,7 +237,9 @@ def _labels(places: Mapping[str, tuple[float, float]]) -> list[str]:
         ] or [(max(2.0, min(x + 9, WIDTH - 2 - wide)), y + 3.5)]
         begin, base = min(tries, key=lambda at: (_hits(at, wide, taken), tries.index(at)))
         taken.append((begin, begin + wide, base - 9, base + 3))
-        parts.append(_text(begin, base, name, "start", "label halo"))
+        to_right = begin > x
+        anchor, at = ("start", begin) if to_right else ("end", begin + wide)
+        parts.append(_text(at, base, name, anchor, "label halo"))
     return parts
 
 

@@ -235,7 +235,7 @@ def _distributions(content: Mapping[str, Any]) -> list[Part]:
     models, edges, words = content["models"], content["edges"], content["words"]
     names, shown = list(models), []
     for model in [*names[: _MOST_DRAWN - 1], *names[-1:]] if len(names) > _MOST_DRAWN else names:
-        shown.append(charts.histogram(model, models[model], edges, words))
+        shown.append(charts.histogram(model, models[model], edges[model], words))
     parts = [Part("charts", shown, f"Distribution of the {words}")]
     if curves := content.get("roc"):
         lines = {name: (own["false"], own["true"]) for name, own in curves.items()}

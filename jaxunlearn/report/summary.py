@@ -1,9 +1,9 @@
 """What was best in a run, in one sentence, judged beside retrained models.
 
 A method *forgot* if each of its primary metrics of forgetting differs from the retrained models'
-by no more than two of these differ from each other (the floor), or, over several seeds, by no more
-than the 95 % interval of the difference holds. Less than retrained models know is no better than
-more: both are told apart.
+by no more than two of these differ from each other (the floor), or, over several seeds, if the 95 %
+interval of the difference holds 0 and is at most a tenth of what there was to forget. Less than
+retrained models know is no better than more: both are told apart.
 """
 
 import math
@@ -39,6 +39,7 @@ TRACES = {
 """What a metric beyond the floor says, in the order in which it is said; the first one counts."""
 PROBES = ("linear_probe", "discriminator_probe")
 _CHANCE = 0.6
+_NARROW = 0.1
 
 Report = Mapping[str, Any]
 
@@ -58,8 +59,12 @@ def is_as_retrained(row: Mapping[str, Any], label: str) -> bool | None:
         return None
     paired = (row.get("differences") or {}).get(label) or {}
     known = None not in (paired.get("mean"), paired.get("interval"))
-    if known and abs(paired["mean"]) <= paired["interval"]:
-        return True
+    before = _value(row, ORIGINAL)
+    if known and before is not None and abs(paired["mean"]) <= paired["interval"]:
+        # a wide interval holds everything
+        narrow = paired["interval"] <= _NARROW * abs(before - theirs)
+        if narrow:
+            return True
     if row.get("floor") is None:
         return None
     # a hair's breadth of rounding is no difference
@@ -209,7 +214,8 @@ def _trace(rows: Mapping[Any, Mapping[str, Any]], label: str) -> str:
         row = rows[name]
         if is_as_retrained(row, label) is False and _leans_to_original(row, label):
             own, theirs = (number(_value(row, n), row["format"]) for n in (label, RETRAINED))
-            return f"{words} ({own}, retrained {theirs})"
+            if own != theirs:
+                return f"{words} ({own}, retrained {theirs})"
     for name, words in said:
         found, wanted = (_value(rows[name], n) for n in (label, RETRAINED))
         if name in PROBES and found is not None and wanted is not None and found > _CHANCE:

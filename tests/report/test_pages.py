@@ -55,24 +55,6 @@ class Parsed(HTMLParser):
         return [attributes for tag, attributes in self.elements if tag in tags]
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A run's folder, as much of it as a page reads."""
-    home = tmp_path / "run"
-    (home / "pictures/neuron_path").mkdir(parents=True)
-    Image.effect_noise((700, 300), 80).save(home / "pictures/neuron_path/path.png")
-    Image.effect_noise((40, 40), 80).save(home / "pictures/confusions.png")
-    rng = np.random.default_rng(0)
-    scores = {m: {"forget": rng.random(30), "test": rng.random(20)} for m in ("original", "scrub")}
-    (home / "pictures/losses.json").write_text(
-        json.dumps(describe_scores(scores, "loss", "forget", "test", small=True))
-    )
-    matrix = {"names": ["cat", "<dog>"], "forgotten": [1], "models": {"original": [[3, 1], [0, 4]]}}
-    (home / "pictures/confusions.json").write_text(json.dumps(matrix))
-    (home / "config.json").write_text(json.dumps({"name": "run", "request": {"indices": [7] * 50}}))
-    return home
-
-
 def page_of(report, folder):
     return html.to_html(make_run_page(report, folder, WORDS, PICTURES))
 

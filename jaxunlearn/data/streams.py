@@ -89,7 +89,7 @@ class _Shared:
 
     def read(self, positions: np.ndarray) -> list[np.ndarray]:
         """Reads examples, arrays ``[M, ...]``; may be called by several threads."""
-        out = [_aligned((len(positions), *form.shape), form.dtype) for form in self.recipe.forms]
+        out = [_empty((len(positions), *form.shape), form.dtype) for form in self.recipe.forms]
         with self._reading() as workers:
             if workers is None:
                 read_into(self.recipe, positions, out)
@@ -117,11 +117,14 @@ class _Shared:
                 raise
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """Returns an empty array that JAX takes on CPU without copying it."""
+def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Returns an empty array that JAX copies even on CPU.
+
+    One that lies so that it can be taken as it is would be let go of much later.
+    """
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    buffer = np.empty(size + 64, np.uint8)
-    skipped = -buffer.ctypes.data % 64
+    buffer = np.empty(size + 80, np.uint8)
+    skipped = -buffer.ctypes.data % 64 + 16
     return buffer[skipped : skipped + size].view(dtype).reshape(shape)
 
 

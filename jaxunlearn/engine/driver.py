@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxunlearn.core.errors import DivergenceError, NoEffectError, RequestError
 from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.processes import gathered
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import (
     Batches,
@@ -213,8 +214,9 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
         state, infos = advance(
             state, sets, key, np.int32(done), np.int32(count), rows, job=job, length=chunk
         )
-        rows = next(feed, None)  # while the device computes
+        spent, rows = rows, next(feed, None)  # while the device computes
         latest = _read(infos, count, done, job.mapped)
+        jax.tree.map(lambda leaf: leaf.delete(), spent)
         done += count
         history = {
             name: np.concatenate([history[name], new]) if name in history else new
@@ -287,7 +289,7 @@ def _expect_effect(job: Job, before: Variables, after: Variables) -> None:
     before = before.inner if job.swept else before
     if len({jax.tree.structure(before), jax.tree.structure(after)}) > 1:
         return  # a model made from nothing
-    same = np.asarray(unchanged(before, after, job=job))
+    same = np.asarray(gathered(unchanged(before, after, job=job)))
     if np.any(same):
         which = f" for {int(same.sum())} of {same.size} members" if job.mapped else ""
         raise NoEffectError(
@@ -342,6 +344,8 @@ def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
     if not job.mapped:
         found = prepare(job.unlearner, variables, sets, key)
         return found if job.sharding is None else _on_mesh(found, job.sharding)
+    if job.mesh is not None:  # each process prepares all members for itself
+        variables, sets, key = gathered((variables, sets, key))
     each = [
         prepare(
             job.unlearner,
@@ -351,7 +355,8 @@ def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
         )
         for n in range(len(key))
     ]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    return stacked if job.mesh is None else divide_members(job.mesh, 0, stacked)
 
 
 def _on_mesh(found: Any, sharding: Sharding) -> Any:
@@ -424,7 +429,7 @@ def loops_badly(job: Job, variables: Variables, sets: Sets, key: Key, prepared: 
 
 def _read(infos: Info, count: int, start: int, mapped: bool) -> dict[str, np.ndarray]:
     """Reads a chunk's diagnostics, ``[count]`` or ``[count, R]``; raises on NaN."""
-    host = jax.device_get(infos)
+    host = jax.device_get(gathered(infos))
     if mapped:
         host = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1), host)
     host = jax.tree.map(lambda leaf: leaf[:count], host)

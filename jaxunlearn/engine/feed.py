@@ -4,7 +4,8 @@ While the device does one chunk, the rows of the next lie on it already and thos
 after are being read: never more than three chunks at once, wherever they are.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,7 +26,7 @@ def rows_of_steps(
     sets: Sets, key: Key, starts: Iterable[int], *, batch_size: int, length: int,
     sharding: Sharding | None = None,
 ) -> Iterator[Rows]:  # fmt: skip
-    """Yields the rows of chunks of steps, on the device; the next ones are read meanwhile.
+    """Returns the rows of chunks of steps, on the device; the next ones are read meanwhile.
 
     Args:
       key: of the run.
@@ -55,29 +56,33 @@ def rows_of_steps(
             found[name] = part.examples.x.read(places[name][own])
         return found
 
-    for rows in _ahead(read, starts):
-        yield {name: divided.put(tree) for name, tree in rows.items()}
+    return _ahead(read, lambda rows: {n: divided.put(tree) for n, tree in rows.items()}, starts)
 
 
 def batches_in_order(x: Stream, positions: np.ndarray, batch_size: int) -> Iterator[Any]:
-    """Yields stored examples at some positions, ``[B, ...]`` at a time, the last batch padded."""
+    """Returns stored examples at some positions, ``[B, ...]`` at a time, the last batch padded."""
     count = -(-len(positions) // batch_size) * batch_size
     batches = np.resize(positions, count).reshape(-1, batch_size)
-    for rows in _ahead(lambda number: x.read(batches[number]), range(len(batches))):
-        yield jax.device_put(rows)
+    return _ahead(lambda number: x.read(batches[number]), jax.device_put, range(len(batches)))
 
 
-def _ahead(read: Any, numbers: Iterable[int]) -> Iterator[Any]:
-    """Yields ``read(number)``, the next one under way in a thread while the caller has this."""
+def _ahead(
+    read: Callable[[int], Any], put: Callable[[Any], Any], numbers: Iterable[int]
+) -> Iterator[Any]:
+    """Yields ``put(read(number))``; the next one is read in a thread while the caller has this."""
+    waiting = iter(numbers)
     with ThreadPoolExecutor(1, "stream") as thread:
-        coming = None
-        for number in numbers:
-            wanted, coming = coming, thread.submit(read, number)
-            if wanted is not None:
-                yield wanted.result()
-                del wanted
-        if coming is not None:
-            yield coming.result()
+        number = next(waiting, None)
+        coming = None if number is None else thread.submit(read, number)
+        while coming is not None:
+            made = jax.block_until_ready(put(coming.result()))
+            coming = None
+            # JAX lets go of the arrays that it copied when Python collects, and not before
+            gc.collect(0)
+            if (number := next(waiting, None)) is not None:
+                coming = thread.submit(read, number)
+            yield made
+            del made
 
 
 def _host() -> jax.Device:

@@ -37,13 +37,14 @@ def _streamed_outputs(
     """Computes a batch while the next one is read."""
     positions = np.asarray(part.indices)[: num_examples(part)]
     found: list[np.ndarray] = []
-    waiting: jax.Array | None = None
-    for rows in batches_in_order(part.examples.x, positions, batch_size):
+    feed = batches_in_order(part.examples.x, positions, batch_size)
+    rows = next(feed, None)
+    while rows is not None:
         computed = _outputs_of_rows(variables, part.examples.reader, rows, apply=apply)
-        if waiting is not None:
-            found.append(np.asarray(waiting))
-        waiting = computed
-    return np.concatenate([*found, np.asarray(waiting)])
+        spent, rows = rows, next(feed, None)  # while the device computes
+        found.append(np.asarray(computed))
+        jax.tree.map(lambda leaf: leaf.delete(), spent)
+    return np.concatenate(found)
 
 
 class Predictions:

@@ -3,15 +3,16 @@
 A page is made of the files in the folder alone, so that it can be made again at any time.
 """
 
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import report
+from jaxunlearn import __version__, report
 from jaxunlearn.core.errors import UserError, sentence
-from jaxunlearn.core.files import is_writer
+from jaxunlearn.core.files import is_writer, sha256
 from jaxunlearn.metrics.about import text_of
 from jaxunlearn.metrics.registry import METRICS
 from jaxunlearn.pictures import PICTURES
@@ -29,20 +30,48 @@ def write_page(folder: Path) -> Path:
       UserError: the folder holds none of them.
       OSError: the page cannot be written.
     """
-    write_html(page_of(folder), folder / PAGE)
+    write_html(page_of(folder)._replace(made_of=_digest(folder)), folder / PAGE)
     return folder / PAGE
 
 
 def try_page(folder: Path) -> None:
-    """Writes a page at the end of a run: one that cannot be made costs only itself, a warning."""
+    """Writes a page at the end of a run, unless one of the same is there.
+
+    One that cannot be made costs only itself, a warning.
+    """
     if not is_writer():
         return
     try:
-        write_page(folder)
+        if not _is_there(folder):
+            write_page(folder)
     # whatever goes wrong, the numbers are there
     except Exception as error:
         problem = f"{type(error).__name__}: {sentence(error)}"
         warnings.warn(f"{folder / PAGE} could not be made: {problem}", stacklevel=2)
+
+
+def _is_there(folder: Path) -> bool:
+    """Tells whether the page was made of what is in the folder now."""
+    try:
+        with (folder / PAGE).open(encoding="utf-8") as file:
+            begin = file.read(1000)
+    except (OSError, ValueError):
+        return False
+    return f'<meta name="made-of" content="{_digest(folder)}">' in begin
+
+
+def _digest(folder: Path) -> str:
+    """Returns what changes with any file that a page is made of, and with the version."""
+    patterns = ("*.json", "*.npz", "attacks/*/report.json", "pictures/**/*", "*/pictures/**/*",
+                "erasure/*/record.json", "*/erasure/*/record.json")  # fmt: skip
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    parts = [
+        f"{path.relative_to(folder).as_posix()} {sha256(path)}"
+        for path in sorted(found)
+        # values of single models, whose means are in the report
+        if path.name not in ("judgement.json", "drawn.json")
+    ]
+    return hashlib.sha256("\n".join([__version__, *parts]).encode()).hexdigest()
 
 
 def page_of(folder: Path) -> Page:

@@ -174,6 +174,7 @@ class Page(NamedTuple):
       facts: name and value, below.
       sections: in their order.
       words: on metrics, by name; those that tables name are told at the end.
+      made_of: digest of what the page was made of.
     """
 
     kicker: str
@@ -182,6 +183,7 @@ class Page(NamedTuple):
     facts: Sequence[tuple[str, str]]
     sections: Sequence[Section]
     words: Mapping[str, Words] = {}
+    made_of: str = ""
 
 
 def write_html(page: Page, path: str | os.PathLike[str]) -> None:

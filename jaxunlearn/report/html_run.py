@@ -4,10 +4,13 @@ What an older run did not keep, or a purge removed, is left out, and so is what 
 """
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxunlearn.report import html_charts as charts
 from jaxunlearn.report.erasure_page import FINDINGS, PLAIN
@@ -64,6 +67,7 @@ def make_run_page(
         Section("inside", "Is it still inside?", _curves(report)),
         Section("losses", "Can one tell what was trained on?", _losses(folder)),
         Section("confusions", "Who is taken for whom?", _confusions(folder)),
+        Section("exposed", "Most exposed examples", _exposed(report, folder, words), _EXPOSED_LEAD),
         Section("pictures", "Pictures", _pictures(folder, pictures)),
         Section("attacks", "After attacks", list(_attacks(folder)), open=False),
         Section("record", "Erasure record", list(_records(folder, report)), open=False),
@@ -261,7 +265,48 @@ def _confusions(folder: Path) -> list[Part]:
     return []
 
 
+def _exposed(report: Report, folder: Path, words: Mapping[str, Words]) -> list[Part]:
+    """Returns the forget examples of each method that give most away, by a value of each."""
+    found, places = _arrays(folder / "examples.npz"), _arrays(folder / "sets.npz").get("forget")
+    name = next((n for n in _EXPOSING if any(key.endswith(f"/{n}") for key in found)), "")
+    rows = []
+    for label in unlearned(report):
+        # of several trials the first
+        keys = sorted(key for key in found if f"/{key}".endswith(f"/unlearned/{label}/{name}"))
+        values = found[keys[0]] if keys else np.zeros(0)
+        if values.ndim != 1 or not np.isfinite(values).all() or not len(values):
+            continue
+        first = np.argsort(-values, kind="stable")[:_MOST_EXPOSED]
+        known = places is not None and len(places) == len(values) and "/unlearned/" not in keys[0]
+        own = [int(places[n]) if known and places is not None else int(n) for n in first]
+        cells = [
+            Cell(f"{place}", below=f"{values[n]:.3f}") for place, n in zip(own, first, strict=True)
+        ]
+        cells += [Cell("-")] * (_MOST_EXPOSED - len(cells))
+        rows.append(Row(label, [*cells, Cell(f"{np.median(values):.3f}")]))
+    if not rows:
+        return []
+    heads = [*(f"{n}." for n in range(1, _MOST_EXPOSED + 1)), "median"]
+    label = words[name].label if name in words else name
+    note = f"Positions in the data set (of several seeds in the forget set), below them: {label}."
+    return [Part("table", Table("method", heads, [("", rows)], note=note))]
+
+
+_EXPOSING = ("lira", "js_to_retrained", "probability_forget")
+"""Values of each forget example that are large where it is exposed; the first that are there."""
+_EXPOSED_LEAD = "Forgotten examples on which a model is least like one that never saw them."
+_MOST_EXPOSED = 5
+
+
 # What lies beside the report
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return {}
 
 
 def _beside(folder: Path, name: str) -> list[Path]:

@@ -23,5 +23,8 @@ def folder(tmp_path):
     )
     matrix = {"names": ["cat", "<dog>"], "forgotten": [1], "models": {"original": [[3, 1], [0, 4]]}}
     (home / "pictures/confusions.json").write_text(json.dumps(matrix))
+    values = {f"unlearned/{name}/js_to_retrained": rng.random(30) for name in ("scrub", "tuning")}
+    np.savez(home / "examples.npz", **values)
+    np.savez(home / "sets.npz", forget=np.arange(100, 130))
     (home / "config.json").write_text(json.dumps({"name": "run", "request": {"indices": [7] * 50}}))
     return home

@@ -103,7 +103,13 @@ def test_every_number_stands_in_the_table(folder):
     shown = " ".join(" ".join(Parsed(page_of(named_report(), folder)).words).split())
     for cell in ["0.978", "0.052", "1.2 s", "61,500x", "7,777,777", "0.013 ±.004", "floor 0.003"]:
         assert cell in shown, cell
-    for part in ("Distribution of the loss", "Who is taken for whom?", "50 values", "Share of"):
+    for part in (
+        "Distribution of the loss",
+        "Who is taken for whom?",
+        "50 values",
+        "Share of",
+        "Most exposed examples",
+    ):
         assert part in shown, part
     # drawn from their numbers, so that the picture is left out
     assert "neurons that carry a class" in shown
@@ -129,7 +135,7 @@ def test_texts_of_others_are_shown_and_never_obeyed(folder):
     ("name", "content"),
     [("config.json", "{"), ("pictures/losses.json", "[]"), ("pictures/losses.json", '{"words": 1}'),
      ("pictures/confusions.json", '{"models": {"a": 3}, "names": [], "forgotten": []}'),
-     ("pictures/neuron_path/path.png", "no picture")],
+     ("pictures/neuron_path/path.png", "no picture"), ("examples.npz", "no archive")],
 )  # fmt: skip
 def test_what_cannot_be_read_is_left_out(folder, name, content):
     (folder / name).write_text(content)

@@ -171,9 +171,13 @@ def streamed(sets: Sets) -> dict[str, Subset]:
     return {name: part for name, part in parts if part and isinstance(part.examples.x, Stream)}
 
 
-def rows_like(sets: Sets, batch_size: int, length: int) -> dict[str, Any]:
-    """Returns shapes and dtypes of the rows that some steps are given beside streamed sets."""
-    return {
+def rows_like(sets: Sets, batch_size: int, length: int) -> dict[str, Any] | None:
+    """Returns shapes and dtypes of the rows that some steps are given beside streamed sets.
+
+    ``None`` where none is streamed, which the steps are given too: else they are traced twice.
+    """
+    rows = {
         name: stored_like(part.examples.x, length, batch_size)
         for name, part in streamed(sets).items()
     }
+    return rows or None

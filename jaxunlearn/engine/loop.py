@@ -158,11 +158,17 @@ def advance(
         if length == 1:
             state, info = step(state, sets, key, start)
             return state, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], info)
-        blank = jax.eval_shape(step, state, sets, key, start)[1]
+
+        # traced once, for the shapes of its diagnostics too; in the program as if it stood there
+        @partial(jax.jit, inline=True)
+        def after(state: State, turn: jax.Array) -> tuple[State, Info]:
+            return step(state, sets, key, start + turn, turn)
+
+        blank = jax.eval_shape(after, state, 0)[1]
         infos = jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), blank)
 
         def body(turn: jax.Array, carry: tuple[State, Info]) -> tuple[State, Info]:
-            state, info = step(carry[0], sets, key, start + turn, turn)
+            state, info = after(carry[0], turn)
             write = jax.tree.map(lambda all_, leaf: all_.at[turn].set(leaf), carry[1], info)
             return state, write
 

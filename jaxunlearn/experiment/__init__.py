@@ -21,6 +21,7 @@ from jaxunlearn.core.files import is_writer, read_npz, write_text
 from jaxunlearn.core.processes import shared
 from jaxunlearn.core.types import Subset
 from jaxunlearn.data.requests import describe
+from jaxunlearn.data.streams import stored_shapes
 from jaxunlearn.experiment.album import draw_album
 from jaxunlearn.experiment.ensembles import asks_for_ensembles, judge_seeds
 from jaxunlearn.experiment.erasure import Subject, write_records
@@ -355,7 +356,7 @@ def _notes(plan: Plan, judged: Sequence[_Judged], attack: str = "") -> list[str]
     config, leaves = plan.config, jax.tree.leaves(jax.eval_shape(plan.model.init, plan.key))
     assert plan.sets.forget is not None
     shapes = dict.fromkeys(
-        str(list(leaf.shape[1:])) for leaf in jax.tree.leaves(plan.sets.forget.examples.x)
+        str(list(leaf.shape[1:])) for leaf in stored_shapes(plan.sets.forget.examples.x).values()
     )
     place = judged[0].plan.trial
     each = f" for each {place.kind}" if place else ""

@@ -2,11 +2,16 @@
 
     nice python benchmarks/soak.py                          # 50, 20 and 20, about 6 minutes
     nice python benchmarks/soak.py --kills 6 --saves 4 --pairs 2 --json
+    nice python benchmarks/soak.py --together 50 --kills 0 --saves 0 --pairs 0
 
 ``kills``: a run of a classifier or of a GAN is ended by SIGKILL at a random time after it
 started, and started again, several times, until it is left to finish. Every model has to be
 bit-equal to that of a run which nobody disturbed, every number of the report the same
 (but times), and nothing may be left of the kills.
+
+``together``: the same with a run of a classifier by two processes, whose arrays lie over both
+(``mesh=fsdp``): one of them is killed, or both. The one that is left has to end by itself, with
+one line, and the two started again have to go on.
 
 ``saves``: a process that writes one checkpoint after the other to the same place is ended by
 SIGKILL. What lies there, once mended, has to be one of them, bit-equal, and the next save has
@@ -22,6 +27,7 @@ process imports the library once, in a server that forks the others.
 """
 
 import argparse
+import atexit
 import contextlib
 import json
 import multiprocessing
@@ -29,6 +35,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -55,8 +62,14 @@ GAN = (
     "methods.cascade.inversion_steps=4", "methods.cascade.chunk=5", "request.classes=0",
 )  # fmt: skip
 KINDS = {"classifier": CLASSIFIER, "gan": GAN}
+TOGETHER = (
+    "mesh=fsdp", "train.epochs=16", "model.options.features=(24,16)", "retrained=1",
+    "methods=finetune", "methods.finetune.steps=60", "methods.finetune.chunk=10",
+)  # fmt: skip
 MOST_KILLS = 8
 """Kills before a run is left to finish."""
+WAIT = 60
+"""Seconds after which a process that does not end counts as hanging."""
 
 
 # what processes do
@@ -77,7 +90,10 @@ def make_run(words: list[str], runs: str, programs: str, log: str) -> None:
     trial._cold_compilation = contextlib.nullcontext  # type: ignore[assignment]
     report.save_png = lambda made, path: None
     experiment.draw_album = lambda made: []
-    os._exit(command(["run", *words, "--runs", runs]))
+    status = command(["run", *words, "--runs", runs])
+    if "--processes" in words:  # an end in which they wait for each other
+        atexit._run_exitfuncs()
+    os._exit(status)
 
 
 def tree_of(number: int) -> dict[str, np.ndarray]:
@@ -88,7 +104,9 @@ def tree_of(number: int) -> dict[str, np.ndarray]:
 
 def save_forever(path: str) -> None:
     for number in range(1, 10**6):
-        checkpoint.save(path, tree_of(number), {"n": number}, overwrite=True)
+        # every other one beside the program, as unfinished models are; the next waits for it
+        save = checkpoint.save_async if number % 2 else checkpoint.save
+        save(path, tree_of(number), {"n": number}, overwrite=True)
 
 
 def save_once(path: str, number: int) -> None:
@@ -117,6 +135,86 @@ class Soak:
         process = self.context.Process(target=make_run, args=given, daemon=True)
         process.start()
         return process
+
+    def start_together(self, folder: str) -> list[Any]:
+        """Starts two processes that make one run."""
+        runs = self.home / folder
+        runs.mkdir(exist_ok=True)
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{one.getsockname()[1]}"
+        started = []
+        for number in range(2):
+            words = [*TOGETHER, "--processes", "2", "--coordinator", address]
+            words += ["--process-id", str(number)]
+            given = (words, str(runs), str(self.home / "programs"), str(runs / f"log{number}"))
+            # no daemon: the first starts a process of its own
+            started.append(self.context.Process(target=make_run, args=given))
+            started[-1].start()
+        return started
+
+    def together(self, count: int) -> dict[str, Any]:
+        """Kills one or both of two processes so many times."""
+        for name in ("together-first", "together-whole"):
+            start = time.perf_counter()
+            self.end_together(name, self.start_together(name))
+            self.seconds["together"] = time.perf_counter() - start
+        if self.wrong:
+            raise RuntimeError("; ".join(self.wrong))
+        self.whole["together"] = self.found("together-whole")
+        self.compare("together", "together-first")
+        done, runs, during, alone, slowest, begin = 0, 0, 0, 0, 0.0, time.perf_counter()
+        while done < count:
+            folder = f"together-killed-{runs}"
+            for _ in range(min(self.draw.randint(1, MOST_KILLS), count - done)):
+                started = self.start_together(folder)
+                victims = self.draw.choice([[0], [1], [0, 1]])
+                time.sleep(self.draw.uniform(0, self.seconds["together"]))
+                if all(process.is_alive() for process in started):
+                    for number in victims:
+                        os.kill(started[number].pid, signal.SIGKILL)
+                    done += 1
+                    alone += len(victims) == 1
+                    start = time.perf_counter()
+                    for number in {0, 1} - set(victims):
+                        self.check_left(started[number], folder, number)
+                    slowest = max(slowest, time.perf_counter() - start)
+                for process in started:
+                    process.join()
+                during += any((self.home / folder).rglob("*.unfinished"))
+            self.end_together(folder, self.start_together(folder))
+            if not any(line.startswith(f"{folder}:") for line in self.wrong):
+                self.compare("together", folder)
+            if not any(line.startswith(f"{folder}:") for line in self.wrong):
+                shutil.rmtree(self.home / folder)
+            runs += 1
+            print(f"{done} kills of {count}, {len(self.wrong)} faults", file=sys.stderr)
+        return {
+            "what": "kills of one or both of two processes", "times": done, "runs": runs,
+            "of one alone": alone, "slowest end of the other": round(slowest, 1),
+            "left unfinished models": during, "seconds": time.perf_counter() - begin,
+        }  # fmt: skip
+
+    def check_left(self, process: Any, folder: str, number: int) -> None:
+        """Notes where a process whose other was killed does not end by itself with one line."""
+        process.join(2 * WAIT)
+        text = (self.home / folder / f"log{number}").read_text()
+        lines = [line for line in text.splitlines() if line.startswith("error: ")]
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            self.wrong.append(f"{folder}: process {number} goes on alone")
+        elif process.exitcode != 1 or len(lines) != 1 or "Traceback" in text:
+            self.wrong.append(f"{folder}: {number} ended with {process.exitcode}: {text[-500:]}")
+
+    def end_together(self, folder: str, started: list[Any]) -> None:
+        """Waits for two processes that nobody kills."""
+        for number, process in enumerate(started):
+            process.join(10 * WAIT)
+            if process.exitcode != 0:
+                text = (self.home / folder / f"log{number}").read_text()[-500:]
+                self.wrong.append(f"{folder}: {number} ended with {process.exitcode}: {text}")
+                if process.exitcode is None:
+                    os.kill(process.pid, signal.SIGKILL)
 
     def reference(self, kind: str) -> None:
         """Makes the run that nobody disturbs, twice: the second time is that with programs."""
@@ -274,6 +372,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="of runs, half of each kind (50)")
     parser.add_argument("--saves", type=int, default=20, help="kills of checkpoints (20)")
     parser.add_argument("--pairs", type=int, default=20, help="of processes at once (20)")
+    parser.add_argument("--together", type=int, default=0, help="kills of two processes (0)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
@@ -297,6 +396,8 @@ def main() -> None:
                 add(soak.kills(kind, share))
         if options.pairs:
             add(soak.pairs(options.pairs))
+        if options.together:
+            add(soak.together(options.together))
     from peers.report import about, tell  # JAX with it, which forked processes must not inherit
 
     told = about(seed=options.seed) | {

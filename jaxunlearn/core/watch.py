@@ -137,6 +137,7 @@ class Watch:
         told = line.wait(WAIT + 2 * LINGER)
         if told is None or "refused" in told or not isinstance(told.get("service"), int):
             got = (told or {}).get("refused", "processes: expected process 0 to wait, got none")
+            connection.close()
             raise ConfigError(str(got))
         return int(told["service"])
 
@@ -188,6 +189,8 @@ class Watch:
             self.lines[number] = line
             return ""
         line.send({"refused": wrong})
+        line.drain()
+        line.connection.close()
         return wrong
 
     def _start_service(self, host: str) -> int:
@@ -210,10 +213,12 @@ class Watch:
     def _hang_up(self) -> None:
         for line in self.lines.values():
             line.drain()
+            line.connection.close()
         if self.listener is not None:
             self.listener.close()
         if self.child is not None:
             self.child.kill()
+            self.child.communicate()
 
     # Watching
 

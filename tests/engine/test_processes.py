@@ -3,15 +3,20 @@
 import json
 import math
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from jaxunlearn import checkpoint
 from jaxunlearn.core import processes, watch
 from jaxunlearn.core.errors import ConfigError
+from tests import conftest
 
 HERE = Path(__file__).parent
 COSTS = ("time", "memory", "speed-up")
@@ -24,23 +29,23 @@ def free_port():
         return one.getsockname()[1]
 
 
-def started(count, folder):
+def started(count, folder, *step, status=0):
     """What each of some processes printed."""
     port, environment = free_port(), {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
-    environment.pop("XLA_FLAGS", None)
+    flags = [flag for flag in conftest.FLAGS if "device_count" not in flag]
+    flags += [f"--xla_force_host_platform_device_count={4 // count}"]
+    environment["XLA_FLAGS"] = " ".join(flags)
     running = [
         subprocess.Popen(
-            [sys.executable, HERE / "two_processes.py", *map(str, (count, n, port, folder))],
+            [sys.executable, HERE / "two_processes.py", *map(str, (count, n, port, folder, *step))],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )
         for n in range(count)
     ]  # fmt: skip
-    found = []
-    for one in running:
-        out, err = one.communicate(timeout=500)
-        assert one.returncode == 0, err[-3000:]
-        found.append(json.loads(out.partition("FOUND")[2]))
-    return found
+    ended = [one.communicate(timeout=500) for one in running]
+    for one, (_, err) in zip(running, ended, strict=True):
+        assert one.returncode in (status, 1 if status else 0), err[-3000:]
+    return [json.loads(out.partition("FOUND")[2]) for out, _ in ended if not status]
 
 
 def close(one, other, place=""):
@@ -57,15 +62,140 @@ def close(one, other, place=""):
         assert math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-5), (place, one, other)
 
 
-def test_two_processes_find_what_one_does(tmp_path):
-    (alone,) = started(1, tmp_path / "one")
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process finds, and its runs."""
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, *started(1, folder)
+
+
+def test_two_processes_find_what_one_does(alone, tmp_path):
+    home, alone = alone
     first, second = started(2, tmp_path / "two")
     close(first, alone)
     close(second, alone)  # which judges for itself, and hears of the first's decisions
     for kind in ("classifier", "gan", "language"):
-        files = [sorted(p.name for p in (tmp_path / n / kind).glob("*.*")) for n in ("one", "two")]
+        files = [sorted(p.name for p in (n / kind).glob("*.*")) for n in (home, tmp_path / "two")]
         assert files[0] == files[1]
         assert "report.json" in files[0]
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes(alone, tmp_path):
+    started(2, tmp_path, 64, status=7)
+    begun = checkpoint.read_record(tmp_path / "classifier" / "original.unfinished")["step"]
+    assert begun > 0
+    started(1, tmp_path, begun + 64, status=7)
+    assert checkpoint.read_record(tmp_path / "classifier" / "original.unfinished")["step"] > begun
+    for found in started(4, tmp_path):
+        close(found["classifier"], alone[1]["classifier"])
+
+
+PEER = """
+import os, sys, time
+from jaxunlearn.core import watch
+watch.BEAT, watch.HEARTBEAT = 0.1, 2
+one = watch.Watch(2, int(sys.argv[1]), sys.argv[2])
+print("met", flush=True)
+if sys.argv[3] == "fails":
+    time.sleep(0.5)
+    one.fail("no such thing")
+    os._exit(1)
+if sys.argv[3] == "is done":
+    one.finish()
+    os._exit(0)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("is killed", "process {} of 2 has ended; the same command"),
+        ("fails", "process {} of 2 ended with an error: no such thing; the same command"),
+        ("stops", "process {} of 2 has not been heard of for 2 s; the same command"),
+        ("is done", ""),
+    ],
+)
+def test_whoever_hears_of_anothers_end_ends_with_one_line(does, said, victim):
+    place = f"127.0.0.1:{free_port()}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PEER, str(n), place, does if n == victim or not said else ""],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    assert [one.stdout.readline() for one in running] == ["met\n"] * 2
+    if does in ("is killed", "stops"):
+        running[victim].send_signal(signal.SIGKILL if does == "is killed" else signal.SIGSTOP)
+    _, err = running[1 - victim].communicate(timeout=60)
+    assert err.count("\n") == bool(said), err
+    assert said.format(victim) in err
+    assert running[1 - victim].returncode == bool(said)
+    running[victim].kill() if said else running[victim].wait(60)
+    running[victim].communicate()
+
+
+def meet_all(*given):
+    """What processes of these numbers, each as it was told, hear of each other."""
+    place, told = f"127.0.0.1:{free_port()}", {}
+
+    def one(number, count, process):
+        try:
+            watch.Watch(count, process, place)
+        except ConfigError as error:
+            told[number] = str(error)
+
+    threads = [threading.Thread(target=one, args=(n, *row)) for n, row in enumerate(given)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (((3, 0), (3, 1), (3, 1)), "process_id: .* got 1 twice"),
+        (((2, 0), (3, 1)), "processes: expected 2 in all, as process 0 says, got 3 in process 1"),
+        (((2, 0), (3, 2)), "processes: expected 2 in all, as process 0 says, got 3 in process 2"),
+        (((3, 0), (3, 1)), "processes: expected 3 at .* within 2 s, got none with the number 2"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_told_to_all(given, said, monkeypatch):
+    monkeypatch.setattr(watch, "WAIT", 2)
+    told = meet_all(*given)
+    assert len(told) == len(given)
+    assert all(re.search(said, text) for text in told.values()), told
+
+
+def test_a_port_in_use_is_told():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        pytest.raises(ConfigError, match=r"coordinator: expected a free port, got .* in use"),
+    ):
+        processes.join(2, f"127.0.0.1:{one.getsockname()[1]}", 0)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, "processes: expected SLURM, Open MPI, Kubernetes or a cloud's TPUs"),
+        ({"SLURM_NTASKS": "two"}, "processes: expected what a cluster sets, got invalid literal"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, "coordinator: expected process 0 at node1:"),
+    ],
+)
+def test_a_cluster_is_asked(variables, said, monkeypatch):
+    monkeypatch.setattr(watch, "WAIT", 0.3)
+    usual = {"JOB_ID": "7", "STEP_NODELIST": "node[1-2]", "PROCID": "0", "LOCALID": "0"}
+    for name, value in usual.items() if variables else ():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said):
+        processes.join(None, None, None)
 
 
 @pytest.mark.parametrize(

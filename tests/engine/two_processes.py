@@ -1,17 +1,11 @@
 """One of several processes that train, forget and judge together; prints what came out as JSON.
 
-``python two_processes.py PROCESSES NUMBER PORT RUNS``.
+``python two_processes.py PROCESSES NUMBER PORT RUNS [STEP]``: with a step, a run ends there.
 """
 
 import json
 import os
 import sys
-
-from tests import conftest
-
-FLAGS = [flag for flag in conftest.FLAGS if "device_count" not in flag]
-FLAGS += [f"--xla_force_host_platform_device_count={4 // int(sys.argv[1])}"]
-os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 
 import jax
 import numpy as np
@@ -28,13 +22,13 @@ from jaxunlearn.config import (
     TrainConfig,
 )
 from jaxunlearn.core.processes import gathered, join, shared
-from jaxunlearn.experiment import run
+from jaxunlearn.experiment import run, stages
 from tests import toy
 from tests.runs import hurry
 
 CLASSIFIER = Config(
     name="classifier", mesh="fsdp", retrained=1, model=ModelConfig("mlp", {"features": (16,)}),
-    train=TrainConfig(epochs=1, batch_size=64), methods={"random_label": {"steps": 3}},
+    train=TrainConfig(epochs=8, batch_size=64), methods={"random_label": {"steps": 3}},
 )  # fmt: skip
 GAN = Config(
     name="gan", mesh="fsdp", retrained=1, data=DataConfig("digits", unseen=100),
@@ -71,27 +65,29 @@ LANGUAGE = Config(
 )  # fmt: skip
 
 
-def main(processes, number, port, runs):
+def end_at(step):
+    """Ends this process where the original is as far as that, as if it was killed."""
+
+    def listener(name, progress):
+        if name == "original" and progress is not None and progress.step >= step:
+            os._exit(7)
+
+    return listener
+
+
+def main(processes, number, port, runs, *step):
     """Does the same in any number of processes, on four devices altogether."""
     if processes > 1:
         join(processes, f"127.0.0.1:{port}", number)
-    sharding, sets, found = ju.make_sharding("fsdp"), toy.sets(), {}
-    config = ju.TrainConfig(epochs=3, batch_size=32, learning_rate=5e-3)
-    original = ju.train(
-        toy.mlp(), ju.whole(sets.forget.examples), jax.random.key(7), config=config,
-        sharding=sharding,
-    )  # fmt: skip
-    found["loss"] = original.history["loss"].tolist()
-    for name in ("random_label", "neuron_path"):
-        made = ju.unlearn(
-            toy.method(name), original.variables, sets, jax.random.key(1), batch_size=32,
-            sharding=sharding, **toy.ROWS[name][1],
-        )  # fmt: skip
-        weights = gathered(made.variables)["params"]["fc1"]["kernel"]
-        found[name] = np.asarray(weights).tolist()
+    found = {}
     with pytest.MonkeyPatch.context() as patch:
         hurry(patch)
-        for config in (CLASSIFIER, GAN, LANGUAGE):
+        if step:
+            patch.setattr(stages, "SAVE_EVERY", 0)
+            patch.setattr(stages, "SHARE", 1e9)
+            run(CLASSIFIER, runs, listener=end_at(int(step[0])))
+        found = {} if processes > 2 else direct()
+        for config in (CLASSIFIER,) if processes > 2 else (CLASSIFIER, GAN, LANGUAGE):
             report = run(config, runs)
             assert not report.get("failures"), report["failures"]
             found[config.name] = {row["metric"]: row["values"] for row in report["rows"]}
@@ -99,4 +95,31 @@ def main(processes, number, port, runs):
     print("FOUND" + json.dumps(found))
 
 
-main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+def direct():
+    """Returns what the functions of the library make."""
+    sharding, sets, found = ju.make_sharding("fsdp"), toy.sets(), {}
+    config = ju.TrainConfig(epochs=3, batch_size=32, learning_rate=5e-3)
+    everything = ju.whole(sets.forget.examples)
+    original = ju.train(toy.mlp(), everything, jax.random.key(7), config=config, sharding=sharding)
+    found["loss"] = original.history["loss"].tolist()
+    for name in ("random_label", "neuron_path"):
+        made = ju.unlearn(
+            toy.method(name), original.variables, sets, jax.random.key(1), batch_size=32,
+            sharding=sharding, **toy.ROWS[name][1],
+        )  # fmt: skip
+        found[name] = weights(made)
+    sharding, keys = ju.make_sharding("data"), jax.random.split(jax.random.key(5), 4)
+    many = ju.train_many(toy.mlp(), everything, keys, config=config, sharding=sharding)
+    found["losses"] = many.history["loss"].tolist()
+    made = ju.unlearn_many(
+        toy.method("neuron_path"), many.variables, sets, keys, stacked_variables=True,
+        batch_size=32, sharding=sharding, **toy.ROWS["neuron_path"][1],
+    )  # fmt: skip
+    return found | {"many": weights(made)}
+
+
+def weights(made):
+    return np.asarray(gathered(made.variables)["params"]["fc1"]["kernel"]).tolist()
+
+
+main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import jaxunlearn as ju
+from jaxunlearn.cli import main
 from jaxunlearn.config import DataConfig
 from jaxunlearn.core.errors import DataError
 from jaxunlearn.data.examples import fetch
@@ -18,6 +19,7 @@ from jaxunlearn.data.sources import load_dataset
 from tests.data import stream_sources as sources
 from tests.data.stream_sources import Records, Together, X, Y
 from tests.data.test_sources import write_tfds
+from tests.runs import hurry
 
 POSITIONS = np.array([[7, 3, 179], [0, 3, 90]])
 
@@ -212,6 +214,19 @@ def test_each_source_gives_the_same_streamed_and_resident(config):
         assert streamed.class_names == resident.class_names
         assert streamed.fingerprint == again.fingerprint != resident.fingerprint
     assert load_dataset(config["photos"]).class_names == tuple(f"kind {k}" for k in range(4))
+
+
+def test_a_run_streams_a_folder(photos, capsys, tmp_path, monkeypatch):
+    hurry(monkeypatch)
+    chosen = [f"data.name={photos}", "data.stream=true", "data.unseen=20", "request.classes=kind 1"]
+    small = ["train.epochs=2", "train.batch_size=20", "retrained=1"]
+    run = ["run", "name=photos", *chosen, *small, "--runs", str(tmp_path)]
+    assert main([*run, "methods=finetune"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "inputs [6, 6, 1]" in out
+    rows = json.loads((tmp_path / "photos" / "report.json").read_text())["rows"]
+    assert {"accuracy_forget", "accuracy_test", "loss_attack"} <= {row["name"] for row in rows}
+    assert main(["verify", "photos", "--runs", str(tmp_path)]) == 0
 
 
 def test_records_of_tfds_are_read_by_workers(config):

@@ -24,14 +24,11 @@ def dividing_products(step: Callable[..., Any], sharding: Sharding | None) -> Ca
     """Returns ``step(state, batches, ...)`` that keeps products of a batch divided as it is.
 
     Followed through the trace of the step: what has the leading axis of a batch and is computed
-    from it is of the batch, but for products that sum over it. Products inside loops and
-    branches are left to the compiler, and so are all where no rule divides parameters along the
-    axis of the batch.
+    from it is of the batch, but for products that sum over it; and so are random numbers drawn
+    for as many rows, the latent vectors of a GAN. Products inside loops and branches are left to
+    the compiler.
     """
-    if sharding is None:
-        return step
-    first = sharding.mesh.axis_names[0]
-    if sharding.mesh.shape[first] == 1 or not any(first in axes for _, axes in sharding.rules):
+    if sharding is None or sharding.mesh.shape[sharding.mesh.axis_names[0]] == 1:
         return step
 
     def divided(*arguments: Any) -> Any:
@@ -41,16 +38,25 @@ def dividing_products(step: Callable[..., Any], sharding: Sharding | None) -> Ca
         closed, shapes = jax.make_jaxpr(
             lambda *leaves: step(*jax.tree.unflatten(tree, leaves)), return_shape=True
         )(*flat)
-        made = _evaluate(closed.jaxpr, closed.consts, flat, of_batch)[0]
+        drawn = {leaf.shape[:1] for leaf, own in zip(flat, of_batch, strict=True) if own} - {()}
+        made = _evaluate(closed.jaxpr, closed.consts, flat, of_batch, drawn)[0]
         return jax.tree.unflatten(jax.tree.structure(shapes), made)
 
     return divided
 
 
 def _evaluate(
-    jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], of_batch: Sequence[bool]
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    arguments: Sequence[Any],
+    of_batch: Sequence[bool],
+    drawn: set[tuple[int, ...]],
 ) -> tuple[list[Any], list[bool]]:
-    """Computes a trace, and tells which results are of the batch."""
+    """Computes a trace, and tells which results are of the batch.
+
+    Args:
+      drawn: leading axes of which random numbers are.
+    """
     values = dict(zip(jaxpr.constvars, consts, strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
     marked = {v for v, own in zip(jaxpr.invars, of_batch, strict=True) if own}
@@ -69,9 +75,13 @@ def _evaluate(
         if eqn.primitive.name in _CALLS:
             inner = eqn.params["jaxpr"]
             marks = [is_marked(atom) for atom in eqn.invars]
-            made, told = _evaluate(inner.jaxpr, inner.consts, inputs, marks)
+            made, told = _evaluate(inner.jaxpr, inner.consts, inputs, marks, drawn)
         else:
             sizes = {rows(atom) for atom in eqn.invars if is_marked(atom)} - {()}
+            if eqn.primitive.name == "random_bits":
+                sizes = drawn
+            if eqn.primitive.name == "concatenate" and eqn.params["dimension"] == 0:
+                sizes = {rows(eqn.outvars[0])} if all(map(is_marked, eqn.invars)) else set()
             found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
             made = list(found) if eqn.primitive.multiple_results else [found]
             kept = not _sums_over_batch(eqn, is_marked)

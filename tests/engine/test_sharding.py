@@ -199,6 +199,20 @@ def test_a_step_gathers_each_layer_once(monkeypatch, mesh, gathers):
     assert size <= summed <= size + 200
 
 
+def test_a_generator_draws_its_part_of_the_batch(monkeypatch):
+    """Else each device would draw and learn all images: no gradient of a generator is summed."""
+    programs, sharding = meshes.watch(monkeypatch), make_sharding("data")
+    gan, variables = toy.method("gan_finetune"), toy.trained_gan().variables
+    ju.unlearn(
+        gan, variables, toy.sets(gan=True), jax.random.key(0), steps=1, batch_size=40,
+        sharding=sharding,
+    )  # fmt: skip
+    sent = read_collectives(meshes.steps_among(programs)[-1].as_text())
+    summed = sum(one.bytes for one in sent if one.kind == "all-reduce")
+    players = (variables["generator"]["params"], variables["discriminator"]["params"])
+    assert summed >= sum(leaf.nbytes for leaf in jax.tree.leaves(players))
+
+
 def test_gathers_that_nobody_needs_are_found(monkeypatch):
     """The contract's own check: an optimizer's state put together, and a kernel that lies whole."""
     method = adam()

@@ -72,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         help="train, unlearn, retrain, compare",
         description="Runs an experiment; without CONFIG the embedded one, on scanned digits.",
         epilog="example: jaxunlearn run mnist_neuron_path data.dir=DIR request.classes=3; as two "
-        "processes, the same in a second shell with --process-id 1: jaxunlearn run --processes 2 "
-        "--coordinator localhost:23456 --process-id 0",
+        "processes, the same in a second shell with --process-id 1: jaxunlearn run mesh=data "
+        "--processes 2 --coordinator localhost:23456 --process-id 0",
     )
     run.add_argument("words", nargs="*", metavar="[CONFIG] [KEY=VALUE ...]")
     run.add_argument(
@@ -266,8 +266,14 @@ def _run(options: argparse.Namespace) -> int:
     config = _config_of(options)
     if joined := sys.modules.get("jaxunlearn.core.processes"):
         from jaxunlearn.config import to_dict
+        from jaxunlearn.core.errors import ConfigError
 
         joined.agree("config", to_dict(config))
+        if joined.several() and config.mesh == "single":
+            raise ConfigError(
+                "mesh: expected one over the devices of all processes, data or fsdp for example, "
+                "got 'single'"
+            )
 
     from rich.console import Console
 

@@ -248,7 +248,7 @@ class Watch:
             if found is None:
                 del self.lines[number]
                 if not line.done:
-                    self._end(f"{who} has ended")
+                    self._end(f"{who} has ended; {_GO_ON}")
                 return
             for told in found:
                 if "over" in told:
@@ -258,7 +258,7 @@ class Watch:
                 elif "done" in told:
                     line.done = True
         elif not line.done and time.monotonic() - line.heard > HEARTBEAT:
-            self._end(f"{who} has not been heard of for {HEARTBEAT} s")
+            self._end(f"{who} has not been heard of for {HEARTBEAT} s; {_GO_ON}")
 
     def _end(self, why: str) -> None:
         """Ends this process for another's end; whose own end is under way is left to it."""
@@ -267,7 +267,7 @@ class Watch:
         if not self.process:
             self._tell({"over": why})
         with contextlib.suppress(OSError):
-            os.write(2, f"error: {why}; {_GO_ON}\n".encode())
+            os.write(2, f"error: {why}\n".encode())
         os._exit(1)
 
     def _tell(self, message: dict[str, Any]) -> None:

@@ -112,7 +112,7 @@ time.sleep(60)
     ("does", "said"),
     [
         ("is killed", "process {} of 2 has ended; the same command"),
-        ("fails", "process {} of 2 ended with an error: no such thing; the same command"),
+        ("fails", "process {} of 2 ended with an error: no such thing\n"),
         ("stops", "process {} of 2 has not been heard of for 2 s; the same command"),
         ("is done", ""),
     ],

@@ -191,7 +191,7 @@ class TestAgain:
     def test_show_and_list(self, finished, capsys):
         assert main(["show", "digits", "--runs", str(finished)]) == 0
         assert main(["show", str(finished / "digits")]) == 0
-        assert capsys.readouterr().out.count("linear probe") == 2
+        assert capsys.readouterr().out.count("linear probe, forget") == 2
         assert main(["list", "--runs", str(finished)]) == 0
         shown = capsys.readouterr().out
         for word in (
@@ -204,6 +204,26 @@ class TestAgain:
         ):
             assert word in shown
         assert main(["show", "nothing", "--runs", str(finished)]) == 1
+        assert "one of ['digits']" in error(capsys)
+
+    def test_pages_for_a_browser(self, finished, capsys, monkeypatch):
+        opened = []
+        monkeypatch.setattr("webbrowser.open", lambda place: opened.append(place) or True)
+        page = finished / "digits" / "report.html"
+        made = page.read_text()
+        for part in ("Can one tell what was trained on?", "Who is taken for whom?", "popover id=",
+                     "Erasure record", "neuron_path: relevance of pixels"):  # fmt: skip
+            assert part in made, part
+        assert main(["report", "digits", "--open", "--runs", str(finished)]) == 0
+        assert capsys.readouterr().out.split() == [str(page)]
+        assert page.read_text() == made
+        assert opened == [page.resolve().as_uri()]
+        assert main(["compare", "digits", str(finished / "digits"), "--runs", str(finished)]) == 0
+        both = finished / "compare_digits_digits.html"
+        assert capsys.readouterr().out.split() == [str(both)]
+        assert "Settings that differ" in both.read_text()
+        both.unlink()
+        assert main(["report", "nothing", "--runs", str(finished)]) == 1
         assert "one of ['digits']" in error(capsys)
 
 

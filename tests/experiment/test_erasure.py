@@ -349,6 +349,11 @@ class TestPurge:
         assert gone
         assert all(any(name == p or name.startswith(f"{p}/") for p in paths) for name in gone)
         assert any(line.startswith("pictures/linked, a link") for line in done.beyond)
+        # the page is made anew, without pictures and positions
+        made = (home / "report.html").read_text()
+        assert "<img" not in made
+        assert "Most exposed" not in made
+        assert "Erasure record" in made
         for path in (*mine, home / "mine/model"):
             assert any(line.startswith(f"{path.relative_to(home)}: ") for line in done.beyond)
         page = (home / "erasure/purge.md").read_text()

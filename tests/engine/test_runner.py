@@ -12,7 +12,7 @@ from jaxunlearn.config import TrainConfig
 from jaxunlearn.core.errors import DivergenceError
 from jaxunlearn.core.types import Info, Needs, Sets, Unlearner
 from jaxunlearn.engine.driver import CHUNK, Resume
-from jaxunlearn.engine.loop import has_weight_gradient_convolution
+from jaxunlearn.engine.loop import has_weight_gradient_convolution, unchanged
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -257,3 +257,14 @@ def test_an_empty_set_is_refused():
     empty = toy.sets().retain._replace(size=jnp.int32(0))
     with pytest.raises(ValueError, match="needs retain examples, got none"):
         ju.unlearn(counter(), VARIABLES, Sets(retain=empty), KEY, steps=1)
+
+
+def test_methods_share_the_program_that_compares_models():
+    def run(rate):
+        method = counter()._replace(result=lambda state: {"w": state["w"] + rate})
+        ju.unlearn(method, {"w": jnp.zeros(3)}, toy.sets(), KEY, steps=1, batch_size=16)
+
+    run(1.0)
+    before = unchanged._cache_size()
+    run(2.0)
+    assert unchanged._cache_size() == before

@@ -169,7 +169,9 @@ class Soak:
             for _ in range(min(self.draw.randint(1, MOST_KILLS), count - done)):
                 started = self.start_together(folder)
                 victims = self.draw.choice([[0], [1], [0, 1]])
-                time.sleep(self.draw.uniform(0, self.seconds["together"]))
+                end = time.monotonic() + self.draw.uniform(0, self.seconds["together"])
+                while time.monotonic() < end and all(one.is_alive() for one in started):
+                    time.sleep(0.02)
                 if all(process.is_alive() for process in started):
                     for number in victims:
                         os.kill(started[number].pid, signal.SIGKILL)
@@ -182,6 +184,8 @@ class Soak:
                 for process in started:
                     process.join()
                 during += any((self.home / folder).rglob("*.unfinished"))
+                if not any(process.exitcode for process in started):
+                    break  # it was done before the kill
             self.end_together(folder, self.start_together(folder))
             if not any(line.startswith(f"{folder}:") for line in self.wrong):
                 self.compare("together", folder)

@@ -311,7 +311,8 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
 
 def _beside(folder: Path, name: str) -> list[Path]:
     """Lists files of this name among the pictures of a run, or of the trial that was drawn."""
-    return sorted(folder.glob(f"pictures/{name}")) or sorted(folder.glob(f"*/pictures/{name}"))[:1]
+    found = sorted(folder.glob(f"pictures/{name}")) or sorted(folder.glob(f"*/pictures/{name}"))[:1]
+    return [file for file in found if not file.is_symlink() and not file.parent.is_symlink()]
 
 
 def _read(file: Path) -> Any:
@@ -329,7 +330,9 @@ def _pictures(folder: Path, about: Mapping[str, str]) -> list[Part]:
         for file in sorted([*place.glob("*.png"), *place.glob("*/*.png")]):
             name = next((n for n in about if file.stem == n or file.stem.startswith(f"{n}_")), "")
             drawn = _NATIVE.get(name)
-            if not name or file.is_symlink() or (drawn and file.with_name(drawn).is_file()):
+            # what a link points to is none of the run's, and no purge reaches it
+            linked = file.is_symlink() or file.parent.is_symlink() or place.is_symlink()
+            if not name or linked or (drawn and file.with_name(drawn).is_file()):
                 continue
             label = "" if file.parent == place else f"{file.parent.name}: "
             number_ = file.stem.removeprefix(name).strip("_")

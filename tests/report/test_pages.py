@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -140,6 +141,16 @@ def test_texts_of_others_are_shown_and_never_obeyed(folder):
 def test_what_cannot_be_read_is_left_out(folder, name, content):
     (folder / name).write_text(content)
     Parsed(page_of(named_report(), folder))
+
+
+def test_what_a_link_points_to_is_no_picture_of_the_run(folder, tmp_path):
+    (folder / "pictures/linked").symlink_to(folder / "pictures/neuron_path")
+    (folder / "pictures/path.png").symlink_to(folder / "pictures/neuron_path/path.png")
+    made = Parsed(page_of(named_report(), folder))
+    assert len(made.named("img")) == 1
+    shutil.move(folder / "pictures", tmp_path / "elsewhere")
+    (folder / "pictures").symlink_to(tmp_path / "elsewhere")
+    assert not Parsed(page_of(named_report(), folder)).named("img")
 
 
 def luminance(colour):

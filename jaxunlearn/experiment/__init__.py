@@ -18,7 +18,7 @@ from jaxunlearn import report
 from jaxunlearn.config import Config
 from jaxunlearn.core.errors import DataError, sentence
 from jaxunlearn.core.files import is_writer, read_npz, write_text
-from jaxunlearn.core.processes import shared
+from jaxunlearn.core.processes import agree, shared
 from jaxunlearn.core.types import Subset
 from jaxunlearn.data.requests import describe
 from jaxunlearn.data.streams import stored_shapes
@@ -80,6 +80,7 @@ def run(
         the message.
     """
     plan = make_plan(config, Path(runs))
+    agree("data", {"fingerprint": plan.data.fingerprint})
     stages = [
         stage
         for group in groups(plan)

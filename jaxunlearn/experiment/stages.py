@@ -17,7 +17,7 @@ import numpy as np
 from jaxunlearn import checkpoint
 from jaxunlearn.checkpoint import check_replaceable
 from jaxunlearn.core.errors import CheckpointError
-from jaxunlearn.core.processes import shared
+from jaxunlearn.core.processes import several, shared
 from jaxunlearn.core.types import State, Variables
 from jaxunlearn.engine.driver import Progress, Resume
 
@@ -63,11 +63,15 @@ class Stage(NamedTuple):
 
 
 def check_stage(stage: Stage, force: bool) -> bool:
-    """Tells whether the stage is there already.
+    """Tells whether the stage is there already, as the first process finds it.
 
     Raises:
       CheckpointError: it is there, but with other inputs, and ``force`` is not set.
     """
+    return bool(shared(_check_own(stage, force)))
+
+
+def _check_own(stage: Stage, force: bool) -> bool:
     if not stage.path.exists():
         return False
     if force:
@@ -204,26 +208,39 @@ class Keeper:
             raise KeyboardInterrupt(f"{name} is saved at step {progress.step} of {progress.steps}")
 
     def find(self, fresh: State) -> Resume | None:
-        """Returns the state of a killed run; ``None`` if it left nothing, or nothing of use."""
-        if not self.path.exists():
+        """Returns the state of a killed run; ``None`` if it left nothing, or nothing of use.
+
+        Raises:
+          CheckpointError: of several processes, which go on together, this one cannot read it.
+        """
+        if not shared(self._is_of_use()):
             return None
         try:
-            there = checkpoint.read_record(self.path).get("inputs")
-            if there != self.inputs:
-                # of a program for several models, some may be there by now
-                if "members" not in self.inputs:
-                    warnings.warn(
-                        f"{self.path}: was begun with other settings "
-                        f"({_difference(there, self.inputs)}), and is begun anew",
-                        stacklevel=2,
-                    )
-                return None
             state, record = checkpoint.load(self.path, fresh)
         except CheckpointError:
+            if several():
+                raise
             # only a convenience: a damaged one costs time, not correctness
             return None
         history = {name: np.asarray(v, np.float32) for name, v in record["history"].items()}
         return Resume(state, record["step"], record["seconds"], history)
+
+    def _is_of_use(self) -> bool:
+        """Tells whether a state is there that was begun with the same settings."""
+        try:
+            if not self.path.exists():
+                return False
+            there = checkpoint.read_record(self.path).get("inputs")
+        except CheckpointError:
+            return False
+        # of a program for several models, some may be there by now
+        if there != self.inputs and "members" not in self.inputs:
+            warnings.warn(
+                f"{self.path}: was begun with other settings "
+                f"({_difference(there, self.inputs)}), and is begun anew",
+                stacklevel=3,
+            )
+        return bool(there == self.inputs)
 
     def forget(self) -> None:
         """Removes what was kept."""

@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxunlearn import checkpoint
 from jaxunlearn.config import to_dict
-from jaxunlearn.core.errors import CheckpointError, DivergenceError, UserError, sentence
+from jaxunlearn.core.errors import CheckpointError, DataError, DivergenceError, UserError, sentence
 from jaxunlearn.core.files import write_text
 from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.processes import gathered, several, shared
@@ -459,9 +459,15 @@ def stale_metrics(
 def is_fault_of_method(error: Exception) -> bool:
     """Tells whether a run goes on without a method that raised this.
 
-    A checkpoint or another file that cannot be read or written is no fault of the method's.
+    A checkpoint or another file that cannot be read or written is no fault of the method's. Of
+    several processes all have to see a fault, or those that do not would wait for the others: they
+    go on without what is refused or diverges, which all find alike; data that one cannot read, or
+    memory that one has not, ends them.
     """
-    return not isinstance(error, CheckpointError | OSError)
+    if isinstance(error, CheckpointError | OSError):
+        return False
+    alike = isinstance(error, ValueError | TypeError) and not isinstance(error, DataError)
+    return alike or not several()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,9 @@ def started(count, folder, *step, status=0):
         )
         for n in range(count)
     ]  # fmt: skip
-    ended = [one.communicate(timeout=500) for one in running]
+    # together: the first ends when all have, and one whose pipe is full and unread does not end
+    with ThreadPoolExecutor() as readers:
+        ended = list(readers.map(lambda one: one.communicate(timeout=500), running))
     for one, (_, err) in zip(running, ended, strict=True):
         assert one.returncode in (status, 1 if status else 0), err[-3000:]
     return [json.loads(out.partition("FOUND")[2]) for out, _ in ended if not status]

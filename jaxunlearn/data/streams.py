@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
 
 from jaxunlearn.core.errors import DataError, brief
 from jaxunlearn.core.trees import named_leaves
@@ -128,12 +129,18 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     return buffer[skipped : skipped + size].view(dtype).reshape(shape)
 
 
-@jax.tree_util.register_static
+class _Outline:
+    """Form of a stream without its records: all that compiled programs are given of it."""
+
+    def __init__(self, recipe: Recipe, tree: Any) -> None:
+        self.recipe, self.tree = recipe._replace(source=None, decode=None), tree
+
+
 class Stream:
     """Examples of a source that are read when they are asked for; :func:`stream` makes one.
 
-    ``x[rows]`` is the stream of some of them; for programs two streams whose examples have one
-    form are equal, so that what was compiled for one serves the other.
+    ``x[rows]`` is the stream of some of them. Programs know the form of its examples alone, so
+    that what was compiled for one stream serves all of that form; they cannot return one.
 
     Attributes:
       withheld: what a reader of the whole is told that it was given, ``"sets.forget"``; empty
@@ -141,24 +148,27 @@ class Stream:
     """
 
     def __init__(
-        self, shared: _Shared, places: np.ndarray | None = None, withheld: str = ""
+        self, shared: _Shared | _Outline, places: np.ndarray | None = None, withheld: str = ""
     ) -> None:
         self._shared, self._places, self.withheld = shared, places, withheld
 
     def __len__(self) -> int:
-        return len(self._shared.recipe.source) if self._places is None else len(self._places)
+        return len(self._read().recipe.source) if self._places is None else len(self._places)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stream) and self._form() == other._form()
+    def _read(self) -> _Shared:
+        """Returns what reads the records; an error in a program, whose streams have none."""
+        if isinstance(self._shared, _Outline):
+            raise self.refusal()
+        return self._shared
 
-    def __hash__(self) -> int:
-        return hash(self._form())
-
-    def _form(self) -> tuple[Any, ...]:
-        forms = self._shared.recipe.forms
-        return self._shared.tree, tuple((form.shape, form.dtype) for form in forms)
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """Returns the tree, shapes and dtypes of an example: what programs depend on."""
+        return self._shared.tree, self._shared.recipe.forms
 
     def __repr__(self) -> str:
+        if isinstance(self._shared, _Outline):
+            return f"Stream({self.described} of {self._shared.recipe.name})"
         return f"Stream({len(self):,} of {self._shared.recipe.name})"
 
     def __getitem__(self, rows: Any) -> "Stream":
@@ -218,7 +228,7 @@ class Stream:
         Raises:
           DataError: a record without a label, or one that cannot be read.
         """
-        found = self._shared.labels()
+        found = self._read().labels()
         return found if self._places is None else found[self._places]
 
     def read(self, rows: Any) -> Any:
@@ -232,7 +242,7 @@ class Stream:
         """
         rows = np.asarray(rows)
         places = rows.ravel() if self._places is None else self._places[rows.ravel()]
-        found = self._shared.read(places)
+        found = self._read().read(places)
         shaped = [array.reshape(*rows.shape, *array.shape[1:]) for array in found]
         return jax.tree.unflatten(self._shared.tree, shaped)
 
@@ -248,6 +258,55 @@ class Stream:
             f"{what}: expected resident examples, as they are read whole here, got a streamed "
             f"set; ju.data.resident({part}) reads a small one into memory"
         )
+
+
+class _Node:
+    """Part of a tree's structure that stands for a stream, equal to others of its form.
+
+    Compiled programs are kept with the structures of what they were first given: so it must
+    not keep the stream, with its workers, alive.
+    """
+
+    def __init__(self, outline: Stream, original: "weakref.ref[Stream] | None") -> None:
+        self.outline, self.original = outline, original
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Node) and self.outline.form == other.outline.form
+
+    def __hash__(self) -> int:
+        return hash(self.outline.form)
+
+
+with jax.core.eval_context():
+    _OUTSIDE = get_opaque_trace_state(convention="flax")
+
+
+def _in_program() -> bool:
+    """Tells whether JAX is tracing a program, in this thread."""
+    return bool(get_opaque_trace_state(convention="flax") != _OUTSIDE)
+
+
+def _flatten(x: Stream) -> tuple[tuple[()], _Node]:
+    known = x._shared
+    if isinstance(known, _Outline):
+        return (), _Node(x, None)
+    outline = Stream(_Outline(known.recipe, known.tree), withheld=x.withheld)
+    return (), _Node(outline, None if _in_program() else weakref.ref(x))
+
+
+def _unflatten(node: _Node, _: Any) -> Stream:
+    if _in_program():
+        return node.outline
+    if node.original is None:
+        name = node.outline._shared.recipe.name
+        raise DataError(
+            f"{name}: expected a program that returns arrays, got one that returns a streamed "
+            "set, whose records it does not know; take the set that it was given"
+        )
+    return node.original() or node.outline
+
+
+jax.tree_util.register_pytree_node(Stream, _flatten, _unflatten)
 
 
 def stored_shapes(x: Any) -> dict[str, jax.ShapeDtypeStruct]:

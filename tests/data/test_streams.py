@@ -1,8 +1,10 @@
 """Streams: sources, workers, folders, errors. What is trained on them: tests/engine."""
 
 import dataclasses
+import gc
 import json
 import time
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +100,27 @@ def test_streams_of_one_form_share_programs():
     for source in (Records(), Together()):
         count(ju.data.as_examples(ju.data.stream(source), Y))
     assert len(compiled) == 1
+
+
+def test_programs_never_hand_out_a_stream_nor_keep_one():
+    first, second = ju.data.stream(Records(), name="first"), ju.data.stream(X[::-1], name="other")
+    seen = weakref.ref(first._shared)
+    same = jax.jit(lambda examples: examples.y + examples.x.ndim)
+    give = jax.jit(lambda examples: examples)
+    for x in (first, second):
+        examples = ju.data.as_examples(x, Y)
+        same(examples)
+        for program in (give, lambda e: jax.jit(lambda: e.x)()):
+            with pytest.raises(DataError, match=r"(first|other): expected a program that"):
+                program(examples)
+        # outside of programs trees of streams are taken apart and put together again
+        assert jax.tree.map(lambda leaf: leaf, examples).x is x
+    with pytest.raises(DataError, match="got a streamed set"):
+        jax.jit(lambda examples: examples.y + len(examples.x))(examples)
+    del first, x, examples, program
+    gc.collect()
+    assert seen() is None
+    assert same._cache_size() == 1
 
 
 def test_a_program_that_reads_a_stream_says_what_is_wrong():

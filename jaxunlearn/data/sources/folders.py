@@ -189,7 +189,7 @@ def assemble(
     names = [*class_names] or [str(label) for label in range(int(y["train"].max()) + 1)]
     for split in SPLITS:
         check_labels(f"{config.name}: {split}", y[split], len(names))
-    if x["train"] != x["test"]:
+    if x["train"].form != x["test"].form:
         raise DataError(
             f"{config.name}: expected test examples like those of training, "
             f"{x['train'].described}, got {x['test'].described}; data.image_size= makes images "

@@ -7,6 +7,8 @@ put together, so that a worker never holds more than a few of them.
 """
 
 import contextlib
+import io
+import mmap
 import os
 import pickle
 import signal
@@ -22,6 +24,9 @@ from jaxunlearn.core.errors import DataError, brief, sentence
 
 BLOCK = 8
 """Examples that a worker sends together."""
+
+MOST = 2**28
+"""Bytes of a source and decode that are sent to each worker; larger ones belong into files."""
 
 _SERVE = "from jaxunlearn.data.stream_workers import serve; serve({}, {})"
 
@@ -279,6 +284,42 @@ class _Worker:
             ) from error
 
 
+class _TooLarge(Exception):
+    pass
+
+
+class _Sent(io.BytesIO):
+    """Bytes for a worker, which end before they fill memory."""
+
+    def write(self, part: Any, /) -> int:
+        if self.tell() + memoryview(part).nbytes > MOST:
+            raise _TooLarge
+        return super().write(part)
+
+
+def _mapped(array: Any) -> Any:
+    """Describes a memory-mapped array, or a view of one, by its file."""
+    # a copy in memory has no map, and what was written to a private one is in no file
+    if array.filename is None or array._mmap is None or array.mode == "c":
+        return array.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    low, high = np.lib.array_utils.byte_bounds(array)
+    start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+    before = low - np.frombuffer(array._mmap, np.uint8).ctypes.data
+    place = (os.fspath(array.filename), start + before, high - low)
+    return _map, (place, array.dtype, array.shape, array.strides, array.ctypes.data - low)
+
+
+def _map(
+    place: tuple[str, int, int], dtype: Any, shape: tuple[int, ...], strides: Any, first: int
+) -> np.ndarray:
+    """Maps what :func:`_mapped` describes."""
+    name, offset, length = place
+    if not length or not np.prod(shape):
+        return np.empty(shape, dtype)
+    whole = np.memmap(name, np.uint8, "r", offset, (length,))
+    return np.ndarray(shape, dtype, whole, first, strides)
+
+
 def _pickled(recipe: Recipe) -> bytes:
     try:
         import cloudpickle
@@ -288,7 +329,17 @@ def _pickled(recipe: Recipe) -> bytes:
             "pip install 'jaxunlearn[stream]', or workers=0 reads in this process"
         ) from None
     try:
-        return bytes(cloudpickle.dumps(recipe))
+        sent = _Sent()
+        # a table beside cloudpickle's own, which the whole program shares
+        table = cloudpickle.CloudPickler.dispatch_table.new_child({np.memmap: _mapped})
+        type("Pickler", (cloudpickle.CloudPickler,), {"dispatch_table": table})(sent).dump(recipe)
+        return sent.getvalue()
+    except _TooLarge:
+        raise DataError(
+            f"workers: expected a source that workers open by themselves, as each gets a copy of "
+            f"it, got {brief(recipe.source)} of more than {MOST:,} bytes; np.memmap or "
+            "np.load(mmap_mode='r') leave arrays in files, workers=0 reads in this process"
+        ) from None
     except Exception as error:
         raise DataError(
             f"workers: expected a source and decode that can be sent to other processes, got "

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import pickle
 import time
 import weakref
 
@@ -16,6 +17,7 @@ import jaxunlearn as ju
 from jaxunlearn.cli import main
 from jaxunlearn.config import DataConfig
 from jaxunlearn.core.errors import DataError
+from jaxunlearn.data import stream_workers
 from jaxunlearn.data.examples import fetch
 from jaxunlearn.data.sources import load_dataset
 from tests.data import stream_sources as sources
@@ -153,6 +155,24 @@ def test_numbers_that_are_not_finite_are_refused():
     floats[3] = np.inf
     with pytest.raises(DataError, match=r"position 3.*NaN, infinity"):
         ju.data.stream(floats).read([2, 3])
+
+
+def test_workers_map_files_and_get_no_large_copies(tmp_path, monkeypatch):
+    whole = np.memmap(tmp_path / "raw", np.uint8, "w+", 16, X.shape)
+    whole[:] = X
+    whole.flush()
+    np.save(tmp_path / "x.npy", X)
+    monkeypatch.setattr(stream_workers, "MOST", 3000)  # of 6480 bytes
+    stored = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for array in (whole, stored, whole[5:], whole[::-1][3:], stored[:, ::2, 1:4]):
+        sent = stream_workers._pickled(stream_workers.Recipe(array, None, "x"))
+        np.testing.assert_array_equal(pickle.loads(sent).source, array)
+    x = ju.data.stream(stored[::2], workers=1)
+    np.testing.assert_array_equal(x.read([80, 1]), X[[160, 2]])
+    private = np.memmap(tmp_path / "raw", np.uint8, "c", 16, X.shape)
+    for source in (X, [*X], stored[np.arange(180)], private, {0: 1, "x": X}):
+        with pytest.raises(DataError, match=r"workers: expected a source that workers open.*3,000"):
+            stream_workers._pickled(stream_workers.Recipe(source, None, "x"))
 
 
 def test_a_worker_that_dies_ends_the_reading():

@@ -272,6 +272,24 @@ def test_a_run_streams_a_folder(photos, capsys, tmp_path, monkeypatch):
     assert main(["verify", "photos", "--runs", str(tmp_path)]) == 0
 
 
+def test_images_keep_their_depth_and_colours(photos):
+    folder, red = photos / "train" / "kind 0", Image.new("RGB", (6, 6), (255, 0, 0))
+    one = DataConfig(name=str(photos))
+    for name in ("000.png", "zz.png"):  # the first one tells, and one in the middle is read
+        Image.new("I;16", (6, 6), 40000).save(folder / name)
+        with pytest.raises(DataError, match=name + ": expected an image, got .*more than 8 bits"):
+            load_dataset(one)
+        (folder / name).unlink()
+    red.save(folder / "zz.png")
+    with pytest.raises(DataError, match=r"zz.png: expected an image, got .*one in colour, RGB"):
+        load_dataset(one)  # a rare one, which was not looked at
+    for path in [*folder.iterdir()][1:]:
+        red.save(path)
+    made = load_dataset(one)
+    assert made.train_x.shape[1:] == made.test_x.shape[1:] == (6, 6, 3)
+    assert (made.train_x == [255, 0, 0]).all((1, 2, 3)).sum() >= 10
+
+
 def test_records_of_tfds_are_read_by_workers(config):
     own = dataclasses.replace(config["tfds"], stream=True, workers=1)
     resident = load_dataset(config["tfds"])

@@ -22,6 +22,8 @@ from jaxunlearn.core.files import most_bytes
 from jaxunlearn.core.registry import load
 from jaxunlearn.data.dataset import Dataset, check_labels, make_dataset, resize
 
+_LOOKED_AT = 64
+"""Images of a folder that tell whether it holds colours."""
 SPLITS = ("train", "test")
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -66,8 +68,9 @@ class ImageFolder:
         self.class_names = tuple(names)
         self.labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(f) for f in each])
         self.size = size
-        with _explained(self.files[0]) as image:  # all are read as the first is
-            self.mode = "L" if image.mode in ("1", "L", "I", "I;16") else "RGB"
+        # of all of a large folder not even the headers are read
+        some = np.unique(np.linspace(0, len(self.files) - 1, _LOOKED_AT).astype(int))
+        self.mode = "RGB" if {_mode_of(self.files[one]) for one in some} - {"1", "L"} else "L"
 
     def __len__(self) -> int:
         return len(self.files)
@@ -75,12 +78,31 @@ class ImageFolder:
     def __getitem__(self, position: int) -> tuple[np.ndarray, int]:
         """Returns one image ``uint8 [H, W, C]`` and its label; the error names a damaged file."""
         with _explained(self.files[position]) as opened:
+            _check_mode(opened, self.mode)
             image = np.asarray(opened.convert(self.mode))
         return resize(image.reshape(*image.shape[:2], -1), self.size), int(self.labels[position])
 
     def told(self) -> list[Any]:
         """Returns what is known of the images without reading them: names and sizes."""
         return [[f"{path.parent.name}/{path.name}", path.stat().st_size] for path in self.files]
+
+
+def _mode_of(path: Path) -> str:
+    with _explained(path) as image:
+        _check_mode(image, "RGB")
+        return str(image.mode)
+
+
+def _check_mode(image: Any, wanted: str) -> None:
+    """Checks that no image loses its depth or its colours."""
+    if image.mode[0] in "IF":
+        raise ValueError(
+            f"one of more than 8 bits, {image.mode}; ju.data.stream takes a source that reads those"
+        )
+    if wanted == "L" and image.mode not in ("1", "L", "LA"):
+        raise ValueError(
+            f"one in colour, {image.mode}, where others are grey; save all in one mode"
+        )
 
 
 def _images(folder: Path) -> list[Path]:
@@ -123,6 +145,7 @@ def load_folder(
     if (root / "train").is_dir():
         train = ImageFolder(root / "train", config.image_size)
         test = ImageFolder(root / "test", config.image_size, train.class_names)
+        test.mode = train.mode
         labels = {"train": train.labels, "test": test.labels}
         told = [train.told(), test.told()]
         names = train.class_names

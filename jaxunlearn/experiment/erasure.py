@@ -40,6 +40,7 @@ ERASURE = "erasure"
 RECORD, PAGE = "record.json", "record.md"
 _FORMAT = 1
 _LARGE = 2**30
+_BLOCK = 2**26  # bytes of streamed examples that are read together
 
 Record = dict[str, Any]
 
@@ -195,6 +196,10 @@ def positions_digest(rows: np.ndarray) -> str:
     return hashlib.sha256(np.sort(np.asarray(rows)).astype("<i8").tobytes()).hexdigest()
 
 
+def _of_inputs(x: Any) -> dict[str, Any]:
+    return {f"x/{name}".rstrip("/"): leaf for name, leaf in named_leaves(x).items()}
+
+
 def contents_digest(data: Dataset, rows: np.ndarray) -> str:
     """Computes the SHA-256 of training examples, as the network's reader is given them.
 
@@ -203,9 +208,12 @@ def contents_digest(data: Dataset, rows: np.ndarray) -> str:
     """
     digest = hashlib.sha256()
     x, y, rows = data.train_x, data.train_y, np.sort(rows)
-    if isinstance(x, Stream):
-        x, y, rows = x.read(rows), y[rows], np.arange(len(rows))
-    leaves = {f"x/{name}".rstrip("/"): leaf for name, leaf in named_leaves(x).items()}
+    leaves = {} if isinstance(x, Stream) else _of_inputs(x)
+    for name, like in _of_inputs(x.like(len(rows))).items() if isinstance(x, Stream) else ():
+        digest.update(json.dumps([name, like.dtype.str, like.shape]).encode())
+        # each array has a pass of its own, as memory may not hold the others meanwhile
+        for block in np.array_split(rows, max(1, -(-len(rows) * x.nbytes // len(x) // _BLOCK))):
+            digest.update(np.ascontiguousarray(_of_inputs(x.read(block))[name]).tobytes())
     for name, leaf in {**leaves, "y": y}.items():
         # a large array stays on its device; the examples are of at most 32 bits, as there
         whole = leaf if leaf.nbytes > _LARGE else np.asarray(leaf)

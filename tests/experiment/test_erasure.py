@@ -20,6 +20,7 @@ from jaxunlearn.core.errors import CheckpointError, UserError
 from jaxunlearn.core.files import hold, sha256
 from jaxunlearn.core.seals import digest_of, read_sealed, seal_of, write_sealed
 from jaxunlearn.data.dataset import write_entry
+from jaxunlearn.experiment import erasure
 from jaxunlearn.experiment import purge as purging
 from jaxunlearn.experiment.erasure import contents_digest, positions_digest, rows_of, weights_digest
 from jaxunlearn.experiment.folder import LOCK
@@ -36,6 +37,22 @@ WORDS = [
     f"request.indices={GIVEN}", "record.id=TICKET-17", "attacks=rounding_4",
 ]  # fmt: skip
 DIGITS = ju.data.load_dataset(ju.data.DataConfig(name="digits"))
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_streamed_contents_are_hashed_in_blocks(monkeypatch, tree):
+    rows = np.arange(30, 90)[::-1]
+    x, y = np.random.default_rng(0).normal(size=(90, 5)).astype(np.float32), np.arange(90) % 7
+    records = [{"a": one, "b": one[:2].astype(np.uint8)} if tree else one for one in x]
+    whole = {"a": x, "b": x[:, :2].astype(np.uint8)} if tree else x
+    monkeypatch.setattr(erasure, "_BLOCK", 200)
+    asked, stream = [], ju.data.stream(records)
+    read = type(stream).read
+    monkeypatch.setattr(type(stream), "read", lambda x, r: (asked.append(len(r)), read(x, r))[1])
+    data = DIGITS._replace
+    made = contents_digest(data(train_x=stream, train_y=y), rows)
+    assert made == contents_digest(data(train_x=whole, train_y=y), rows)
+    assert max(asked) <= 10
 
 
 @pytest.fixture(scope="module", autouse=True)

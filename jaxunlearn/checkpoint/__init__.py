@@ -19,6 +19,7 @@ import platform
 import shutil
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -88,7 +89,7 @@ class Saving:
 
     def __init__(self, path: Path, write: Callable[[], None]) -> None:
         self.path, self.seconds = path, 0.0
-        self._write = write
+        self._write: Callable[[], None] | None = write
         self._error: Exception | None = None
         # as if killed, where the program ends before: what it left is removed by the next save
         self._thread = threading.Thread(target=self._run, name=f"save {path.name}", daemon=True)
@@ -96,9 +97,12 @@ class Saving:
     def _run(self) -> None:
         begin = time.perf_counter()
         try:
-            self._write()
+            if self._write is not None:
+                self._write()
         except Exception as error:
             self._error = error
+            traceback.clear_frames(error.__traceback__)
+        self._write = None  # whoever keeps this must not keep the copied arrays
         self.seconds = time.perf_counter() - begin
 
     def done(self) -> bool:

@@ -1,11 +1,13 @@
 """Checkpoints come back bit for bit, or not at all."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import chex
@@ -18,6 +20,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxunlearn import checkpoint
+from jaxunlearn.checkpoint import arrays
 from jaxunlearn.core.errors import CheckpointError
 
 
@@ -340,6 +343,27 @@ class TestBesideTheProgram:
             saving.result()
         assert os.listdir(small.parent) == [small.name]
         assert checkpoint.read_record(small) == {"n": 1}
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_the_copies_are_let_go_of(self, tmp_path, monkeypatch, fails):
+        seen, copied = [], arrays.copied
+
+        def watched(leaves):
+            made = copied(leaves)
+            seen.extend(weakref.ref(leaf) for _, leaf in made.values())
+            return made
+
+        def full(*_):
+            raise OSError("no space left")
+
+        monkeypatch.setattr(arrays, "copied", watched)
+        if fails:
+            monkeypatch.setattr(checkpoint, "_write_manifest", full)
+        saving = checkpoint.save_async(tmp_path / "c", {"w": jnp.ones(9), "v": jnp.ones(3)}, {})
+        checkpoint.wait()
+        gc.collect()
+        assert [one() for one in seen] == [None, None]
+        assert saving.done()
 
     def test_what_is_known_before_is_told_at_once(self, small):
         with pytest.raises(CheckpointError, match="exists"):

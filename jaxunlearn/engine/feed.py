@@ -36,8 +36,10 @@ def rows_of_steps(
 
     Raises:
       DataError: a record is missing or does not decode, or a worker died.
+      ValueError: a key whose numbers need not be the same on CPU and accelerator.
     """
     host = _host()
+    _check_key(key, host.platform, jax.default_backend())
     parts = streamed(sets)
     places = {name: np.asarray(part.indices) for name, part in parts.items()}
     sizes = {name: np.asarray(part.size) for name, part in parts.items()}
@@ -83,6 +85,16 @@ def _ahead(
                 coming = thread.submit(read, number)
             yield made
             del made
+
+
+def _check_key(key: Key, *platforms: str) -> None:
+    """Checks that the places drawn on the host are those whose labels the device takes."""
+    implementation = str(jax.random.key_impl(key))
+    if len(set(platforms)) > 1 and "threefry" not in implementation:
+        raise ValueError(
+            f"key: expected one of threefry2x32, which gives the same numbers on "
+            f"{' and '.join(platforms)}, for streamed sets, got one of {implementation}"
+        )
 
 
 def _host() -> jax.Device:

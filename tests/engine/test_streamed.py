@@ -12,6 +12,7 @@ from jaxunlearn.core.errors import DataError, RequestError
 from jaxunlearn.core.types import Info, Needs, Sets, Unlearner
 from jaxunlearn.data.batches import drawn_slots
 from jaxunlearn.engine.driver import Resume
+from jaxunlearn.engine.feed import rows_of_steps
 from jaxunlearn.engine.loop import advance
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.engine.sharding import make_sharding
@@ -191,3 +192,15 @@ def test_an_empty_set_is_told_as_before(streamed, original):
     alone = Sets(retain=streamed.retain)
     with pytest.raises(RequestError, match="needs forget examples, got none"):
         ju.unlearn(toy.method("gradient_ascent"), original, alone, KEY, steps=1)
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_keys_that_differ_between_devices_are_refused(kind, monkeypatch):
+    x = ju.data.stream(Records())
+    sets, key = ju.make_sets(x, Y, ju.forget_class(1)), jax.random.key(0, impl=kind)
+    how = {"starts": [0], "batch_size": 2, "length": 1}
+    assert [*rows_of_steps(sets, key, **how)], "on one platform any key serves"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(ValueError, match=f"key: expected one of threefry2x32.*got one of {kind}"):
+        rows_of_steps(sets, key, **how)
+    assert [*rows_of_steps(sets, jax.random.key(0), **how)]

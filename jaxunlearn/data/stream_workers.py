@@ -25,6 +25,8 @@ from jaxunlearn.core.errors import DataError, brief, sentence
 BLOCK = 8
 """Examples that a worker sends together."""
 
+LIMIT = 600.0
+"""Seconds that a worker may take to start, or to read one block."""
 MOST = 2**28
 """Bytes of a source and decode that are sent to each worker; larger ones belong into files."""
 
@@ -187,9 +189,12 @@ class Workers:
 
     def read_labels(self, positions: np.ndarray) -> np.ndarray:
         """Reads labels ``[M]``; see :func:`read_labels`."""
-        found: list[np.ndarray] = []
-        self._each("labels", positions, lambda worker, rows: found.append(worker.told()))
-        return np.concatenate(found) if found else np.zeros(0, np.int32)
+        found: dict[int, np.ndarray] = {}
+        self._each(
+            "labels", positions, lambda worker, rows: found.update({rows.start: worker.told()})
+        )
+        blocks = [found[start] for start in sorted(found)]
+        return np.concatenate(blocks) if blocks else np.zeros(0, np.int32)
 
     def close(self) -> None:
         """Ends the processes."""
@@ -205,10 +210,6 @@ class Workers:
         try:
             for worker, share in busy:
                 worker.ask((what, positions[share]))
-            if what == "labels":  # in one piece
-                for worker, share in busy:
-                    take(worker, slice(share[0], share[-1] + 1))
-                return
             for start in range(0, max((len(share) for _, share in busy), default=0), BLOCK):
                 for worker, share in busy:
                     if start < len(share):
@@ -252,23 +253,36 @@ class _Worker:
         with self._alive():
             for array in out:
                 if array.nbytes:
+                    self._wait()
                     self.back.recv_bytes_into(array.data.cast("B"))
 
     def told(self) -> Any:
         """Returns what the worker says; raises the error that it reports."""
         with self._alive():
+            self._wait()
             kind, told = self.back.recv()
         if kind == "error":
             raise DataError(told)
         return told
+
+    def _wait(self) -> None:
+        """Waits until the worker says something, which one that hangs never does."""
+        if not self.back.poll(LIMIT):
+            raise DataError(
+                f"workers: expected worker {self.number} to read a block of {BLOCK} records within "
+                f"{LIMIT:g} seconds, got no answer; the source or decode hangs"
+            )
 
     def close(self) -> None:
         for end in (self.to, self.back):
             with contextlib.suppress(OSError):
                 end.close()
         self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self.process.wait(5)
+        except subprocess.TimeoutExpired:  # stopped, or in a decoder that takes no signals
+            self.process.kill()
+            self.process.wait()
 
     @contextlib.contextmanager
     def _alive(self) -> Iterator[None]:
@@ -363,11 +377,11 @@ def serve(theirs: int, sent: int) -> None:
         while True:
             what, positions = asked.recv()
             try:
-                if what == "labels":
-                    back.send(("labels", read_labels(recipe, positions)))
-                    continue
                 for start in range(0, len(positions), BLOCK):
                     some = positions[start : start + BLOCK]
+                    if what == "labels":
+                        back.send(("labels", read_labels(recipe, some)))
+                        continue
                     out = [np.empty((len(some), *form.shape), form.dtype) for form in recipe.forms]
                     read_into(recipe, some, out)
                     back.send(("examples", len(some)))

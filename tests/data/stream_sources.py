@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import time
 
 import numpy as np
 
@@ -39,6 +40,10 @@ class Together(Records):
 
 def end_worker():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    time.sleep(60)
 
 
 def beyond():

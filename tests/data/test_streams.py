@@ -183,6 +183,17 @@ def test_a_worker_that_dies_ends_the_reading():
     assert time.perf_counter() - began < 10
 
 
+@pytest.mark.parametrize("ask", [lambda x: x.read([1, 60]), lambda x: x.labels])
+def test_a_worker_that_hangs_ends_the_reading(ask, monkeypatch):
+    x = ju.data.stream(Records(60, sources.hang), workers=1)
+    x.read([1])
+    monkeypatch.setattr(stream_workers, "LIMIT", 0.5)
+    began = time.perf_counter()
+    with pytest.raises(DataError, match=r"workers: expected worker 0 to read .* 0.5 seconds, got"):
+        ask(x)
+    assert time.perf_counter() - began < 5
+
+
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [

@@ -238,9 +238,15 @@ class Stream:
           rows: positions in this stream, integers of any shape.
 
         Raises:
-          DataError: a record that is missing or does not decode; a worker that died.
+          DataError: a position below 0 or beyond the end; a record that is missing or does not
+            decode; a worker that died or hangs.
         """
         rows = np.asarray(rows)
+        if wrong := rows[(rows < 0) | (rows >= len(self))].tolist():
+            raise DataError(
+                f"{self._shared.recipe.name}: expected positions 0 to {len(self) - 1:,} of the "
+                f"stream, got {wrong[0]:,}"
+            )
         places = rows.ravel() if self._places is None else self._places[rows.ravel()]
         found = self._read().read(places)
         shaped = [array.reshape(*rows.shape, *array.shape[1:]) for array in found]

@@ -150,6 +150,15 @@ def test_bad_records_are_told_in_one_line(act, workers):
     np.testing.assert_array_equal(x.read([1, 2]), X[[1, 2]])  # others are read all the same
 
 
+@pytest.mark.parametrize("rows", [[-1], [3, 180], [[0], [-181]], [90]])
+def test_positions_lie_in_the_stream(rows):
+    x = ju.data.stream(Records(), name="photos")
+    x = x[:90] if rows == [90] else x
+    with pytest.raises(DataError, match=r"photos: expected positions 0 to (179|89) of the stream"):
+        x.read(rows)
+    assert x.read(np.zeros(0, int)).shape == (0, 6, 6, 1)
+
+
 def test_numbers_that_are_not_finite_are_refused():
     floats = X.astype(np.float64)
     floats[3] = np.inf

@@ -22,7 +22,7 @@ import threading
 import time
 from typing import Any
 
-from jaxunlearn.core.errors import ConfigError, sentence
+from jaxunlearn.core.errors import ConfigError, brief, sentence
 
 WAIT = 60
 """Seconds until a process that finds no other gives up."""
@@ -183,7 +183,9 @@ class Watch:
             )
         elif len(self.lines) == self.processes - 1:
             wrong = f"processes: expected {self.processes}, which are all here, got one more"
-        elif number in (0, *self.lines) or not isinstance(number, int) or not 0 < number < count:
+        elif not isinstance(number, int) or not 0 <= number < count:
+            wrong = f"process_id: expected a number from 0 to {count - 1}, got {brief(number)}"
+        elif number in (0, *self.lines):
             wrong = f"process_id: expected a number of its own for each process, got {number} twice"
         else:
             self.lines[number] = line

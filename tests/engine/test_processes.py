@@ -163,6 +163,8 @@ def meet_all(*given):
     ("given", "said"),
     [
         (((3, 0), (3, 1), (3, 1)), "process_id: .* got 1 twice"),
+        (((2, 0), (2, 2)), "process_id: expected a number from 0 to 1, got 2"),
+        (((2, 0), (2, -1)), "process_id: expected a number from 0 to 1, got -1"),
         (((2, 0), (3, 1)), "processes: expected 2 in all, as process 0 says, got 3 in process 1"),
         (((2, 0), (3, 2)), "processes: expected 2 in all, as process 0 says, got 3 in process 2"),
         (((3, 0), (3, 1)), "processes: expected 3 at .* within 2 s, got none with the number 2"),

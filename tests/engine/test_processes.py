@@ -30,9 +30,9 @@ def free_port():
         return one.getsockname()[1]
 
 
-def started(count, folder, *step, status=0):
+def started(count, folder, *step, status=0, **more):
     """What each of some processes printed."""
-    port, environment = free_port(), {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    port, environment = free_port(), {**os.environ, "PYTHONPATH": str(HERE.parents[1]), **more}
     flags = [flag for flag in conftest.FLAGS if "device_count" not in flag]
     flags += [f"--xla_force_host_platform_device_count={4 // count}"]
     environment["XLA_FLAGS"] = " ".join(flags)
@@ -72,15 +72,24 @@ def alone(tmp_path_factory):
     return folder, *started(1, folder)
 
 
-def test_two_processes_find_what_one_does(alone, tmp_path):
-    home, alone = alone
-    first, second = started(2, tmp_path / "two")
+def compare(kinds, alone, home, there):
+    first, second = started(2, there, **({"ALL_KINDS": "1"} if len(kinds) > 1 else {}))
     close(first, alone)
     close(second, alone)  # which judges for itself, and hears of the first's decisions
-    for kind in ("classifier", "gan", "language"):
-        files = [sorted(p.name for p in (n / kind).glob("*.*")) for n in (home, tmp_path / "two")]
+    for kind in kinds:
+        files = [sorted(p.name for p in (n / kind).glob("*.*")) for n in (home, there)]
         assert files[0] == files[1]
         assert "report.json" in files[0]
+
+
+def test_two_processes_find_what_one_does(alone, tmp_path):
+    compare(("classifier",), alone[1], alone[0], tmp_path)
+
+
+@pytest.mark.long
+def test_two_processes_find_what_one_does_of_every_kind(tmp_path):
+    (alone,) = started(1, tmp_path / "one", ALL_KINDS="1")
+    compare(("classifier", "gan", "language"), alone, tmp_path / "one", tmp_path / "two")
 
 
 def test_a_run_goes_on_with_other_numbers_of_processes(alone, tmp_path):

@@ -70,7 +70,12 @@ def test_every_script_is_here():
     assert {path.name for path in FOLDER.glob("*.py")} == set(SMALL)
 
 
-@pytest.mark.parametrize("name", SMALL)
+LONG = ("gan_equal_quality.py",)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in SMALL]
+)
 def test_it_runs(name, tmp_path):
     words = [sys.executable, str(FOLDER / name), *SMALL[name], "--json"]
     out = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)

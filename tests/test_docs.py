@@ -87,6 +87,7 @@ def test_a_manual_is_one_program(page, tmp_path, monkeypatch):
         CHECKS[page](scope, tmp_path)
 
 
+@pytest.mark.long
 def test_manuals_of_language_models(tmp_path, monkeypatch):
     """The pages of language models go on from the first; in fewer steps than there."""
     judged = []

@@ -92,6 +92,7 @@ def test_two_processes_find_what_one_does_of_every_kind(tmp_path):
     compare(("classifier", "gan", "language"), alone, tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_other_numbers_of_processes(alone, tmp_path):
     started(2, tmp_path, 64, status=7)
     begun = checkpoint.read_record(tmp_path / "classifier" / "original.unfinished")["step"]

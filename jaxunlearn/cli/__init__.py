@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     run.add_argument("--process-id", type=int, help="number of this process, from 0")
+    run.add_argument(
+        "--wait", type=float, metavar="SECONDS", help="in which all processes have to come (60)"
+    )
     run.set_defaults(command=_run)
     judged = commands.add_parser(
         "judge-metrics",
@@ -251,14 +254,17 @@ def _join(options: argparse.Namespace) -> None:
 
     given = options.processes, options.coordinator, options.process_id
     if given == (None, None, None):
+        if options.wait is not None:
+            raise ConfigError("--wait: expected beside --processes, got it alone")
         return
     from jaxunlearn.core.processes import join
 
     if options.processes == "cluster":
-        return join(None, options.coordinator, options.process_id)
+        return join(None, options.coordinator, options.process_id, options.wait)
     if options.processes is not None and not options.processes.isdecimal():
         raise ConfigError(f"processes: expected a number or 'cluster', got {options.processes!r}")
-    join(options.processes and int(options.processes), options.coordinator, options.process_id)
+    number = options.processes and int(options.processes)
+    join(number, options.coordinator, options.process_id, options.wait)
 
 
 def _run(options: argparse.Namespace) -> int:

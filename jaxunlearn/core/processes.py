@@ -8,6 +8,7 @@ or by what it finds on disk is decided by the first for all: :func:`shared`.
 
 import atexit
 import json
+import math
 import os
 import sys
 from types import TracebackType
@@ -22,9 +23,13 @@ from jaxunlearn.core import watch
 from jaxunlearn.core.errors import ConfigError, sentence
 
 _watch: watch.Watch | None = None
+_LONGEST_WAIT = 86_400
 
 
-def join(processes: int | None, coordinator: str | None, process: int | None) -> None:
+def join(
+    processes: int | None, coordinator: str | None, process: int | None,
+    wait: float | None = None,
+) -> None:  # fmt: skip
     """Joins this process to the others of its program, before JAX has used a device.
 
     From then on none outlives another: where one is killed or ends with an error, the others end
@@ -34,11 +39,14 @@ def join(processes: int | None, coordinator: str | None, process: int | None) ->
       processes: how many there are; ``None``: as the cluster says (SLURM, Open MPI, cloud TPUs).
       coordinator: ``"HOST:PORT"`` of the first process, whose port is free.
       process: number of this one, from 0.
+      wait: seconds in which all have to come; by default ``watch.WAIT``, a minute. Lines on the
+        error stream say meanwhile for whom this process waits.
 
     Raises:
       ConfigError: one of the three without the others, a number out of range or of another
-        process, other numbers of processes in others, an address that is none or in use; not all
-        are met within a minute; this environment does not say who the others are.
+        process, other numbers of processes in others, an address that is none, in use, of another
+        machine than the first process's or out of reach; not all came in that time; this
+        environment does not say who the others are.
     """
     global _watch
     given = {"processes": processes, "coordinator": coordinator, "process_id": process}
@@ -48,20 +56,23 @@ def join(processes: int | None, coordinator: str | None, process: int | None) ->
         raise ConfigError(
             f"{missing[0]}: expected all of {', '.join(given)}, got {' and '.join(present)} alone"
         )
+    wait = watch.WAIT if wait is None else wait
+    if not 0 < wait <= _LONGEST_WAIT:
+        raise ConfigError(f"wait: expected seconds from above 0 to {_LONGEST_WAIT}, got {wait}")
     devices = None
     if processes is None:
-        processes, coordinator, process, devices = _ask_cluster()
+        processes, coordinator, process, devices = _ask_cluster(wait)
     assert coordinator is not None
     assert process is not None
     host = _check(processes, coordinator, process)
     # else jax keeps SIGTERM to itself, and a process that is asked to end does not
     jax.config.update("jax_enable_preemption_service", False)
-    found = watch.Watch(processes, process, coordinator)
+    found = watch.Watch(processes, process, coordinator, wait)
     try:
         # the first process's own service is one that nobody asks
         jax.distributed.initialize(
             f"{host}:{found.service}", processes, process, devices,
-            initialization_timeout=watch.WAIT, heartbeat_timeout_seconds=5 * watch.HEARTBEAT,
+            initialization_timeout=math.ceil(wait), heartbeat_timeout_seconds=5 * watch.HEARTBEAT,
             coordinator_bind_address="127.0.0.1:0",
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
@@ -74,13 +85,13 @@ def join(processes: int | None, coordinator: str | None, process: int | None) ->
     sys.excepthook = _end_by_error
 
 
-def _ask_cluster() -> tuple[int, str, int, Any]:
+def _ask_cluster(wait: float) -> tuple[int, str, int, Any]:
     """Returns number, coordinator, own number and devices, as jax finds them in the environment."""
     from jax._src.clusters import ClusterEnv
 
     try:
         found = ClusterEnv.auto_detect_unset_distributed_params(
-            None, None, None, None, None, watch.WAIT
+            None, None, None, None, None, math.ceil(wait)
         )
     # each cluster has errors of its own: a missing variable, one that is no number
     except Exception as error:

@@ -20,12 +20,17 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from jaxunlearn.core.errors import ConfigError, brief, sentence
 
 WAIT = 60
-"""Seconds until a process that finds no other gives up."""
+"""Seconds until a process that waits for others gives up, unless told another number."""
+SAY = 5.0
+"""Seconds between two lines that say for whom a process waits."""
+STILL = 300
+"""Seconds without any work of a process's main thread after which a line says where it is."""
 HEARTBEAT = 20
 """Seconds of silence after which a process counts as dead, and the others end."""
 DONE = 300
@@ -49,6 +54,58 @@ print("ready", flush=True)
 sys.stdin.read()
 time.sleep(linger)
 """
+
+
+class _Patience:
+    """Time that others have to come."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.begin = seconds, time.monotonic()
+        self.said = self.begin
+
+    def left(self) -> float:
+        return self.begin + self.seconds - time.monotonic()
+
+    def say(self, whom: str) -> None:
+        """Says now and then for whom this process waits."""
+        now = time.monotonic()
+        if now - self.said >= SAY:
+            self.said = now
+            _print(f"waiting for {whom}: {now - self.begin:.0f} s of {self.seconds:g}")
+
+
+class _Stillness:
+    """Time for which the main thread has not worked at all, by its own clock of the processor.
+
+    It stands still where it waits in a call: for a file system, or for other processes. A loop that
+    never ends works.
+    """
+
+    def __init__(self) -> None:
+        self.thread = threading.main_thread().ident or 0
+        known = hasattr(time, "pthread_getcpuclockid")
+        self.clock = time.pthread_getcpuclockid(self.thread) if known else None
+        self.spent, self.since = 0.0, time.monotonic()
+
+    def place(self) -> str:
+        """Returns where it has stood still for so long; nothing if it works, or that was told."""
+        if self.clock is None:
+            return ""
+        now, spent = time.monotonic(), time.clock_gettime(self.clock)
+        if spent - self.spent > 0.001:
+            self.spent, self.since = spent, now
+        if now - self.since < STILL:
+            return ""
+        self.since = float("inf")
+        frame, found = sys._current_frames().get(self.thread), []
+        while frame is not None:
+            found.append((frame.f_code.co_name, Path(frame.f_code.co_filename), frame.f_lineno))
+            frame = frame.f_back
+        own = [row for row in found if "jaxunlearn" in row[1].parts]
+        places = dict.fromkeys([*found[:1], *own[:1]])
+        return ", called by ".join(
+            f"{name} ({'/'.join(file.parts[-2:])}:{line})" for name, file, line in places
+        )
 
 
 class _Line:
@@ -113,59 +170,90 @@ class Watch:
       service: port of the service by which JAX's processes know each other.
     """
 
-    def __init__(self, processes: int, process: int, coordinator: str) -> None:
+    def __init__(
+        self, processes: int, process: int, coordinator: str, wait: float | None = None
+    ) -> None:
         self.processes, self.process, self.coordinator = processes, process, coordinator
         self.lines: dict[int, _Line] = {}
         self.listener: socket.socket | None = None
         self.child: subprocess.Popen[bytes] | None = None
         self.ending, self.over = threading.Lock(), threading.Event()
+        self.stillness, patience = _Stillness(), _Patience(WAIT if wait is None else wait)
         host, _, port = coordinator.rpartition(":")
         if process:
-            self.service = self._join(host, int(port))
+            self.service = self._join(host.strip("[]"), int(port), patience)
         else:
             self.listener = _listen(host, int(port), coordinator)
-            self.service = self._start_service(host)
-            self._gather()
+            self.service = self._gather(host, patience)
         threading.Thread(target=self._watch, daemon=True, name="jaxunlearn-watch").start()
 
     # Meeting
 
-    def _join(self, host: str, port: int) -> int:
-        connection = _connect(host, port, self.coordinator)
+    def _join(self, host: str, port: int, patience: _Patience) -> int:
+        """Reports to the first process, which may come later; returns the port of the service."""
+        connection = _connect(host, port, self.coordinator, patience)
         line = self.lines[0] = _Line(connection)
         line.send({"process": self.process, "processes": self.processes})
-        told = line.wait(WAIT + 2 * LINGER)
-        if told is None or "refused" in told or not isinstance(told.get("service"), int):
-            got = (told or {}).get("refused", "processes: expected process 0 to wait, got none")
-            connection.close()
-            raise ConfigError(str(got))
-        return int(told["service"])
+        wrong, found = "", list[dict[str, Any]]()
+        while not found and not wrong:
+            patience.say(f"the others, process 0 is at {self.coordinator}")
+            new = line.read() if select.select([connection], [], [], 0.2)[0] else []
+            silence = time.monotonic() - line.heard
+            if new is None:
+                wrong = "one that hung up"
+            elif silence > HEARTBEAT:
+                wrong = f"one that says nothing for {HEARTBEAT} s"
+            elif patience.left() < -2 * LINGER:  # it gives up first, and says whom it missed
+                wrong = f"one that is not ready within {patience.seconds:g} s"
+            found = new or []
+        if not wrong and isinstance(found[0].get("service"), int):
+            return int(found[0]["service"])
+        connection.close()
+        expected = f"coordinator: expected process 0 at {self.coordinator}, got "
+        told = found[0].get("refused", f"{expected}one of another program") if found else ""
+        raise ConfigError(str(told or expected + wrong))
 
-    def _gather(self) -> None:
-        """Waits for all others; whoever has no place here is told why."""
+    def _gather(self, host: str, patience: _Patience) -> int:
+        """Waits for all others, tells who has no place here why; returns the service's port."""
         assert self.listener is not None
-        end, wrong = time.monotonic() + WAIT, ""
-        while len(self.lines) < self.processes - 1 and not wrong:
-            left = end - time.monotonic()
-            if left <= 0:
-                missing = sorted(set(range(1, self.processes)) - set(self.lines))
+        try:
+            _check_reachable(host.strip("[]"), self.listener.getsockname()[1], self.coordinator)
+        except ConfigError:
+            self.listener.close()
+            raise
+        service = self._start_service(host)
+        assert self.child is not None
+        assert self.child.stdout is not None
+        starts: list[Any] = [self.child.stdout]
+        wrong, said = "", time.monotonic()
+        while not wrong and (starts or len(self.lines) < self.processes - 1):
+            missing = sorted(set(range(1, self.processes)) - set(self.lines))
+            whom = f"process {_listed(missing)}" if missing else "the service of JAX"
+            if patience.left() <= 0:
                 wrong = (
-                    f"processes: expected {self.processes} at {self.coordinator} within {WAIT} s, "
-                    f"got none with the number {' or '.join(map(str, missing))}"
+                    f"processes: expected {self.processes} at {self.coordinator} within "
+                    f"{patience.seconds:g} s, got all but {whom}"
                 )
                 break
-            waiting = [self.listener, *(one.connection for one in self.lines.values())]
-            ready = select.select(waiting, [], [], min(left, 1.0))[0]
+            patience.say(f"{whom} of {self.processes} at {self.coordinator}")
+            if time.monotonic() - said > BEAT:
+                said = time.monotonic()
+                self._beat()
+            waiting = [self.listener, *starts, *(one.connection for one in self.lines.values())]
+            ready = select.select(waiting, [], [], max(0.0, min(patience.left(), 1.0)))[0]
             if self.listener in ready:
                 wrong = self._admit()
+            if starts and starts[0] in ready and starts.pop().readline().strip() != b"ready":
+                wrong = f"coordinator: expected a free port for JAX, got {service} in use"
             for number, line in list(self.lines.items()):
                 if line.connection in ready and line.read() is None:
                     del self.lines[number]  # it may be started again
         for line in self.lines.values():
-            line.send({"refused": wrong} if wrong else {"service": self.service})
+            line.send({"refused": wrong} if wrong else {"service": service})
         if wrong:
             self._hang_up()
             raise ConfigError(wrong)
+        return service
 
     def _admit(self) -> str:
         """Takes in who knocks; returns what is wrong with all, if anything."""
@@ -196,7 +284,7 @@ class Watch:
         return wrong
 
     def _start_service(self, host: str) -> int:
-        """Starts the service of JAX in a process of its own; its port."""
+        """Starts the service of JAX in a process that says when it is ready; returns its port."""
         bind = "127.0.0.1" if host in _LOOPBACK else "[::]"
         with socket.socket() as one:
             one.bind(("127.0.0.1" if host in _LOOPBACK else "", 0))
@@ -207,9 +295,6 @@ class Watch:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for this process, which then has it end
         )  # fmt: skip
-        assert self.child.stdout is not None
-        if self.child.stdout.readline().strip() != b"ready":
-            raise ConfigError(f"coordinator: expected a free port for JAX, got {port} in use")
         return port
 
     def _hang_up(self) -> None:
@@ -230,8 +315,9 @@ class Watch:
         while not self.over.is_set():
             if time.monotonic() - said > BEAT:
                 said = time.monotonic()
-                for line in list(self.lines.values()):
-                    line.send()
+                self._beat()
+                if place := self.stillness.place():
+                    self._note_still(self.process, place)
             waiting: list[Any] = [line.connection for line in self.lines.values()]
             waiting += [] if self.listener is None else [self.listener]
             try:
@@ -242,6 +328,20 @@ class Watch:
                 self._admit()  # who comes too late is told so
             for number, line in list(self.lines.items()):
                 self._hear(number, line, line.connection in ready)
+
+    def _beat(self) -> None:
+        for line in list(self.lines.values()):
+            line.send()
+
+    def _note_still(self, process: int, place: str) -> None:
+        """Says that a process does nothing; the first one says it of all."""
+        if self.process:
+            self.lines[0].send({"still": place})
+            return
+        _print(
+            f"warning: process {process} of {self.processes} is alive, but its main thread has "
+            f"done nothing for {STILL} s: in {place}"
+        )
 
     def _hear(self, number: int, line: _Line, ready: bool) -> None:
         who = f"process {number} of {self.processes}"
@@ -259,6 +359,8 @@ class Watch:
                     self._end(f"{who} ended with an error: {told['failed']}")
                 elif "done" in told:
                     line.done = True
+                elif "still" in told:
+                    self._note_still(number, str(told["still"]))
         elif not line.done and time.monotonic() - line.heard > HEARTBEAT:
             self._end(f"{who} has not been heard of for {HEARTBEAT} s; {_GO_ON}")
 
@@ -268,8 +370,7 @@ class Watch:
             return
         if not self.process:
             self._tell({"over": why})
-        with contextlib.suppress(OSError):
-            os.write(2, f"error: {why}\n".encode())
+        _print(f"error: {why}")
         os._exit(1)
 
     def _tell(self, message: dict[str, Any]) -> None:
@@ -321,15 +422,40 @@ def _listen(host: str, port: int, coordinator: str) -> socket.socket:
         ) from None
 
 
-def _connect(host: str, port: int, coordinator: str) -> socket.socket:
-    """Connects to the first process, which may come later."""
-    end = time.monotonic() + WAIT
+def _check_reachable(host: str, port: int, coordinator: str) -> None:
+    """Checks in the first process that its address leads to where it listens."""
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except (OSError, UnicodeError) as error:  # the latter of names that are none
+        raise ConfigError(
+            f"coordinator: expected an address of process 0, which is this one, got {coordinator}: "
+            f"{sentence(error)}"
+        ) from None
+
+
+def _connect(host: str, port: int, coordinator: str, patience: _Patience) -> socket.socket:
+    """Connects to the first process; what does not mend itself is told at once."""
     while True:
         try:
-            return socket.create_connection((host.strip("[]"), port), timeout=5)
-        except OSError as error:
-            if isinstance(error, socket.gaierror) or time.monotonic() > end:
+            return socket.create_connection((host, port), timeout=max(0.1, min(5, patience.left())))
+        except (OSError, UnicodeError) as error:
+            got, comes = sentence(error), isinstance(error, ConnectionError | TimeoutError)
+            if not comes or patience.left() <= 0:
+                within = f" within {patience.seconds:g} s" if comes else ""
                 raise ConfigError(
-                    f"coordinator: expected process 0 at {coordinator}, got {sentence(error)}"
+                    f"coordinator: expected process 0 at {coordinator}{within}, got {got}"
                 ) from None
+            patience.say(f"process 0 at {coordinator} ({got})")
             time.sleep(0.2)
+
+
+def _listed(numbers: list[int], most: int = 4) -> str:
+    more = [f"{len(numbers) - most} more"] if len(numbers) > most else []
+    *first, last = [*map(str, numbers[:most]), *more]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _print(text: str) -> None:
+    """Prints a line as a whole, whatever the main thread is at."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())

@@ -20,6 +20,7 @@ from jaxunlearn.core.errors import ConfigError
 from tests import conftest
 
 HERE = Path(__file__).parent
+KINDS = ("classifier", "gan", "language")
 COSTS = ("time", "memory", "speed-up")
 """Beginnings of rows that are not compared: of the clock, and of how arrays lie."""
 
@@ -72,10 +73,10 @@ def alone(tmp_path_factory):
     return folder, *started(1, folder)
 
 
-def compare(kinds, alone, home, there):
-    first, second = started(2, there, **({"ALL_KINDS": "1"} if len(kinds) > 1 else {}))
-    close(first, alone)
-    close(second, alone)  # which judges for itself, and hears of the first's decisions
+def compare(kinds, alone, home, there, count=2):
+    # each process judges for itself, and hears of the first's decisions
+    for found in started(count, there, **({"ALL_KINDS": "1"} if len(kinds) > 1 else {})):
+        close(found, alone)
     for kind in kinds:
         files = [sorted(p.name for p in (n / kind).glob("*.*")) for n in (home, there)]
         assert files[0] == files[1]
@@ -87,9 +88,10 @@ def test_two_processes_find_what_one_does(alone, tmp_path):
 
 
 @pytest.mark.long
-def test_two_processes_find_what_one_does_of_every_kind(tmp_path):
+def test_two_and_four_processes_find_what_one_does_of_every_kind(tmp_path):
     (alone,) = started(1, tmp_path / "one", ALL_KINDS="1")
-    compare(("classifier", "gan", "language"), alone, tmp_path / "one", tmp_path / "two")
+    for count in (2, 4):
+        compare(KINDS, alone, tmp_path / "one", tmp_path / f"of {count}", count)
 
 
 @pytest.mark.long
@@ -107,7 +109,11 @@ def test_a_run_goes_on_with_other_numbers_of_processes(alone, tmp_path):
 PEER = """
 import os, sys, time
 from jaxunlearn.core import watch
-watch.BEAT, watch.HEARTBEAT = 0.1, 2
+watch.BEAT, watch.HEARTBEAT, watch.SAY = 0.1, 2, 100
+if sys.argv[3] == "stands still":
+    watch.STILL = 0.5
+def look():
+    time.sleep(60)
 one = watch.Watch(2, int(sys.argv[1]), sys.argv[2])
 print("met", flush=True)
 if sys.argv[3] == "fails":
@@ -117,8 +123,22 @@ if sys.argv[3] == "fails":
 if sys.argv[3] == "is done":
     one.finish()
     os._exit(0)
-time.sleep(60)
+look()
 """
+
+
+def peers(*does):
+    """Processes that know each other, and then do what they are told."""
+    place = f"127.0.0.1:{free_port()}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PEER, str(n), place, told],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for n, told in enumerate(does)
+    ]  # fmt: skip
+    assert [one.stdout.readline() for one in running] == ["met\n"] * len(does)
+    return running
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -132,15 +152,7 @@ time.sleep(60)
     ],
 )
 def test_whoever_hears_of_anothers_end_ends_with_one_line(does, said, victim):
-    place = f"127.0.0.1:{free_port()}"
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PEER, str(n), place, does if n == victim or not said else ""],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for n in range(2)
-    ]  # fmt: skip
-    assert [one.stdout.readline() for one in running] == ["met\n"] * 2
+    running = peers(*(does if n == victim or not said else "" for n in range(2)))
     if does in ("is killed", "stops"):
         running[victim].send_signal(signal.SIGKILL if does == "is killed" else signal.SIGSTOP)
     _, err = running[1 - victim].communicate(timeout=60)
@@ -149,6 +161,26 @@ def test_whoever_hears_of_anothers_end_ends_with_one_line(does, said, victim):
     assert running[1 - victim].returncode == bool(said)
     running[victim].kill() if said else running[victim].wait(60)
     running[victim].communicate()
+
+
+def test_who_is_alive_but_does_nothing_is_told_with_its_place():
+    running = peers("stands still", "stands still")
+    lines = sorted(running[0].stderr.readline() for _ in range(2))
+    for number, line in enumerate(lines):
+        assert f"warning: process {number} of 2 is alive, but its main thread" in line
+        assert re.search(r"nothing for 0.5 s: in look \(<string>:\d+\)$", line)
+    for one in running:
+        one.kill()
+    for one in running:
+        assert "warning" not in one.communicate()[1]  # said once, by the first for all
+
+
+def test_who_works_does_not_stand_still(monkeypatch):
+    monkeypatch.setattr(watch, "STILL", 0.05)
+    stillness = watch._Stillness()
+    for _ in range(5):
+        sum(range(1_000_000))
+        assert not stillness.place()
 
 
 def meet_all(*given):
@@ -177,14 +209,52 @@ def meet_all(*given):
         (((2, 0), (2, -1)), "process_id: expected a number from 0 to 1, got -1"),
         (((2, 0), (3, 1)), "processes: expected 2 in all, as process 0 says, got 3 in process 1"),
         (((2, 0), (3, 2)), "processes: expected 2 in all, as process 0 says, got 3 in process 2"),
-        (((3, 0), (3, 1)), "processes: expected 3 at .* within 2 s, got none with the number 2"),
     ],
 )
-def test_numbers_that_do_not_fit_are_told_to_all(given, said, monkeypatch):
-    monkeypatch.setattr(watch, "WAIT", 2)
+def test_numbers_that_do_not_fit_are_told_to_all(given, said):
     told = meet_all(*given)
     assert len(told) == len(given)
     assert all(re.search(said, text) for text in told.values()), told
+
+
+def test_whoever_waits_says_for_whom_and_gives_up(monkeypatch, capfd):
+    monkeypatch.setattr(watch, "WAIT", 2)
+    monkeypatch.setattr(watch, "SAY", 0.3)
+    told = meet_all((4, 0), (4, 1))
+    said = r"processes: expected 4 at .* within 2 s, got all but process 2 and 3"
+    assert len(told) == 2
+    assert all(re.fullmatch(said, text) for text in told.values()), told
+    lines = capfd.readouterr().err
+    assert re.search(r"waiting for process 2 and 3 of 4 at 127.*: \d s of 2\n", lines)
+    assert re.search(r"waiting for the others, process 0 is at 127.*: \d s of 2\n", lines)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, "one that hung up"),
+        (b"", "one that says nothing for 0.5 s"),
+        (b"HTTP/1.1 400 Bad Request\r\n", "one that hung up"),
+        (b'{"hello": 1}\n', "one of another program"),
+    ],
+)
+def test_another_program_at_that_port_is_told(answer, said, monkeypatch):
+    monkeypatch.setattr(watch, "HEARTBEAT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as one:
+
+        def serve():
+            connection, _ = one.accept()
+            with connection:
+                if answer is not None:
+                    connection.sendall(answer)
+                    connection.recv(100)
+                    connection.recv(100)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(ConfigError, match=f"coordinator: expected process 0 at .*, got {said}"):
+            processes.join(2, f"127.0.0.1:{one.getsockname()[1]}", 1)
+        thread.join(30)
 
 
 def test_a_port_in_use_is_told():
@@ -223,7 +293,18 @@ def test_a_cluster_is_asked(variables, said, monkeypatch):
         ((2, "127.0.0.1:1", 2), "process_id: expected a number from 0 to 1, got 2"),
         ((2, "127.0.0.1", 0), "coordinator: expected HOST:PORT"),
         ((2, "127.0.0.1:99999", 0), "coordinator: expected HOST:PORT"),
-        ((2, "no.such.host.invalid:80", 1), "coordinator: expected process 0 at"),
+        ((2, ":80", 1), "coordinator: expected HOST:PORT"),
+        *(
+            ((2, f"{host}:80", number), f"coordinator: expected {what}")
+            for number, what in enumerate(
+                ["an address of process 0, which is this", "process 0 at"]
+            )
+            for host in ("no.such.host.invalid", "a..b", "http://127.0.0.1", "255.255.255.255")
+        ),
+        *(
+            ((2, "127.0.0.1:80", 1, seconds), "wait: expected seconds from above 0 to 86400, got")
+            for seconds in (0.0, -1.0, math.nan, math.inf)
+        ),
     ],
 )
 def test_what_cannot_meet_is_told_at_once(given, said):
@@ -231,10 +312,12 @@ def test_what_cannot_meet_is_told_at_once(given, said):
         processes.join(*given)
 
 
-def test_nobody_listens(monkeypatch):
-    monkeypatch.setattr(watch, "WAIT", 0.3)
-    with pytest.raises(ConfigError, match=r"coordinator: expected process 0 at .* refused"):
-        processes.join(2, f"127.0.0.1:{free_port()}", 1)
+def test_nobody_listens(monkeypatch, capfd):
+    monkeypatch.setattr(watch, "SAY", 0.1)
+    said = r"coordinator: expected process 0 at .* within 0.4 s, got .* refused"
+    with pytest.raises(ConfigError, match=said):
+        processes.join(2, f"127.0.0.1:{free_port()}", 1, 0.4)
+    assert re.search(r"waiting for process 0 at .* refused\): 0 s of 0.4\n", capfd.readouterr().err)
 
 
 def test_alone_nothing_is_shared():

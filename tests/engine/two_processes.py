@@ -86,7 +86,7 @@ def main(processes, number, port, runs, *step):
             patch.setattr(stages, "SAVE_EVERY", 0)
             patch.setattr(stages, "SHARE", 1e9)
             run(CLASSIFIER, runs, listener=end_at(int(step[0])))
-        found = {} if processes > 2 else direct()
+        found = {} if processes > 2 and step else direct()
         for config in (CLASSIFIER, GAN, LANGUAGE) if "ALL_KINDS" in os.environ else (CLASSIFIER,):
             report = run(config, runs)
             assert not report.get("failures"), report["failures"]

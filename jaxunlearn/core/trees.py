@@ -5,11 +5,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 
-def member(tree: Any, number: int) -> Any:
+def to_device(values: ArrayLike, dtype: DTypeLike | None = None) -> jax.Array:
+    """Copies numbers of the host to the device; what lies there already is only converted.
+
+    Like ``jnp.asarray``, which compiles a program for each shape that it is given.
+    """
+    if isinstance(values, jax.Array):
+        return jnp.asarray(values, dtype)
+    # a copy of its own: on CPU the device may take the memory that it is given for its own
+    return jax.device_put(np.array(values, dtype))
+
+
+@jax.jit
+def member(tree: Any, number: jax.Array | int) -> Any:
     """Takes one member of a tree whose leaves have a leading axis of members."""
     return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+@jax.jit
+def stack(members: Sequence[Any]) -> Any:
+    """Stacks trees of one form along a new leading axis, that of members."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
 def choose(flags: jax.Array, ours: Any, theirs: Any) -> Any:

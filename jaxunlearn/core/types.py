@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.core.trees import to_device
 
 Key = jax.Array
 """A typed key, ``jax.random.key(seed)``."""
@@ -204,8 +206,8 @@ class Sets(NamedTuple):
         # they share all examples, but where one alone was read out of a stream
         part = max(parts, key=lambda part: len(part.examples.y))
         count = len(part.examples.y)
-        places = jnp.arange(count, dtype=jnp.int32)
-        return Subset(part.examples, places, jnp.asarray(count, jnp.int32))
+        places = to_device(np.arange(count, dtype=np.int32))
+        return Subset(part.examples, places, to_device(count, np.int32))
 
 
 class Batches(NamedTuple):

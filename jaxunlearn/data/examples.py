@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from jaxunlearn.core.errors import DataError, brief
-from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.core.trees import named_leaves, to_device
 from jaxunlearn.core.types import Examples, Inputs, Subset
 from jaxunlearn.data.streams import Stream, stored_shapes
 
@@ -86,12 +86,13 @@ def as_examples(
                 f"{name}: expected {count} examples for {count} labels, got an array "
                 f"{list(leaf.shape)}{path and f' at {path}'}"
             )
-    x, classes = jax.tree.map(lambda leaf: stored(leaf, name), (x, classes))
-    if integers and classes.dtype != jnp.int32:
-        # of 64 bits they were looked at before
-        if classes.dtype == jnp.uint32 and count and int(jnp.max(classes)) >= 2**31:
-            raise DataError(f"{name}: expected labels of 32 bits, got {int(jnp.max(classes))}")
-        classes = classes.astype(jnp.int32)
+    x = jax.tree.map(lambda leaf: stored(leaf, name), x)
+    if integers and classes.dtype.itemsize <= 4:
+        largest = int(np.max(np.asarray(classes))) if count else 0
+        if largest >= 2**31:
+            raise DataError(f"{name}: expected labels of 32 bits, got {largest}")
+        classes = classes.astype(np.int32)
+    classes = stored(classes, name)
     examples = Examples(x, classes, _reader_of(stored_shapes(x), mean, std, reader, name))
     if reader is not None:
         inputs_like(examples)
@@ -111,15 +112,15 @@ def stored(array: Any, name: str) -> jax.Array:
             raise DataError(
                 f"{name}: expected finite numbers, got NaN, infinity or more than float32 holds"
             )
-        return jnp.asarray(array, jnp.float32)
+        return to_device(array, jnp.float32)
     if array.dtype.kind not in "iub":
         raise DataError(f"{name}: expected numbers, got an array of {array.dtype}")
     # jax has no 64-bit integers by default
     if array.dtype.itemsize < 8:
-        return jnp.asarray(array)
+        return to_device(array)
     if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
         raise DataError(f"{name}: expected integers of 32 bits, got {array.min()} to {array.max()}")
-    return jnp.asarray(array, jnp.int32)
+    return to_device(array, jnp.int32)
 
 
 def _reader_of(
@@ -171,7 +172,7 @@ def _statistic(name: str, value: ArrayLike, shape: tuple[int, ...]) -> jax.Array
             f"{name}: expected a shape that fits one example, {list(shape)}, "
             f"got {list(found.shape)}"
         )
-    return jnp.asarray(found.reshape((1,) * (len(shape) - found.ndim) + found.shape))
+    return to_device(found.reshape((1,) * (len(shape) - found.ndim) + found.shape))
 
 
 def unchanged(x: Inputs) -> Inputs:
@@ -286,7 +287,7 @@ def take(x: Inputs, positions: jax.Array) -> Inputs:
         return jax.tree.map(lambda leaf: leaf[positions], x)
     if x.withheld or isinstance(positions, jax.core.Tracer):
         raise x.refusal()
-    return jax.tree.map(jnp.asarray, x.read(positions))
+    return jax.tree.map(to_device, x.read(positions))
 
 
 def resident(part: Subset) -> Subset:
@@ -298,6 +299,6 @@ def resident(part: Subset) -> Subset:
     examples = part.examples
     if not isinstance(examples.x, Stream):
         return part
-    x = jax.tree.map(jnp.asarray, examples.x.read(part.indices))
+    x = jax.tree.map(to_device, examples.x.read(part.indices))
     own = examples._replace(x=x, y=examples.y[part.indices])
     return part._replace(examples=own, indices=jnp.arange(len(part.indices), dtype=jnp.int32))

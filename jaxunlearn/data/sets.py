@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from jaxunlearn.config import Request
 from jaxunlearn.core.errors import DataError, RequestError, expect
+from jaxunlearn.core.trees import stack, to_device
 from jaxunlearn.core.types import Examples, Inputs, Sets, Subset
 from jaxunlearn.data.dataset import Dataset, part_statistics
 from jaxunlearn.data.examples import as_examples, normalise, reader_of, stored
@@ -30,7 +31,7 @@ def subset(examples: Examples, indices: ArrayLike, capacity: int | None = None) 
     if len(chosen) > places:
         raise ValueError(f"capacity: expected at least {len(chosen)}, got {capacity}")
     padded = np.resize(chosen, places) if len(chosen) else np.zeros(places, np.int32)
-    return Subset(examples, jnp.asarray(padded), jnp.asarray(len(chosen), jnp.int32))
+    return Subset(examples, to_device(padded), to_device(len(chosen), np.int32))
 
 
 def whole(examples: Examples) -> Subset:
@@ -58,7 +59,7 @@ def random_subsets(part: Subset, count: int, share: float = 0.5, seed: int = 0) 
     size = max(1, int(share * len(own)))
     rng = np.random.default_rng(seed)
     rows = np.stack([np.sort(rng.permutation(own)[:size]) for _ in range(count)])
-    return Subset(part.examples, jnp.asarray(rows), jnp.full(count, size, jnp.int32))
+    return Subset(part.examples, to_device(rows), to_device(np.full(count, size, np.int32)))
 
 
 def num_examples(part: Subset | None) -> int:
@@ -208,16 +209,28 @@ def alone(sets: Sets) -> Sets:
 
     Streamed examples cannot be taken out: whoever reads them is told so.
     """
+    parts = {name: part for name, part in sets._asdict().items() if part is not None}
+    streams = {name: p.examples.x for name, p in parts.items() if isinstance(p.examples.x, Stream)}
+    asked = {
+        name: ((None if name in streams else p.examples.x, p.examples.y), p.indices)
+        for name, p in parts.items()
+    }
+    made = {}
+    for name, ((x, y), places) in _rows_alone(asked).items():
+        x = streams[name].withhold(f"sets.{name}") if name in streams else x
+        examples = parts[name].examples._replace(x=x, y=y)
+        made[name] = Subset(examples, places, parts[name].size)
+    return Sets(**made)
 
-    def one(name: str, part: Subset) -> Subset:
-        x, y = jax.tree.map(lambda leaf: leaf[part.indices], part.examples[:2])
-        x = x.withhold(f"sets.{name}") if isinstance(x, Stream) else x
-        examples = part.examples._replace(x=x, y=y)
-        return Subset(examples, jnp.arange(len(part.indices), dtype=jnp.int32), part.size)
 
-    return Sets(**{
-        name: part if part is None else one(name, part) for name, part in sets._asdict().items()
-    })  # fmt: skip
+@functools.partial(jax.jit, inline=True)
+def _rows_alone(asked: dict[str, tuple[Any, jax.Array]]) -> dict[str, tuple[Any, jax.Array]]:
+    """Takes rows of trees at the places beside them, all in one program; numbers them anew."""
+
+    def one(tree: Any, at: jax.Array) -> tuple[Any, jax.Array]:
+        return jax.tree.map(lambda leaf: leaf[at], tree), jnp.arange(len(at), dtype=jnp.int32)
+
+    return {name: one(*given) for name, given in asked.items()}
 
 
 def request(sets: Sets, number: int) -> Sets:
@@ -263,9 +276,7 @@ def stack_sets(many: Sequence[Sets]) -> Sets:
         padded = [subset(p.examples, np.asarray(p.indices)[: int(p.size)], places) for p in parts]
         reader = _stacked_reader(name, [part.examples.reader for part in parts])
         stacked[name] = Subset(
-            parts[0].examples._replace(reader=reader),
-            jnp.stack([part.indices for part in padded]),
-            jnp.stack([part.size for part in padded]),
+            parts[0].examples._replace(reader=reader), *stack([part[1:] for part in padded])
         )
     return Sets(**stacked)
 
@@ -276,7 +287,7 @@ def _stacked_reader(name: str, readers: Sequence[Any]) -> Any:
         if all(np.array_equal(a, b) for own in leaves for a, b in zip(own, leaves[0], strict=True)):
             return readers[0]
         if readers[0].func is normalise:
-            return jax.tree.map(lambda *each: jnp.stack(each), *readers)
+            return stack(readers)
     raise ValueError(f"sets: expected {name} to have one reader in all requests, got several")
 
 
@@ -299,7 +310,7 @@ def normalise_by_retained(sets: Sets) -> Sets:
     pairs = zip(np.atleast_2d(retain.indices), np.atleast_1d(retain.size), strict=True)
     found = part_statistics(x, [rows[:size] for rows, size in pairs])
     mean, std = (np.stack(side) if several else side[0] for side in zip(*found, strict=True))
-    reader = Partial(normalise, mean=jnp.asarray(mean), std=jnp.asarray(std))
+    reader = Partial(normalise, mean=to_device(mean), std=to_device(std))
     return Sets(*(
         part and part._replace(examples=part.examples._replace(reader=reader)) for part in sets
     ))  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxunlearn.core.errors import ConfigError, expect
 from jaxunlearn.core.keys import Purpose, check_key, derive
-from jaxunlearn.core.trees import member
+from jaxunlearn.core.trees import member, stack
 from jaxunlearn.core.types import Batches, Key, Model, Sets, Subset, Unlearner, Variables
 from jaxunlearn.core.variables import check_variables, in_form_of
 from jaxunlearn.data.batches import streamed
@@ -255,12 +255,18 @@ def unlearn_many(
         mesh=None if sharding is None else sharding.mesh,
     )
 
-    def arguments(n: int) -> tuple[Variables, Sets, Key]:
+    def variables_of(n: int) -> Variables:
         own = member(given, n) if stacked_variables else given
-        return own if swept is None else Swept(member(swept, n), own), request(sets, n), keys[n]
+        return own if swept is None else Swept(member(swept, n), own)
+
+    def arguments(n: int) -> tuple[Variables, Sets, Key]:
+        return variables_of(n), request(sets, n), keys[n]
+
+    # of shapes alone: members are taken out only where each runs by itself
+    like = jax.eval_shape(lambda: (variables_of(0), keys[0]))
 
     apart = bool(streamed(sets))  # each member draws rows of its own
-    if not apart and (at_once or not _loops_badly(alone, *arguments(0))):
+    if not apart and (at_once or not _loops_badly(alone, like[0], request(sets, 0), like[1])):
         return _as_given(given, execute(job, variables, sets, keys, options))
     # one program for all would hold a loop over members, ruinous for some convolutions
     options = options._replace(resume=None)
@@ -381,12 +387,12 @@ def _loops_badly(job: Job, variables: Variables, sets: Sets, key: Key) -> bool:
 
 def _stack(outcomes: list[Outcome]) -> Outcome:
     return outcomes[0]._replace(
-        variables=jax.tree.map(lambda *leaves: jnp.stack(leaves), *(o.variables for o in outcomes)),
+        variables=stack([one.variables for one in outcomes]),
         history={
             name: np.stack([o.history[name] for o in outcomes], axis=1)
             for name in outcomes[0].history
         },
-        prepared=jax.tree.map(lambda *leaves: jnp.stack(leaves), *(o.prepared for o in outcomes)),
+        prepared=stack([one.prepared for one in outcomes]),
         seconds=sum(o.seconds for o in outcomes),
         compile_seconds=sum(o.compile_seconds for o in outcomes),
     )

@@ -10,14 +10,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxunlearn.core.errors import DivergenceError, NoEffectError, RequestError
 from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.processes import gathered
-from jaxunlearn.core.trees import member
+from jaxunlearn.core.trees import member, stack, to_device
 from jaxunlearn.core.types import (
     Batches,
     Info,
@@ -37,6 +36,7 @@ from jaxunlearn.engine.loop import (
     Job,
     advance,
     has_weight_gradient_convolution,
+    held_result,
     init,
     member_specs,
     result,
@@ -228,8 +228,11 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
                 options.on_chunk(progress)
         if options.stop is not None and options.stop(latest):
             break
-    clock.compile(result, state, job=job)
-    made = jax.block_until_ready(result(state, job=job))
+    with clock.account("compiling"):
+        held = held_result(state, job)
+    if held is None:
+        clock.compile(result, state, job=job)
+    made = jax.block_until_ready(result(state, job=job) if held is None else held.variables)
     with clock.account("outside"):
         _expect_effect(job, variables, made)
         _remark(job, history)
@@ -357,7 +360,7 @@ def _prepare(job: Job, variables: Variables, sets: Sets, key: Key) -> Any:
         )
         for n in range(len(key))
     ]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    stacked = stack(each)
     return stacked if job.mesh is None else divide_members(job.mesh, 0, stacked)
 
 
@@ -397,7 +400,9 @@ def visible_sets(needs: Needs, sets: Sets) -> Sets:
 
 
 def _without_labels(part: Subset) -> Subset:
-    return part._replace(examples=part.examples._replace(y=jnp.full_like(part.examples.y, -1)))
+    y = part.examples.y
+    hidden = to_device(np.full(y.shape, -1, y.dtype))
+    return part._replace(examples=part.examples._replace(y=hidden))
 
 
 def _count_steps(job: Job, sets: Sets, steps: int | None) -> int:

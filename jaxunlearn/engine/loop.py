@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxunlearn.core.keys import Purpose, derive
-from jaxunlearn.core.trees import ensemble
+from jaxunlearn.core.trees import ensemble, member
 from jaxunlearn.core.types import (
     Batches,
     Examples,
@@ -188,6 +188,29 @@ def result(state: State, *, job: Job) -> Variables:
         return constrain(job.unlearner.result(state), job.sharding)
 
     return _over(job, one, (0,))(state)
+
+
+class Held(NamedTuple):
+    """New model that a state holds as it is."""
+
+    variables: Variables
+
+
+def held_result(state: State, job: Job) -> Held | None:
+    """Returns the new model where the method's ``result`` only takes it out of the state.
+
+    ``None`` where it is computed, or where a mesh says how it is to lie: there ``result`` is
+    compiled.
+    """
+    if job.sharding is not None:
+        return None
+    like = jax.eval_shape(lambda tree: member(tree, 0), state) if job.mapped else state
+    jaxpr, form = jax.make_jaxpr(job.unlearner.result, return_shape=True)(like)
+    leaves = dict(zip(jaxpr.jaxpr.invars, jax.tree.leaves(state), strict=True))
+    taken = [var for var in jaxpr.jaxpr.outvars if isinstance(var, Var) and var in leaves]
+    if jaxpr.jaxpr.eqns or len(taken) < len(jaxpr.jaxpr.outvars):
+        return None
+    return Held(jax.tree.unflatten(jax.tree.structure(form), [leaves[var] for var in taken]))
 
 
 @partial(jax.jit, static_argnames="job")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import checkpoint
@@ -16,6 +15,7 @@ from jaxunlearn.config import SEEDS, Config, Request, section, to_dict
 from jaxunlearn.config.overrides import MOST_INT, check_types, check_value
 from jaxunlearn.core.errors import ConfigError, brief, expect_at_most, printable
 from jaxunlearn.core.files import most_bytes, write_npz, write_text
+from jaxunlearn.core.trees import to_device
 from jaxunlearn.core.types import Key, Sets, Unlearner
 from jaxunlearn.data.dataset import Dataset
 from jaxunlearn.data.examples import inputs_like
@@ -191,7 +191,7 @@ def make_plan(
 
 def _on_device(data: Dataset) -> Dataset:
     """Returns a data set whose training split lies on the device, once for all trials."""
-    x, y = jax.tree.map(jnp.asarray, (data.train_x, data.train_y))
+    x, y = jax.tree.map(to_device, (data.train_x, data.train_y))
     return data._replace(train_x=x, train_y=y)
 
 

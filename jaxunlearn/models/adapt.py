@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxunlearn.core.errors import ConfigError, sentence
@@ -455,9 +456,9 @@ def check_model(
             "that it was given, got others"
         )
     classes = int(logits.shape[1])
-    if labels is not None and int(jnp.max(labels)) >= classes:
+    if labels is not None and int(np.max(labels)) >= classes:
         raise ConfigError(
-            f"model: expected logits for labels up to {int(jnp.max(labels))}, got {classes} classes"
+            f"model: expected logits for labels up to {int(np.max(labels))}, got {classes} classes"
         )
     return classes
 

@@ -2,8 +2,9 @@
 
 A worker is a fresh interpreter, not a fork (JAX has threads) and not a spawned one (which would
 run the caller's script again): functions typed at a prompt serve, and no script needs a guard.
-Positions go to it, examples come back a few at a time, straight into the batch that is being
-put together, so that a worker never holds more than a few of them.
+Positions go to it, a few at a time and to whoever is idle; it writes their examples into memory
+that it shares with this process, in the places that they have in the batch. So an example is
+copied once between the decoder and what goes to the device, and never lies in two places.
 """
 
 import contextlib
@@ -12,10 +13,13 @@ import mmap
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,14 +27,20 @@ import numpy as np
 from jaxunlearn.core.errors import DataError, brief, sentence
 
 BLOCK = 8
-"""Examples that a worker sends together."""
+"""Examples that a worker is asked for together."""
+AHEAD = 2
+"""Blocks that a worker has been asked for: when one is done, it need not wait for the next."""
+LABELS = 512
+"""Labels that a worker is asked for together."""
+SPARE = 4
+"""Slots of shared memory that nobody uses, and which are kept."""
 
 LIMIT = 600.0
 """Seconds that a worker may take to start, or to read one block."""
 MOST = 2**28
 """Bytes of a source and decode that are sent to each worker; larger ones belong into files."""
 
-_SERVE = "from jaxunlearn.data.stream_workers import serve; serve({}, {})"
+_SERVE = "from jaxunlearn.data.stream_workers import serve; serve({})"
 
 
 class Form(NamedTuple):
@@ -38,6 +48,11 @@ class Form(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Returns the bytes of the array."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 class Recipe(NamedTuple):
@@ -175,25 +190,56 @@ def _explained(recipe: Recipe, position: int) -> Iterator[None]:
         ) from error
 
 
+def empty_rows(forms: Sequence[Form], count: int, buffer: np.ndarray) -> list[np.ndarray]:
+    """Cuts arrays ``[count, ...]``, one for each form, out of bytes; see :func:`row_bytes`.
+
+    They lie so that JAX copies them even on CPU: those that it could take as they are would be
+    let go of much later.
+    """
+    begin, arrays = -buffer.ctypes.data % 64, []
+    for form in forms:
+        size = count * form.nbytes
+        arrays.append(buffer[begin + 16 :][:size].view(form.dtype).reshape(count, *form.shape))
+        begin += -(-(size + 16) // 64) * 64
+    return arrays
+
+
+def row_bytes(forms: Sequence[Form], count: int) -> int:
+    """Returns how many bytes :func:`empty_rows` needs at most."""
+    return 64 + sum(count * form.nbytes + 80 for form in forms)
+
+
 class Workers:
     """Processes that serve one recipe, until they are closed or the program ends."""
 
     def __init__(self, recipe: Recipe, count: int) -> None:
-        self.name = recipe.name
+        self.name, self.forms = recipe.name, recipe.forms
         given = _pickled(recipe)
         self._workers = [_Worker(number, given) for number in range(count)]
+        self._slots, self._spare = 0, list[_Slot]()
 
-    def read_into(self, positions: np.ndarray, out: Sequence[np.ndarray]) -> None:
-        """Reads examples into arrays ``[M, ...]``; see :func:`read_into`."""
-        self._each("examples", positions, lambda worker, rows: worker.take([a[rows] for a in out]))
+    def read(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Reads examples, arrays ``[M, ...]`` in shared memory, used again when they are let go.
+
+        Raises:
+          DataError: see :func:`read_into`; a worker died or hangs.
+        """
+        count, starts = len(positions), range(0, len(positions), BLOCK)
+        with self._closing():
+            slot = self._slot(row_bytes(self.forms, count))
+            # a view of its own: when nobody has any array of it, the slot is free
+            rows = np.frombuffer(slot.memory, np.uint8)
+            weakref.finalize(rows, self._give_back, slot).atexit = False
+            places = [(slot.number, count, start) for start in starts]
+            blocks = [positions[start : start + BLOCK] for start in starts]
+            self._each([("examples", *both) for both in zip(blocks, places, strict=True)])
+        return empty_rows(self.forms, count, rows)
 
     def read_labels(self, positions: np.ndarray) -> np.ndarray:
         """Reads labels ``[M]``; see :func:`read_labels`."""
-        found: dict[int, np.ndarray] = {}
-        self._each(
-            "labels", positions, lambda worker, rows: found.update({rows.start: worker.told()})
-        )
-        blocks = [found[start] for start in sorted(found)]
+        starts = range(0, len(positions), LABELS)
+        with self._closing():
+            blocks = self._each([("labels", positions[n : n + LABELS], None) for n in starts])
         return np.concatenate(blocks) if blocks else np.zeros(0, np.int32)
 
     def close(self) -> None:
@@ -201,80 +247,115 @@ class Workers:
         for worker in self._workers:
             worker.close()
 
-    def _each(
-        self, what: str, positions: np.ndarray, take: Callable[["_Worker", slice], None]
-    ) -> None:
-        """Divides positions among the workers and takes what they send, a block of each in turn."""
-        shares = np.array_split(np.arange(len(positions)), len(self._workers))
-        busy = [pair for pair in zip(self._workers, shares, strict=True) if len(pair[1])]
+    def _slot(self, size: int) -> "_Slot":
+        """Returns a slot that nobody uses; those that are too small, or too many, are given up."""
+        spare, self._spare = self._spare, []
+        fits = [slot for slot in spare if len(slot.memory) >= size][:SPARE]
+        for slot in spare:
+            if slot not in fits:
+                self._tell(("drop", slot.number, 0))
+        self._spare += fits[1:]
+        if fits:
+            return fits[0]
+        slot, self._slots = _Slot(self._slots, size), self._slots + 1
+        self._tell(("slot", slot.number, size), slot)
+        os.close(slot.file)  # the mappings stay
+        return slot
+
+    def _tell(self, request: tuple[Any, ...], slot: "_Slot | None" = None) -> None:
+        for worker in self._workers:
+            worker.ask(request, slot)
+
+    def _give_back(self, slot: "_Slot") -> None:
+        self._spare.append(slot)
+
+    @contextlib.contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Ends the workers with an error: what they would still do belongs to nobody."""
         try:
-            for worker, share in busy:
-                worker.ask((what, positions[share]))
-            for start in range(0, max((len(share) for _, share in busy), default=0), BLOCK):
-                for worker, share in busy:
-                    if start < len(share):
-                        first = share[0] + start
-                        take(worker, slice(first, min(first + BLOCK, share[-1] + 1)))
+            yield
         except BaseException:
-            # what they would still send belongs to nobody
             self.close()
             raise
 
+    def _each(self, asked: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Has blocks read by whoever is idle; returns what is told of each, in order."""
+        found: list[Any] = [None] * len(asked)
+        waiting = list(range(len(asked)))[::-1]
+        begun: dict[_Worker, list[int]] = {worker: [] for worker in self._workers}
+
+        def ask(worker: _Worker) -> None:
+            if waiting:
+                begun[worker].append(waiting.pop())
+                worker.ask(asked[begun[worker][-1]])
+
+        for worker in self._workers * AHEAD:
+            ask(worker)
+        while busy := [worker for worker in self._workers if begun[worker]]:
+            ready = wait([worker.line for worker in busy], LIMIT)
+            for worker in busy:
+                if worker.line in ready or not ready:  # one that says nothing tells why
+                    found[begun[worker].pop(0)] = worker.told()
+                    ask(worker)
+        return found
+
+
+class _Slot:
+    """Memory that this process shares with its workers; it lies in no file that has a name."""
+
+    def __init__(self, number: int, size: int) -> None:
+        self.number = number
+        if hasattr(os, "memfd_create"):  # on Linux
+            self.file = os.memfd_create("rows")
+        else:
+            self.file, name = tempfile.mkstemp()
+            os.unlink(name)
+        os.ftruncate(self.file, size)
+        self.memory = mmap.mmap(self.file, size)
+
 
 class _Worker:
-    """One process, with the pipes to and from it."""
+    """One process, with the line to it."""
 
     def __init__(self, number: int, given: bytes) -> None:
         self.number = number
-        theirs, ours = os.pipe()
-        back, sent = os.pipe()
+        self._socket, theirs = socket.socketpair()
+        self.line = Connection(os.dup(self._socket.fileno()))
         # a worker computes nothing on devices, and must not take their memory
         env = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
         env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE.format(theirs, sent)],
-            stdin=subprocess.DEVNULL, pass_fds=(theirs, sent), env=env,
+            [sys.executable, "-c", _SERVE.format(theirs.fileno())],
+            stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=env,
         )  # fmt: skip
-        os.close(theirs)
-        os.close(sent)
-        self.to = Connection(ours, readable=False)
-        self.back = Connection(back, writable=False)
+        theirs.close()
         self._sent = given
 
-    def ask(self, request: tuple[str, np.ndarray]) -> None:
+    def ask(self, request: tuple[Any, ...], slot: _Slot | None = None) -> None:
+        """Sends a request, and perhaps the memory that it names."""
         with self._alive():
             if self._sent:
-                self.to.send_bytes(self._sent)
+                self.line.send_bytes(self._sent)
                 self._sent = b""
-            self.to.send(request)
-
-    def take(self, out: Sequence[np.ndarray]) -> None:
-        self.told()
-        with self._alive():
-            for array in out:
-                if array.nbytes:
-                    self._wait()
-                    self.back.recv_bytes_into(array.data.cast("B"))
+            self.line.send(request)
+            if slot is not None:
+                socket.send_fds(self._socket, [b"0"], [slot.file])
 
     def told(self) -> Any:
         """Returns what the worker says; raises the error that it reports."""
         with self._alive():
-            self._wait()
-            kind, told = self.back.recv()
+            if not self.line.poll():  # the caller waited
+                raise DataError(
+                    f"workers: expected worker {self.number} to read a block of {BLOCK} records "
+                    f"within {LIMIT:g} seconds, got no answer; the source or decode hangs"
+                )
+            kind, told = self.line.recv()
         if kind == "error":
             raise DataError(told)
         return told
 
-    def _wait(self) -> None:
-        """Waits until the worker says something, which one that hangs never does."""
-        if not self.back.poll(LIMIT):
-            raise DataError(
-                f"workers: expected worker {self.number} to read a block of {BLOCK} records within "
-                f"{LIMIT:g} seconds, got no answer; the source or decode hangs"
-            )
-
     def close(self) -> None:
-        for end in (self.to, self.back):
+        for end in (self.line, self._socket):
             with contextlib.suppress(OSError):
                 end.close()
         self.process.terminate()
@@ -361,32 +442,41 @@ def _pickled(recipe: Recipe) -> bytes:
         ) from error
 
 
-def serve(theirs: int, sent: int) -> None:
-    """Runs a worker: reads what it is asked for until nobody asks any more."""
+def serve(number: int) -> None:
+    """Runs a worker: reads what it is asked for until nobody asks any more.
+
+    Args:
+      number: of the socket on which it is asked.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asks decides when it ends
     os.dup2(2, 1)  # what a decoder prints must not pass for data, nor hide errors
-    asked, back = Connection(theirs, writable=False), Connection(sent, readable=False)
+    files, line = socket.socket(fileno=os.dup(number)), Connection(number)
     try:
-        recipe: Recipe = pickle.loads(asked.recv_bytes())
+        recipe: Recipe = pickle.loads(line.recv_bytes())
     except EOFError:
         return
     except Exception as error:
-        back.send(("error", f"workers: a worker cannot read the source: {sentence(error)}"))
+        line.send(("error", f"workers: a worker cannot read the source: {sentence(error)}"))
         return
+    slots: dict[int, np.ndarray] = {}
     with contextlib.suppress(EOFError, OSError):
         while True:
-            what, positions = asked.recv()
+            what, given, more = line.recv()
+            if what == "slot":
+                (file,) = socket.recv_fds(files, 1, 1)[1]
+                slots[given] = np.frombuffer(mmap.mmap(file, more), np.uint8)
+                os.close(file)
+                continue
+            if what == "drop":
+                del slots[given]
+                continue
             try:
-                for start in range(0, len(positions), BLOCK):
-                    some = positions[start : start + BLOCK]
-                    if what == "labels":
-                        back.send(("labels", read_labels(recipe, some)))
-                        continue
-                    out = [np.empty((len(some), *form.shape), form.dtype) for form in recipe.forms]
-                    read_into(recipe, some, out)
-                    back.send(("examples", len(some)))
-                    for array in out:
-                        if array.nbytes:
-                            back.send_bytes(array.data.cast("B"))
+                if what == "labels":
+                    line.send((what, read_labels(recipe, given)))
+                    continue
+                slot, count, start = more
+                rows = empty_rows(recipe.forms, count, slots[slot])
+                read_into(recipe, given, [array[start : start + len(given)] for array in rows])
+                line.send((what, None))
             except DataError as error:
-                back.send(("error", str(error)))
+                line.send(("error", str(error)))

@@ -23,9 +23,11 @@ from jaxunlearn.data.stream_workers import (
     Recipe,
     Workers,
     arrays_of,
+    empty_rows,
     first_example,
     read_into,
     read_labels,
+    row_bytes,
     told_forms,
 )
 
@@ -90,13 +92,13 @@ class _Shared:
 
     def read(self, positions: np.ndarray) -> list[np.ndarray]:
         """Reads examples, arrays ``[M, ...]``; may be called by several threads."""
-        out = [_empty((len(positions), *form.shape), form.dtype) for form in self.recipe.forms]
         with self._reading() as workers:
-            if workers is None:
-                read_into(self.recipe, positions, out)
-            else:
-                workers.read_into(positions, out)
-        return out
+            if workers is not None:
+                return workers.read(positions)
+            forms, count = self.recipe.forms, len(positions)
+            out = empty_rows(forms, count, np.empty(row_bytes(forms, count), np.uint8))
+            read_into(self.recipe, positions, out)
+            return out
 
     def labels(self) -> np.ndarray:
         every = np.arange(len(self.recipe.source))
@@ -116,17 +118,6 @@ class _Shared:
             except BaseException:
                 self._workers = None  # they ended with the error; others start at the next batch
                 raise
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """Returns an empty array that JAX copies even on CPU.
-
-    One that lies so that it can be taken as it is would be let go of much later.
-    """
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    buffer = np.empty(size + 80, np.uint8)
-    skipped = -buffer.ctypes.data % 64 + 16
-    return buffer[skipped : skipped + size].view(dtype).reshape(shape)
 
 
 class _Outline:
@@ -202,8 +193,7 @@ class Stream:
     @property
     def nbytes(self) -> int:
         """Returns the bytes of all examples."""
-        each = (int(np.prod(f.shape)) * f.dtype.itemsize for f in self._shared.recipe.forms)
-        return len(self) * sum(each)
+        return len(self) * sum(form.nbytes for form in self._shared.recipe.forms)
 
     @property
     def described(self) -> str:

@@ -184,6 +184,25 @@ def test_workers_map_files_and_get_no_large_copies(tmp_path, monkeypatch):
             stream_workers._pickled(stream_workers.Recipe(source, None, "x"))
 
 
+def test_rows_of_workers_share_memory_that_is_used_again():
+    x = ju.data.stream(Records(), workers=2)
+    sizes = (3, 40, 90, 40, 3, 7, 40)
+    held = [x.read(np.arange(size)) for size in sizes]
+    for size, rows in zip(sizes, held, strict=True):  # what is held is not written to
+        np.testing.assert_array_equal(rows, X[:size])
+    del held, rows
+    for _ in range(9):
+        np.testing.assert_array_equal(x.read(np.arange(40)[::-1]), X[:40][::-1])
+    workers = x._shared._workers
+    made = workers._slots
+    assert len(workers._spare) <= stream_workers.SPARE
+    x.read(np.arange(40))
+    assert workers._slots == made == len(sizes)
+    trees = ju.data.stream([{"a": np.full(3, n), "b": np.full((2, 5), n > 2)} for n in range(9)])
+    whole = ju.data.stream(trees._shared.recipe.source, workers=1).read(np.arange(9))
+    jax.tree.map(np.testing.assert_array_equal, whole, trees.read(np.arange(9)))
+
+
 def test_a_worker_that_dies_ends_the_reading():
     x = ju.data.stream(Records(60, sources.end_worker), workers=2)
     began = time.perf_counter()

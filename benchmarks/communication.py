@@ -10,22 +10,29 @@ and summed. ``gathered`` and ``summed``: bytes of the arrays that are put togeth
 are summed, over one axis (``data`` for parameters and gradients, ``model`` for activations; scalars
 count). ``sent``: bytes that a device sends in rings, over each axis; ``once`` and ``twice``:
 the same over ``data`` by :func:`sent_by_formula`, for parameters and gradients alone, where
-divided parameters are gathered so often: for the way there, or for the way back anew. XLA on CPUs
-sums a gradient whole where accelerators leave each device its part, half the bytes: the formula
-counts as CPUs do.
+divided parameters are gathered so often each time that a step reads them: for the way there, or
+for the way back anew. A step of StyleGAN2 reads its discriminator three times (real images,
+generated ones, the generator's lesson) and sums two gradients of it, one for real and one for
+generated images; a kernel that doubles the side is exchanged as the four it stands for
+(:func:`read_by`). XLA on CPUs sums a gradient whole where accelerators leave each device its part,
+half the bytes: the formula counts as CPUs do.
 
 ``--paper``: bytes a device sends for a step of ResNet-50, StyleGAN2 (1024 x 1024) and Llama 2 7B,
 with each device's batch fixed, and the milliseconds for them and for the arithmetic at the rates
 given. Gradients count as left in parts there, where parameters lie in parts.
 
-``--weak``: processor seconds of a step over those of one device for the same work, so that 1 is
-what a machine with a fixed number of cores can show: what dividing costs in arithmetic and in
-copies, and nothing of links between devices.
+``--weak``: the batch of each device stays, and devices become more. On a machine whose cores the
+virtual devices share a step takes at least work x devices / cores, so what counts is processor
+time: ``efficiency`` is that of one device, times the number of devices, over that of the step: 1
+where dividing costs nothing in arithmetic, copies and waiting. Links between devices are not seen:
+``sent`` is what each device sends in a step, read in the compiled program. Medians of rounds in
+which all numbers of devices take steps in turn.
 """
 
 import argparse
 import math
 import os
+import re
 import statistics
 import time
 from collections import Counter
@@ -130,22 +137,57 @@ def divisors(path: str, leaf: Any, sharding: Sharding) -> tuple[int, int]:
     return size[first] if first in axes else 1, math.prod(size[a] for a in rest if a in axes)
 
 
+class Reads(NamedTuple):
+    """Parameters of a network, as a step exchanges them.
+
+    Attributes:
+      parameters: shapes by path.
+      reads: how often a step goes through the network.
+      gradients: how many of them are summed apart.
+    """
+
+    parameters: dict[str, Any]
+    reads: int = 1
+    gradients: int = 1
+
+
+UP = re.compile(r"synthesis/up\d+/kernel$")
+"""Kernels of StyleGAN2 that double the side: 3 x 3 to four channels for one."""
+
+
+def read_by(like: Any) -> list[Reads]:
+    """Returns how often a step reads the networks of a model, those of a GAN apart."""
+    leaves = {
+        path: jax.ShapeDtypeStruct((*v.shape[:-1], 4 * v.shape[-1]), v.dtype)
+        if UP.search(path) else v
+        for path, v in trained(like).items()
+    }  # fmt: skip
+    of = {
+        name: {path: v for path, v in leaves.items() if path.startswith(name)}
+        for name in ("generator", "discriminator")
+    }
+    if not all(of.values()):
+        return [Reads(leaves)]
+    return [Reads(of["generator"]), Reads(of["discriminator"], 3, 2)]
+
+
 def sent_by_formula(
-    parameters: dict[str, Any], sharding: Sharding, gathers: int = 1, *, in_parts: bool = False
+    networks: list[Reads], sharding: Sharding, gathers: int = 1, *, in_parts: bool = False
 ) -> float:
     """Returns the bytes that a device sends for parameters of ``b`` bytes and their gradients.
 
-    Over ``d`` devices that share no example: ``g (d - 1) / d b / a`` to put a divided parameter
-    together ``g`` times, where ``a`` is by how much the other axis divides it, and for its
-    gradient ``2 (d - 1) / d b / a``; half of that if each device is left its part.
+    Over ``d`` devices that share no example: ``r g (d - 1) / d b / a`` to put a divided parameter
+    together ``g`` times for each of ``r`` reads, where ``a`` is by how much the other axis divides
+    it, and for each gradient ``2 (d - 1) / d b / a``; half of that if each device is left its part.
     """
     first = sharding.mesh.axis_names[0]
     devices, sent = sharding.mesh.shape[first], 0.0
-    for path, leaf in parameters.items():
-        own, other = divisors(path, leaf, sharding)
-        part = bytes_of(leaf) / other * (devices - 1) / devices
-        sent += part * (gathers if own > 1 else 0)
-        sent += part * (1 if own > 1 and in_parts else 2)
+    for network in networks:
+        for path, leaf in network.parameters.items():
+            own, other = divisors(path, leaf, sharding)
+            part = bytes_of(leaf) / other * (devices - 1) / devices
+            sent += part * network.reads * (gathers if own > 1 else 0)
+            sent += part * network.gradients * (1 if own > 1 and in_parts else 2)
     return sent
 
 
@@ -177,7 +219,7 @@ def count(name: str, mesh: str, width: int, batch: int) -> dict[str, Any]:
         row["sent_model"] = sum(one.sent for one in found) - row["sent"]
     else:
         row["sent"], row["sent_model"] = sum(one.sent for one in found), 0.0
-    once, twice = (sent_by_formula(parameters, sharding, gathers) for gathers in (1, 2))
+    once, twice = (sent_by_formula(read_by(case.like), sharding, number) for number in (1, 2))
     return {**row, "once": once, "twice": twice}
 
 
@@ -186,14 +228,15 @@ class Part(NamedTuple):
 
     Attributes:
       parameters: shapes by path.
-      forward, backward: passes of a step.
+      passes: of a step, each there and back.
+      gradients: of them are summed apart.
       exchanged: bytes, of one example and pass, of what layers divided over ``model`` exchange.
       flops: of one example in a forward pass.
     """
 
     parameters: dict[str, Any]
-    forward: int
-    backward: int
+    passes: int
+    gradients: int
     exchanged: float
     flops: float
 
@@ -257,14 +300,10 @@ def stylegan2() -> list[Part]:
         return gan.synthesize(variables, gan.style(variables, z, y))
 
     found = (
-        ("generator", products(jax.make_jaxpr(generate)(like["generator"], z, y)), 2, 1),
-        ("discriminator", products(jax.make_jaxpr(gan.discriminate)(like["discriminator"], x, y)),
-         3, 3),
-    )  # fmt: skip
-    return [
-        Part({f"{name}/{p}": v for p, v in trained(like[name]).items()}, forward, backward, *told)
-        for name, told, forward, backward in found
-    ]
+        products(jax.make_jaxpr(generate)(like["generator"], z, y)),
+        products(jax.make_jaxpr(gan.discriminate)(like["discriminator"], x, y)),
+    )
+    return [Part(*reads, *told) for reads, told in zip(read_by(like), found, strict=True)]
 
 
 def llama(length: int) -> Part:
@@ -291,19 +330,22 @@ def on_paper(options: argparse.Namespace) -> list[dict[str, Any]]:
     }
     rows = []
     for name, (parts, batch) in models.items():
-        size = sum(bytes_of(leaf) for part in parts for leaf in part.parameters.values())
+        size = sum(
+            bytes_of(leaf) / (4 if UP.search(path) else 1)
+            for part in parts for path, leaf in part.parameters.items()
+        )  # fmt: skip
+        exchanged = sum(bytes_of(leaf) for part in parts for leaf in part.parameters.values())
         for devices in (8, 256):
             for mesh in MESHES:
                 sharding = make_sharding(mesh, devices=devices)
                 model = math.prod(list(sharding.mesh.shape.values())[1:])
                 own = between = flops = whole = 0.0
                 for part in parts:
-                    passes = part.forward + part.backward
-                    own += sent_by_formula(part.parameters, sharding, passes, in_parts=True)
+                    own += sent_by_formula([Reads(*part[:3])], sharding, 2, in_parts=True)
                     if model > 1:
                         shown = batch * model * part.exchanged
-                        between += passes * shown * (model - 1) / model
-                    flops += batch * part.flops * (part.forward + 2 * part.backward)
+                        between += 2 * part.passes * shown * (model - 1) / model
+                    flops += batch * part.flops * 3 * part.passes
                     whole += sum(
                         bytes_of(leaf) for path, leaf in part.parameters.items()
                         if max(divisors(path, leaf, sharding)) == 1
@@ -311,7 +353,7 @@ def on_paper(options: argparse.Namespace) -> list[dict[str, Any]]:
                 links = options.inside if devices <= options.machine else options.across
                 rows.append({
                     "model": name, "batch": batch, "parameters": size, "devices": devices,
-                    "mesh": mesh, "axes": dict(sharding.mesh.shape), "whole": whole / size,
+                    "mesh": mesh, "axes": dict(sharding.mesh.shape), "whole": whole / exchanged,
                     "sent": own, "sent_model": between,
                     "ms": 1e3 * own / links + 1e3 * between / options.inside,
                     "arithmetic_ms": 1e3 * flops / options.flops,
@@ -319,36 +361,56 @@ def on_paper(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+class Stepped:
+    """A method on so many devices, that takes steps one at a time."""
+
+    def __init__(self, case: Case, sharding: Sharding, batch: int) -> None:
+        sets = visible_sets(case.method.needs, case.sets)
+        self.sets, self.key = replicate((sets, jax.random.key(0)), sharding)
+        self.job = Job(case.method, batch * sharding.mesh.size, sharding)
+        variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), case.like)
+        given = place(variables, sharding), self.sets, self.key, None
+        self.state, self.done = init(*given, job=self.job), 0
+        arguments = self.state, self.sets, self.key, np.int32(0), np.int32(1)
+        program = advance.lower(*arguments, job=self.job, length=1).compile()
+        self.sent = sum(one.sent for one in read_collectives(program.as_text()))
+        self.spent: list[float] = []
+
+    def step(self) -> None:
+        begin = time.process_time()
+        arguments = self.state, self.sets, self.key, np.int32(self.done), np.int32(1)
+        self.state, _ = jax.block_until_ready(advance(*arguments, job=self.job, length=1))
+        self.spent.append(time.process_time() - begin)
+        self.done += 1
+
+
 def weak(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns processor time of a step on more and more devices, each with the same work."""
     rows = []
     for name in options.networks:
-        case, alone = build(name, options.width), 0.0
-        for mesh in MESHES:
-            for devices in (1, 2, 4, 8):
-                if mesh == "fsdp_tensor" and devices == 2:
-                    continue
-                sharding = make_sharding(mesh, devices=jax.devices()[:devices])
-                method = case.method
-                sets = visible_sets(method.needs, case.sets)
-                sets, key = replicate((sets, jax.random.key(0)), sharding)
-                job = Job(method, options.batch * devices, sharding)
-                variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), case.like)
-                state = init(place(variables, sharding), sets, key, None, job=job)
-                spent = []
-                for number in range(options.steps + 2):
-                    begin = time.process_time()
-                    n = np.int32(number)
-                    state, _ = jax.block_until_ready(
-                        advance(state, sets, key, n, np.int32(1), job=job, length=1)
-                    )
-                    spent.append(time.process_time() - begin)
-                found = statistics.median(spent[2:])
-                alone = found if (mesh, devices) == (MESHES[0], 1) else alone
-                rows.append({
-                    "network": name, "mesh": mesh, "devices": devices,
-                    "ratio": found / (devices * alone),
-                })  # fmt: skip
+        case = build(name, options.width)
+        for mesh in options.meshes:
+            least = 4 if mesh == "fsdp_tensor" else 2
+            numbers = [1, *(n for n in (2, 4, 8) if least <= n <= jax.device_count())]
+            runs = {
+                n: Stepped(
+                    case,
+                    make_sharding(mesh if n > 1 else "data", devices=jax.devices()[:n]),
+                    options.batch,
+                )
+                for n in numbers
+            }
+            for _ in range(options.steps + 1):
+                for run in runs.values():
+                    run.step()
+            found = {n: statistics.median(run.spent[1:]) for n, run in runs.items()}
+            rows += [
+                {
+                    "network": name, "mesh": mesh, "devices": n, "processor_ms": 1e3 * found[n],
+                    "efficiency": n * found[1] / found[n], "sent": run.sent,
+                }
+                for n, run in runs.items()
+            ]  # fmt: skip
     return rows
 
 

@@ -49,7 +49,7 @@ def draw_album(trial: Trial) -> list[str]:
         ]  # fmt: skip
         for label in labels:
             path = folder / label / f"{name}.png"
-            there = [p for p in _listing(path.parent) if p.name.startswith(name)]
+            there = [p for p in _listing(path.parent, row.ending) if p.name.startswith(name)]
             key = f"{label}/{name}".lstrip("/")
             # one of an earlier version, which wrote down no models, is as good
             known = drawn.get(key, "" if trial.made else models) == models
@@ -77,8 +77,8 @@ def _digest_of(trial: Trial) -> str:
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def _read(file: Path) -> dict[str, str]:
-    """Reads which models pictures show; what cannot be read is drawn anew."""
+def _read(file: Path) -> dict[str, Any]:
+    """Reads which models pictures show, or a picture's numbers; nothing where it cannot be read."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -86,12 +86,14 @@ def _read(file: Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def _listing(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix == ".png"] if folder.is_dir() else []
+def _listing(folder: Path, ending: str) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix == ending] if folder.is_dir() else []
 
 
 def _whole(path: Path) -> bool:
-    """Tells whether a picture begins and ends as PNG files do."""
+    """Tells whether a picture begins and ends as PNG files do, or is JSON."""
+    if path.suffix == ".json":
+        return bool(_read(path))
     try:
         content = path.read_bytes()
     except OSError:
@@ -138,13 +140,13 @@ def _view(trial: Trial) -> View:
 
 
 def _asked(trial: Trial, stage: str) -> dict[str, np.ndarray]:
-    """Returns values of each example by metrics that the run was asked for."""
+    """Returns values of each example by the usual metrics and those that the run was asked for."""
     asked = trial.plan.config.metrics
     own = {key.rpartition("/")[2]: v for key, v in trial.examples.items()
            if key.rpartition("/")[0] == stage}  # fmt: skip
     return {
         name: values for name, values in own.items()
-        if name in METRICS and METRICS[name].extra and (name in asked or "all" in asked)
+        if name in METRICS and (not METRICS[name].extra or name in asked or "all" in asked)
     }  # fmt: skip
 
 

@@ -77,7 +77,7 @@ class View(NamedTuple):
       class_names: of the labels.
       methods: by label.
       observe: label -> evidence of that model.
-      examples: values of each forget example, by label and metric; those that were asked for.
+      examples: values of each forget example, by label and metric: usual ones and those asked for.
     """
 
     title: str

@@ -4,12 +4,11 @@ Each is a function of the file to write, the run and, of a method's picture, its
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
@@ -20,7 +19,7 @@ from jaxunlearn.attribution.lrp import rules
 from jaxunlearn.attribution.maps import concept_maps
 from jaxunlearn.concepts import Concepts
 from jaxunlearn.core.files import write_text
-from jaxunlearn.core.types import Examples, Subset
+from jaxunlearn.core.types import Examples, Key, Subset
 from jaxunlearn.data.examples import array_shape, fetch, take, unchanged
 from jaxunlearn.data.sets import labels_of, num_examples, whole
 from jaxunlearn.engine.loop import init_key
@@ -37,8 +36,9 @@ from jaxunlearn.methods.concept_poison.poison import (
 from jaxunlearn.methods.concept_poison.tuning import keys_of
 from jaxunlearn.methods.shares import share_of
 from jaxunlearn.metrics.registry import METRICS
-from jaxunlearn.pictures.exposed import exposed_text
+from jaxunlearn.pictures.exposed import describe_exposed, exposed_text, to_thumbnail
 from jaxunlearn.pictures.scores import describe_scores
+from jaxunlearn.pictures.style import to_rgb
 
 MODELS = 9
 """Confusion matrices side by side, at most."""
@@ -51,7 +51,7 @@ EXAMPLES = 600
 
 EXPOSURES = {
     "lira": True, "klom_forget": True, "completeness": False, "activation_distance": True,
-    "same_class_forget": False, "zero_retrain_forgetting": False,
+    "same_class_forget": False, "zero_retrain_forgetting": False, "js_to_retrained": True,
 }  # fmt: skip
 """Values of each example that say how exposed it is, the best first; whether large is exposed."""
 
@@ -60,7 +60,7 @@ CONCEPTS = 4
 
 
 def draw_exposed(path: Path, view: View, label: str) -> None:
-    """Draws the most exposed images, where a value of each example was asked for."""
+    """Writes which forgotten images are most exposed; draws them, where values were asked for."""
     name = next((n for n in EXPOSURES if any(n in own for own in view.examples.values())), "")
     forget, _ = _both(view)
     shape: tuple[int, ...] = getattr(forget.examples.x, "shape", ())
@@ -73,12 +73,38 @@ def draw_exposed(path: Path, view: View, label: str) -> None:
     }  # fmt: skip
     at = forget.indices[: num_examples(forget)]
     labels, words = np.asarray(forget.examples.y[at]), METRICS[name].label
+    names, largest = [view.class_names[k] for k in labels], EXPOSURES[name]
+    write_exposed(path, forget, values, names, words, largest=largest)
+    if not METRICS[name].extra:
+        return
     pictures.save_exposed(
-        path, take(forget.examples.x, at), values, largest=EXPOSURES[name], labels=labels,
+        path, take(forget.examples.x, at), values, largest=largest, labels=labels,
         class_names=view.class_names, words=words, title=f"forget images: {words}",
     )  # fmt: skip
-    names = [view.class_names[k] for k in labels]
-    write_text(path.with_suffix(".md"), exposed_text(values, names, words, EXPOSURES[name]))
+    write_text(path.with_suffix(".md"), exposed_text(values, names, words, largest))
+
+
+def write_exposed(
+    path: Path, forget: Subset, values: Mapping[str, np.ndarray], names: Sequence[str], words: str,
+    *, largest: bool = True,
+) -> None:  # fmt: skip
+    """Writes which forgotten images are most exposed, and how they look, for the page of a run.
+
+    Args:
+      path: of the picture, beside which it is written.
+      values: name of a model -> a value of each image.
+      names: of the images' classes.
+      words: what the values are.
+    """
+    at = np.asarray(forget.indices)[: num_examples(forget)]
+
+    def show(place: int) -> dict[str, Any]:
+        image = to_rgb(take(forget.examples.x, at[place : place + 1]))[0]
+        return {"name": names[place], "image": to_thumbnail(image)}
+
+    text = describe_exposed(values, at, words, show, largest=largest)
+    if text["models"]:
+        write_text(path.with_suffix(".json"), json.dumps(text) + "\n")
 
 
 def draw_confusions(path: Path, view: View, label: str) -> None:
@@ -138,7 +164,7 @@ def draw_heatmaps(path: Path, view: View, label: str) -> None:
     names = [view.class_names[k] for k in np.asarray(shown.y[:IMAGES])]
     relevance = jax.jit(lrp(view.model.apply, rules.epsilon_plus()))
     original, x = view.variables["original"], shown.x[:IMAGES]
-    found = relevance(original, x, start=starts.label(shown.y[:IMAGES]))
+    found = jax.device_get(relevance(original, x, start=starts.label(shown.y[:IMAGES])))
     title = "original: relevance of the class"
     pictures.save_heatmaps(path, x, found, names=names, title=title)
 
@@ -168,9 +194,10 @@ def draw_concepts(path: Path, view: View, label: str) -> None:
         return
     forget, retain = _both(view)
     _write_quality(path.parent, view, concepts, forget, retain)
-    donor = donors_of(concepts, retain)
+    donor = jax.device_get(donors_of(concepts, retain))
     drawn = _spread(forget.examples)
     after = _predicted_concepts(view, label, concepts, drawn)
+    concepts = jax.device_get(concepts)
     names = concepts.bank.names
     for k in labels_of(forget)[:IMAGES]:
         chosen = {}
@@ -193,15 +220,19 @@ def _write_quality(
     folder: Path, view: View, concepts: Concepts, forget: Subset, retain: Subset
 ) -> None:
     """Writes ``concepts.json``: how good the concepts and the bottleneck are, and the donors."""
-    bank, donor = concepts.bank, donors_of(concepts, retain)
+    donor = jax.device_get(donors_of(concepts, retain))
     part = whole(_spread(forget.examples))
     original = view.variables["original"]
     features = predict(concept_room.feature_fn(view.model.apply), original, part).logits
     seen = predict(view.model.apply, original, part)
-    shares = concept_room.bottleneck_accuracy(bank, concepts.bottleneck, features, seen.labels)
+    shares = concept_room.bottleneck_accuracy(
+        concepts.bank, concepts.bottleneck, features, seen.labels
+    )
+    concepts = jax.device_get(concepts)
+    bank = concepts.bank
     text = {
         "accuracy": {"network": seen.accuracy, **shares},
-        "completeness_gap": float(jnp.max(concepts.gap)),
+        "completeness_gap": float(np.max(concepts.gap)),
         "concepts": {
             name: {
                 "useful": bool(bank.useful[n]),
@@ -223,12 +254,12 @@ def _write_quality(
     write_text(folder / "concepts.json", json.dumps(text, indent=2) + "\n")
 
 
-def _number(value: jax.Array) -> float | None:
+def _number(value: float) -> float | None:
     """Returns a number that JSON has; NaN, where nothing was fitted, is none."""
-    return None if jnp.isnan(value) else round(float(value), 6)
+    return None if np.isnan(value) else round(float(value), 6)
 
 
-def _named(names: Sequence[str], place: jax.Array) -> str | None:
+def _named(names: Sequence[str], place: int) -> str | None:
     return None if place < 0 else names[int(place)]
 
 
@@ -247,7 +278,7 @@ def _predicted_concepts(
         concepts.bank, features, predicted, num_classes, hybrid=False
     )
     scores = concept_room.concept_scores(
-        concepts.bank, bottleneck, jnp.asarray(features), part.examples.y, num_classes
+        concepts.bank, bottleneck, features, np.asarray(part.examples.y), num_classes
     )
     return np.asarray(scores.values)
 
@@ -282,11 +313,11 @@ def draw_maps(path: Path, view: View, label: str) -> None:
     shown, kept = _first(forget, IMAGES), _strongest(concepts, labels_of(forget), CONCEPTS)
     show = jax.jit(concept_maps(view.model.apply))
     # of length 1, as in the method: the maps of a row have one scale
-    units, every = directions(concepts), jnp.ones((len(shown.x), 1))
+    units, every = np.asarray(directions(concepts)), np.ones((len(shown.x), 1), np.float32)
     maps = [show(view.variables["original"], shown.x, every * units[c][None]) for c in kept]
     names = [concepts.bank.names[c] for c in kept]
     title = "original: where the concepts are"
-    pictures.save_maps(path, shown.x, jnp.stack(maps, axis=1), names, title=title)
+    pictures.save_maps(path, shown.x, np.stack(maps, axis=1), names, title=title)
 
 
 def draw_poison(path: Path, view: View, label: str) -> None:
@@ -297,21 +328,27 @@ def draw_poison(path: Path, view: View, label: str) -> None:
     options: dict[str, Any] = {**defaults, **drawing.options}
     pixels = patch_pixels(options["patch"], array_shape(forget))
     recipe = Recipe(options["place"], options["label"], pixels, options["patches"])
-    keys, num_classes = keys_of(init_key(drawing.key)), len(view.class_names)
-    slots, size = share_of(forget, options["data"], keys.forget, num_classes)
-    count = min(IMAGES, int(size))
-    made = poison_images(
-        view.model.apply, recipe, view.variables["original"], forget, retain, concepts,
-        keys.poison, slots=slots, first=count,
-    )  # fmt: skip
-    positions = forget.indices[slots[:count]]
-    lent = None
-    if concepts is not None:
-        lent = fetch(retain.examples, retain.indices[made.donors[:count]])
-    framed = made.corners if recipe.place not in ("full", "none") else None
+    num_classes, original = len(view.class_names), view.variables["original"]
+    most = min(IMAGES, num_examples(forget))
+
+    @jax.jit
+    def poisoned(key: Key, forget: Subset, retain: Subset, concepts: Concepts | None) -> Any:
+        keys = keys_of(init_key(key))
+        slots, size = share_of(forget, options["data"], keys.forget, num_classes)
+        made = poison_images(
+            view.model.apply, recipe, original, forget, retain, concepts, keys.poison,
+            slots=slots, first=most,
+        )  # fmt: skip
+        at = forget.indices[slots[:most]]
+        lent = concepts and fetch(retain.examples, retain.indices[made.donors[:most]])
+        return size, made, fetch(forget.examples, at), forget.examples.y[at], lent
+
+    size, made, x, y, lent = jax.device_get(poisoned(drawing.key, forget, retain, concepts))
+    count = min(most, int(size))
+    framed = made.corners[:count] if recipe.place not in ("full", "none") else None
     pictures.save_poison(
-        path, fetch(forget.examples, positions), made.x, framed, recipe.patch,
-        forget.examples.y[positions], made.y[:count], lent, class_names=view.class_names,
+        path, x[:count], made.x[:count], framed, recipe.patch, y[:count], made.y[:count],
+        lent if lent is None else lent[:count], class_names=view.class_names,
     )  # fmt: skip
 
 
@@ -324,14 +361,15 @@ def _both(view: View) -> tuple[Subset, Subset]:
 
 def _first(part: Subset, count: int) -> Examples:
     """Returns the first examples of a subset as the network gets them."""
-    at = part.indices[: min(count, num_examples(part))]
-    return Examples(fetch(part.examples, at), part.examples.y[at], Partial(unchanged))
+    at = np.asarray(part.indices)[: min(count, num_examples(part))]
+    x = jax.tree.map(np.asarray, fetch(part.examples, at))
+    return Examples(x, np.asarray(part.examples.y)[at], Partial(unchanged))  # type: ignore[arg-type]
 
 
 def _spread(examples: Examples) -> Examples:
     """Returns every so many-th of the examples, at most :data:`EXAMPLES`, as they are."""
     step = -(-len(examples.y) // EXAMPLES)
-    x, y = jax.tree.map(lambda leaf: leaf[::step], examples[:2])
+    x, y = take(examples[:2], np.arange(0, len(examples.y), step))
     return examples._replace(x=x, y=y)
 
 

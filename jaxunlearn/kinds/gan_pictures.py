@@ -10,8 +10,10 @@ import numpy as np
 
 from jaxunlearn import pictures
 from jaxunlearn.core.files import write_text
+from jaxunlearn.data.sets import num_examples
 from jaxunlearn.gan import path_steps
 from jaxunlearn.kinds import View
+from jaxunlearn.kinds.classifier_pictures import write_exposed
 from jaxunlearn.metrics.distances import auc
 from jaxunlearn.metrics.generation import GanEvidence
 from jaxunlearn.metrics.registry import Missing
@@ -72,6 +74,16 @@ def draw_scores(path: Path, view: View, label: str) -> None:
     about = "a large logit is taken for a sign of training; 0.5 is a coin toss"
     text = describe_scores(scores, "discriminator's logit", "forget", "unseen", about=about)
     write_text(path.with_suffix(".json"), json.dumps(text) + "\n")
+
+
+def draw_exposed(path: Path, view: View, label: str) -> None:
+    """Writes which forgotten images the discriminator takes most for real."""
+    forget = view.sets.forget
+    assert forget is not None
+    values = {n: one.logits("forget") for n, one in _observed(view).items() if n != "retrained"}
+    at = np.asarray(forget.indices)[: num_examples(forget)]
+    names = [view.class_names[k] for k in np.asarray(forget.examples.y)[at]]
+    write_exposed(path, forget, values, names, "discriminator's logit")
 
 
 def _observed(view: View) -> dict[str, GanEvidence]:

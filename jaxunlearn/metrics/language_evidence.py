@@ -213,6 +213,11 @@ class LanguageEvidence(Evidence):
         tokenizer, x = self._reader(), self.texts(name)
         return [tokenizer.decode(t[a]) for t, a in zip(x["tokens"], x["answer"], strict=True)]
 
+    def questions(self, name: str) -> list[str]:
+        """Returns what stands before a set's answers, by the template of prompts."""
+        tokenizer, x = self._reader(), self.texts(name)
+        return [tokenizer.decode(t[q]) for t, q in zip(x["tokens"], _questions(x), strict=True)]
+
     def _reader(self) -> Any:
         if self.tokenizer is None:
             raise Missing("a tokenizer")

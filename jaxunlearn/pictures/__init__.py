@@ -29,6 +29,7 @@ class Picture(NamedTuple):
         ``"module:name"``; empty: runs do not draw it. See :class:`jaxunlearn.kinds.View`.
       kind: of the models that runs draw it for.
       method: that it belongs to; empty: it shows all models of a run.
+      ending: of the file by which a run knows that it was drawn; ``".json"``: its page draws it.
     """
 
     target: str | Callable[..., None]
@@ -36,6 +37,7 @@ class Picture(NamedTuple):
     draw: str | Callable[..., None] = ""
     kind: str = ""
     method: str = ""
+    ending: str = ".png"
 
 
 _HERE, _DRAWN, _PREFIX = "jaxunlearn.pictures", "jaxunlearn.kinds", "save_"
@@ -44,6 +46,13 @@ PICTURES: Registry[Picture] = Registry(
     "pictures",
     Picture,
     {
+        "answer_losses": Picture(
+            f"{_HERE}.scores:save_scores",
+            "losses of forgotten and of unseen answers",
+            f"{_DRAWN}.language_pictures:draw_losses",
+            "language",
+            ending=".json",
+        ),
         "bench": Picture(
             f"{_HERE}.bench:save_bench", "methods by gap to retrained models and time"
         ),
@@ -65,6 +74,21 @@ PICTURES: Registry[Picture] = Registry(
             "images most and least exposed, by a value of each example",
             f"{_DRAWN}.classifier_pictures:draw_exposed",
             "classifier",
+            ending=".json",
+        ),
+        "exposed_answers": Picture(
+            f"{_HERE}.words:save_words",
+            "forgotten answers that are most likely",
+            f"{_DRAWN}.language_pictures:draw_exposed",
+            "language",
+            ending=".json",
+        ),
+        "exposed_images": Picture(
+            f"{_HERE}.exposed:save_exposed",
+            "forgotten images that a discriminator takes most for real",
+            f"{_DRAWN}.gan_pictures:draw_exposed",
+            "gan",
+            ending=".json",
         ),
         "heatmaps": Picture(
             f"{_HERE}.heatmaps:save_heatmaps",

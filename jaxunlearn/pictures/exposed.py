@@ -1,7 +1,10 @@
-"""Images sorted by how exposed they are under several models."""
+"""Examples sorted by how exposed they are under several models."""
 
+import base64
+import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +18,9 @@ _LETTERS = 11
 
 MOST, LEAST = 8, 3
 """Images of a model that are drawn: so many of the most exposed, so many of the least."""
+
+TOLD, _SIDE = 5, 64
+"""Examples of a model that a page shows, and the longer side of their images in dots."""
 
 
 @style.picture
@@ -108,6 +114,55 @@ def exposed_text(
         for place in exposure_order(np.asarray(own), largest)[0]:
             lines.append(f"| {name} | {place} | {labels[place]} | {own[place]:.3f} |")
     return "\n".join([*lines, ""])
+
+
+def describe_exposed(
+    values: Mapping[str, np.ndarray], positions: np.ndarray, words: str,
+    show: Callable[[int], Mapping[str, Any]], *, largest: bool = True,
+    mark: Callable[[str, int], list[list[Any]]] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Returns what a page shows of the most exposed examples of each model.
+
+    Args:
+      values: name of a model -> ``[M]``.
+      positions: ``int [M]``, in the data set.
+      words: what the values are.
+      show: place -> ``"name"`` of its class or topic, and ``"image"``, see :func:`to_thumbnail`,
+        or ``"text"`` before what is marked.
+      largest: whether the largest values are the most exposed.
+      mark: model, place -> words with their scores, those of a text.
+
+    Returns:
+      ``{"words", "examples": {place: {"position", "name", ...}}, "models": {model: {"median",
+      "first": [{"place", "value", "marked"}]}}}``; models with values that are not finite are
+      left out.
+    """
+    sound = {name: own for name, own in values.items() if len(own) and np.isfinite(own).all()}
+    models, places = {}, set()
+    for name, own in sound.items():
+        first = exposure_order(own, largest, TOLD, 0)[0].tolist()
+        places |= set(first)
+        models[name] = {
+            "median": round(float(np.median(own)), 6),
+            "first": [
+                {"place": n, "value": round(float(own[n]), 6),
+                 "marked": mark(name, n) if mark else []}
+                for n in first
+            ],
+        }  # fmt: skip
+    shown = {str(n): {"position": int(positions[n]), **show(n)} for n in sorted(places)}
+    return {"words": words, "examples": shown, "models": models}
+
+
+def to_thumbnail(image: np.ndarray) -> str:
+    """Returns an image ``float [H, W, 3]`` of 0 to 1 as a small one, a data URL."""
+    from PIL import Image
+
+    made = Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8))
+    made.thumbnail((_SIDE, _SIDE))
+    file = io.BytesIO()
+    made.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _checked(

@@ -188,11 +188,16 @@ def _names(relevance: Any, names: Sequence[str] | None, batch: int) -> list[str]
     return [f"predicted\n{label}" for label in predicted]
 
 
+@jax.jit
+def _judged(relevance: Relevance) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return relevance.telling, relevance.arrived, relevance.spread
+
+
 def _doubts(relevance: Any, batch: int) -> list[str]:
     """Returns the reason why the map of each example shows nothing, or no words."""
     if not isinstance(relevance, Relevance):
         return [""] * batch
-    columns = (relevance.telling, relevance.arrived, relevance.spread)
+    columns = _judged(relevance)
     return [
         "" if telling
         else f"shows nothing: {100 * arrived:.2g} % arrived" if arrived < 0.01

@@ -108,13 +108,13 @@ def _checked(texts: Sequence[Scored], ranking: Scored) -> Sequence[Scored]:
     return texts
 
 
-def _joins(word: str) -> bool:
+def joins(word: str) -> bool:
     """Tells that a word follows the one before without a space."""
     return re.match(r"[.,;:!?)\]}%]|['\u2019]\w", word) is not None
 
 
 def _joined(words: Sequence[str]) -> str:
-    return "".join(w if _joins(w) or not n else f" {w}" for n, w in enumerate(words))
+    return "".join(w if joins(w) or not n else f" {w}" for n, w in enumerate(words))
 
 
 def _lines(text: Scored) -> list[list[_Piece]]:
@@ -123,9 +123,9 @@ def _lines(text: Scored) -> list[list[_Piece]]:
     column = 0
     for full, score in text:
         word = style.cut(full, _COLUMNS)
-        start = column + (column > 0 and not _joins(word))
+        start = column + (column > 0 and not joins(word))
         # a full stop begins no line, and stands in the margin where it must
-        if start + len(word) > _COLUMNS and not (_joins(word) and len(word) == 1):
+        if start + len(word) > _COLUMNS and not (joins(word) and len(word) == 1):
             lines.append([])
             start = 0
         lines[-1].append(_Piece(word, float(score), start))

@@ -29,6 +29,7 @@ THEMES = {
         "paper": "#ffffff", "sheet": "#f6f7f9", "ink": "#1b1f24", "muted": "#59616b",
         "line": "#d9dee4", "accent": "#0b5cad", "good": "#0b6b3a", "bad": "#b3261e",
         "band": "#e4e8ed", "hit": "#0b5cad", "miss": "#b3261e", "over": "#ffffff",
+        "warm1": "#fbe9dd", "warm2": "#f7cfb4", "warm3": "#f0ae85",
         "c0": "#0072b2", "c1": "#c44e00", "c2": "#00805d", "c3": "#a8508a", "c4": "#8f6a00",
         "c5": "#3b7ea6",
     },
@@ -36,6 +37,7 @@ THEMES = {
         "paper": "#14171b", "sheet": "#1d2126", "ink": "#e8ebee", "muted": "#a3abb5",
         "line": "#343a42", "accent": "#7db8f0", "good": "#63cf93", "bad": "#ff9a90",
         "band": "#2a3037", "hit": "#7db8f0", "miss": "#ff9a90", "over": "#10131a",
+        "warm1": "#3a2a20", "warm2": "#5a3a26", "warm3": "#7e4a28",
         "c0": "#58aee6", "c1": "#f2894a", "c2": "#35c79b", "c3": "#e29cc6", "c4": "#e6b840",
         "c5": "#a9d3ef",
     },
@@ -138,14 +140,35 @@ class Picture(NamedTuple):
     alt: str
 
 
+class Example(NamedTuple):
+    """Example of a set: an image or a text, what it is, and a value.
+
+    Attributes:
+      head: what it is: class or topic, and position.
+      value: below it.
+      image: a data URL, or nothing.
+      alt: what the image shows.
+      text: before the words.
+      words: with how strongly each is marked, 0 to 3.
+    """
+
+    head: str
+    value: str
+    image: str = ""
+    alt: str = ""
+    text: str = ""
+    words: Sequence[tuple[str, int]] = ()
+
+
 class Part(NamedTuple):
     """Part of a section.
 
     Attributes:
-      kind: ``"table"``, ``"charts"``, ``"bars"``, ``"pictures"``, ``"settings"``, ``"list"``,
-        ``"text"`` or ``"pair"``.
-      content: a :class:`Table`; lists of charts, :class:`Bar`, :class:`Picture`, pairs or texts;
-        a text; of a pair charts, and bars with their title, side by side.
+      kind: ``"table"``, ``"charts"``, ``"bars"``, ``"pictures"``, ``"examples"``, ``"settings"``,
+        ``"list"``, ``"text"`` or ``"pair"``.
+      content: a :class:`Table`; lists of charts, :class:`Bar`, :class:`Picture`, pairs or texts; of
+        examples a name, words on it and :class:`Example` each; a text; of a pair charts, and bars
+        with their title, side by side.
       title: above it.
     """
 

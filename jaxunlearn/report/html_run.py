@@ -14,7 +14,18 @@ import numpy as np
 
 from jaxunlearn.report import html_charts as charts
 from jaxunlearn.report.erasure_page import FINDINGS, PLAIN
-from jaxunlearn.report.html import Bar, Cell, Page, Part, Row, Section, Table, Words, embed_pictures
+from jaxunlearn.report.html import (
+    Bar,
+    Cell,
+    Example,
+    Page,
+    Part,
+    Row,
+    Section,
+    Table,
+    Words,
+    embed_pictures,
+)
 from jaxunlearn.report.summary import (
     best_sentence,
     gap_rows,
@@ -44,7 +55,9 @@ _GROUPS = {
     "truth": "truth: is it still inside?",
     "cost": "cost",
 }
-_NATIVE = {"confusions": "confusions.json", "losses": "losses.json", "scores": "scores.json"}
+_NATIVE = {
+    name: f"{name}.json" for name in ("confusions", "losses", "scores", "answer_losses", "exposed")
+}
 """Pictures that are drawn from their numbers where these lie beside them."""
 _MOST_DRAWN = 12
 
@@ -225,7 +238,7 @@ def _curves(report: Report) -> list[Part]:
 
 def _losses(folder: Path) -> list[Part]:
     parts = []
-    for name in ("losses.json", "scores.json"):
+    for name in ("losses.json", "scores.json", "answer_losses.json"):
         for file in _beside(folder, name):
             content = _read(file)
             try:
@@ -266,8 +279,69 @@ def _confusions(folder: Path) -> list[Part]:
 
 
 def _exposed(report: Report, folder: Path, words: Mapping[str, Words]) -> list[Part]:
-    """Returns the forget examples of each method that give most away, by a value of each."""
-    found, places = _arrays(folder / "examples.npz"), _arrays(folder / "sets.npz").get("forget")
+    """Returns the forget examples of each method that give most away, as far as they may be shown.
+
+    A run whose record is to list no positions shows none, and no example either.
+    """
+    asked = _read(folder / "config.json")
+    own = asked.get("record") if isinstance(asked, Mapping) else None
+    listed = not isinstance(own, Mapping) or own.get("indices", True) is not False
+    for name in ("exposed", "exposed_answers", "exposed_images") if listed else ():
+        for file in _beside(folder, f"{name}.json"):
+            try:
+                if found := list(_shown(_read(file), report["columns"])):
+                    return found
+            except (LookupError, TypeError, ValueError, AttributeError):
+                continue
+    return _exposed_values(report, folder, words, listed)
+
+
+def _shown(content: Mapping[str, Any], models: Sequence[str]) -> Iterator[Part]:
+    """Yields the examples that a picture's numbers hold, model by model."""
+    rows = []
+    for name in models:
+        if name not in content["models"]:
+            continue
+        own = content["models"][name]
+        made = [_example(content["examples"][str(one["place"])], one) for one in own["first"]]
+        rows.append((name, f"median {own['median']:.3f}", made))
+    if rows:
+        words = content["words"]
+        yield Part("examples", rows)
+        yield Part("text", f"Below each its position in the data set, and the value: {words}.")
+        if any(one.words for _, _, made in rows for one in made):
+            yield Part("text", _MARKED)
+
+
+_MARKED = (
+    "Marked words are likelier than a retrained model finds them, at least 3, 30 and 300 times: "
+    "the darker, the more."
+)
+_LIKELIER = (0.11, 0.34, 0.57)
+"""Scores of words from which they are marked: natural logarithms of these, divided by ten."""
+
+
+def _example(content: Mapping[str, Any], one: Mapping[str, Any]) -> Example:
+    """Returns an example; what is no picture of ours is none."""
+    name, position = str(content["name"]), int(content["position"])
+    image = str(content.get("image", ""))
+    marked = [
+        (str(word), sum(float(score) >= least for least in _LIKELIER))
+        for word, score in one["marked"]
+    ]
+    return Example(
+        f"{name} · no. {position}", f"{one['value']:.3f}",
+        image if image.startswith("data:image/png;base64,") else "",
+        f"forgotten example {position}, of {name}", str(content.get("text", "")), marked,
+    )  # fmt: skip
+
+
+def _exposed_values(
+    report: Report, folder: Path, words: Mapping[str, Words], listed: bool
+) -> list[Part]:
+    """Returns a table of the values alone, where no example lies there."""
+    found = _arrays(folder / "examples.npz")
+    places = _arrays(folder / "sets.npz").get("forget") if listed else None
     name = next((n for n in _EXPOSING if any(key.endswith(f"/{n}") for key in found)), "")
     rows = []
     for label in unlearned(report):
@@ -288,13 +362,16 @@ def _exposed(report: Report, folder: Path, words: Mapping[str, Words]) -> list[P
         return []
     heads = [*(f"{n}." for n in range(1, _MOST_EXPOSED + 1)), "median"]
     label = words[name].label if name in words else name
-    note = f"Positions in the data set (of several seeds in the forget set), below them: {label}."
+    where = (
+        "in the data set (of several seeds in the forget set)" if listed else "in the forget set"
+    )
+    note = f"Positions {where}, below them: {label}."
     return [Part("table", Table("method", heads, [("", rows)], note=note))]
 
 
 _EXPOSING = ("lira", "js_to_retrained", "probability_forget")
 """Values of each forget example that are large where it is exposed; the first that are there."""
-_EXPOSED_LEAD = "Forgotten examples on which a model is least like one that never saw them."
+_EXPOSED_LEAD = "Forgotten examples that give most away that a model once saw them."
 _MOST_EXPOSED = 5
 
 

@@ -340,6 +340,7 @@ class TestPurge:
         Image.fromarray(DIGITS.train_x[GIVEN[1], :, :, 0]).save(outside / "heatmaps.png")
         (copy / "pictures/linked").symlink_to(outside)
         assert any(shows(p, GIVEN) for p in copy.rglob("*") if p.is_file())
+        assert "forgotten example" in (copy / "report.html").read_text()
         listed = list_purge(copy)
         before = contents(copy)
         done = purge(copy)
@@ -355,6 +356,7 @@ class TestPurge:
         left = [p for p in home.rglob("*") if p.is_file() and p not in mine]
         assert not any(shows(p, GIVEN) for p in left)
         for name in ("original", "sets.npz", "examples.npz", "pictures/finetune", "pools",
+                     "pictures/exposed.json",
                      "unlearned/ga.unfinished", "unlearned/old", ".original.tmp"):  # fmt: skip
             assert not (home / name).exists(), name
         assert not (tmp_path / "cache/digits-1").exists()

@@ -96,7 +96,9 @@ def test_an_erasure_record_is_verified_and_a_purge_takes_guides_and_samples(made
 def test_pictures_are_drawn(made):
     runs, report = made
     drawn = {path.name for path in (runs / "tiny/pictures").iterdir()}
-    assert drawn == {"samples.png", "strips.png", "scores.png", "scores.json"}
+    assert drawn == {
+        "samples.png", "strips.png", "scores.png", "scores.json", "exposed_images.json"
+    }  # fmt: skip
     assert not any("no picture" in note for note in report["notes"])
 
 

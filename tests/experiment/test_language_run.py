@@ -1,6 +1,7 @@
 """A run on language models, from the configuration to the report, and what a user may get wrong."""
 
 import dataclasses
+import html
 import json
 import sys
 
@@ -86,6 +87,22 @@ def test_the_table_holds_the_metrics_of_language_models(made):
     assert not report.get("failures")
     assert any(note.startswith("tokenizer: trained on all training") for note in report["notes"])
     assert {path.name for path in (runs / "tiny/pictures/concept_words").iterdir()} >= {"words.png"}
+    shown = json.loads((runs / "tiny/pictures/exposed_answers.json").read_text())
+    assert set(shown["models"]) == {"original", "npo", "concept_words"}
+    likeliest = shown["models"]["original"]["first"][0]
+    own = np.load(runs / "tiny/examples.npz")["original/probability_forget"]
+    assert likeliest["value"] == pytest.approx(own.max(), abs=1e-5)
+    question = shown["examples"][str(likeliest["place"])]["text"]
+    assert question.startswith("Question: ")
+    assert any(score > 0 for _, score in likeliest["marked"]), "likelier than in a retrained model"
+    areas = json.loads((runs / "tiny/pictures/answer_losses.json").read_text())["roc"]
+    for name, curve in areas.items():
+        assert curve["auc"] == pytest.approx(rows["attack_loss"][name], abs=1e-3) or name in (
+            "retrained",  # of several models the mean stands in the table
+        )
+    page = (runs / "tiny/report.html").read_text()
+    assert question in html.unescape(page)
+    assert "Attack by the loss of a token" in page
     kept = load_tokenizer(runs / "tiny/language")
     assert kept.size == 400
     assert main(["verify", "tiny", "--runs", str(runs)]) == 0

@@ -1,7 +1,11 @@
 """The most exposed images: which, in which order, and what is written."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxunlearn.pictures import exposed, style
 from tests.pictures.reading import Recorder, at, greys, pixels
@@ -60,3 +64,23 @@ def test_mistakes_in_exposed_images_are_named(tmp_path, name):
     with pytest.raises(ValueError, match=message):
         exposed.save_exposed(tmp_path / "e.png", greys(3), values, **options)
     assert not (tmp_path / "e.png").exists()
+
+
+def test_what_a_page_shows_of_exposed_examples():
+    values = {"m": np.array([0.1, 0.9, 0.9, 0.2]), "wrecked": np.array([0.1, np.nan, 0, 0])}
+    images = np.linspace(0, 1, 4 * 6 * 100 * 3).reshape(4, 6, 100, 3)
+
+    def show(place):
+        return {"name": f"class {place}", "image": exposed.to_thumbnail(images[place])}
+
+    made = exposed.describe_exposed(values, np.arange(7, 11), "words", show)
+    assert set(made["models"]) == {"m"}
+    assert [one["place"] for one in made["models"]["m"]["first"]] == [1, 2, 3, 0]
+    assert made["models"]["m"]["median"] == 0.55
+    assert made["examples"]["2"]["position"] == 9
+    kind, _, content = made["examples"]["2"]["image"].partition(",")
+    assert kind == "data:image/png;base64"
+    image = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert max(image.size) == 64, "small"
+    small = exposed.describe_exposed(values, np.arange(7, 11), "words", show, largest=False)
+    assert [one["place"] for one in small["models"]["m"]["first"]] == [0, 3, 1, 2]

@@ -27,6 +27,7 @@ def dense_variables():
 
 
 LEAST = {
+    "answer_losses": lambda: ({"original": {"forget": random(3)}},),
     "bench": lambda: (
         [
             {
@@ -48,6 +49,8 @@ LEAST = {
     ),
     "confusions": lambda: ({"original": np.eye(2)},),
     "exposed": lambda: (greys(2), {"original": np.array([0.4, 0.9])}),
+    "exposed_answers": lambda: ([[("Ada", 0.5), ("wrote", -0.2)]],),
+    "exposed_images": lambda: (greys(2), {"original": np.array([0.4, 0.9])}),
     "heatmaps": lambda: (greys(1), random(1, 8, 8)),
     "maps": lambda: (greys(1), random(1, 1, 2, 2), ["fur"]),
     "patches": lambda: (greys(1), ["fur"], np.array([[0]]), np.array([[[1, 2]]]), 3),

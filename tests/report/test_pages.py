@@ -117,6 +117,41 @@ def test_every_number_stands_in_the_table(folder):
     assert "confusion matrices" not in shown
 
 
+def exposed_content(**example):
+    """What pictures/exposed.json holds of one example under one model."""
+    shown = {"position": 4711, "name": "<owl>", **example}
+    first = [{"place": 2, "value": 0.75, "marked": [[" Ada", 0.6], [" wrote", 0.0], ["<b>", 0.12]]}]
+    return {"words": "accuracy of U-LiRA", "examples": {"2": shown},
+            "models": {"scrub": {"median": 0.5, "first": first}}}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_exposed_examples_are_shown_where_they_lie(folder, kind):
+    example = {"image": "data:image/png;base64,AAAA"} if kind == "image" else {"text": "Who wrote?"}
+    name = "exposed" if kind == "image" else "exposed_answers"
+    (folder / f"pictures/{name}.json").write_text(json.dumps(exposed_content(**example)))
+    made = Parsed(page_of(named_report(), folder))
+    shown = " ".join(" ".join(made.words).split())
+    assert "<owl> · no. 4711" in shown
+    assert "median 0.500" in shown
+    if kind == "image":
+        image = next(one for one in made.named("img") if one["src"] == example["image"])
+        assert image["alt"] == "forgotten example 4711, of <owl>"
+    else:
+        assert "Who wrote? Ada wrote" in shown
+        assert [one["class"] for one in made.named("mark")] == ["m3", "m1"]
+
+
+def test_a_record_without_positions_has_a_page_without_them(folder):
+    content = exposed_content(image="data:image/png;base64,AAAA")
+    (folder / "pictures/exposed.json").write_text(json.dumps(content))
+    (folder / "config.json").write_text(json.dumps({"record": {"indices": False}}))
+    text = page_of(named_report(), folder)
+    assert "4711" not in text
+    assert "base64,AAAA" not in text
+    assert "Positions in the forget set, below them" in text
+
+
 def test_texts_of_others_are_shown_and_never_obeyed(folder):
     report = named_report()
     evil = "<script>alert(1)</script>"
@@ -136,6 +171,7 @@ def test_texts_of_others_are_shown_and_never_obeyed(folder):
     ("name", "content"),
     [("config.json", "{"), ("pictures/losses.json", "[]"), ("pictures/losses.json", '{"words": 1}'),
      ("pictures/confusions.json", '{"models": {"a": 3}, "names": [], "forgotten": []}'),
+     ("pictures/exposed.json", '{"models": {"a": {}}, "words": 1, "examples": []}'),
      ("pictures/neuron_path/path.png", "no picture"), ("examples.npz", "no archive")],
 )  # fmt: skip
 def test_what_cannot_be_read_is_left_out(folder, name, content):

@@ -12,6 +12,7 @@ Shapes: ``B`` images, ``H, W`` pixels, ``C`` channels in, ``O`` channels out,
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,10 @@ class Geometry(NamedTuple):
     precision: Any
 
 
+_BLOCK_BYTES, _BLOCK_ROWS, _FEWEST_BLOCKS = 4 << 20, 1024, 4
+"""Bytes copied and rows multiplied in a block of :func:`kernel_gradient`, and how many pay."""
+
+
 def kernel_gradient(
     inputs: jax.Array, grad: jax.Array, shape: tuple[int, ...], geometry: Geometry
 ) -> jax.Array:
@@ -36,8 +41,11 @@ def kernel_gradient(
 
     ``dk[i, j, c, o] = sum_bpq x[b, p s + i d, q s + j d, c] g[b, p, q, o]``, ``x`` padded.
 
-    One of the two factors is copied once for each kernel entry, or for each column: the
-    input, or, where it has more channels than the output, the gradient.
+    One of the two factors is copied once for each kernel entry: the input, or, where it has
+    more channels than the output, the gradient. A block of images at a time: copies of the whole
+    batch would be written to memory and read again, and where that memory is new at each call,
+    which it is outside a compiled loop, mapping its pages takes longer than the products. In a
+    mesh the batch stays whole, for the devices divide it.
 
     Args:
       inputs: ``[B, H, W, C]``.
@@ -47,9 +55,58 @@ def kernel_gradient(
     Returns:
       ``[h, w, C, O]``, of the gradient's dtype.
     """
-    if geometry.strides == (1, 1) and shape[3] < shape[2]:
-        return _by_shifted_gradient(inputs, grad, shape, geometry)
-    return _by_rows(inputs, grad, shape, geometry)
+    shifts_grad = geometry.strides == (1, 1) and shape[3] < shape[2]
+    of_block = functools.partial(
+        _by_shifted_gradient if shifts_grad else _by_shifted_inputs, shape=shape, geometry=geometry
+    )
+    rows = math.prod((inputs if shifts_grad else grad).shape[1:3])
+    row_bytes = math.prod(shape[:2]) * shape[3 if shifts_grad else 2] * inputs.dtype.itemsize
+    size = _block_size(len(inputs), rows, row_bytes)
+    if size == len(inputs):
+        return of_block(inputs, grad).astype(grad.dtype)
+    whole = len(inputs) - len(inputs) % size
+    blocks = [a[:whole].reshape(-1, size, *a.shape[1:]) for a in (inputs, grad)]
+
+    def add(total: jax.Array, block: list[jax.Array]) -> tuple[jax.Array, None]:
+        return total + of_block(*block), None
+
+    if whole < len(inputs):
+        total = of_block(inputs[whole:], grad[whole:])
+    else:
+        total = jnp.zeros(shape, jnp.float32 if _is_half(grad) else grad.dtype)
+    return lax.scan(add, total, blocks)[0].astype(grad.dtype)
+
+
+def _block_size(images: int, rows: int, row_bytes: int) -> int:
+    """Returns how many images are multiplied at a time; a divisor of all, where one is near."""
+    size = max(-(-_BLOCK_ROWS // max(rows, 1)), _BLOCK_BYTES // max(rows * row_bytes, 1), 1)
+    in_mesh = not jax.sharding.get_abstract_mesh().empty
+    if images < _FEWEST_BLOCKS * size or in_mesh:
+        return images
+    near = (n for n in range(size, size // 2, -1) if images % n == 0)
+    return next(near, size)
+
+
+def _is_half(array: jax.Array) -> bool:
+    return jnp.finfo(array.dtype).bits < 32
+
+
+def _summed_product(first: jax.Array, second: jax.Array, precision: Any) -> jax.Array:
+    """Computes ``[M, N]``, ``sum_r a[r, m] b[r, n]``, in float32 or better.
+
+    The narrower factor stands on the left, which is twice as fast: XLA transposes that one. The
+    barrier keeps XLA from taking the order back.
+    """
+    first, second = (a.reshape(-1, a.shape[-1]) for a in (first, second))
+    swapped = second.shape[1] < first.shape[1]
+    product = lax.dot_general(
+        *((second, first) if swapped else (first, second)),
+        (((0,), (0,)), ((), ())),
+        precision=precision,
+        # summed over B H W terms, which half precision cannot hold
+        preferred_element_type=jnp.float32 if _is_half(first) else None,
+    )
+    return lax.optimization_barrier(product).T if swapped else product
 
 
 def _by_shifted_gradient(
@@ -57,64 +114,40 @@ def _by_shifted_gradient(
 ) -> jax.Array:
     """Lays all shifts of the gradient side by side, for one product with the inputs."""
     (high, wide, channels, outputs), (rows, columns) = shape, inputs.shape[1:3]
-    (step_i, step_j), half = geometry.dilation, jnp.finfo(grad.dtype).bits < 32
+    (step_i, step_j), zero = geometry.dilation, jnp.zeros((), grad.dtype)
     reach = ((high - 1) * step_i, (wide - 1) * step_j)
     sides = [(r - low, r - up, 0) for r, (low, up) in zip(reach, geometry.padding, strict=True)]
-    edges = ((0, 0, 0), *sides, (0, 0, 0))
-    padded = lax.pad(grad, jnp.zeros((), grad.dtype), edges)
+    padded = lax.pad(grad, zero, ((0, 0, 0), *sides, (0, 0, 0)))
     tops = [(high - 1 - i) * step_i for i in range(high)]
     lefts = [(wide - 1 - j) * step_j for j in range(wide)]
     every = jnp.concatenate(
         [padded[:, top : top + rows, left : left + columns] for top in tops for left in lefts],
         axis=-1,
     )
-    found = lax.dot_general(
-        inputs.reshape(-1, channels),
-        every.reshape(-1, high * wide * outputs),
-        (((0,), (0,)), ((), ())),
-        precision=geometry.precision,
-        # summed over B H W terms, which half precision cannot hold
-        preferred_element_type=jnp.float32 if half else None,
-    )
-    whole = found.reshape(channels, high, wide, outputs).transpose(1, 2, 0, 3)
-    return whole.astype(grad.dtype)
+    found = _summed_product(inputs, every, geometry.precision)
+    return found.reshape(channels, high, wide, outputs).transpose(1, 2, 0, 3)
 
 
-def _by_rows(
+def _by_shifted_inputs(
     inputs: jax.Array, grad: jax.Array, shape: tuple[int, ...], geometry: Geometry
 ) -> jax.Array:
-    """Returns ``[h, w, C, O]``, by a matrix product for each kernel row.
-
-    The columns of a row are concatenated: with few channels (one, in the first
-    layer) a product for each kernel entry would be too thin to be fast, and all
-    rows at once would copy the input ``h w`` times instead of ``w`` times.
-    """
-    (high, wide, channels, outputs), (rows, columns) = shape, grad.shape[1:3]
+    """Lays what every kernel entry reads side by side, for one product with the gradient."""
+    (high, wide), (rows, columns) = shape[:2], grad.shape[1:3]
     (down, across), (step_i, step_j) = geometry.strides, geometry.dilation
-    zero = jnp.zeros((), inputs.dtype)
     edges = ((0, 0, 0), *((low, up, 0) for low, up in geometry.padding), (0, 0, 0))
-    padded = lax.pad(inputs, zero, edges)
+    padded = lax.pad(inputs, jnp.zeros((), inputs.dtype), edges)
 
     def strided(array: jax.Array, start: int, size: int, stride: int, axis: int) -> jax.Array:
         return lax.slice_in_dim(array, start, start + (size - 1) * stride + 1, stride, axis)
 
-    shifted = jnp.concatenate(
+    # columns first, then rows of these: fewer and longer pieces than all at once
+    beside = jnp.concatenate(
         [strided(padded, j * step_j, columns, across, 2) for j in range(wide)], axis=-1
     )
-    flat_grad = grad.reshape(-1, outputs)
-    # summed over B H' W' terms, which half precision cannot hold
-    half = jnp.finfo(grad.dtype).bits < 32
-    products = [
-        lax.dot_general(
-            strided(shifted, i * step_i, rows, down, 1).reshape(-1, wide * channels),
-            flat_grad,
-            (((0,), (0,)), ((), ())),
-            precision=geometry.precision,
-            preferred_element_type=jnp.float32 if half else None,
-        )
-        for i in range(high)
-    ]
-    return jnp.stack(products).reshape(shape).astype(grad.dtype)
+    every = jnp.concatenate(
+        [strided(beside, i * step_i, rows, down, 1) for i in range(high)], axis=-1
+    )
+    return _summed_product(every, grad, geometry.precision).reshape(shape)
 
 
 _NUMBERS = ("NHWC", "HWIO", "NHWC")

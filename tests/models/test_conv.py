@@ -62,6 +62,18 @@ def test_gradients_equal_xla(size, kernel_size, strides, padding, dilation, chan
     chex.assert_trees_all_close(found, expected, atol=1e-5)
 
 
+# blocks of 25, and of 29 with a rest
+@pytest.mark.parametrize(("images", "channels", "outputs"), [(125, 40, 48), (127, 48, 40)])
+def test_gradients_of_many_images_come_in_blocks(images, channels, outputs):
+    x, kernel = draw((images, 10, 10, channels), (3, 3, channels, outputs))
+    args = (x, kernel, (1, 1), "SAME")
+    found, expected = gradients(conv, *args), gradients(plain, *args)
+    for ours, theirs in zip(found, expected, strict=True):
+        chex.assert_trees_all_close(ours, theirs, atol=1e-6 * float(jnp.abs(theirs).max()))
+    jaxpr = str(jax.make_jaxpr(jax.grad(lambda k: conv(x, k, (1, 1), "SAME").sum()))(kernel))
+    assert "scan" in jaxpr
+
+
 @pytest.mark.parametrize("special", [{"feature_group_count": 2}, {"lhs_dilation": (2, 1)}])
 def test_anything_else_is_the_plain_operation(special):
     x, kernel = draw((2, 5, 5, 4), (3, 3, 4 // special.get("feature_group_count", 1), 4))

@@ -360,7 +360,8 @@ def _limits(plan: Plan, one: Subject, label: str, table: Sequence[Record]) -> li
         "or matter is still in the model, and in those that it was compared with.",
         "The record says nothing of copies: of the model before, of the data, of anything that "
         "was made from them and lies elsewhere. `jaxunlearn purge` removes what lies in this "
-        "folder, and lists what it cannot reach.",
+        "folder, pictures and texts of forgotten examples on its page `report.html` included, and "
+        "lists what it cannot reach.",
     ]
     if one.plan.sets.forget is not None and num_examples(one.plan.sets.forget) < 10:
         found.append(

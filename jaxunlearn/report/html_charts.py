@@ -206,10 +206,14 @@ def scatter(
             f'<rect class="band" x="{_LEFT}" y="{top:.1f}" width="{WIDTH - _LEFT - _RIGHT}" '
             f'height="{high:.1f}"/>'
         )
-        parts.append(_text(_LEFT + 4, top - 3, "floor"))
     drawn = {name: (across(p[0]), down(p[1])) for name, p in sound.items()}
     written = {n: p for n, p in drawn.items() if len(drawn) <= _MOST_NAMED or n in named}
-    parts += _labels(written, drawn)
+    blocked = []
+    if floor is not None:
+        begin = _floor_place([x for x, y in drawn.values() if abs(y - down(floor)) < 20])
+        parts.append(_text(begin, down(floor) - 3, "floor"))
+        blocked.append((begin, begin + 28, down(floor) - 12, down(floor)))
+    parts += _labels(written, drawn, blocked, height - _BOTTOM)
     for name, place in drawn.items():
         about = html.escape(f"{name}: {sound[name][0]:.3g}, {sound[name][1]:.3f}")
         parts.append(f"<g><title>{about}</title>{mark(name, models, *place, 5)}</g>")
@@ -221,11 +225,24 @@ def scatter(
     return Chart(title, svg("".join(parts), alt, height), alt, legend, note)
 
 
+def _floor_place(near: Sequence[float]) -> float:
+    """Returns where the word begins on the line of the floor: left, or farthest from marks."""
+    tries = np.linspace(_LEFT + 4, WIDTH - _RIGHT - 30, 9)
+    free = [min((abs(x - begin - 14) for x in near), default=999.0) for begin in tries]
+    return float(next((t for t, f in zip(tries, free, strict=True) if f > 60), tries[0]))
+
+
 def _labels(
-    places: Mapping[str, tuple[float, float]], marks: Mapping[str, tuple[float, float]]
-) -> list[str]:
-    """Writes names beside marks, where they overlap neither others nor marks."""
-    taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in marks.values()]
+    places: Mapping[str, tuple[float, float]], marks: Mapping[str, tuple[float, float]],
+    blocked: Sequence[tuple[float, float, float, float]], lowest: float,
+) -> list[str]:  # fmt: skip
+    """Writes names beside marks, where they overlap neither others nor marks.
+
+    Args:
+      blocked: other places: left, right, top and bottom.
+      lowest: below which no name stands.
+    """
+    taken = [*blocked, *((x - 6, x + 6, y - 6, y + 6) for x, y in marks.values())]
     parts = []
     for name, (x, y) in sorted(places.items(), key=lambda item: item[1][1]):
         wide = 6.4 * len(name)
@@ -233,7 +250,7 @@ def _labels(
             (begin, y + shift)
             for shift in (3.5, -9, 16, -20, 27, -31, 38, -42)
             for begin in (x + 9, x - 9 - wide)
-            if begin >= 2 and begin + wide <= WIDTH - 2 and y + shift > 8
+            if begin >= 2 and begin + wide <= WIDTH - 2 and 8 < y + shift < lowest
         ] or [(max(2.0, min(x + 9, WIDTH - 2 - wide)), y + 3.5)]
         begin, base = min(tries, key=lambda at: (_hits(at, wide, taken), tries.index(at)))
         taken.append((begin, begin + wide, base - 9, base + 3))

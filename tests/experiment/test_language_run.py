@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import sys
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,9 +15,10 @@ from jaxunlearn import checkpoint
 from jaxunlearn.cli import main
 from jaxunlearn.config import Config, DataConfig, LanguageConfig, ModelConfig, Request, TrainConfig
 from jaxunlearn.core.errors import UserError
+from jaxunlearn.core.types import Sets
 from jaxunlearn.experiment import stages
 from jaxunlearn.experiment.plan import make_plan
-from jaxunlearn.kinds import kind_of
+from jaxunlearn.kinds import View, kind_of, language_pictures
 from jaxunlearn.language.huggingface import load_pretrained
 from jaxunlearn.language.tokenizer import load_tokenizer
 from tests.runs import hurry
@@ -95,17 +97,36 @@ def test_the_table_holds_the_metrics_of_language_models(made):
     question = shown["examples"][str(likeliest["place"])]["text"]
     assert question.startswith("Question: ")
     assert any(score > 0 for _, score in likeliest["marked"]), "likelier than in a retrained model"
-    areas = json.loads((runs / "tiny/pictures/answer_losses.json").read_text())["roc"]
-    for name, curve in areas.items():
-        assert curve["auc"] == pytest.approx(rows["attack_loss"][name], abs=1e-3) or name in (
-            "retrained",  # of several models the mean stands in the table
-        )
     page = (runs / "tiny/report.html").read_text()
     assert question in html.unescape(page)
-    assert "Attack by the loss of a token" in page
+    assert not (runs / "tiny/pictures/answer_losses.json").exists(), "three answers tell nothing"
     kept = load_tokenizer(runs / "tiny/language")
     assert kept.size == 400
     assert main(["verify", "tiny", "--runs", str(runs)]) == 0
+
+
+def test_losses_of_answers_and_the_attack_on_them(tmp_path):
+    """By hand: one forgotten answer of two lies among those that were never seen."""
+
+    class Seen(NamedTuple):
+        sound: bool
+        held_out: str = "test_retain"
+
+        def is_sound(self):
+            return self.sound
+
+        def losses(self, name):
+            return np.array({"forget": [0.5, 2.0, np.nan], "test_retain": [1.0, 3.0]}[name])
+
+    sets = Sets()
+    view = View("title", None, {"original": 0, "wrecked": 0}, sets, [], {},
+                lambda name: Seen(name == "original"))  # fmt: skip
+    language_pictures.draw_losses(tmp_path / "answer_losses.png", view, "")
+    found = json.loads((tmp_path / "answer_losses.json").read_text())
+    assert {name: curve["auc"] for name, curve in found["roc"].items()} == {"original": 0.75}
+    assert {name: sum(own) for name, own in found["models"]["original"].items()} == {
+        "forget (trained on)": 2, "test (never seen)": 2,
+    }  # fmt: skip
 
 
 def test_words_are_purged_with_the_original(made, tmp_path, capsys):

@@ -8,7 +8,7 @@ addEventListener("load", () => {
       say(`page is ${document.documentElement.scrollWidth} wide`);
     }
     for (const one of document.querySelectorAll("main *")) {
-      if (one.closest(".scroll,svg,[popover],details:not([open])")) continue;
+      if (one.closest(".scroll,.pan img,svg,[popover],details:not([open])")) continue;
       if (one.getBoundingClientRect().right > innerWidth + 1) say(`${name(one)} is cut off`);
     }
     const loaded = performance.getEntriesByType("resource").map((one) => one.name);

@@ -6,6 +6,7 @@ reads), ``m`` concepts, ``K`` classes, ``N`` examples, ``B`` examples of a batch
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jax.typing import ArrayLike
 
 from jaxunlearn.core.errors import DataError
 from jaxunlearn.core.files import read_npz, write_npz
+from jaxunlearn.core.trees import to_device
 
 
 @jax.tree_util.register_dataclass
@@ -92,14 +94,15 @@ def make_bank(
         )
     return Bank(
         names=tuple(str(name) for name in names),
-        vectors=jnp.asarray(rows),
-        intercepts=jnp.asarray(offsets, jnp.float32),
-        useful=jnp.asarray(mask),
-        accuracy=jnp.asarray(numbers["accuracy"], jnp.float32),
-        p_value=jnp.asarray(numbers["p_value"], jnp.float32),
+        vectors=to_device(rows),
+        intercepts=to_device(offsets, np.float32),
+        useful=to_device(mask),
+        accuracy=to_device(numbers["accuracy"], np.float32),
+        p_value=to_device(numbers["p_value"], np.float32),
     )
 
 
+@partial(jax.jit, inline=True)
 def margins(bank: Bank, features: jax.Array) -> jax.Array:
     """Computes how far examples lie on a concept's side of its border, ``(C e + b) / ||C||``.
 

@@ -14,8 +14,9 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxunlearn.attribution import integrated_gradients
-from jaxunlearn.attribution.ig.quadrature import DEFAULT, Rule
+from jaxunlearn.attribution.ig.quadrature import DEFAULT, Automatic, Rule
 from jaxunlearn.concepts.bank import Bank, margins
+from jaxunlearn.core.trees import to_device
 
 # logit of a class without examples: no softmax or argmax ever takes it
 _ABSENT = -1000.0
@@ -97,13 +98,26 @@ def fit_bottleneck(
             "epochs, learning_rate, l2: expected at least 1, above 0, at least 0, "
             f"got {epochs!r}, {learning_rate!r}, {l2!r}"
         )
-    weights, bias = _fit_concepts(bank, x, y, strength, l1_ratio, num_classes=num_classes)
+    return _fit(
+        bank, x, y, np.uint32(seed % 2**32), strength, l1_ratio, learning_rate, l2,
+        num_classes=num_classes, epochs=epochs if hybrid else None,
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnames=("num_classes", "epochs"))
+def _fit(
+    bank: Bank, x: jax.Array, y: jax.Array, seed: jax.Array,
+    strength: float, l1_ratio: float, learning_rate: float, l2: float,
+    *, num_classes: int, epochs: int | None,
+) -> Bottleneck:  # fmt: skip
+    """Fits concepts, and a residual unless ``epochs`` is ``None``, in one program."""
+    weights, bias = _fit_concepts(bank, x, y, strength, l1_ratio, num_classes)
     zeros = jnp.zeros((num_classes, x.shape[1]), jnp.float32)
     found = Bottleneck(weights, bias, zeros, jnp.zeros(num_classes, jnp.float32))
-    if not hybrid:
+    if epochs is None:
         return found
     key = jax.random.key(seed)
-    residual = _fit_residual(bank, found, x, y, key, learning_rate, l2, epochs=epochs)
+    residual = _fit_residual(bank, found, x, y, key, learning_rate, l2, epochs)
     return found._replace(residual_weights=residual[0], residual_bias=residual[1])
 
 
@@ -139,9 +153,16 @@ def bottleneck_accuracy(
       ValueError: wrong shapes or labels out of range.
     """
     x, y = _check(bank, features, labels, len(bottleneck.bias))
+    return {name: float(share) for name, share in _accuracies(bank, bottleneck, x, y).items()}
+
+
+@jax.jit
+def _accuracies(
+    bank: Bank, bottleneck: Bottleneck, x: jax.Array, y: jax.Array
+) -> dict[str, jax.Array]:
     plain = concept_logits(bottleneck, margins(bank, x))
     logits = {"concepts": plain, "hybrid": bottleneck_logits(bank, bottleneck, x)}
-    return {name: float(jnp.mean(jnp.argmax(z, axis=1) == y)) for name, z in logits.items()}
+    return {name: jnp.mean(jnp.argmax(z, axis=1) == y) for name, z in logits.items()}
 
 
 def _check(
@@ -157,7 +178,7 @@ def _check(
         raise ValueError(f"labels: expected 0 to {num_classes - 1}, got {y.min()} to {y.max()}")
     if not np.isfinite(x).all():
         raise ValueError("features: expected finite numbers, got NaN or infinity")
-    return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
+    return to_device(x, np.float32), to_device(y, np.int32)
 
 
 def _present(y: jax.Array, num_classes: int) -> jax.Array:
@@ -165,9 +186,8 @@ def _present(y: jax.Array, num_classes: int) -> jax.Array:
     return jnp.zeros(num_classes, bool).at[y].set(True)
 
 
-@partial(jax.jit, static_argnames="num_classes")
 def _fit_concepts(
-    bank: Bank, x: jax.Array, y: jax.Array, strength: float, l1_ratio: float, *, num_classes: int
+    bank: Bank, x: jax.Array, y: jax.Array, strength: float, l1_ratio: float, num_classes: int
 ) -> tuple[jax.Array, jax.Array]:
     found = margins(bank, x)
     mean, spread = jnp.mean(found, axis=0), jnp.std(found, axis=0)
@@ -214,7 +234,6 @@ def _elastic_net(
     return w[:, :-1], w[:, -1]
 
 
-@partial(jax.jit, static_argnames="epochs")
 def _fit_residual(
     bank: Bank,
     bottleneck: Bottleneck,
@@ -223,7 +242,6 @@ def _fit_residual(
     key: jax.Array,
     learning_rate: float,
     l2: float,
-    *,
     epochs: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Trains ``R [K, n]`` and ``r [K]``; what the concepts say stays as it is."""
@@ -295,8 +313,8 @@ class Donor(NamedTuple):
 def concept_scores(
     bank: Bank,
     bottleneck: Bottleneck,
-    features: jax.Array,
-    labels: jax.Array,
+    features: ArrayLike,
+    labels: ArrayLike,
     num_classes: int,
     *,
     quadrature: Rule = DEFAULT,
@@ -328,6 +346,15 @@ def concept_scores(
     """
     if baseline not in ("mean", "zero"):
         raise ValueError(f"baseline: expected 'mean' or 'zero', got {baseline!r}")
+    # one program; nodes and weights of one's own are no key of programs
+    score = _score_in_one if isinstance(quadrature, Automatic) else _score
+    return score(bank, bottleneck, features, labels, num_classes, quadrature, baseline)
+
+
+def _score(
+    bank: Bank, bottleneck: Bottleneck, features: ArrayLike, labels: ArrayLike,
+    num_classes: int, quadrature: Rule, baseline: str,
+) -> Scores:  # fmt: skip
     found = margins(bank, jnp.asarray(features))
     y = jnp.asarray(labels, jnp.int32)
     start = jnp.mean(found, axis=0) if baseline == "mean" else jnp.zeros_like(found[0])
@@ -338,6 +365,9 @@ def concept_scores(
     values = jax.ops.segment_sum(result.attribution, y, num_classes) / counts[:, None]
     gap = jax.ops.segment_sum(jnp.abs(result.gap), y, num_classes) / counts
     return Scores(values.astype(jnp.float32), gap.astype(jnp.float32))
+
+
+_score_in_one = jax.jit(_score, static_argnums=(4, 5, 6))
 
 
 @partial(jax.jit, static_argnames="top")

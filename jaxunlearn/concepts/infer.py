@@ -16,6 +16,7 @@ from jaxunlearn.concepts.bottleneck import Bottleneck, concept_scores, fit_bottl
 from jaxunlearn.concepts.cavs import fit_bank
 from jaxunlearn.concepts.patches import patch_bank, patch_names
 from jaxunlearn.core.errors import DataError, brief, did_you_mean
+from jaxunlearn.core.trees import to_device
 from jaxunlearn.core.types import Apply, Examples, Key, Model, Sets, Subset, Variables
 from jaxunlearn.data.examples import fetch, unchanged
 from jaxunlearn.data.sets import num_examples, whole
@@ -37,10 +38,6 @@ class Concepts(NamedTuple):
     bottleneck: Bottleneck
     values: jax.Array
     gap: jax.Array
-
-
-# operation by operation it would be some fifty programs
-_scores = jax.jit(concept_scores, static_argnames=("num_classes", "baseline"))
 
 
 @functools.lru_cache(maxsize=32)
@@ -101,7 +98,7 @@ def infer_concepts(
     if examples < 1:
         raise ValueError(f"examples: expected at least 1, got {examples!r}")
     apply = functionalize(model).apply
-    own = np.asarray(jax.random.bits(key, (5,), jnp.uint32)).tolist()
+    own = np.asarray(_five_seeds(key)).tolist()
     drawn = draw_examples(parts, examples, own[0])
     shapes = concept_shapes(
         apply, variables, drawn.x, bank=bank, concepts=concepts, class_names=class_names
@@ -122,7 +119,7 @@ def infer_concepts(
         found = fit_bank(sets, seed=own[3], warn=warn)
     num_classes = len(shapes.gap)
     bottleneck = fit_bottleneck(found, e, y, num_classes, hybrid=hybrid, seed=own[4])
-    scores = _scores(found, bottleneck, jnp.asarray(e), drawn.y, num_classes, baseline=baseline)
+    scores = concept_scores(found, bottleneck, e, y, num_classes, baseline=baseline)
     return Concepts(found, bottleneck, scores.values, scores.gap)
 
 
@@ -234,6 +231,11 @@ def _subsets(parts: Subset | Sequence[Subset]) -> Sequence[Subset]:
 
 
 @jax.jit
+def _five_seeds(key: Key) -> jax.Array:
+    return jax.random.bits(key, (5,), jnp.uint32)
+
+
+@jax.jit
 def _join(sources: Sequence[Examples], places: Sequence[jax.Array]) -> Any:
     """Fetches examples from several sources, one behind the other."""
     found = [fetch(source, at) for source, at in zip(sources, places, strict=True)]
@@ -259,4 +261,4 @@ def draw_examples(parts: Subset | Sequence[Subset], count: int, seed: int) -> Ex
     ends = np.cumsum([len(at) for at in places])[:-1]
     taken = [at[take] for at, take in zip(places, np.split(chosen, ends), strict=True)]
     joined = _join([part.examples for part in kept], taken)
-    return Examples(joined, jnp.asarray(y[chosen], jnp.int32), Partial(unchanged))
+    return Examples(joined, to_device(y[chosen], np.int32), Partial(unchanged))

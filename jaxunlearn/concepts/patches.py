@@ -18,6 +18,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxunlearn.concepts.bank import Bank, check_levels, evenly, make_bank, margins
+from jaxunlearn.core.trees import to_device
 from jaxunlearn.core.types import Variables
 
 Features = Callable[[Variables, jax.Array], jax.Array]
@@ -127,7 +128,7 @@ def patch_features(
     Raises:
       ValueError: images or features of another rank, or no image.
     """
-    x = jnp.asarray(images, jnp.float32)
+    x = to_device(images, np.float32)
     if x.ndim != 4 or not len(x):
         raise ValueError(f"images: expected shape [N, H, W, C], got {list(x.shape)}")
     one = jax.eval_shape(feature_fn, variables, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
@@ -144,7 +145,7 @@ def patch_features(
     batch = min(batch_size, count)
     # the last batch is filled up with patches that are dropped again
     places = np.resize(places, (math.ceil(count / batch), batch, 3))
-    out = _outputs(variables, x, jnp.asarray(places), feature_fn=feature_fn, size=grid.size)
+    out = _outputs(variables, x, places, feature_fn=feature_fn, size=grid.size)
     found = np.asarray(out, np.float32).reshape(-1, out.shape[-1])[:count]
     return found.reshape(len(x), len(grid.corner), -1)
 
@@ -232,7 +233,7 @@ def typical_patches(
     grid = make_grid(x.shape[1], x.shape[2], crop, stride)
     chosen = draw_images(len(x), len(grid.corner), patches, labels, seed)
     found = patch_features(feature_fn, variables, x[chosen], grid, batch_size=batch_size)
-    strength = margins(bank, jnp.asarray(found.reshape(-1, found.shape[-1])))
+    strength = margins(bank, found.reshape(-1, found.shape[-1]))
     shape = (*found.shape[:2], len(bank.names))
     return pick_typical(np.asarray(strength).reshape(shape), grid, typical, chosen)
 

@@ -6,6 +6,7 @@ one pytree of arrays with the leading axis ``B`` to another. It is a
 ``Partial(normalise, mean=mean, std=std)``.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -272,22 +273,33 @@ def array_shape(part: Subset | Examples, name: str = "sets") -> tuple[int, ...]:
     return tuple(like.shape[1:])
 
 
-def fetch(examples: Examples, positions: jax.Array) -> Inputs:
+def fetch(examples: Examples, positions: ArrayLike) -> Inputs:
     """Returns some examples as the network takes them, ``reader(x[positions])``.
 
     Raises:
-      DataError: streamed examples, where a program reads them or a method may not.
+      DataError: streamed examples that are no method's in a program, or too many at once.
     """
-    return examples.reader(take(examples.x, positions))
+    if isinstance(examples.x, Stream):
+        return examples.reader(take(examples.x, positions))
+    return _read(examples.reader, examples.x, positions)
 
 
-def take(x: Inputs, positions: jax.Array) -> Inputs:
+# outside of programs, one for both; within one as if it stood there
+@functools.partial(jax.jit, inline=True)
+def _read(reader: Partial, x: Inputs, positions: jax.Array) -> Inputs:
+    return reader(take(x, positions))
+
+
+@functools.partial(jax.jit, inline=True)
+def _rows(x: Inputs, positions: jax.Array) -> Inputs:
+    return jax.tree.map(lambda leaf: leaf[positions], x)
+
+
+def take(x: Inputs, positions: ArrayLike) -> Inputs:
     """Returns some examples as they are stored; errors are those of :func:`fetch`."""
     if not isinstance(x, Stream):
-        return jax.tree.map(lambda leaf: leaf[positions], x)
-    if x.withheld or isinstance(positions, jax.core.Tracer):
-        raise x.refusal()
-    return jax.tree.map(to_device, x.read(positions))
+        return _rows(x, positions)
+    return x.read_on_device(positions)
 
 
 def resident(part: Subset) -> Subset:

@@ -121,4 +121,4 @@ def predict(apply: Apply, variables: Variables, part: Subset, batch_size: int = 
     else:
         out = _outputs(variables, part, apply=apply, batch_size=batch_size, batches=batches)
     labels = np.asarray(part.examples.y)[np.asarray(part.indices)[:size]]
-    return Predictions(np.asarray(out[:size], np.float32), labels)
+    return Predictions(np.asarray(out, np.float32)[:size], labels)

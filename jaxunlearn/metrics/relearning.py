@@ -4,11 +4,11 @@ import contextlib
 import functools
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 import optax
 
 from jaxunlearn.core.errors import DivergenceError
+from jaxunlearn.core.trees import to_device
 from jaxunlearn.core.types import (
     Apply,
     Batches,
@@ -113,8 +113,7 @@ def some(part: Subset, count: int, seed: int = 0) -> Subset:
     size = num_examples(part)
     places = np.random.default_rng(seed).permutation(size)[:count]
     return part._replace(
-        indices=jax.numpy.asarray(np.asarray(part.indices)[places]),
-        size=jax.numpy.asarray(len(places), jax.numpy.int32),
+        indices=to_device(np.asarray(part.indices)[places]), size=to_device(len(places), np.int32)
     )
 
 

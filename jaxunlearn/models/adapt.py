@@ -456,9 +456,10 @@ def check_model(
             "that it was given, got others"
         )
     classes = int(logits.shape[1])
-    if labels is not None and int(np.max(labels)) >= classes:
+    largest = -1 if labels is None else int(np.max(np.asarray(labels)))
+    if largest >= classes:
         raise ConfigError(
-            f"model: expected logits for labels up to {int(np.max(labels))}, got {classes} classes"
+            f"model: expected logits for labels up to {largest}, got {classes} classes"
         )
     return classes
 

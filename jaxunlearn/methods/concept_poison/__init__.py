@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxunlearn import concepts as _concepts
@@ -20,6 +20,7 @@ from jaxunlearn.concepts import Concepts
 from jaxunlearn.core import errors
 from jaxunlearn.core.types import Apply, Inputs, Key, Model, Preparation, Sets, Unlearner, Variables
 from jaxunlearn.data.examples import array_shape, inputs_like
+from jaxunlearn.data.sets import labels_of
 from jaxunlearn.jaxprs.cuts import cut_at_features
 from jaxunlearn.methods.concept_poison import poison
 from jaxunlearn.methods.concept_poison.tuning import Source, Tuning, tune_on_poison
@@ -148,9 +149,10 @@ def concept_poison(
             found = _concepts.infer_concepts(
                 model, variables, parts, key, examples=examples, **known
             )
-        forgotten = jnp.unique(sets.forget.examples.y[sets.forget.indices])
         donor = poison.donors_of(found, sets.retain)
-        _concepts.check_donor(donor, found.bank.names, forgotten, class_names)
+        _concepts.check_donor(
+            donor, found.bank.names, np.array(labels_of(sets.forget)), class_names
+        )
         return found
 
     def shapes(variables: Variables, sets: Sets) -> Any:

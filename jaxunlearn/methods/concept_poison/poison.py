@@ -8,6 +8,7 @@ Source: Chang et al. 2024 (arXiv 2405.15662); the arrays are own.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -68,6 +69,13 @@ def donors_of(concepts: Concepts, retain: Subset, top: int = 5) -> Donor:
 
     See :func:`jaxunlearn.concepts.choose_donor`.
     """
+    # without the images, and whatever reads them: one program for all sets of a form
+    labelled = retain.examples._replace(x=None, reader=None)  # type: ignore[arg-type]
+    return _donors_of(concepts, retain._replace(examples=labelled), top)
+
+
+@partial(jax.jit, static_argnames="top", inline=True)
+def _donors_of(concepts: Concepts, retain: Subset, top: int) -> Donor:
     allowed = lenders(retain, concepts.values.shape[0])
     weights = concepts.bottleneck.weights
     return choose_donor(concepts.values, weights, concepts.bank.useful, allowed, top)
@@ -79,6 +87,7 @@ def lenders(retain: Subset, num_classes: int) -> jax.Array:
     return jnp.broadcast_to(own[None], (num_classes, num_classes))
 
 
+@partial(jax.jit, inline=True)
 def directions(concepts: Concepts) -> jax.Array:
     """Returns the concept vectors, each divided by its length."""
     vectors = concepts.bank.vectors

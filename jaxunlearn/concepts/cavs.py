@@ -1,8 +1,9 @@
 """Concept activation vectors: a linear machine for each concept, tested on held-out examples."""
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -10,6 +11,11 @@ from jax.typing import ArrayLike
 from jaxunlearn.concepts.bank import Bank, check_levels, make_bank
 
 _LEAST = 4
+_TOLERANCE = 1e-4
+# without regularisation to speak of the last digits take long, and do not matter
+_ITERATIONS = 3000
+# what scikit-learn draws for ``random_state=0``
+_SEED = int(np.random.RandomState(0).randint(np.iinfo("i").max))
 
 
 class _Fit(NamedTuple):
@@ -176,13 +182,47 @@ def _random(
 
 def _machine(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
     """Fits a linear machine; returns vector ``[n]`` and intercept of the border."""
+    count, solve = len(y), _solver()
+    if solve is None:
+        return _checked_machine(x, y, strength)
+    balanced = count / (2 * np.array([count - y.sum(), y.sum()]))
+    # 1: the dual problem, smaller where examples are fewer than features; 2: the primal one
+    kind = 1 if count < x.shape[1] else 2
+    rows, sides = np.ascontiguousarray(x, np.float64), y.astype(np.float64)
+    found, _ = solve(
+        rows, sides, False, kind, _TOLERANCE, 1.0, strength, balanced, _ITERATIONS, _SEED, 0.1,
+        np.ones(count),
+    )  # fmt: skip
+    return found[0, :-1], float(found[0, -1])
+
+
+@functools.cache
+def _solver() -> Any:
+    """Returns what solves the problem of a linear machine in scikit-learn; ``None`` if not found.
+
+    A bank takes hundreds of small machines, and the checks of each take longer than it does.
+    """
+    try:
+        from sklearn.svm._liblinear import train_wrap
+
+        train_wrap(
+            np.eye(2), np.arange(2.0), False, 2, _TOLERANCE, 1.0, 1.0, np.ones(2), 1, _SEED, 0.1,
+            np.ones(2),
+        )  # fmt: skip
+        return train_wrap
+    except (ImportError, TypeError, ValueError):  # it is not public: another version, perhaps
+        return None
+
+
+def _checked_machine(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
+    """Fits the same machine by scikit-learn's own class, which checks what it is given."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
-    # without regularisation to speak of the last digits take long, and do not matter
     machine = LinearSVC(
-        C=strength, dual="auto", class_weight="balanced", max_iter=3000, random_state=0
-    )
+        C=strength, dual="auto", class_weight="balanced", tol=_TOLERANCE, max_iter=_ITERATIONS,
+        random_state=0,
+    )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         machine.fit(x, y)

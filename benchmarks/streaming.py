@@ -146,6 +146,8 @@ def forget_peak() -> None:
     """Lets the peak begin anew, where the kernel allows it, with nothing that is free kept."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
+        # arrays get memory of their own, that ends with them: M_MMAP_THRESHOLD of glibc
+        ctypes.CDLL(None).mallopt(-3, 2**18)
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -248,6 +250,7 @@ def main() -> None:
             if workers_of(x):
                 gc.collect()
                 on_host = sum(len(slot.memory) for slot in x._shared._workers._spare)
+                grown += on_host  # which was there before
             rows = rng.integers(0, args.examples, (4, args.batch))
             start = time.perf_counter()
             for some in rows:

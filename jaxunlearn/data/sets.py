@@ -207,7 +207,7 @@ def stratified_mask(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 def alone(sets: Sets) -> Sets:
     """Returns the sets without the examples of others in their arrays: places are slots.
 
-    Streamed examples cannot be taken out: whoever reads them is told so.
+    Streamed ones are read when they are asked for, and not many at once.
     """
     parts = {name: part for name, part in sets._asdict().items() if part is not None}
     streams = {name: p.examples.x for name, p in parts.items() if isinstance(p.examples.x, Stream)}
@@ -217,10 +217,25 @@ def alone(sets: Sets) -> Sets:
     }
     made = {}
     for name, ((x, y), places) in _rows_alone(asked).items():
-        x = streams[name].withhold(f"sets.{name}") if name in streams else x
+        if name in streams:
+            x = streams[name].withhold(f"sets.{name}", parts[name].indices)
         examples = parts[name].examples._replace(x=x, y=y)
         made[name] = Subset(examples, places, parts[name].size)
     return Sets(**made)
+
+
+def alone_like(sets: Sets) -> Sets:
+    """Returns shapes and dtypes of the sets that :func:`alone` makes; streams stay streams."""
+    parts = {name: part for name, part in sets._asdict().items() if part is not None}
+    streams = {name: p.examples.x for name, p in parts.items() if isinstance(p.examples.x, Stream)}
+
+    def with_x(name: str, part: Subset, x: Any) -> Subset:
+        return part._replace(examples=part.examples._replace(x=x)) if name in streams else part
+
+    bare = Sets(**{name: with_x(name, part, ()) for name, part in parts.items()})
+    found = jax.eval_shape(alone, bare)
+    own = {name: x.withhold(f"sets.{name}") for name, x in streams.items()}
+    return found._replace(**{n: with_x(n, getattr(found, n), x) for n, x in own.items()})
 
 
 @functools.partial(jax.jit, inline=True)

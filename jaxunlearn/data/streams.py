@@ -9,7 +9,8 @@ beside it.
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 from jax.extend.core import get_opaque_trace_state
 
 from jaxunlearn.core.errors import DataError, brief
-from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.core.trees import named_leaves, to_device
 from jaxunlearn.data.stream_workers import (
     Form,
     Recipe,
@@ -120,6 +121,10 @@ class _Shared:
                 raise
 
 
+AT_ONCE = 2**30
+"""Bytes of a streamed set that a method may read at once."""
+
+
 class _Outline:
     """Form of a stream without its records: all that compiled programs are given of it."""
 
@@ -134,8 +139,8 @@ class Stream:
     that what was compiled for one stream serves all of that form; they cannot return one.
 
     Attributes:
-      withheld: what a reader of the whole is told that it was given, ``"sets.forget"``; empty
-        where examples may be read freely.
+      withheld: the name of the set that a method was given, ``"sets.forget"``, under which its
+        programs read, and not much at once; empty where examples may be read freely.
     """
 
     def __init__(
@@ -242,9 +247,35 @@ class Stream:
         shaped = [array.reshape(*rows.shape, *array.shape[1:]) for array in found]
         return jax.tree.unflatten(self._shared.tree, shaped)
 
-    def withhold(self, name: str) -> "Stream":
-        """Returns the same stream for one who may not read the whole, and what it is called."""
-        return Stream(self._shared, self._places, name)
+    def withhold(self, name: str, rows: Any = None) -> "Stream":
+        """Returns the stream of some rows, or of all, under the name of a method's set."""
+        known = not isinstance(rows, jax.core.Tracer | None)
+        if isinstance(self._shared, _Outline) or not known:
+            return Stream(self._shared, self._places, name)  # of the same form
+        return Stream(self._shared, self[np.asarray(rows)]._places, name)
+
+    def read_on_device(self, rows: Any) -> Any:
+        """Reads examples as arrays on the device, ``[*rows.shape, ...]``; within programs, too.
+
+        There the records are asked for while it runs, of the stream that :func:`readable` has
+        opened under this one's name: one program serves all of a form.
+
+        Raises:
+          DataError: within a program a stream of no method's set; more than a method may read
+            at once; and see :meth:`read`.
+        """
+        size = int(np.prod(np.shape(rows), dtype=np.int64))
+        within = isinstance(rows, jax.core.Tracer) or isinstance(self._shared, _Outline)
+        if within and not self.withheld:
+            raise self.refusal()
+        if self.withheld and size * sum(f.nbytes for f in self._shared.recipe.forms) > AT_ONCE:
+            raise self.refusal()
+        if not within:
+            return jax.tree.map(to_device, self.read(rows))
+        return jax.pure_callback(
+            partial(_read_opened, self.withheld, self.like()), self.like(*np.shape(rows)), rows,
+            vmap_method="expand_dims",
+        )  # fmt: skip
 
     def refusal(self) -> DataError:
         """Returns the error of a reader of the whole."""
@@ -254,6 +285,48 @@ class Stream:
             f"{what}: expected resident examples, as they are read whole here, got a streamed "
             f"set; ju.data.resident({part}) reads a small one into memory"
         )
+
+
+_opened: Mapping[str, Stream] = {}
+_failed: list[BaseException] = []
+_turn = threading.RLock()
+
+
+@contextlib.contextmanager
+def readable(streams: Mapping[str, Stream]) -> Iterator[None]:
+    """Lets programs that end within read streams, by name; one thread at a time.
+
+    Raises:
+      DataError: something is wrong with a record; what programs made after that is void.
+    """
+    global _opened
+    with _turn:
+        before, _opened = _opened, streams
+        try:
+            yield
+        finally:
+            _opened = before
+            if _failed:
+                raise _failed.pop() from None
+
+
+def _read_opened(name: str, like: Any, rows: Any) -> Any:
+    """Reads examples for a program, which goes on with zeros when something is wrong.
+
+    It would tell of an error in many lines, and only whoever waits for it.
+    """
+    if name not in _opened:
+        raise DataError(
+            f"{name}: expected streamed examples to be read before the first step, got a program "
+            "that reads them later"
+        )
+    if not _failed:
+        try:
+            return _opened[name].read(rows)
+        except Exception as error:
+            _failed.append(error)
+    shape = np.shape(rows)
+    return jax.tree.map(lambda leaf: np.zeros((*shape, *leaf.shape), leaf.dtype), like)
 
 
 class _Node:
@@ -267,10 +340,14 @@ class _Node:
         self.outline, self.original = outline, original
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Node) and self.outline.form == other.outline.form
+        return isinstance(other, _Node) and self._told() == other._told()
 
     def __hash__(self) -> int:
-        return hash(self.outline.form)
+        return hash(self._told())
+
+    def _told(self) -> tuple[Any, ...]:
+        """Returns what a program depends on: with the name, under which it reads."""
+        return self.outline.withheld, *self.outline.form
 
 
 with jax.core.eval_context():
@@ -294,6 +371,8 @@ def _unflatten(node: _Node, _: Any) -> Stream:
     if _in_program():
         return node.outline
     if node.original is None:
+        if node.outline.withheld:  # a method that keeps a set
+            raise node.outline.refusal()
         name = node.outline._shared.recipe.name
         raise DataError(
             f"{name}: expected a program that returns arrays, got one that returns a streamed "

@@ -30,8 +30,8 @@ from jaxunlearn.core.types import (
 )
 from jaxunlearn.data.batches import rows_like, streamed
 from jaxunlearn.data.dataset import check_differ
-from jaxunlearn.data.sets import alone, forgets_class, num_examples, request
-from jaxunlearn.engine.feed import Rows, rows_of_steps
+from jaxunlearn.data.sets import alone, alone_like, forgets_class, num_examples, request
+from jaxunlearn.engine.feed import Rows, readable_sets, rows_of_steps
 from jaxunlearn.engine.loop import (
     Job,
     advance,
@@ -179,11 +179,12 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
         axes = (variables_axes(job), sets_axes(job), 0)
         variables, sets, key = divide_members(job.mesh, axes, (variables, sets, key))
     before = clock.running()
-    with clock.split():
-        prepared = jax.block_until_ready(_prepare(job, variables, sets, key))
-    preparing = clock.running() - before
-    clock.compile(init, variables, sets, key, prepared, job=job)
-    state = jax.block_until_ready(init(variables, sets, key, prepared, job=job))
+    with readable_sets(told[0]):
+        with clock.split():
+            prepared = jax.block_until_ready(_prepare(job, variables, sets, key))
+        preparing = clock.running() - before
+        clock.compile(init, variables, sets, key, prepared, job=job)
+        state = jax.block_until_ready(init(variables, sets, key, prepared, job=job))
     done, history = 0, {}
     with clock.account("outside"):
         found = options.resume(state) if options.resume else None
@@ -334,7 +335,7 @@ def prepared_like(unlearner: Unlearner, variables: Variables, sets: Sets) -> Any
     """
     if unlearner.prepare is None:
         return None
-    shown = jax.eval_shape(alone, visible_sets(unlearner.needs, sets))
+    shown = alone_like(visible_sets(unlearner.needs, sets))
     return unlearner.prepare.shapes(variables, shown)
 
 

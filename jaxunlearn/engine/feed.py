@@ -4,6 +4,7 @@ While the device does one chunk, the rows of the next lie on it already and thos
 after are being read: never more than three chunks at once, wherever they are.
 """
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxunlearn.core.types import Key, Sets
 from jaxunlearn.data.batches import drawn_slots, streamed
-from jaxunlearn.data.streams import Stream
+from jaxunlearn.data.streams import Stream, readable
 from jaxunlearn.engine.sharding import Sharding
 
 Rows = Mapping[str, Any]
@@ -59,6 +60,14 @@ def rows_of_steps(
         return found
 
     return _ahead(read, lambda rows: {n: divided.put(tree) for n, tree in rows.items()}, starts)
+
+
+def readable_sets(sets: Sets) -> contextlib.AbstractContextManager[None]:
+    """Lets a method's programs read its streamed sets before the first step, as they ask."""
+    return readable({
+        f"sets.{name}": part.examples.x[np.asarray(part.indices)]
+        for name, part in streamed(sets).items()
+    })  # fmt: skip
 
 
 def batches_in_order(x: Stream, positions: np.ndarray, batch_size: int) -> Iterator[Any]:

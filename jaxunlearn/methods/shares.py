@@ -23,7 +23,7 @@ from jaxunlearn.core.errors import expect_shares
 from jaxunlearn.core.trees import in_chunks, precise
 from jaxunlearn.core.types import Batch, Examples, Inputs, Key, Needs, Subset
 from jaxunlearn.data.batches import draw, pick, random_slots
-from jaxunlearn.data.examples import fetch
+from jaxunlearn.data.examples import fetch, take
 
 CHUNK = 256
 """Examples that go through a network together."""
@@ -73,7 +73,7 @@ def keep(
     positions = part.indices[slots]
     y = part.examples.y[positions]
     if made is None:
-        x = jax.tree.map(lambda leaf: leaf[positions], part.examples.x)
+        x = take(part.examples.x, positions)
         examples = part.examples._replace(x=x, y=y)
         return Kept(Subset(examples, jnp.arange(len(y), dtype=jnp.int32), size), order)
     x = in_chunks(lambda rows: made(fetch(part.examples, positions[rows])), len(slots), CHUNK)

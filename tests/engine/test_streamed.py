@@ -9,18 +9,25 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn.config import TrainConfig
 from jaxunlearn.core.errors import DataError, RequestError
-from jaxunlearn.core.types import Info, Needs, Sets, Unlearner
+from jaxunlearn.core.types import Info, Needs, Preparation, Sets, Unlearner
+from jaxunlearn.data import streams
 from jaxunlearn.data.batches import drawn_slots
+from jaxunlearn.data.sets import alone
+from jaxunlearn.data.streams import Stream
 from jaxunlearn.engine.driver import Resume
 from jaxunlearn.engine.feed import rows_of_steps
-from jaxunlearn.engine.loop import advance
+from jaxunlearn.engine.loop import advance, init
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.engine.sharding import make_sharding
+from jaxunlearn.methods.shares import sample_of
+from jaxunlearn.training.curvature import mean_over
 from tests import toy
 from tests.data import stream_sources as sources
 from tests.data.stream_sources import Records, X, Y
 
 KEY = jax.random.key(0)
+NOT_STREAMED = ("scrub", "sisa")
+"""Methods that keep a set, scrub in order to rewind."""
 TRAIN = TrainConfig(epochs=2, batch_size=16)
 
 
@@ -104,16 +111,84 @@ def test_methods_that_read_batches_are_equal(resident, streamed, original, name)
     same(outs[0].variables, outs[1].variables)
 
 
-def test_a_method_that_reads_a_whole_set_says_so(streamed, original):
-    def init(variables, sets, key):
-        examples = sets.forget.examples
-        return {"x": ju.data.fetch(examples, sets.forget.indices), **variables}
+def reader(per_batch):
+    """A method without steps, whose programs read its sets before the first."""
 
-    method = Unlearner(init, None, lambda state: state, Needs(forget=True, once=True))
+    def init(variables, sets, key):
+        def total(batch):
+            return batch.weight @ batch.x.reshape(len(batch.y), -1)
+
+        some = sample_of(sets.retain, 5, key)
+        x = ju.data.fetch(some.examples, some.indices)
+        return {**variables, "mean": mean_over(total, sets.forget, per_batch), "some": x}
+
+    needs = Needs(forget=True, retain=True, once=True)
+    return Unlearner(init, None, lambda state: state, needs)
+
+
+def test_methods_read_streams_before_the_first_step(resident, streamed, original):
+    method = reader(16)
+    read = [ju.unlearn(method, original, sets, KEY).variables for sets in (resident, streamed)]
+    same(*read)
+    programs = init._cache_size()
+    source = Records()
+    other = made(ju.data.stream(source, name="photos"))  # of the same form
+    same(ju.unlearn(method, original, other, KEY).variables, read[0])
+    source.at, source.act = np.flatnonzero(Y == 1)[40], sources.undecodable
+    with pytest.raises(DataError, match=f"^photos: .* at position {source.at}, got ValueError: no"):
+        ju.unlearn(method, original, other, KEY)
+    assert init._cache_size() == programs
+    late = jax.jit(lambda part: ju.data.fetch(part.examples, part.indices))
+    with pytest.raises(Exception, match=r"sets\.forget: .* to be read before the first step"):
+        jax.block_until_ready(late(alone(streamed).forget))
+
+
+def test_preparations_read_streams(resident, streamed, original):
+    def run(variables, sets, key):
+        assert isinstance(sets.forget.examples.x, Stream)
+        logits = predict(toy.mlp().apply, variables, sets.forget, 20).logits
+        return {"logits": logits, "x": ju.data.fetch(sets.forget.examples, np.arange(7))}
+
+    prepare = Preparation(run, lambda variables, sets: None)
+    method = Unlearner(
+        lambda variables, sets, key, prepared: {**variables, **prepared}, None, lambda state: state,
+        Needs(forget=True, once=True), prepare=prepare,
+    )  # fmt: skip
+    found = ju.unlearn(method, original, streamed, KEY).variables
+    own = resident.forget.indices
+    np.testing.assert_allclose(found["x"], X[own[:7]] / 255, atol=1e-6)
+    wanted = predict(toy.mlp().apply, original, resident.forget).logits
+    np.testing.assert_allclose(found["logits"], wanted, atol=1e-6)
+
+
+def test_a_method_that_reads_much_at_once_says_so(streamed, original, monkeypatch):
+    monkeypatch.setattr(streams, "AT_ONCE", 36 * 49)
     with pytest.raises(DataError, match=r"sets\.forget: expected resident.*got a streamed set"):
-        ju.unlearn(method, original, streamed, KEY)
+        ju.unlearn(reader(50), original, streamed, KEY)
     small = streamed._replace(forget=ju.data.resident(streamed.forget))
-    assert ju.unlearn(method, original, small, KEY).variables["x"].shape == (50, 6, 6, 1)
+    out = ju.unlearn(reader(50), original, small, KEY)
+    assert out.variables["some"].shape == (5, 6, 6, 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [n for n in toy.METHODS if n not in NOT_STREAMED])
+def test_every_method_that_takes_streamed_sets_makes_the_same(name):
+    resident = toy.sets_of(name)
+    opened = {}
+
+    def one(part):
+        x, y = part.examples[:2]
+        rows = [(jax.tree.map(lambda leaf, n=n: np.asarray(leaf)[n], x), 0) for n in range(len(y))]
+        opened.setdefault(id(y), ju.data.stream(rows))
+        return part._replace(examples=part.examples._replace(x=opened[id(y)]))
+
+    streamed = Sets(*(part and one(part) for part in resident))
+    outs = [
+        ju.unlearn(toy.method(name), toy.original(name), sets, KEY, batch_size=16, chunk=1,
+                   **toy.ROWS[name][1]).variables
+        for sets in (resident, streamed)
+    ]  # fmt: skip
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *outs)
 
 
 def test_a_killed_run_continues_at_its_step(streamed, original):

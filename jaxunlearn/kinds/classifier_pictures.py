@@ -19,7 +19,7 @@ from jaxunlearn.attribution.lrp import rules
 from jaxunlearn.attribution.maps import concept_maps
 from jaxunlearn.concepts import Concepts
 from jaxunlearn.core.files import write_text
-from jaxunlearn.core.types import Examples, Key, Subset
+from jaxunlearn.core.types import Examples, Key, Subset, Variables
 from jaxunlearn.data.examples import array_shape, fetch, take, unchanged
 from jaxunlearn.data.sets import labels_of, num_examples, whole
 from jaxunlearn.engine.loop import init_key
@@ -254,7 +254,7 @@ def _write_quality(
     write_text(folder / "concepts.json", json.dumps(text, indent=2) + "\n")
 
 
-def _number(value: float) -> float | None:
+def _number(value: Any) -> float | None:
     """Returns a number that JSON has; NaN, where nothing was fitted, is none."""
     return None if np.isnan(value) else round(float(value), 6)
 
@@ -328,11 +328,12 @@ def draw_poison(path: Path, view: View, label: str) -> None:
     options: dict[str, Any] = {**defaults, **drawing.options}
     pixels = patch_pixels(options["patch"], array_shape(forget))
     recipe = Recipe(options["place"], options["label"], pixels, options["patches"])
-    num_classes, original = len(view.class_names), view.variables["original"]
-    most = min(IMAGES, num_examples(forget))
+    num_classes, most = len(view.class_names), min(IMAGES, num_examples(forget))
 
     @jax.jit
-    def poisoned(key: Key, forget: Subset, retain: Subset, concepts: Concepts | None) -> Any:
+    def poisoned(
+        original: Variables, forget: Subset, retain: Subset, concepts: Concepts | None, key: Key
+    ) -> Any:
         keys = keys_of(init_key(key))
         slots, size = share_of(forget, options["data"], keys.forget, num_classes)
         made = poison_images(
@@ -340,10 +341,13 @@ def draw_poison(path: Path, view: View, label: str) -> None:
             slots=slots, first=most,
         )  # fmt: skip
         at = forget.indices[slots[:most]]
-        lent = concepts and fetch(retain.examples, retain.indices[made.donors[:most]])
+        lent = None
+        if concepts is not None:
+            lent = fetch(retain.examples, retain.indices[made.donors[:most]])
         return size, made, fetch(forget.examples, at), forget.examples.y[at], lent
 
-    size, made, x, y, lent = jax.device_get(poisoned(drawing.key, forget, retain, concepts))
+    given = view.variables["original"], forget, retain, concepts, drawing.key
+    size, made, x, y, lent = jax.device_get(poisoned(*given))
     count = min(most, int(size))
     framed = made.corners[:count] if recipe.place not in ("full", "none") else None
     pictures.save_poison(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxunlearn.cli import main
-from tests.runs import hurry
+from tests.runs import counted_programs, hurry
 
 WORDS = [
     "run",
@@ -15,6 +15,9 @@ WORDS = [
     "methods.finetune.steps=3",
     "methods.concept_poison.steps=30",
 ]
+MOST_PROGRAMS = 60
+"""Of training, two methods, judging and pictures; each number of the host that is put on the device
+by an operation of its own, and each operation between programs, would be one more."""
 PICTURES = {
     "confusions.png",
     "losses.png",
@@ -38,15 +41,26 @@ def quick():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("runs")
-    assert run(made) == 0
-    return made
+def made(tmp_path_factory):
+    """Returns the folder of a run, and how many programs it took."""
+    folder = tmp_path_factory.mktemp("runs")
+    with counted_programs() as programs:
+        assert run(folder) == 0
+    return folder, len(programs)
+
+
+@pytest.fixture(scope="module")
+def folder(made):
+    return made[0]
 
 
 def pictures(folder):
     home = folder / "digits" / "pictures"
     return {str(path.relative_to(home)): path for path in home.rglob("*.png")}
+
+
+def test_a_run_takes_one_program_a_purpose(made):
+    assert made[1] <= MOST_PROGRAMS
 
 
 def test_what_a_method_found_is_drawn(folder):
@@ -68,7 +82,9 @@ def test_what_was_found_is_told_in_numbers(folder):
 
 def test_nothing_is_drawn_again_for_a_run_that_is_there(folder):
     before = {name: path.stat().st_mtime_ns for name, path in pictures(folder).items()}
-    assert run(folder) == 0
+    with counted_programs() as programs:
+        assert run(folder) == 0
+    assert not programs
     assert {name: path.stat().st_mtime_ns for name, path in pictures(folder).items()} == before
     pictures(folder)["confusions.png"].unlink()
     assert run(folder) == 0

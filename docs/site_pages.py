@@ -1,5 +1,7 @@
 """Pages of the site that are made of what stands elsewhere: README, examples, docstrings, files.
 
+Examples are notebooks, too, which each example's page offers.
+
 Manuals link to files beside them, to modules and to examples, as they lie in the repository;
 here each such link is led to a page. Nothing is written twice.
 """
@@ -11,6 +13,7 @@ import os
 import re
 from pathlib import Path
 
+import jupytext
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -33,7 +36,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are made, and leaves the navigation of examples and API to them."""
     made = {page: (ROOT / name).read_text() for name, page in WHOLE.items()}
     examples = sorted((ROOT / "examples").rglob("*.py"))
-    made |= {page_of(path): from_cells(path.read_text()) for path in examples}
+    for path in examples:
+        page, script = page_of(path), path.read_text()
+        made[page] = from_cells(script)
+        if path.parent == ROOT / "examples":
+            book = page.removesuffix(".md") + ".ipynb"
+            files.append(File.generated(config, book, content=to_notebook(script)))
+            title, _, rest = made[page].partition("\n")
+            offer = f"[As a notebook]({os.path.basename(book)}), or [as a script]({path.name}.txt)."
+            made[page] = f"{title}\n\n{offer}\n{rest}"
+            text = page.replace(os.path.basename(page), f"{path.name}.txt")
+            files.append(File.generated(config, text, content=script))
     made["examples/index.md"] = (ROOT / "examples" / "README.md").read_text()
     manuals = files.documentation_pages()
     texts = {file.src_uri: Path(file.abs_src_path).read_text() for file in manuals}
@@ -47,7 +60,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     modules = {home for names in rooms.values() for home in names.values()}
     modules |= {module_of(path) for path in targets if path.suffix == ".py" and is_ours(path)}
     made["api/index.md"] = index_of(rooms)
-    made |= {f"api/{name}.md": f"# {name}\n\n::: {name}\n" for name in modules}
+    made |= {f"api/{name}.md": f"# {short(name)}\n\n`{name}`\n\n::: {name}\n" for name in modules}
     for path in targets:
         if page_of(path) not in made:
             kind = {".py": "python", ".toml": "toml", ".json": "json"}.get(path.suffix, "text")
@@ -55,11 +68,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             made[page_of(path)] = f"# {title}\n\n````{kind}\n{path.read_text()}````\n"
     for uri, text in made.items():
         files.append(File.generated(config, uri, content=text))
-    found = {"examples/": [], "api/": []}
-    for uri in sorted(made):
-        for folder in found:
-            if uri.startswith(folder) and not uri.endswith("index.md"):
-                found[folder].append(uri)
+    found = {
+        "examples/": [u for u in sorted(made) if u.startswith("examples/") and "/index" not in u],
+        "api/": by_room(modules),
+    }
     for entry in config.nav or []:
         for name, place in entry.items() if isinstance(entry, dict) else ():
             if isinstance(place, str) and place in found:
@@ -151,6 +163,20 @@ def from_cells(script: str) -> str:
     return "\n\n".join([f"# {title}", *made]) if begin.strip() else "\n\n".join(made)
 
 
+def to_notebook(script: str) -> str:
+    """Returns a script in percent format as a notebook that was not run; its title is a cell."""
+    begin, cell = _CELL.split(script, maxsplit=1)[0], _CELL.search(script)
+    title = begin.strip().strip('"').partition("\n")[0]
+    cells = f"# %% [markdown]\n# # {title}\n\n{script[cell.start() if cell else 0 :]}"
+    book = jupytext.reads(cells, fmt="py:percent")
+    book.metadata |= {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+    }
+    for number, one in enumerate(book.cells):
+        one["id"] = f"cell-{number}"  # the same each time
+    return jupytext.writes(book, fmt="ipynb") + "\n"
+
+
 def public_names() -> dict[str, dict[str, str]]:
     """Returns the names of the package and of its rooms: by room, where each is defined."""
     import jaxunlearn
@@ -173,6 +199,21 @@ def public_names() -> dict[str, dict[str, str]]:
         for name in rooms
         for module in [importlib.import_module(f"jaxunlearn.{name}")]
     }
+
+
+def short(module: str) -> str:
+    """Returns the name of a module without the package's."""
+    return module.removeprefix("jaxunlearn.")
+
+
+def by_room(modules: set[str]) -> list[dict[str, str | list[dict[str, str]]]]:
+    """Returns the modules as entries of the navigation, those of a room together."""
+    rooms: dict[str, list[str]] = {}
+    for name in sorted(modules):
+        rooms.setdefault(short(name).partition(".")[0], []).append(name)
+    return [
+        {room: [{short(name): f"api/{name}.md"} for name in names]} for room, names in rooms.items()
+    ]
 
 
 def index_of(rooms: dict[str, dict[str, str]]) -> str:

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxunlearn.cli import _parser, main
+from jaxunlearn.config.overrides import load_bench, load_config
 from jaxunlearn.data.sources import SOURCES
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.kinds.evaluate import evaluate
@@ -32,6 +35,7 @@ def code_of(page):
 
 def test_glue_of_a_framework_is_short():
     section = (DOCS / "own_model.md").read_text().split("## Flax, Haiku, Equinox")[1]
+    text = re.sub(r" *\\\n {4,}", " ", text)
     for block in re.findall(r"```python\n(.*?)```", section.split("## Many")[0], re.S):
         assert len(block.split("\n\n\n")[-1].strip().split("\n")) <= 5
 
@@ -211,6 +215,66 @@ CHECKS = {
     "ensembles": check_ensembles,
     "gan": check_gan,
 }
+
+
+def commands_of(text):
+    """Yields the words of each command line of a page, and the output below it."""
+    text = re.sub(r" *\\\n {4,}", " ", text)
+    for block in re.findall(r"(?:^(?: {4}.*)?\n)+", text, re.M):
+        parts = re.split(r"^ {4}(?:\$ )?(?:\S*/)?jaxunlearn (.*)\n", block, flags=re.M)
+        for line, output in zip(parts[1::2], parts[2::2], strict=True):
+            line = re.split(r" &&? ?|; ", line)[0]
+            yield shlex.split(line, comments=True), [one[4:] for one in output.splitlines()]
+
+
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_of_all_pages_are_understood(page):
+    """Commands and options exist, and every ``key=value`` is one of the configuration."""
+    parser = _parser()
+    for words, _ in commands_of(page.read_text()):
+        words = words[: words.index(">")] if ">" in words else words
+        options, rest = parser.parse_known_args(words)
+        assert not [word for word in rest if word.startswith("-")], words
+        given = [*getattr(options, "words", []), *rest]
+        names = [word for word in given if "=" not in word]
+        if "words" not in options or any(re.search(r"\.py$|^[A-Z]+$", name) for name in names):
+            continue
+        assert len(names) <= 1, words
+        keys = [word for word in given if "=" in word and not re.search(r"=@|=FOLDER|=FILE", word)]
+        keys = [key for key in keys if not key.startswith("language.base=")]
+        load = load_bench if words[0] == "bench" else load_config
+        load(*(names or [None]), keys)
+
+
+@pytest.mark.long
+def test_the_page_of_commands_is_what_they_print(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def plain(text):  # numbers are of a machine, and so is where lines break
+        return " ".join(re.sub(r"[\d.]+", "#", text).split())
+
+    found = list(commands_of((DOCS / "commands.md").read_text()))
+    assert {words[0] for words, _ in found} == set(parser_commands())
+    for words, output in found:
+        words = words[: words.index(">")] if ">" in words else words
+        assert main(words) == 0, words
+        printed = plain(capsys.readouterr().out)
+        for part in "\n".join(output).split("..."):
+            if words[0] != "doctor":
+                assert plain(part) in printed, (words, part)
+
+
+def test_every_command_has_its_place_on_the_page_of_commands():
+    shown = {words[0] for words, _ in commands_of((DOCS / "commands.md").read_text())}
+    assert shown == set(parser_commands())
+
+
+def parser_commands():
+    return next(one.choices for one in _parser()._actions if isinstance(one.choices, dict))
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.rglob("*.md")))

@@ -1,5 +1,7 @@
 """The documentation as a site: built strictly, read without a network."""
 
+import ast
+import json
 import os
 import re
 import subprocess
@@ -13,7 +15,7 @@ import jaxunlearn as ju
 from jaxunlearn.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
-NEEDED = ("mkdocs", "material", "mkdocstrings")
+NEEDED = ("mkdocs", "material", "mkdocstrings", "jupytext")
 
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     pytest.skip(
@@ -63,3 +65,26 @@ def test_examples_are_pages(site):
     page = (site / "examples/nnx_module.html").read_text()
     assert "An NNX module that you trained comes in as it is" in page
     assert "# %%" not in page
+
+
+def test_examples_are_notebooks_with_the_code_of_the_scripts(site):
+    scripts = {path.stem: path.read_text() for path in (ROOT / "examples").glob("*.py")}
+    assert {path.stem for path in (site / "examples").glob("*.ipynb")} == set(scripts)
+    for name, script in scripts.items():
+        book = json.loads((site / f"examples/{name}.ipynb").read_text())
+        assert book["nbformat"] == 4
+        code = ["".join(one["source"]) for one in book["cells"] if one["cell_type"] == "code"]
+        # the docstring of the script is the title, a cell of text
+        title, *body = ast.parse(script).body
+        first = title.value.value.partition("\n")[0]
+        assert "".join(book["cells"][0]["source"]) == f"# {first}"
+        assert ast.dump(ast.parse("\n\n".join(code))) == ast.dump(ast.Module(body, []))
+        page = (site / f"examples/{name}.html").read_text()
+        assert f'href="{name}.ipynb"' in page
+        assert (site / f"examples/{name}.py.txt").read_text() == script
+
+
+def test_names_that_are_told_together_have_types(site):
+    page = (site / "api/jaxunlearn.language.locators.html").read_text()
+    told = re.search(r"<code>baseline, nodes</code></b>\s*\(<code>(.*?)</code>\)", page, re.S)
+    assert re.sub(r"<[^>]*>", "", told[1]) == "(str | int, int)"

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxunlearn.core.errors import ConfigError, expect
 from jaxunlearn.core.keys import Purpose, check_key, derive
-from jaxunlearn.core.trees import member, stack
+from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import Batches, Key, Model, Sets, Subset, Unlearner, Variables
 from jaxunlearn.core.variables import check_variables, in_form_of
 from jaxunlearn.data.batches import streamed
@@ -31,6 +31,7 @@ from jaxunlearn.engine.driver import (
     prepared_like,
     visible_sets,
 )
+from jaxunlearn.engine.in_turn import execute_in_turn
 from jaxunlearn.engine.loop import Job
 from jaxunlearn.engine.sharding import Sharding, check_divides
 from jaxunlearn.engine.sweep import Sweep, Swept, sweep
@@ -211,7 +212,7 @@ def unlearn_many(
         and nothing is sent between them. Its rules are not read.
 
     The other arguments and errors are those of :func:`unlearn`; and ``ValueError``
-    where the leading axes of keys, sets and variables differ.
+    where the leading axes of keys, sets and variables differ, or for streamed sets on a mesh.
 
     Returns:
       An outcome whose variables have a leading axis ``R``; every member equals its
@@ -223,6 +224,11 @@ def unlearn_many(
     check_key(keys, "keys", several=True)
     mapped_sets = _check_members(variables if stacked_variables else None, sets, keys)
     _check_division(len(keys), sharding)
+    if sharding is not None and streamed(sets):
+        raise ValueError(
+            "sharding: expected None for many models of streamed sets, which are made one after "
+            "the other, got a mesh; unlearn and train divide each batch over one"
+        )
     at_once = jax.default_backend() != "cpu" if vectorise is None else vectorise
     if isinstance(unlearner, Chain):
         outcomes: list[Outcome] = []
@@ -269,9 +275,8 @@ def unlearn_many(
     if not apart and (at_once or not _loops_badly(alone, like[0], request(sets, 0), like[1])):
         return _as_given(given, execute(job, variables, sets, keys, options))
     # one program for all would hold a loop over members, ruinous for some convolutions
-    options = options._replace(resume=None)
-    each = [execute(alone, *arguments(n), options) for n in range(len(keys))]
-    return _as_given(given, _stack(each))
+    made = execute_in_turn(alone, arguments, len(keys), options)
+    return _as_given(given, made)
 
 
 def _check_division(members: int, sharding: Sharding | None) -> None:
@@ -383,16 +388,3 @@ def _loops_badly(job: Job, variables: Variables, sets: Sets, key: Key) -> bool:
     sets = visible_sets(job.unlearner.needs, sets)
     prepared = prepared_like(job.unlearner, variables.inner if job.swept else variables, sets)
     return loops_badly(job, variables, sets, key, prepared)
-
-
-def _stack(outcomes: list[Outcome]) -> Outcome:
-    return outcomes[0]._replace(
-        variables=stack([one.variables for one in outcomes]),
-        history={
-            name: np.stack([o.history[name] for o in outcomes], axis=1)
-            for name in outcomes[0].history
-        },
-        prepared=stack([one.prepared for one in outcomes]),
-        seconds=sum(o.seconds for o in outcomes),
-        compile_seconds=sum(o.compile_seconds for o in outcomes),
-    )

@@ -169,7 +169,7 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     """Runs a job; see :func:`jaxunlearn.unlearn`."""
     _expect_suited(job.unlearner, sets)
     sets = visible_sets(job.unlearner.needs, sets)
-    steps = _count_steps(job, sets, options.steps)
+    steps = count_steps(job, sets, options.steps)
     clock = _Clock()
     told = sets, key  # as they are on the host, for what is read there
     if job.sharding is not None:
@@ -196,7 +196,7 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     chunk = CHUNK
     feed: Iterator[Rows | None] = itertools.repeat(None)
     rows: Rows | None = None
-    if steps:
+    if done < steps:
         with clock.account("compiling"):
             chunk = _chunk_length(job, variables, sets, key, prepared, options.chunk)
         if streamed(sets):
@@ -406,7 +406,8 @@ def _without_labels(part: Subset) -> Subset:
     return part._replace(examples=part.examples._replace(y=hidden))
 
 
-def _count_steps(job: Job, sets: Sets, steps: int | None) -> int:
+def count_steps(job: Job, sets: Sets, steps: int | None) -> int:
+    """Returns how many steps a run takes; of a single pass what follows from its sets."""
     needs = job.unlearner.needs
     if not needs.once:
         if steps is None or steps < 1:
@@ -467,10 +468,11 @@ def member_of(many: Outcome, number: int) -> Outcome:
     share.
     """
     count = jax.tree.leaves(many.variables)[0].shape[0]
+    variables, prepared = member((many.variables, many.prepared), number)
     return many._replace(
-        variables=member(many.variables, number),
+        variables=variables,
         history={name: value[:, number] for name, value in many.history.items()},
-        prepared=member(many.prepared, number),
+        prepared=prepared,
         seconds=many.seconds / count,
         compile_seconds=many.compile_seconds / count,
     )

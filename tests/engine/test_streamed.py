@@ -1,6 +1,7 @@
 """Training, unlearning and predicting with streamed sets: the same as with resident ones."""
 
 import threading
+from functools import partial
 
 import jax
 import numpy as np
@@ -221,6 +222,39 @@ def test_many_models_and_many_requests(resident, streamed):
     assert both.variables["params"].keys() == one.variables["params"].keys()
     with pytest.raises(ValueError, match="to share one device array"):
         ju.data.stack_sets([made(ju.data.stream(Records())), made(ju.data.stream(Records()))])
+
+
+def test_many_models_go_on_in_the_middle_of_one(streamed, original):
+    method, keys, kept = toy.method("finetune"), jax.random.split(KEY, 3), []
+
+    def keep(progress):
+        kept.append(jax.device_get(progress))
+
+    many = partial(ju.unlearn_many, method, original, streamed, keys, steps=4, batch_size=8)
+    whole = many(on_chunk=keep)
+    assert [(one.step, one.steps) for one in kept] == [(n + 1, 12) for n in range(12)]
+    for at in (1, 4, 6, 11):  # within the first, at its end, within the second, at the very end
+        told, (state, step, _, seconds, history) = [], kept[at - 1]
+        found = Resume(state, step, seconds, history)
+
+        def resume(fresh, found=found):
+            assert jax.tree.map(np.shape, fresh) == jax.tree.map(np.shape, found.state)
+            return found._replace(state=jax.device_put(found.state))
+
+        rest = many(on_chunk=lambda one, told=told: told.append(one.step), resume=resume)
+        assert told == [*range(at + 1, 13)]
+        same((rest.variables, rest.history), (whole.variables, whole.history))
+    with pytest.raises(ValueError, match="sharding: expected None for many models of streamed"):
+        many(sharding=make_sharding("data=3", devices=jax.devices()[:3]))
+
+
+def test_requests_of_different_sizes_take_as_many_steps_as_they_need():
+    x = ju.data.stream(Records())
+    stacked = ju.data.stack_sets([made(x, ju.forget_class(label)) for label in (1, 2)])
+    method = recorder(Needs(forget=True, once=True))
+    keys = jax.random.split(KEY, 2)
+    out = ju.unlearn_many(method, {"w": np.zeros(2, np.float32)}, stacked, keys, batch_size=8)
+    assert out.history["forget/weight"].sum(axis=(0, 2)).tolist() == [50, 40]
 
 
 def test_predictions_are_equal_and_so_is_judgement(resident, streamed, original):

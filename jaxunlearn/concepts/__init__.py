@@ -12,6 +12,7 @@ from jaxunlearn.concepts.bottleneck import (
     choose_donor,
     concept_logits,
     concept_scores,
+    fit_and_score,
     fit_bottleneck,
 )
 from jaxunlearn.concepts.cavs import fit_bank
@@ -45,6 +46,7 @@ __all__ = [
     "concept_scores",
     "concept_shapes",
     "feature_fn",
+    "fit_and_score",
     "fit_bank",
     "fit_bottleneck",
     "infer_concepts",

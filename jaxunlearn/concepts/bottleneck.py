@@ -20,6 +20,12 @@ from jaxunlearn.core.trees import to_device
 
 # logit of a class without examples: no softmax or argmax ever takes it
 _ABSENT = -1000.0
+STRENGTH, L1_RATIO = 1e-5, 0.99
+"""Of the penalty of the weights on concepts."""
+
+EPOCHS, LEARNING_RATE, L2 = 20, 0.01, 1e-3
+"""Of the residual."""
+
 _STEPS = 1000
 _BATCH = 64
 
@@ -47,12 +53,12 @@ def fit_bottleneck(
     labels: ArrayLike,
     num_classes: int,
     *,
-    strength: float = 1e-5,
-    l1_ratio: float = 0.99,
+    strength: float = STRENGTH,
+    l1_ratio: float = L1_RATIO,
     hybrid: bool = True,
-    epochs: int = 20,
-    learning_rate: float = 0.01,
-    l2: float = 1e-3,
+    epochs: int = EPOCHS,
+    learning_rate: float = LEARNING_RATE,
+    l2: float = L2,
     seed: int = 0,
 ) -> Bottleneck:
     """Fits the classifier on margins, then its residual alone.
@@ -344,11 +350,15 @@ def concept_scores(
 
     Source: arXiv 2405.15662 (scores of concepts by integrated gradients).
     """
-    if baseline not in ("mean", "zero"):
-        raise ValueError(f"baseline: expected 'mean' or 'zero', got {baseline!r}")
+    _check_baseline(baseline)
     # one program; nodes and weights of one's own are no key of programs
     score = _score_in_one if isinstance(quadrature, Automatic) else _score
     return score(bank, bottleneck, features, labels, num_classes, quadrature, baseline)
+
+
+def _check_baseline(baseline: str) -> None:
+    if baseline not in ("mean", "zero"):
+        raise ValueError(f"baseline: expected 'mean' or 'zero', got {baseline!r}")
 
 
 def _score(
@@ -368,6 +378,48 @@ def _score(
 
 
 _score_in_one = jax.jit(_score, static_argnums=(4, 5, 6))
+
+
+def fit_and_score(
+    bank: Bank,
+    features: ArrayLike,
+    targets: ArrayLike,
+    num_classes: int,
+    *,
+    labels: ArrayLike | None = None,
+    hybrid: bool = True,
+    baseline: str = "mean",
+    seed: int = 0,
+) -> tuple[Bottleneck, Scores]:
+    """Fits the classifier and scores its concepts in one program.
+
+    Args:
+      bank, features, num_classes, hybrid, seed: see :func:`fit_bottleneck`.
+      targets: integers ``[N]``, that it is fitted to.
+      labels: integers ``[N]``, by which examples are of a class; by default ``targets``.
+      baseline: see :func:`concept_scores`.
+
+    Raises:
+      ValueError: see these two.
+    """
+    x, y = _check(bank, features, targets, num_classes)
+    _, own = _check(bank, features, targets if labels is None else labels, num_classes)
+    _check_baseline(baseline)
+    return _fit_and_score(
+        bank, x, y, own, np.uint32(seed % 2**32),
+        num_classes=num_classes, hybrid=hybrid, baseline=baseline,
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnames=("num_classes", "hybrid", "baseline"))
+def _fit_and_score(
+    bank: Bank, x: jax.Array, y: jax.Array, labels: jax.Array, seed: jax.Array,
+    *, num_classes: int, hybrid: bool, baseline: str,
+) -> tuple[Bottleneck, Scores]:  # fmt: skip
+    epochs = EPOCHS if hybrid else None
+    options = STRENGTH, L1_RATIO, LEARNING_RATE, L2
+    found = _fit(bank, x, y, seed, *options, num_classes=num_classes, epochs=epochs)
+    return found, _score(bank, found, x, labels, num_classes, DEFAULT, baseline)
 
 
 @partial(jax.jit, static_argnames="top")

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from jaxunlearn.attribution import features
 from jaxunlearn.concepts.attributes import TABLES, attribute_sets, having, load_table
 from jaxunlearn.concepts.bank import Bank, evenly, load_bank
-from jaxunlearn.concepts.bottleneck import Bottleneck, concept_scores, fit_bottleneck
+from jaxunlearn.concepts.bottleneck import Bottleneck, fit_and_score
 from jaxunlearn.concepts.cavs import fit_bank
 from jaxunlearn.concepts.patches import patch_bank, patch_names
 from jaxunlearn.core.errors import DataError, brief, did_you_mean
@@ -118,8 +118,9 @@ def infer_concepts(
         sets = attribute_sets(load_table(bank), e, y, class_names, seed=own[2])
         found = fit_bank(sets, seed=own[3], warn=warn)
     num_classes = len(shapes.gap)
-    bottleneck = fit_bottleneck(found, e, y, num_classes, hybrid=hybrid, seed=own[4])
-    scores = concept_scores(found, bottleneck, e, y, num_classes, baseline=baseline)
+    bottleneck, scores = fit_and_score(
+        found, e, y, num_classes, hybrid=hybrid, baseline=baseline, seed=own[4]
+    )
     return Concepts(found, bottleneck, scores.values, scores.gap)
 
 

@@ -5,8 +5,10 @@ so that a run resumed at any step draws what it would have drawn.
 """
 
 import enum
+from functools import partial
 
 import jax
+import numpy as np
 
 from jaxunlearn.core.errors import brief
 from jaxunlearn.core.types import Key
@@ -63,5 +65,13 @@ def check_key(key: Key, name: str = "key", *, several: bool = False) -> None:
 def derive(key: Key, *numbers: int | jax.Array) -> Key:
     """Returns the key for a purpose: ``fold_in`` of one number after the other."""
     for number in numbers:
-        key = jax.random.fold_in(key, number)
+        # of the host as what is folded in: else it is converted by a program of its own
+        folded = np.uint32(number) if isinstance(number, int) else number
+        key = _fold_in(key, folded)
     return key
+
+
+# outside of programs, one; within one as if it stood there
+@partial(jax.jit, inline=True)
+def _fold_in(key: Key, number: jax.Array) -> Key:
+    return jax.random.fold_in(key, number)

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxunlearn import checkpoint
@@ -23,7 +22,7 @@ from jaxunlearn.core.errors import CheckpointError
 from jaxunlearn.core.files import write_text
 from jaxunlearn.core.seals import digest_of, now, plain, read_sealed, text_digest, write_sealed
 from jaxunlearn.core.statistics import estimate
-from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.core.trees import named_leaves, to_device
 from jaxunlearn.data.dataset import Dataset
 from jaxunlearn.data.requests import describe
 from jaxunlearn.data.sets import num_examples
@@ -217,7 +216,7 @@ def contents_digest(data: Dataset, rows: np.ndarray) -> str:
     for name, leaf in {**leaves, "y": y}.items():
         # a large array stays on its device; the examples are of at most 32 bits, as there
         whole = leaf if leaf.nbytes > _LARGE else np.asarray(leaf)
-        part = np.ascontiguousarray(jax.numpy.asarray(whole[rows]))
+        part = np.ascontiguousarray(to_device(whole[rows]))
         digest.update(json.dumps([name, part.dtype.str, part.shape]).encode())
         digest.update(part.tobytes())
     return digest.hexdigest()

@@ -3,12 +3,14 @@
 Each is a function of the file to write, the run and, of a method's picture, its label.
 """
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
@@ -19,7 +21,8 @@ from jaxunlearn.attribution.lrp import rules
 from jaxunlearn.attribution.maps import concept_maps
 from jaxunlearn.concepts import Concepts
 from jaxunlearn.core.files import write_text
-from jaxunlearn.core.types import Examples, Key, Subset, Variables
+from jaxunlearn.core.trees import to_device
+from jaxunlearn.core.types import Apply, Examples, Key, Subset, Variables
 from jaxunlearn.data.examples import array_shape, fetch, take, unchanged
 from jaxunlearn.data.sets import labels_of, num_examples, whole
 from jaxunlearn.engine.loop import init_key
@@ -71,8 +74,8 @@ def draw_exposed(path: Path, view: View, label: str) -> None:
         one: own[name] for one, own in view.examples.items()
         if name in own and one != "retrained" and np.isfinite(own[name]).all()
     }  # fmt: skip
-    at = forget.indices[: num_examples(forget)]
-    labels, words = np.asarray(forget.examples.y[at]), METRICS[name].label
+    at = np.asarray(forget.indices)[: num_examples(forget)]
+    labels, words = np.asarray(forget.examples.y)[at], METRICS[name].label
     names, largest = [view.class_names[k] for k in labels], EXPOSURES[name]
     write_exposed(path, forget, values, names, words, largest=largest)
     if not METRICS[name].extra:
@@ -162,11 +165,17 @@ def draw_heatmaps(path: Path, view: View, label: str) -> None:
     if shown is None:
         return
     names = [view.class_names[k] for k in np.asarray(shown.y[:IMAGES])]
-    relevance = jax.jit(lrp(view.model.apply, rules.epsilon_plus()))
     original, x = view.variables["original"], shown.x[:IMAGES]
-    found = jax.device_get(relevance(original, x, start=starts.label(shown.y[:IMAGES])))
+    start = starts.label(to_device(shown.y[:IMAGES]))
+    found = jax.device_get(_relevance(view.model.apply)(original, x, start=start))
     title = "original: relevance of the class"
     pictures.save_heatmaps(path, x, found, names=names, title=title)
+
+
+@functools.lru_cache(maxsize=8)
+def _relevance(apply: Apply) -> Callable[..., Any]:
+    # of one network, whichever method's picture it is for, one program
+    return jax.jit(lrp(apply, rules.epsilon_plus()))
 
 
 def draw_path(path: Path, view: View, label: str) -> None:
@@ -194,7 +203,7 @@ def draw_concepts(path: Path, view: View, label: str) -> None:
         return
     forget, retain = _both(view)
     _write_quality(path.parent, view, concepts, forget, retain)
-    donor = jax.device_get(donors_of(concepts, retain))
+    donor = jax.device_get(donors_of(concepts, labels_of(retain)))
     drawn = _spread(forget.examples)
     after = _predicted_concepts(view, label, concepts, drawn)
     concepts = jax.device_get(concepts)
@@ -220,7 +229,7 @@ def _write_quality(
     folder: Path, view: View, concepts: Concepts, forget: Subset, retain: Subset
 ) -> None:
     """Writes ``concepts.json``: how good the concepts and the bottleneck are, and the donors."""
-    donor = jax.device_get(donors_of(concepts, retain))
+    donor = jax.device_get(donors_of(concepts, labels_of(retain)))
     part = whole(_spread(forget.examples))
     original = view.variables["original"]
     features = predict(concept_room.feature_fn(view.model.apply), original, part).logits
@@ -274,11 +283,8 @@ def _predicted_concepts(
     features = predict(concept_room.feature_fn(view.model.apply), variables, part).logits
     predicted = predict(view.model.apply, variables, part).classes
     num_classes = len(concepts.gap)
-    bottleneck = concept_room.fit_bottleneck(
-        concepts.bank, features, predicted, num_classes, hybrid=False
-    )
-    scores = concept_room.concept_scores(
-        concepts.bank, bottleneck, features, np.asarray(part.examples.y), num_classes
+    _, scores = concept_room.fit_and_score(
+        concepts.bank, features, predicted, num_classes, labels=part.examples.y, hybrid=False
     )
     return np.asarray(scores.values)
 
@@ -311,13 +317,24 @@ def draw_maps(path: Path, view: View, label: str) -> None:
         return
     forget, _ = _both(view)
     shown, kept = _first(forget, IMAGES), _strongest(concepts, labels_of(forget), CONCEPTS)
-    show = jax.jit(concept_maps(view.model.apply))
-    # of length 1, as in the method: the maps of a row have one scale
-    units, every = np.asarray(directions(concepts)), np.ones((len(shown.x), 1), np.float32)
-    maps = [show(view.variables["original"], shown.x, every * units[c][None]) for c in kept]
+    given = view.variables["original"], shown.x, concepts
+    maps = [_maps(view.model.apply)(*given, np.int32(c)) for c in kept]
     names = [concepts.bank.names[c] for c in kept]
     title = "original: where the concepts are"
     pictures.save_maps(path, shown.x, np.stack(maps, axis=1), names, title=title)
+
+
+@functools.lru_cache(maxsize=8)
+def _maps(apply: Apply) -> Callable[..., jax.Array]:
+    show = concept_maps(apply)
+
+    @jax.jit
+    def maps(variables: Variables, x: jax.Array, concepts: Concepts, c: jax.Array) -> jax.Array:
+        # of length 1, as in the method: the maps of a row have one scale
+        every = jnp.ones((len(x), 1), jnp.float32)
+        return show(variables, x, every * directions(concepts)[c][None])
+
+    return maps
 
 
 def draw_poison(path: Path, view: View, label: str) -> None:

@@ -1,5 +1,6 @@
 """The path of a class through a network: the relevance that flows between its neurons."""
 
+import functools
 import itertools
 import math
 import os
@@ -15,7 +16,7 @@ from jaxunlearn.attribution import Relevance, Rule, Unit, lrp, starts, structure
 from jaxunlearn.attribution.lrp.assign import Rules, assign
 from jaxunlearn.attribution.lrp.rule import Affine, Propagated
 from jaxunlearn.attribution.lrp.rules import epsilon_plus
-from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.core.trees import named_leaves, to_device
 from jaxunlearn.core.types import Apply, Model, Variables
 from jaxunlearn.jaxprs.structure import logits
 from jaxunlearn.models import functionalize
@@ -98,7 +99,7 @@ def messages(
     def run(
         variables: Variables, x: jax.Array, start: Any, sources: np.ndarray, passed: np.ndarray
     ) -> np.ndarray:
-        return np.asarray(received(variables, x, start, jnp.asarray(passed)))[:, sources]
+        return np.asarray(received(variables, x, start, passed))[:, sources]
 
     return run
 
@@ -245,18 +246,19 @@ def save_path(
     """
     if neurons < 1:
         raise ValueError(f"neurons: expected a positive number, got {neurons}")
-    fn, x = logits(functionalize(model).apply), jnp.asarray(x)
+    apply, x, y = functionalize(model).apply, to_device(x), np.asarray(y)
+    fn, keyed = logits(apply), _keyed(rules)
     units = structure(fn, original, x)
     shown = _shown(units, layers)
     rings = edited(original, unlearned, units)
-    start = starts.label(y, times_logit=True)
-    compute = totals(fn, rules, shown)
+    start = starts.label(to_device(y), times_logit=True)
+    compute = _totals(apply, keyed, tuple(shown))
     flows = [compute(variables, x, start) for variables in (original, unlearned)]
     _check_finite(flows)
     chosen = [choose([f.neurons[u.key] for f in flows], neurons) for u in shown]
     lines: list[list[np.ndarray]] = [[], []]
     for place, (earlier, later) in enumerate(itertools.pairwise(shown)):
-        send = messages(fn, rules, units, earlier, later)
+        send = _messages(apply, keyed, tuple(units), earlier, later)
         for number, variables in enumerate((original, unlearned)):
             received = send(variables, x, start, chosen[place], chosen[place + 1])
             lines[number].append(received)
@@ -269,6 +271,29 @@ def save_path(
         )
     ]
     network.draw(path, panels, title)
+
+
+# of one network and its layers, whatever was made of it, one program each
+
+
+@functools.lru_cache(maxsize=8)
+def _totals(apply: Apply, rules: Any, units: tuple[Unit, ...]) -> Callable[..., Flow]:
+    return totals(logits(apply), _listed(rules), units)
+
+
+@functools.lru_cache(maxsize=64)
+def _messages(
+    apply: Apply, rules: Any, units: tuple[Unit, ...], earlier: Unit, later: Unit
+) -> Callable[..., np.ndarray]:
+    return messages(logits(apply), _listed(rules), units, earlier, later)
+
+
+def _keyed(rules: Rules) -> Any:
+    return tuple(map(tuple, rules)) if isinstance(rules, list) else rules
+
+
+def _listed(rules: Any) -> Rules:
+    return rules if isinstance(rules, Rule) or callable(rules) else list(rules)
 
 
 def choose(strengths: Sequence[np.ndarray], count: int) -> np.ndarray:

@@ -149,7 +149,7 @@ def concept_poison(
             found = _concepts.infer_concepts(
                 model, variables, parts, key, examples=examples, **known
             )
-        donor = poison.donors_of(found, sets.retain)
+        donor = poison.donors_of(found, labels_of(sets.retain))
         _concepts.check_donor(
             donor, found.bank.names, np.array(labels_of(sets.forget)), class_names
         )

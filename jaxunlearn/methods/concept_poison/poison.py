@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxunlearn.attribution.maps import concept_maps, grad_cam
 from jaxunlearn.concepts import Concepts, Donor, choose_donor
@@ -64,19 +65,20 @@ class Copies(NamedTuple):
     donors: jax.Array
 
 
-def donors_of(concepts: Concepts, retain: Subset, top: int = 5) -> Donor:
+def donors_of(concepts: Concepts, retain: Subset | Sequence[int], top: int = 5) -> Donor:
     """Chooses each class's donor among the classes that the retain set has examples of.
 
     See :func:`jaxunlearn.concepts.choose_donor`.
+
+    Args:
+      retain: the set, or the classes that it has examples of.
     """
-    # without the images, and whatever reads them: one program for all sets of a form
-    labelled = retain.examples._replace(x=None, reader=None)  # type: ignore[arg-type]
-    return _donors_of(concepts, retain._replace(examples=labelled), top)
-
-
-@partial(jax.jit, static_argnames="top", inline=True)
-def _donors_of(concepts: Concepts, retain: Subset, top: int) -> Donor:
-    allowed = lenders(retain, concepts.values.shape[0])
+    num_classes = concepts.values.shape[0]
+    if isinstance(retain, Subset):
+        allowed: ArrayLike = lenders(retain, num_classes)
+    else:
+        own = np.isin(np.arange(num_classes), retain)
+        allowed = np.broadcast_to(own, (num_classes, num_classes))
     weights = concepts.bottleneck.weights
     return choose_donor(concepts.values, weights, concepts.bank.useful, allowed, top)
 

@@ -2,6 +2,7 @@
 
     python benchmarks/saves.py                     # 4 to 64 MB, then half a minute of training
     python benchmarks/saves.py --megabytes 256 --steps 0
+    python benchmarks/saves.py --processes 2       # of one program, arrays over the devices of both
 
 ``save``: milliseconds of ``checkpoint.save``, which writes, reads back, compares and sums up;
 ``blocked``: of ``checkpoint.save_async`` until it returns, ``beside``: of what goes on after that.
@@ -15,7 +16,10 @@ with saves over that without. Kills while saves are under way: ``benchmarks/soak
 """
 
 import argparse
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,7 +33,9 @@ from peers.report import about, tell
 
 import jaxunlearn as ju
 from jaxunlearn import checkpoint
+from jaxunlearn.core.processes import join, meet, several, shared
 from jaxunlearn.engine.driver import Progress
+from jaxunlearn.engine.sharding import Sharding, make_sharding, place
 from jaxunlearn.experiment import stages
 
 
@@ -39,10 +45,16 @@ def milliseconds(call: Callable[[], Any]) -> tuple[float, Any]:
     return 1e3 * (time.perf_counter() - begin), made
 
 
+def over_all() -> Sharding | None:
+    return make_sharding("fsdp") if several() else None
+
+
 def sizes(megabytes: float, rounds: int, folder: Path) -> dict[str, float]:
     """Times saves of twenty arrays."""
-    count = int(megabytes * 1e6 / 4 / 20)
+    count = int(megabytes * 1e6 / 4 / 20) // 8 * 8
     tree = {str(n): jnp.arange(count, dtype=jnp.float32) + n for n in range(20)}
+    if several():
+        tree = place(jax.tree.map(np.asarray, tree), over_all())
     path = folder / "saved"
     whole, blocked, beside = [], [], []
     for _ in range(rounds + 1):
@@ -76,7 +88,7 @@ def trained(steps: int, width: int, folder: Path, *, saves: bool) -> dict[str, f
     begin, processor = time.perf_counter(), time.process_time()
     ju.unlearn(
         method, jax.jit(model.init)(jax.random.key(0)), sets, jax.random.key(1), steps=steps,
-        batch_size=64, on_chunk=on_chunk if saves else None,
+        batch_size=64, on_chunk=on_chunk if saves else None, sharding=over_all(),
     )  # fmt: skip
     wall, processor = time.perf_counter() - begin, time.process_time() - processor
     checkpoint.wait(folder)
@@ -88,6 +100,16 @@ def trained(steps: int, width: int, folder: Path, *, saves: bool) -> dict[str, f
     }  # fmt: skip
 
 
+def start(processes: int) -> int:
+    """Starts this script so often; the first prints what it found."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{one.getsockname()[1]}"
+    words = [sys.executable, *sys.argv, "--joined", address]
+    running = [subprocess.Popen([*words, str(number)]) for number in range(processes)]
+    return max(one.wait() for one in running)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--megabytes", type=float, nargs="+", default=[4, 16, 64])
@@ -95,20 +117,29 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="of training; 0: none")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--joined", nargs=2, metavar=("HOST:PORT", "NUMBER"), help="by the script")
     options = parser.parse_args()
+    if options.processes > 1 and not options.joined:
+        sys.exit(start(options.processes))
+    if options.joined:
+        join(options.processes, options.joined[0], int(options.joined[1]))
     training = []
-    with tempfile.TemporaryDirectory() as home:
-        rows = [sizes(size, options.rounds, Path(home)) for size in options.megabytes]
-        stages.SAVE_EVERY = (
-            stages.FIRST_SAVE
-        )  # the interval that their cost asks for, no longer one
+    with tempfile.TemporaryDirectory() as own:
+        home = Path(shared(own))
+        rows = [sizes(size, options.rounds, home) for size in options.megabytes]
+        # the interval that their cost asks for, no longer one
+        stages.SAVE_EVERY = stages.FIRST_SAVE
         for _ in range(options.rounds if options.steps else 0):
-            with_saves = trained(options.steps, options.width, Path(home), saves=True)
-            without = trained(options.steps, options.width, Path(home), saves=False)
+            with_saves = trained(options.steps, options.width, home, saves=True)
+            without = trained(options.steps, options.width, home, saves=False)
             ratio = with_saves["processor"] / without["processor"]
             training.append({**with_saves, "ratio": ratio})
+        meet("measured")
     medians = {k: statistics.median(one[k] for one in training) for k in (training or [{}])[0]}
-    if tell(about("orbax-checkpoint", options=options), options.json, rows=rows, training=medians):
+    if jax.process_index() == 0 and tell(
+        about("orbax-checkpoint", options=options), options.json, rows=rows, training=medians
+    ):
         for row in (*rows, medians):
             print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
 

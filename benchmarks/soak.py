@@ -1,13 +1,15 @@
 """Do runs survive kills, and each other? Many times, at random points, drawn from a seed.
 
     nice python benchmarks/soak.py                          # 50, 20 and 20, about 6 minutes
+    nice python benchmarks/soak.py --kinds language seeds each retraining bench --pairs 0 --saves 0
     nice python benchmarks/soak.py --kills 6 --saves 4 --pairs 2 --json
     nice python benchmarks/soak.py --together 50 --kills 0 --saves 0 --pairs 0
 
-``kills``: a run of a classifier or of a GAN is ended by SIGKILL at a random time after it
-started, and started again, several times, until it is left to finish. Every model has to be
-bit-equal to that of a run which nobody disturbed, every number of the report the same
-(but times), and nothing may be left of the kills.
+``kills``: a run of a kind is ended by SIGKILL at a random time after it started, and started
+again, several times, until it is left to finish. Every model has to be bit-equal to that of a run
+which nobody disturbed, every number of the report the same (but times), and nothing may be left
+of the kills. Kinds: a classifier, a GAN, a language model; several seeds and several classes, whose
+models are made many in one program; one that spends its time on retrained models; a bench.
 
 ``together``: the same with a run of a classifier by two processes, whose arrays lie over both
 (``mesh=fsdp``): one of them is killed, or both. The one that is left has to end by itself, with
@@ -46,7 +48,7 @@ import numpy as np
 
 from jaxunlearn import checkpoint, experiment, report
 from jaxunlearn.cli import main as command
-from jaxunlearn.experiment import stages, trial
+from jaxunlearn.experiment import bench, stages, trial
 
 CLASSIFIER = (
     "train.epochs=400", "model.options.features=(24,16)", "retrained=2",
@@ -61,11 +63,47 @@ GAN = (
     "methods.cascade.pool=512", "methods.cascade.latents=16", "methods.cascade.references=64",
     "methods.cascade.inversion_steps=4", "methods.cascade.chunk=5", "request.classes=0",
 )  # fmt: skip
-KINDS = {"classifier": CLASSIFIER, "gan": GAN}
+SMALL = (
+    "model.options.features=(24,16)",
+    "methods.finetune.steps=600",
+    "methods.finetune.chunk=20",
+)
+LANGUAGE = (
+    "data.name=authors", "data.unseen=0", "data.options.authors=6", "data.options.questions=3",
+    "data.options.facts=2", "data.options.perturbed=2", "model.name=llama",
+    "model.options.depth=1", "model.options.width=16", "model.options.heads=2",
+    "model.options.context=128", "train.epochs=300", "train.batch_size=4",
+    "train.learning_rate=5e-3", "language.vocabulary=400", "language.generated=2",
+    "language.answer_length=3", "language.relearning_steps=2", "language.relearning_examples=2",
+    "retrained=2", "request.classes=0", "methods=npo", "methods.npo.steps=200",
+    "methods.npo.learning_rate=1e-3",
+)  # fmt: skip
+SEEDS = (*SMALL, "methods=finetune", "train.epochs=200", "seeds=3", "retrained=2")
+EACH = (
+    *SMALL, "methods=finetune", "train.epochs=200", "retrained=2", "request.each=true",
+    "request.classes=0,3,5",
+)  # fmt: skip
+RETRAINING = (
+    "model.options.features=(24,16)", "train.epochs=150", "retrained=5", "methods=random_label",
+    "methods.random_label.steps=5",
+)  # fmt: skip
+BENCH = (
+    "bench_digits", "methods=finetune,scrub", "requests=class,random", "seeds=2", "retrained=2",
+    "train.epochs=200", "share=0.5", "metrics=()", "preset=None",
+    "model.options.features=(24,16)",
+)  # fmt: skip
+KINDS = {
+    "classifier": CLASSIFIER, "gan": GAN, "language": LANGUAGE, "seeds": SEEDS, "each": EACH,
+    "retraining": RETRAINING, "bench": BENCH,
+}  # fmt: skip
+COSTS = ("seconds", "speedup")
+"""What names of numbers of the clock hold."""
 TOGETHER = (
     "mesh=fsdp", "train.epochs=16", "model.options.features=(24,16)", "retrained=1",
     "methods=finetune", "methods.finetune.steps=60", "methods.finetune.chunk=10",
 )  # fmt: skip
+NAME = "soak"
+"""Of a run's folder."""
 MOST_KILLS = 8
 """Kills before a run is left to finish."""
 WAIT = 60
@@ -90,7 +128,9 @@ def make_run(words: list[str], runs: str, programs: str, log: str) -> None:
     trial._cold_compilation = contextlib.nullcontext  # type: ignore[assignment]
     report.save_png = lambda made, path: None
     experiment.draw_album = lambda made: []
-    status = command(["run", *words, "--runs", runs])
+    bench.save_bench = lambda *given, **more: None
+    named = next((word for word in words if word.startswith("name=")), f"name={NAME}")
+    status = command(["bench" if words[0] == BENCH[0] else "run", *words, named, "--runs", runs])
     if "--processes" in words:  # an end in which they wait for each other
         atexit._run_exitfuncs()
     os._exit(status)
@@ -234,12 +274,15 @@ class Soak:
 
     def found(self, folder: str) -> dict[str, Any]:
         """Returns the bytes of all models and the numbers of the report, but those of cost."""
-        home = self.home / folder / "digits"
-        table = json.loads((home / "report.json").read_text())
+        home = self.home / folder / NAME
         models = {}
-        for name in table["models"]:
-            tree, _ = checkpoint.load(home / name)
-            models[name] = repr(sorted(_flat(tree).items()))
+        for path in sorted(home.rglob("manifest.json")):
+            tree, _ = checkpoint.load(path.parent)
+            models[str(path.parent.relative_to(home))] = repr(sorted(_flat(tree).items()))
+        if (home / "bench.json").exists():
+            table = _without_costs(json.loads((home / "bench.json").read_text())["requests"])
+            return {"models": models, "rows": json.dumps(table, sort_keys=True)}
+        table = json.loads((home / "report.json").read_text())
         rows = {
             row["name"]: (row["values"], row.get("spread"), row.get("floor"))
             for row in table["rows"]
@@ -257,6 +300,8 @@ class Soak:
         for name, model in wanted["models"].items():
             if found["models"].get(name) != model:
                 self.wrong.append(f"{folder}: {name} is another model")
+        for name in found["models"].keys() - wanted["models"].keys():
+            self.wrong.append(f"{folder}: {name} is a model of no run")
         if found["rows"] != wanted["rows"]:
             self.wrong.append(f"{folder}: the report has other numbers")
         ends = (".tmp", ".old", ".unfinished", ".lock")
@@ -349,7 +394,7 @@ class Soak:
             for name, process in (("first", first), ("second", second)):
                 process.join()
                 text = (self.home / folder / name).read_text()
-                refused = process.exitcode == 1 and "digits: in use by process" in text
+                refused = process.exitcode == 1 and f"{NAME}: in use by process" in text
                 told += refused
                 if "Traceback" in text or (process.exitcode != 0 and not refused):
                     self.wrong.append(
@@ -364,6 +409,13 @@ class Soak:
         }  # fmt: skip
 
 
+def _without_costs(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if not any(word in k for word in COSTS)}
+        return {name: _without_costs(inner) for name, inner in kept.items()}
+    return [_without_costs(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, dict):
         parts = [_flat(inner, f"{prefix}/{name}") for name, inner in tree.items()]
@@ -373,11 +425,11 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=50, help="of runs, half of each kind (50)")
+    parser.add_argument("--kills", type=int, default=50, help="of runs, shared by the kinds (50)")
     parser.add_argument("--saves", type=int, default=20, help="kills of checkpoints (20)")
     parser.add_argument("--pairs", type=int, default=20, help="of processes at once (20)")
     parser.add_argument("--together", type=int, default=0, help="kills of two processes (0)")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["classifier", "gan"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args()

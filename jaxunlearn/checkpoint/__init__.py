@@ -20,7 +20,7 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from jaxunlearn import __version__
 from jaxunlearn.checkpoint import arrays
 from jaxunlearn.core.errors import CheckpointError, sentence
 from jaxunlearn.core.files import hold, is_held, sha256, write_text
-from jaxunlearn.core.processes import meet, several
+from jaxunlearn.core.processes import fail, meet, meet_beside, several
 
 __all__ = [
     "Saving",
@@ -100,6 +100,8 @@ class Saving:
             if self._write is not None:
                 self._write()
         except Exception as error:
+            if several():  # they would wait for this one, and nobody may ask for the result
+                fail(sentence(error))
             self._error = error
             traceback.clear_frames(error.__traceback__)
         self._write = None  # whoever keeps this must not keep the copied arrays
@@ -132,16 +134,15 @@ def save_async(
     are errors that are known before anything is written; the others are raised by
     ``Saving.result``. One save is under way at a time: another one waits for it.
 
-    With several processes of one program it returns when everything is written.
+    With several processes of one program all of them call it, and wait for each other here.
     """
     path, text, leaves = _asked(path, tree, record, overwrite)
-    if not several():
-        leaves = arrays.copied(leaves)
-    saving = Saving(path, partial(_write, path, text, leaves, overwrite))
+    leaves = arrays.copied(leaves)
+    # of several processes all have to begin at the same place of the program
+    write = partial(_write, path, text, leaves, overwrite)
+    saving = Saving(path, _begin(path, text, leaves, overwrite) if several() else write)
     _UNDER_WAY.append(saving)
     saving._thread.start()
-    if several():  # whose steps would send to each other what the saves wait for
-        saving.result()
     return saving
 
 
@@ -176,33 +177,56 @@ def _asked(
 
 
 def _write(path: Path, text: str, flat: arrays.Leaves, overwrite: bool) -> None:
-    temporary = _sibling(path, "tmp")
+    _begin(path, text, flat, overwrite)()
+
+
+def _begin(path: Path, text: str, flat: arrays.Leaves, overwrite: bool) -> Callable[[], None]:
+    """Begins a save; returns what ends it, which may be called in a thread."""
+    temporary, held = _sibling(path, "tmp"), contextlib.ExitStack()
     meet("checkpoint/checked")  # no process may look at PATH after another began to change it
     if jax.process_index() == 0:
         for leftover in (temporary, _sibling(path, "old")):
             _check_leftover(path, leftover)
-    with contextlib.ExitStack() as stack:
-        try:
-            if jax.process_index() == 0:
-                _remove_folder(temporary)  # of a save that was killed
-                temporary.mkdir(parents=True)
-                stack.enter_context(hold(temporary / _WRITING, path, keep=True))
-            meet("checkpoint/begun")
-            arrays.write(temporary, flat)
-            if jax.process_index() == 0:
-                (temporary / _RECORD).write_text(text + "\n")
-                _write_manifest(temporary)
-                _publish(temporary, path, overwrite)
-        except Exception as error:
-            if jax.process_index() == 0:
-                _remove_folder(temporary)
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"cannot write checkpoint {path}: {sentence(error)}") from error
+    with _undone_by_errors(path, held):
+        if jax.process_index() == 0:
+            _remove_folder(temporary)  # of a save that was killed
+            temporary.mkdir(parents=True)
+            held.enter_context(hold(temporary / _WRITING, path, keep=True))
+        meet("checkpoint/begun")
+        # no function with a closure, which an error's traceback would keep with its arrays
+        return partial(_end, path, text, overwrite, held, arrays.begin(temporary, flat))
+
+
+def _end(
+    path: Path, text: str, overwrite: bool, held: contextlib.ExitStack, finish: Callable[[], None]
+) -> None:
+    temporary = _sibling(path, "tmp")
+    with _undone_by_errors(path, held):
+        finish()
+        meet_beside("checkpoint/written")
+        if jax.process_index() == 0:
+            (temporary / _RECORD).write_text(text + "\n")
+            _write_manifest(temporary)
+            _publish(temporary, path, overwrite)
+    held.close()
     if jax.process_index() == 0:
         # the lock moved with its folder
         (path / _WRITING).unlink(missing_ok=True)
-    meet("checkpoint/done")
+    meet_beside("checkpoint/done")
+
+
+@contextlib.contextmanager
+def _undone_by_errors(path: Path, held: contextlib.ExitStack) -> Iterator[None]:
+    """Removes what was begun, and lets go of it, where that fails."""
+    try:
+        yield
+    except Exception as error:
+        if jax.process_index() == 0:
+            _remove_folder(_sibling(path, "tmp"))
+        held.close()
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"cannot write checkpoint {path}: {sentence(error)}") from error
 
 
 def load(path: str | os.PathLike[str], like: Any = None) -> tuple[Any, dict[str, Any]]:

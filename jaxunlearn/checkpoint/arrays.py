@@ -10,7 +10,8 @@ import glob
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,34 +70,58 @@ def flatten(tree: Any) -> Leaves:
 
 
 def copied(leaves: Leaves) -> Leaves:
-    """Copies the arrays off their devices, all at once, to be written later."""
+    """Copies the arrays, all at once, to be written later: off their devices, where one process
+    holds them; of several processes each keeps its parts where they are, on CPUs as a copy.
+    """
     raw = {name: _storable(leaf) for name, (_, leaf) in leaves.items()}
     for leaf in raw.values():
         if isinstance(leaf, jax.Array):
             leaf.copy_to_host_async()
     # on CPUs an array and its host copy are one, and the former may be donated
-    return {name: (leaves[name][0], np.array(leaf)) for name, leaf in raw.items()}
+    several, on_cpu = jax.process_count() > 1, jax.default_backend() == "cpu"
+    return {
+        name: (
+            leaves[name][0],
+            np.array(leaf)
+            if not several or isinstance(leaf, np.ndarray)
+            else jnp.copy(leaf) if on_cpu else leaf,
+        )
+        for name, leaf in raw.items()
+    }  # fmt: skip
 
 
-def write(path: Path, leaves: Leaves) -> None:
-    """Writes the table and the arrays into the folder ``path``; called by all processes.
+def begin(path: Path, leaves: Leaves) -> Callable[[], None]:
+    """Begins to write the table and the arrays into the folder ``path``; called by all processes.
 
-    What was written is read back and compared bit by bit.
-
-    Raises:
-      CheckpointError: it is not what was to be written.
+    Returns:
+      A function that waits until all is written, reads it back and compares it bit by bit. It may
+      be called in a thread, while what :func:`copied` returned is changed or donated. It raises a
+      ``CheckpointError`` if that is not what was to be written.
     """
     if jax.process_index() == 0:
         table = [spec._asdict() for spec, _ in leaves.values()]
         (path / LEAVES).write_text(json.dumps(table, indent=2) + "\n")
     arrays = {name: _storable(leaf) for name, (spec, leaf) in leaves.items() if not _empty(spec)}
     if not arrays:  # Orbax refuses an empty tree, and arrays without elements
-        return
-    with _for_orbax(path) as way:
-        ocp.save(way / VARIABLES, arrays)
-        found = ocp.load(way / VARIABLES, {n: _alike(leaf) for n, leaf in arrays.items()})
-    for name, leaf in arrays.items():
-        if not _same_bits(leaf, found[name]):
+        return lambda: None
+    parts = {name: _parts(leaf) for name, leaf in arrays.items()}
+    alike = {name: _alike(leaf) for name, leaf in arrays.items()}
+    with contextlib.ExitStack() as until_begun:
+        way = until_begun.enter_context(_for_orbax(path))
+        response = ocp.save_async(way / VARIABLES, arrays)
+        stack = until_begun.pop_all()
+    return partial(_read_back, path, way, response, stack, parts, alike)
+
+
+def _read_back(
+    path: Path, way: Path, response: Any, stack: contextlib.ExitStack,
+    parts: dict[str, list[np.ndarray]], alike: dict[str, Any],
+) -> None:  # fmt: skip
+    with stack:
+        response.result()
+        found = ocp.load(way / VARIABLES, alike)
+    for name, wanted in parts.items():
+        if not all(map(_equal_bits, wanted, _parts(found[name]))):
             raise CheckpointError(f"checkpoint {path}: leaf {name!r} reads back as another array")
 
 
@@ -129,12 +154,11 @@ def _alike(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _same_bits(one: Any, other: Any) -> bool:
-    """Compares what this process holds of two arrays."""
-    if isinstance(one, np.ndarray):
-        return _equal_bits(one, np.asarray(other))
-    parts = zip(one.addressable_shards, other.addressable_shards, strict=True)
-    return all(_equal_bits(np.asarray(a.data), np.asarray(b.data)) for a, b in parts)
+def _parts(leaf: Any) -> list[np.ndarray]:
+    """Returns what this process holds of an array."""
+    if isinstance(leaf, jax.Array):
+        return [np.asarray(shard.data) for shard in leaf.addressable_shards]
+    return [np.asarray(leaf)]
 
 
 def _equal_bits(one: np.ndarray, other: np.ndarray) -> bool:

@@ -7,6 +7,7 @@ or by what it finds on disk is decided by the first for all: :func:`shared`.
 """
 
 import atexit
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from jaxunlearn.core import watch
@@ -24,6 +26,7 @@ from jaxunlearn.core.errors import ConfigError, sentence
 
 _watch: watch.Watch | None = None
 _LONGEST_WAIT = 86_400
+_meetings = itertools.count()
 
 
 def join(
@@ -177,6 +180,18 @@ def meet(place: str) -> None:
     """Waits until all processes are here."""
     if several():
         multihost_utils.sync_global_devices(f"jaxunlearn/{place}")
+
+
+def meet_beside(place: str) -> None:
+    """Waits until all processes are here, while their devices may compute something else.
+
+    All call it in the same order. It goes by way of JAX's service, so that a thread may call it
+    beside steps whose exchanges it must not come between.
+    """
+    if several():
+        client = distributed.global_state.client
+        assert client is not None
+        client.wait_at_barrier(f"jaxunlearn/{place}/{next(_meetings)}", 1000 * _LONGEST_WAIT)
 
 
 def shared(value: Any) -> Any:

@@ -540,17 +540,17 @@ def test_one_made_meanwhile_is_never_replaced(tmp_path, monkeypatch):
 
 
 def test_of_two_who_write_the_same_one_is_told(tmp_path, monkeypatch):
-    path, write, told = tmp_path / "c", checkpoint.arrays.write, []
+    path, begin, told = tmp_path / "c", checkpoint.arrays.begin, []
 
     def both(*given):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.arrays, "write", write)
+            patch.setattr(checkpoint.arrays, "begin", begin)
             with pytest.raises(CheckpointError, match=r"c: in use by process \d+ on .* since") as e:
                 checkpoint.save(path, {"w": jnp.ones(1)}, {"n": 1})
         told.append(str(e.value))
-        write(*given)
+        return begin(*given)
 
-    monkeypatch.setattr(checkpoint.arrays, "write", both)
+    monkeypatch.setattr(checkpoint.arrays, "begin", both)
     checkpoint.save(path, {"w": jnp.ones(2)}, {"n": 2})
     assert told
     assert f"process {os.getpid()} " in told[0]

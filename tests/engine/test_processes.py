@@ -1,5 +1,6 @@
 """Several processes of one program: the numbers of one, and clear errors where they do not meet."""
 
+import itertools
 import json
 import math
 import os
@@ -9,10 +10,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from jaxunlearn import checkpoint
 from jaxunlearn.core import processes, watch
@@ -31,22 +35,39 @@ def free_port():
         return one.getsockname()[1]
 
 
-def started(count, folder, *step, status=0, **more):
-    """What each of some processes printed."""
-    port, environment = free_port(), {**os.environ, "PYTHONPATH": str(HERE.parents[1]), **more}
+def begin(commands, folders=(), count=2, **more):
+    """Starts processes with the devices of one; each may have a folder of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), **more}
     flags = [flag for flag in conftest.FLAGS if "device_count" not in flag]
     flags += [f"--xla_force_host_platform_device_count={4 // count}"]
     environment["XLA_FLAGS"] = " ".join(flags)
-    running = [
+    return [
         subprocess.Popen(
-            [sys.executable, HERE / "two_processes.py", *map(str, (count, n, port, folder, *step))],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+            [sys.executable, *map(str, words)], cwd=folder, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for n in range(count)
+        for words, folder in itertools.zip_longest(commands, folders)
     ]  # fmt: skip
+
+
+def read_all(running):
+    """What each of some processes printed."""
     # together: the first ends when all have, and one whose pipe is full and unread does not end
-    with ThreadPoolExecutor() as readers:
-        ended = list(readers.map(lambda one: one.communicate(timeout=500), running))
+    try:
+        with ThreadPoolExecutor() as readers:
+            return list(readers.map(lambda one: one.communicate(timeout=1500), running))
+    finally:
+        for one in running:
+            one.kill()
+
+
+def started(count, folder, *step, status=0, **more):
+    """What each of some processes found."""
+    port, script = free_port(), HERE / "two_processes.py"
+    running = begin(
+        [(script, count, n, port, folder, *step) for n in range(count)], count=count, **more
+    )
+    ended = read_all(running)
     for one, (_, err) in zip(running, ended, strict=True):
         assert one.returncode in (status, 1 if status else 0), err[-3000:]
     return [json.loads(out.partition("FOUND")[2]) for out, _ in ended if not status]
@@ -87,11 +108,17 @@ def test_two_processes_find_what_one_does(alone, tmp_path):
     compare(("classifier",), alone[1], alone[0], tmp_path)
 
 
+@pytest.fixture(scope="module")
+def alone_of_every_kind(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, *started(1, folder, ALL_KINDS="1")
+
+
 @pytest.mark.long
-def test_two_and_four_processes_find_what_one_does_of_every_kind(tmp_path):
-    (alone,) = started(1, tmp_path / "one", ALL_KINDS="1")
-    for count in (2, 4):
-        compare(KINDS, alone, tmp_path / "one", tmp_path / f"of {count}", count)
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_find_what_one_does_of_every_kind(alone_of_every_kind, count, tmp_path):
+    home, alone = alone_of_every_kind
+    compare(KINDS, alone, home, tmp_path, count)
 
 
 @pytest.mark.long
@@ -100,10 +127,91 @@ def test_a_run_goes_on_with_other_numbers_of_processes(alone, tmp_path):
     begun = checkpoint.read_record(tmp_path / "classifier" / "original.unfinished")["step"]
     assert begun > 0
     started(1, tmp_path, begun + 64, status=7)
-    # the save of one process may be under way when it ends
     assert checkpoint.read_record(tmp_path / "classifier" / "original.unfinished")["step"] >= begun
     for found in started(4, tmp_path):
         close(found["classifier"], alone[1]["classifier"])
+
+
+COMMAND = """
+import os, resource, sys
+from jaxunlearn.cli import main
+if os.path.exists("small disk"):  # no file larger than that
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+sys.exit(main(sys.argv[1:]))
+"""
+RUN = (
+    "run", "mesh=fsdp", "model.name=mlp", "model.options.features=(256,)", "retrained=1",
+    "methods=random_label", "methods.random_label.steps=2", "train.batch_size=32",
+)  # fmt: skip
+
+
+def images_of(folder, seed=0):
+    """Writes a folder of images for each class."""
+    for split, class_name, number in itertools.product(("train", "test"), "ab", range(40)):
+        pixels = np.random.default_rng([seed, number, ord(class_name)]).integers(0, 255, (8, 8))
+        place = folder / split / class_name
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number:02}.png")
+
+
+def damaged_file(folder):
+    (folder / "data.npz").write_bytes((folder / "data.npz").read_bytes()[:2000])
+
+
+def other_numbers(folder):
+    x, y = np.ones((64, 4), np.float32), np.arange(64) % 2
+    x[:, 1] = np.arange(64)
+    np.savez(folder / "data.npz", train_x=x, train_y=y, test_x=x, test_y=y)
+
+
+def small_disk(folder):
+    (folder / "small disk").touch()
+
+
+def damaged_image(folder):
+    # of the same size, so that it is found where a batch reads it
+    path = folder / "images" / "train" / "b" / "31.png"
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+NPZ = ("data.name=data.npz", "data.unseen=4", "request.classes=1")
+STREAM = ("data.name=images", "data.stream=true", "data.unseen=4", "request.classes=1")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    ("fault", "words", "said"),
+    [
+        (damaged_file, NPZ, "data.npz"),
+        (other_numbers, NPZ, "data: expected the same in all processes"),
+        (small_disk, NPZ, "(cannot write checkpoint|File too large|EFBIG)"),
+        (damaged_image, STREAM, "31.png"),
+    ],
+)
+def test_a_fault_of_one_process_alone_ends_the_run_of_all(fault, words, said, victim, tmp_path):
+    folders = [tmp_path / str(n) for n in range(2)]
+    for folder in folders:
+        images_of(folder / "images")
+        x, y = np.random.default_rng(0).normal(size=(64, 300)), np.arange(64) % 2
+        np.savez(folder / "data.npz", train_x=x, train_y=y, test_x=x, test_y=y)
+    fault(folders[victim])
+    whom = ("--processes", 2, "--coordinator", f"127.0.0.1:{free_port()}", "--process-id")
+    commands = [
+        ("-c", COMMAND, *RUN, *words, *whom, n, "--runs", tmp_path / "runs") for n in range(2)
+    ]
+    running = begin(commands, folders, JAXUNLEARN_CACHE=str(tmp_path / "cache"))
+    while all(one.poll() is None for one in running):
+        time.sleep(0.05)
+    first_end = time.monotonic()
+    told = [err for _, err in read_all(running)]
+    assert [one.returncode for one in running] == [1, 1], told
+    assert time.monotonic() - first_end < watch.HEARTBEAT
+    lines = [[n for n in text.splitlines() if n.startswith("error: ")] for text in told]
+    assert [len(one) for one in lines] == [1, 1], told
+    assert all(re.search(said, one[0]) for one in lines), told
+    if fault is not other_numbers:  # which either may notice
+        assert f"process {victim} of 2 ended with an error: " in lines[1 - victim][0]
 
 
 PEER = """

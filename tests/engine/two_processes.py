@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
+from jaxunlearn import checkpoint
 from jaxunlearn.config import (
     Config,
     DataConfig,
@@ -70,6 +71,7 @@ def end_at(step):
 
     def listener(name, progress):
         if name == "original" and progress is not None and progress.step >= step:
+            checkpoint.wait()
             os._exit(7)
 
     return listener

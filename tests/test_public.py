@@ -81,6 +81,8 @@ sys.modules["tensorflow_datasets"] = None
 import jaxunlearn
 for name in jaxunlearn.__all__:
     getattr(jaxunlearn, name)
+slow = dict.fromkeys(["scipy.stats", "sklearn", "matplotlib", "PIL"]).keys() & sys.modules
+assert not slow, f"imported before they are needed: {{slow}}"
 from jaxunlearn.cli import main
 words = "run train.epochs=1 retrained=1 methods=finetune methods.finetune.steps=2 --runs".split()
 sys.exit(main([*words, {str(tmp_path)!r}]))

@@ -203,8 +203,9 @@ def _solver() -> Any:
     A bank takes hundreds of small machines, and the checks of each take longer than it does.
     """
     try:
-        from sklearn.svm._liblinear import train_wrap
+        from sklearn.svm._liblinear import set_verbosity_wrap, train_wrap
 
+        set_verbosity_wrap(0)  # it prints every step, unless it is told not to
         train_wrap(
             np.eye(2), np.arange(2.0), False, 2, _TOLERANCE, 1.0, 1.0, np.ones(2), 1, _SEED, 0.1,
             np.ones(2),

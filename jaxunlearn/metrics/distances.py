@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from scipy.stats import rankdata
 
 from jaxunlearn.core.nearest import CHUNK, as_features, same_width, squared_distances
 from jaxunlearn.core.trees import in_chunks
@@ -128,7 +127,12 @@ def auc(positives: ArrayLike, negatives: ArrayLike) -> float:
         if side.ndim != 1 or not len(side):
             raise ValueError(f"{name}: expected at least one score [n], got shape {side.shape}")
     n, m = (len(side) for side in sides.values())
-    ranks = rankdata(np.concatenate([side.astype(np.float64) for side in sides.values()]))
+    scores = np.concatenate([side.astype(np.float64) for side in sides.values()])
+    if np.isnan(scores).any():
+        return math.nan
+    # of equal scores the mean of their ranks
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 

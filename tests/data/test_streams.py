@@ -20,6 +20,7 @@ from jaxunlearn.core.errors import DataError
 from jaxunlearn.data import stream_workers
 from jaxunlearn.data.examples import fetch
 from jaxunlearn.data.sources import load_dataset
+from tests import toy
 from tests.data import stream_sources as sources
 from tests.data.stream_sources import Records, Together, X, Y
 from tests.data.test_sources import write_tfds
@@ -209,6 +210,10 @@ def test_a_worker_that_dies_ends_the_reading():
     with pytest.raises(DataError, match=r"workers: expected worker \d to go on.*by signal 9"):
         x.read(np.arange(180))
     assert time.perf_counter() - began < 10
+    np.testing.assert_array_equal(x.read([3, 1]), X[[3, 1]])
+    x._shared._workers._workers[1].process.kill()  # while nothing is asked
+    with pytest.raises(DataError, match=r"workers: expected worker 1 to go on.*by signal 9"):
+        x.read(np.arange(50))
 
 
 @pytest.mark.parametrize("ask", [lambda x: x.read([1, 60]), lambda x: x.labels])
@@ -309,6 +314,31 @@ def test_a_run_streams_a_folder(photos, capsys, tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "photos" / "report.json").read_text())["rows"]
     assert {"accuracy_forget", "accuracy_test", "loss_attack"} <= {row["name"] for row in rows}
     assert main(["verify", "photos", "--runs", str(tmp_path)]) == 0
+
+
+CHANGES = {
+    r"000.png: expected an image, got .*No such file": lambda path: path.unlink(),
+    r"000.png: expected an image, got \w": (lambda path: path.write_bytes(path.read_bytes()[:60])),
+    r"photos: train: expected examples of one form, uint8 \[6, 6, 1\], got uint8 \[9, 7, 1\] at": (
+        lambda path: Image.new("L", (7, 9)).save(path)
+    ),
+    r"000.png: expected an image, got .*in colour": (
+        lambda path: Image.new("RGB", (6, 6), (255, 0, 0)).save(path)
+    ),
+}
+
+
+@pytest.mark.parametrize("said", CHANGES)
+def test_a_folder_that_changes_ends_the_run(said, photos):
+    data = load_dataset(DataConfig(name=str(photos), stream=True))
+    sets = ju.make_sets(data.train_x, data.train_y, ju.forget_class(1))
+    (path,) = photos.glob("train/*/000.png")
+    CHANGES[said](path)
+    with pytest.raises(DataError, match=said):
+        ju.unlearn(
+            toy.method("finetune"), toy.mlp().init(jax.random.key(0)), sets, jax.random.key(1),
+            steps=20, batch_size=16,
+        )  # fmt: skip
 
 
 def test_images_keep_their_depth_and_colours(photos):

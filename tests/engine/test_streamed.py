@@ -1,7 +1,10 @@
 """Training, unlearning and predicting with streamed sets: the same as with resident ones."""
 
+import json
 import threading
+import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,6 +28,7 @@ from jaxunlearn.training.curvature import mean_over
 from tests import toy
 from tests.data import stream_sources as sources
 from tests.data.stream_sources import Records, X, Y
+from tests.engine.test_processes import begin, close, free_port, read_all
 
 KEY = jax.random.key(0)
 NOT_STREAMED = ("scrub", "sisa")
@@ -285,6 +289,29 @@ def test_on_a_mesh_batches_are_divided(resident, streamed, original, batch_size)
         for sets in (resident, streamed)
     ]  # fmt: skip
     same(outs[0].variables, outs[1].variables)
+
+
+def in_processes(count, *given):
+    port, script = free_port(), Path(__file__).with_name("streamed_processes.py")
+    return read_all(begin([(script, count, n, port, *given) for n in range(count)], count=count))
+
+
+@pytest.mark.long
+def test_two_processes_read_half_each_and_find_what_one_does():
+    ended = [*in_processes(1, 0, 180), *in_processes(2, 0, 180), *in_processes(2, 1, 180)]
+    found = [json.loads(out.partition("FOUND")[2]) for out, _ in ended]
+    for other in found[1:]:
+        close(other, found[0])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_that_is_too_short_ends_both_processes(workers):
+    ended = in_processes(2, workers, 150)
+    assert all(time.time() - float(out.partition("BEGUN")[2]) < 60 for out, _ in ended)
+    for _, said in ended:
+        assert "photos: expected as many records as its length says, 180, got none at" in said
+    assert "error: process" in ended[0][1] + ended[1][1]
 
 
 @pytest.mark.parametrize("number", [0, 5, 100])

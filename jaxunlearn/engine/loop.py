@@ -205,12 +205,15 @@ def held_result(state: State, job: Job) -> Held | None:
     if job.sharding is not None:
         return None
     like = jax.eval_shape(lambda tree: member(tree, 0), state) if job.mapped else state
-    jaxpr, form = jax.make_jaxpr(job.unlearner.result, return_shape=True)(like)
-    leaves = dict(zip(jaxpr.jaxpr.invars, jax.tree.leaves(state), strict=True))
-    taken = [var for var in jaxpr.jaxpr.outvars if isinstance(var, Var) and var in leaves]
-    if jaxpr.jaxpr.eqns or len(taken) < len(jaxpr.jaxpr.outvars):
+    # as its program traces it, which keeps what it traced
+    traced = result.trace(like, job=job._replace(mapped=False, mesh=None))
+    jaxpr = traced.jaxpr.jaxpr
+    leaves = dict(zip(jaxpr.invars, jax.tree.leaves(state), strict=True))
+    taken = [var for var in jaxpr.outvars if isinstance(var, Var) and var in leaves]
+    if jaxpr.eqns or len(taken) < len(jaxpr.outvars):
         return None
-    return Held(jax.tree.unflatten(jax.tree.structure(form), [leaves[var] for var in taken]))
+    form = jax.tree.structure(traced.out_info)
+    return Held(jax.tree.unflatten(form, [leaves[var] for var in taken]))
 
 
 @partial(jax.jit, static_argnames="job")

@@ -9,6 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
+    "accelerator.py": ["--small", "--only", "language"],
     "communication.py": [
         "--networks", "decoder", "--meshes", "fsdp", "--width", "16", "--batch", "8",
     ],
@@ -47,6 +48,9 @@ SMALL = {
         "--rules", "epsilon",
     ],
     "relevance.py": ["--stages", "1", "1", "--width", "4", "--batches", "2", "--rounds", "1"],
+    "resnet_step.py": [
+        "--stages", "1", "1", "--width", "4", "--batch", "2", "--steps", "1", "--rounds", "1",
+    ],
     "restored_weights.py": [
         "--features", "12", "8", "--neurons", "2", "--neighbours", "3", "--seeds", "2",
         "--epochs", "1", "--edits", "zero",

@@ -10,13 +10,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.cli.pages import add_commands, show_page
+from jaxunlearn.cli.pages import HELD, RUN, add_commands, find_run, show_page
 
 __all__ = ["main"]
 
 _SECTIONS = (
     "configurations", "methods", "kinds", "models", "data", "metrics", "pictures", "meshes", "runs",
 )  # fmt: skip
+
+_FORCE = "overwrite models of this run made with other settings"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,9 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--processes 2 --coordinator localhost:23456 --process-id 0",
     )
     run.add_argument("words", nargs="*", metavar="[CONFIG] [KEY=VALUE ...]")
-    run.add_argument(
-        "--force", action="store_true", help="overwrite models of this run made with other settings"
-    )
+    run.add_argument("--force", action="store_true", help=_FORCE)
     run.add_argument("--open", action="store_true", help="open the report in a browser at the end")
     run.add_argument(
         "--processes",
@@ -99,9 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     judged.add_argument("words", nargs="*", metavar="[CONFIG] [KEY=VALUE ...]")
     judged.add_argument("--pool", type=int, default=30, help="models in each pool (30)")
-    judged.add_argument(
-        "--force", action="store_true", help="overwrite models of this run made with other settings"
-    )
+    judged.add_argument("--force", action="store_true", help=_FORCE)
     judged.set_defaults(command=_judge_metrics)
     bench = commands.add_parser(
         "bench",
@@ -123,13 +121,13 @@ def _parser() -> argparse.ArgumentParser:
     bench.set_defaults(command=_bench)
     add_commands(commands)
     show = commands.add_parser("show", help="print the table of a finished run")
-    show.add_argument("run", help="a run's folder, or its name")
+    show.add_argument("run", help=RUN)
     show.set_defaults(command=_show)
     verify = commands.add_parser(
         "verify",
         help="compare models and erasure records of a run with what was written and judged",
     )
-    verify.add_argument("run", help="a run's folder, or its name")
+    verify.add_argument("run", help=RUN)
     verify.add_argument(
         "--metrics", action="store_true", help="measure everything again, and compare"
     )
@@ -141,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         "examples and cached copies of the data; unlearned and retrained models and the erasure "
         "records stay. Lists what it removed and what it cannot reach.",
     )
-    purged.add_argument("run", help="a run's folder, or its name")
+    purged.add_argument("run", help=RUN)
     purged.add_argument("--dry-run", action="store_true", help="list, and remove nothing")
     purged.set_defaults(command=_purge)
     export = commands.add_parser(
@@ -408,7 +406,7 @@ def _show(options: argparse.Namespace) -> int:
     from jaxunlearn.experiment.verification import summary_of
     from jaxunlearn.report import load, other_models, print_report
 
-    folder = _find_run(options)
+    folder = find_run(options.run, options.runs, HELD[:1])
     report, gone = load(folder), purge_of(folder)
     print_report(report)
     removed = [one["path"] for one in gone["removed"]] if gone else []
@@ -423,7 +421,7 @@ def _verify(options: argparse.Namespace) -> int:
     from jaxunlearn.core.errors import printable
     from jaxunlearn.experiment.verification import verify_run
 
-    found = verify_run(_find_run(options), metrics=options.metrics)
+    found = verify_run(find_run(options.run, options.runs, HELD[:1]), metrics=options.metrics)
     for line in (*found.wrong, *found.told):
         print(printable(line))
     return 1 if found.wrong else 0
@@ -433,7 +431,7 @@ def _purge(options: argparse.Namespace) -> int:
     from jaxunlearn.core.errors import printable
     from jaxunlearn.experiment.purge import list_purge, purge
 
-    folder = _find_run(options)
+    folder = find_run(options.run, options.runs, HELD[:1])
     found = list_purge(folder) if options.dry_run else purge(folder)
     verb = "would remove" if options.dry_run else "removed"
     lines = [f"{verb} {one.path}: {one.what}" for one in found.removed]
@@ -508,19 +506,6 @@ def _names(names: Sequence[str]) -> str:
     from jaxunlearn.core.errors import printable
 
     return printable(", ".join(names))
-
-
-def _find_run(options: argparse.Namespace) -> Path:
-    from jaxunlearn.core.errors import UserError
-
-    for folder in (Path(options.run), Path(options.runs) / options.run):
-        if (folder / "report.json").is_file():
-            return folder
-    found = _finished(Path(options.runs))
-    raise UserError(
-        f"run: expected a folder with a report.json or one of {found} in {options.runs}, "
-        f"got {options.run!r}"
-    )
 
 
 def _list(options: argparse.Namespace) -> int:

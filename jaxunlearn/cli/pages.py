@@ -2,10 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 HELD = ("report.json", "bench.json", "metrics.json")
 """Files of which one makes a folder a finished run, bench or metric study."""
+RUN = "a run's folder, or its name"
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -16,19 +18,17 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Writes report.html into the folder anew, one file that needs nothing else, "
         "and prints its path; every run does so at its end.",
     )
-    made.add_argument("run", help="a run's folder, or its name")
-    made.add_argument("--open", action="store_true", help="open it in a browser")
-    made.set_defaults(command=_report)
     both = commands.add_parser(
         "compare",
         help="write a page of two runs side by side",
         description="Writes compare_A_B.html into the folder of runs: settings that differ, and "
         "every model of both with the change beside the floor.",
     )
-    both.add_argument("run", help="a run's folder, or its name")
+    for command, run in ((made, _report), (both, _compare)):
+        command.add_argument("run", help=RUN)
+        command.add_argument("--open", action="store_true", help="open it in a browser")
+        command.set_defaults(command=run)
     both.add_argument("other", help="another one")
-    both.add_argument("--open", action="store_true", help="open it in a browser")
-    both.set_defaults(command=_compare)
 
 
 def show_page(page: Path, is_wanted: bool) -> None:
@@ -43,7 +43,7 @@ def _report(options: argparse.Namespace) -> int:
     from jaxunlearn.core.errors import printable
     from jaxunlearn.experiment.pages import write_page
 
-    page = write_page(_find(options.run, options.runs))
+    page = write_page(find_run(options.run, options.runs))
     print(printable(str(page)))
     show_page(page, options.open)
     return 0
@@ -53,7 +53,7 @@ def _compare(options: argparse.Namespace) -> int:
     from jaxunlearn.core.errors import UserError, printable
     from jaxunlearn.experiment.pages import write_comparison
 
-    folders = [_find(word, options.runs) for word in (options.run, options.other)]
+    folders = [find_run(word, options.runs) for word in (options.run, options.other)]
     for folder in folders:
         if not (folder / "report.json").is_file():
             raise UserError(f"compare: expected two runs, got {folder}, which is none")
@@ -64,14 +64,22 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _find(word: str, runs: str) -> Path:
+def find_run(word: str, runs: str, held: Sequence[str] = HELD) -> Path:
+    """Finds the folder that a path or a name means.
+
+    Args:
+      held: files of which it has to hold one.
+
+    Raises:
+      UserError: there is none.
+    """
     from jaxunlearn.core.errors import UserError
 
     for folder in (Path(word), Path(runs) / word):
-        if any((folder / name).is_file() for name in HELD):
+        if any((folder / name).is_file() for name in held):
             return folder
-    found = sorted({path.parent.name for name in HELD for path in Path(runs).glob(f"*/{name}")})
+    found = sorted({path.parent.name for name in held for path in Path(runs).glob(f"*/{name}")})
+    files = f"one of {', '.join(held)}," if len(held) > 1 else f"a {held[0]}"
     raise UserError(
-        f"run: expected a folder with one of {', '.join(HELD)}, or one of {found} in {runs}, "
-        f"got {word!r}"
+        f"run: expected a folder with {files} or one of {found} in {runs}, got {word!r}"
     )

@@ -153,6 +153,9 @@ def keep_share(
     places = jnp.arange(total, dtype=jnp.int32)
     # padding is a class of its own, of which nothing is kept
     classes = jnp.where(places < size, labels.astype(jnp.int32), num_classes)
+    if share >= 1:  # nothing is chosen
+        order = jnp.lexsort((arrange, (places >= size).astype(jnp.int32))).astype(jnp.int32)
+        return jnp.where(size > 0, order[_cycled(size, capacity)], 0), size.astype(jnp.int32)
     by_class = jnp.lexsort((choose, classes)).astype(jnp.int32)
     counts = jnp.zeros(num_classes + 1, jnp.int32).at[classes].add(1)
     quota = jnp.asarray(_quota(total, share))[counts].at[num_classes].set(0)
@@ -161,8 +164,12 @@ def keep_share(
     dropped = jnp.ones(total, jnp.int32).at[by_class].set(1 - taken.astype(jnp.int32))
     order = jnp.lexsort((arrange, dropped)).astype(jnp.int32)
     kept = jnp.sum(quota)
-    slots = jnp.arange(capacity, dtype=jnp.int32) % jnp.maximum(kept, 1)
-    return jnp.where(kept > 0, order[slots], 0), kept
+    return jnp.where(kept > 0, order[_cycled(kept, capacity)], 0), kept
+
+
+def _cycled(count: jax.Array, capacity: int) -> jax.Array:
+    """Returns ``0 .. count - 1`` again and again, ``int32 [capacity]``."""
+    return jnp.arange(capacity, dtype=jnp.int32) % jnp.maximum(count, 1)
 
 
 def occurring(parts: Sequence[Subset], num_classes: int) -> jax.Array:

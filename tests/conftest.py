@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import threading
 from importlib.metadata import version
 
 # compiling is most of what tests do: code that is optimised less is there in half the time
@@ -19,6 +20,12 @@ os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("NPROC", "32")
 # threads of NumPy and scikit-learn that wait for each other cost workers more than they bring
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# memory that is given back to the system is asked for again at once: a part in twenty of the time
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 25))
+os.environ.setdefault("MALLOC_TOP_PAD_", str(1 << 26))
+# the commands that tests start read the package compiled
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def machine():
@@ -40,9 +47,26 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 MOST_BYTES = 1_000_000_000
+MOST_MAPS = 30_000
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
+
+# most programs of tests are small: half of the time to write one goes into a context of its own
+fresh_context, context = getattr(mlir, "make_ir_context", None), threading.local()
+
+
+def shared_context():
+    """Returns a context that fifty programs share; what they intern goes with it."""
+    if getattr(context, "left", 0) < 1:
+        context.kept, context.left = fresh_context(), 50
+    context.left -= 1
+    return context.kept
+
+
+if fresh_context is not None:
+    mlir.make_ir_context = shared_context
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -74,19 +98,18 @@ def own_cache(tmp_path_factory):
     os.environ["JAXUNLEARN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_programs():
-    """A worker that keeps every program it ever compiled runs out of memory maps, and dies."""
-    yield
-    jax.clear_caches()
-
-
 MAPS = pathlib.Path("/proc/self/maps")
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: compiled.append(1) if event.endswith("backend_compile_duration") else 0
+)
 
 
 @pytest.fixture(autouse=True)
 def few_programs():
-    """Within a module too: a process may have 65,530 maps, a program has several."""
+    """Ends programs in time: a process may have 65,530 memory maps, and a program has several."""
     yield
-    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 40_000:
-        jax.clear_caches()
+    if len(compiled) > 200 and MAPS.exists():
+        compiled.clear()
+        if MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+            jax.clear_caches()

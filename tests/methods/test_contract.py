@@ -48,7 +48,8 @@ def test_the_table_holds_every_registered_method():
     assert names | set(toy.LANGUAGE_METHODS) == set(REGISTRY)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# all of a method before the next: its programs are in memory
+@pytest.mark.parametrize("name", NAMES, scope="class")
 class TestEveryMethod:
     def test_the_original_is_untouched(self, name):
         variables = jax.tree.map(jnp.copy, toy.original(name))
@@ -66,33 +67,8 @@ class TestEveryMethod:
         given, made = (jax.tree.map(lambda a: (a.shape, a.dtype), t) for t in (given, made))
         assert given == made
 
-    def test_the_second_call_does_not_trace_again(self, name):
-        method = toy.method(name)
-        chex.clear_trace_counter()
-        counted = method._replace(
-            init=chex.assert_max_traces(method.init, n=1),
-            step=method.step and chex.assert_max_traces(method.step, n=1),
-            result=chex.assert_max_traces(method.result, n=1),
-        )
-        run(name, method=counted)
-        other = jax.tree.map(
-            lambda leaf: leaf * 0.9 if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf,
-            toy.original(name),
-        )
-        run(name, other, toy.sets_of(name, ju.forget_class(1)), jax.random.key(9), method=counted)
-
     def test_same_key_same_numbers(self, name):
         close(run(name).variables, run(name).variables, tolerance=0)
-
-    def test_seeds_mapped_equal_the_loop(self, name):
-        keys = jax.random.split(jax.random.key(5), 3)
-        many = ju.unlearn_many(
-            toy.method(name), toy.original(name), toy.sets_of(name), keys,
-            batch_size=16, **toy.ROWS[name][1],
-        )  # fmt: skip
-        for number, key in enumerate(keys):
-            one = run(name, key=key).variables
-            close(jax.tree.map(lambda leaf, n=number: leaf[n], many.variables), one)
 
     @pytest.mark.parametrize("vectorise", [False, True])
     def test_classes_mapped_equal_the_loop(self, name, vectorise):
@@ -109,8 +85,10 @@ class TestEveryMethod:
             alone = run(name, sets=one, key=key).variables
             close(jax.tree.map(lambda leaf, n=number: leaf[n], many.variables), alone)
 
-    def test_it_sees_only_what_it_declares(self, name):
+    def test_it_sees_only_what_it_declares_and_is_traced_once(self, name):
+        """Another model, request and key: the same programs."""
         method, shown = toy.method(name), []
+        chex.clear_trace_counter()
 
         def init(variables, sets, *more):
             shown.append({field for field in Sets._fields if getattr(sets, field) is not None})
@@ -124,10 +102,19 @@ class TestEveryMethod:
             shown.append({f for f in Batches._fields if getattr(batches, f) is not None})
             return method.step(state, batches, key, count)
 
-        watched = method._replace(init=init, step=method.step and step)
+        watched = method._replace(
+            init=chex.assert_max_traces(init, n=1),
+            step=method.step and chex.assert_max_traces(step, n=1),
+            result=chex.assert_max_traces(method.result, n=1),
+        )
         if method.prepare is not None:
             watched = watched._replace(prepare=method.prepare._replace(run=prepare))
         everything = run(name, method=watched).variables
+        other = jax.tree.map(
+            lambda leaf: leaf * 0.9 if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf,
+            toy.original(name),
+        )
+        run(name, other, toy.sets_of(name, ju.forget_class(1)), jax.random.key(9), method=watched)
         declared = {field for field in Batches._fields if getattr(method.needs, field)}
         assert shown
         assert all(seen == declared for seen in shown)
@@ -192,6 +179,25 @@ class TestEveryMethod:
             assert counts == [fn._cache_size() for fn in (loop.init, loop.advance, loop.result)]
         if mesh != "data":
             assert not toy.kernel_of(name, many).sharding.is_fully_replicated
+
+
+# classes that are mapped, above, have keys that are mapped, too, and are tried with every method
+SEEDS = ("cascade", "concept_poison", "finetune", "gkt", "neuron_path", "scrub")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name not in SEEDS)) for name in NAMES]
+)
+def test_seeds_mapped_equal_the_loop(name):
+    """Variables and sets that all members share; one method of each sort, of all with -m long."""
+    keys = jax.random.split(jax.random.key(5), 3)
+    many = ju.unlearn_many(
+        toy.method(name), toy.original(name), toy.sets_of(name), keys,
+        batch_size=16, **toy.ROWS[name][1],
+    )  # fmt: skip
+    for number, key in enumerate(keys):
+        one = run(name, key=key).variables
+        close(jax.tree.map(lambda leaf, n=number: leaf[n], many.variables), one)
 
 
 def test_constrain_leaves_keys_alone():

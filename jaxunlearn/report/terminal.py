@@ -27,6 +27,9 @@ from jaxunlearn.report.text import (
     printable_report,
 )
 
+_NARROW = 20
+"""Letters of a metric's name in a line, where there is least room."""
+
 
 def to_table(report: Mapping[str, Any]) -> "ReportTable":
     """Returns the report for ``rich.print``: split over several tables in a narrow console."""
@@ -79,7 +82,7 @@ def _fitting(grid: Grid, console: Console, options: ConsoleOptions) -> Iterator[
     def fits(table: Table) -> bool:
         return console.measure(table, options=unlimited).maximum <= options.max_width
 
-    for wrap in (None, 20):
+    for wrap in (None, 40, 30, _NARROW):
         if fits(whole := _drawn(grid, grid.columns, wrap)):
             yield "", whole
             return
@@ -98,7 +101,7 @@ def _models_apart(grid: Grid, fits: Callable[[Table], bool]) -> list[Table]:
     """Returns as few tables as fit, the models split over them."""
     tables: list[Table] = []
     for parts in range(1, max(2, len(_unlearned(grid)) + 1)):
-        for wrap in (None, 20):
+        for wrap in (None, _NARROW):
             tables = [_drawn(grid, columns, wrap) for columns in _split(grid, parts)]
             if all(map(fits, tables)):
                 return tables
@@ -145,7 +148,8 @@ def _drawn(grid: Grid, columns: list[str], wrap: int | None) -> Table:
         table.add_column(head, **(metric if head == "metric" else {"no_wrap": True}))  # type: ignore[arg-type]
     for column in columns:
         if column == "ideal":
-            table.add_column(column, max_width=wrap and 9, no_wrap=wrap is None)
+            narrow = wrap == _NARROW
+            table.add_column(column, max_width=9 if narrow else None, no_wrap=not narrow)
             continue
         # Broken after an underscore, a long name does not widen its column.
         head = column.replace("_", "_\n") if len(column) > 9 else column

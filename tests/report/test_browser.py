@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.test_pages import named_report, page_of
+from tests.report.test_pages import exposed_content, named_report, page_of
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -58,6 +58,8 @@ def look(browser, page, folder, width):
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_page_in_a_browser(browser, folder, tmp_path, width):
+    content = exposed_content(text="Who wrote, of all these people, the book?" * 3)
+    (folder / "pictures/exposed_answers.json").write_text(json.dumps(content))
     found = look(browser, page_of(named_report(), folder), tmp_path, width)
     assert found["wrong"] == []
     assert found["width"] == width

@@ -29,6 +29,7 @@ from tests import toy
 from tests.data import stream_sources as sources
 from tests.data.stream_sources import Records, X, Y
 from tests.engine.test_processes import begin, close, free_port, read_all
+from tests.methods import test_language_contract as language
 
 KEY = jax.random.key(0)
 NOT_STREAMED = ("scrub", "sisa")
@@ -175,25 +176,51 @@ def test_a_method_that_reads_much_at_once_says_so(streamed, original, monkeypatc
     assert out.variables["some"].shape == (5, 6, 6, 1)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", [n for n in toy.METHODS if n not in NOT_STREAMED])
-def test_every_method_that_takes_streamed_sets_makes_the_same(name):
-    resident = toy.sets_of(name)
+def streamed_alike(resident):
+    """The same sets, of which no record lies in memory for JAX."""
     opened = {}
 
     def one(part):
-        x, y = part.examples[:2]
-        rows = [(jax.tree.map(lambda leaf, n=n: np.asarray(leaf)[n], x), 0) for n in range(len(y))]
-        opened.setdefault(id(y), ju.data.stream(rows))
-        return part._replace(examples=part.examples._replace(x=opened[id(y)]))
+        x, y = jax.tree.map(np.asarray, part.examples[:2])
+        if id(part.examples.y) not in opened:
+            rows = [(jax.tree.map(lambda leaf, n=n: leaf[n], x), 0) for n in range(len(y))]
+            opened[id(part.examples.y)] = ju.data.stream(rows)
+        return part._replace(examples=part.examples._replace(x=opened[id(part.examples.y)]))
 
-    streamed = Sets(*(part and one(part) for part in resident))
+    return Sets(*(part and one(part) for part in resident))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in toy.ROWS if name not in NOT_STREAMED])
+def test_every_method_that_takes_streamed_sets_makes_the_same(name):
+    resident = toy.sets_of(name)
     outs = [
         ju.unlearn(toy.method(name), toy.original(name), sets, KEY, batch_size=16, chunk=1,
                    **toy.ROWS[name][1]).variables
-        for sets in (resident, streamed)
+        for sets in (resident, streamed_alike(resident))
     ]  # fmt: skip
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *outs)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", toy.LANGUAGE_METHODS)
+def test_every_method_for_language_models_makes_the_same(name):
+    resident, method = toy.text_sets(), language.make(name)
+    outs = [
+        language.run(method, language.original(), sets, chunk=1).variables
+        for sets in (resident, streamed_alike(resident))
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *outs)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NOT_STREAMED)
+def test_methods_that_keep_a_set_say_so(name):
+    with pytest.raises(DataError, match=r"sets.(forget|retain): expected resident examples"):
+        ju.unlearn(
+            toy.method(name), toy.original(name), streamed_alike(toy.sets_of(name)), KEY,
+            batch_size=16, **toy.ROWS[name][1],
+        )  # fmt: skip
 
 
 def test_a_killed_run_continues_at_its_step(streamed, original):

@@ -26,6 +26,7 @@ from jaxunlearn.core.types import (
     Unlearner,
     Variables,
 )
+from jaxunlearn.data.examples import stored_like
 from jaxunlearn.language.likelihood import Texts, mean_nll
 from jaxunlearn.language.locators import LOCATORS, Search, locate, missing
 from jaxunlearn.language.poison import POISONS, masked_labels, poisoned
@@ -195,7 +196,7 @@ def concept_words(
     def shapes(variables: Variables, sets: Sets) -> Found:
         del variables
         assert sets.forget is not None
-        x = sets.forget.examples.x
+        x = stored_like(sets.forget.examples.x, 1)
         if not isinstance(x, dict) or not {"tokens", "mask", "answer"} <= set(x):
             raise ValueError("sets: expected texts with tokens, mask and answer to poison")
         of: Any = jax.ShapeDtypeStruct

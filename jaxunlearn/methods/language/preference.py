@@ -19,6 +19,7 @@ import optax
 
 from jaxunlearn.core import errors
 from jaxunlearn.core.types import Batch, Key, LanguageModel, Preparation, Sets, Unlearner, Variables
+from jaxunlearn.data.examples import stored_like
 from jaxunlearn.language.likelihood import Texts, answer_nll
 from jaxunlearn.language.poison import poisoned
 from jaxunlearn.methods.language.likelihoods import away
@@ -159,14 +160,10 @@ def idk_dpo(
         rows = np.arange(len(sets.forget.indices)) % len(topics)
         return {name: jnp.asarray(leaf[rows]) for name, leaf in made.items()}
 
-    def shapes(variables: Variables, sets: Sets) -> dict[str, jax.ShapeDtypeStruct]:
+    def shapes(variables: Variables, sets: Sets) -> Any:
         del variables
         assert sets.forget is not None
-        size, x = len(sets.forget.indices), whole_texts(sets.forget.examples.x)
-        return {
-            name: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype)
-            for name, leaf in x.items()
-        }
+        return whole_texts(stored_like(sets.forget.examples.x, len(sets.forget.indices)))
 
     return _preferring(model, own, beta, _first, Preparation(run, shapes))
 
@@ -203,7 +200,7 @@ def _preferring(
         assert part is not None
         several = 1
         if made is None:
-            several = _perturbed(part.examples.x)["tokens"].shape[1]
+            several = _perturbed(stored_like(part.examples.x, 1))["tokens"].shape[1]
 
         def texts_of(x: Any, places: jax.Array) -> Texts:
             others = others_of(x, made, places // (1 + several))

@@ -6,6 +6,7 @@ import optax
 
 from jaxunlearn.core import errors
 from jaxunlearn.core.types import Batches, Key, LanguageModel, Needs, Sets, Unlearner, Variables
+from jaxunlearn.data.examples import stored_like
 from jaxunlearn.methods.language.terms import (
     descend,
     square_distance,
@@ -76,7 +77,7 @@ def rmu(
     def begin(variables: Variables, sets: Sets, key: Key, prepared: object) -> jax.Array:
         del prepared
         assert sets.forget is not None
-        one = jax.tree.map(lambda leaf: leaf[:1], whole_texts(sets.forget.examples.x))
+        one = whole_texts(stored_like(sets.forget.examples.x, 1))
         width = jax.eval_shape(model.states, variables, one).shape[-1]
         drawn = jax.random.uniform(key, (width,))
         return coefficient * drawn / jnp.linalg.norm(drawn)

@@ -27,7 +27,7 @@ from jaxunlearn.core.types import (
     Unlearner,
     Variables,
 )
-from jaxunlearn.data.examples import fetch
+from jaxunlearn.data.examples import fetch, take
 from jaxunlearn.language.likelihood import Texts, answer_nll, mean_nll
 from jaxunlearn.training.descent import Context, DescentState, LossAndMore, Objective, descent
 from jaxunlearn.training.lora import Lora, make_lora
@@ -207,7 +207,7 @@ def reference_nll(
 def texts_on_host(part: Subset) -> tuple[dict[str, Any], np.ndarray]:
     """Returns the texts of a set as they are stored, and their topics, as arrays of NumPy."""
     at = np.asarray(part.indices)[: int(part.size)]
-    x = jax.tree.map(lambda leaf: np.asarray(leaf)[at], part.examples.x)
+    x = jax.tree.map(np.asarray, take(part.examples.x, at))
     return x, np.asarray(part.examples.y)[at]
 
 

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from jaxunlearn.config import DataConfig
+from jaxunlearn.data.sources import load_dataset
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
@@ -87,3 +91,20 @@ def test_it_runs(name, tmp_path):
     found = json.loads(out.stdout)
     assert found["about"]["jax"]
     assert found.get("rows") or found.get("ways")
+
+
+@pytest.mark.long
+def test_one_accelerator_is_asked_all_from_an_npz(tmp_path):
+    data = load_dataset(DataConfig(name="digits"))
+    names = ("train_x", "train_y", "test_x", "test_y")
+    np.savez(tmp_path / "images.npz", **{name: getattr(data, name) for name in names})
+    words = [sys.executable, str(FOLDER / "accelerator.py"), "images.npz", "--small", "--json"]
+    out = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    found = json.loads(out.stdout)
+    assert not found["skipped"]
+    assert not [row["trace"] for row in found["rows"] if row["case"] == "failed"]
+    asked = {row["question"] for row in found["rows"]}
+    assert {"step", "unlearning", "cascade", "ensembles", "language"} < asked
+    assert found == json.loads((tmp_path / "accelerator.json").read_text())
+    assert (tmp_path / "accelerator.md").read_text().count("\n| ") == 2 + len(found["rows"])

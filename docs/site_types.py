@@ -1,7 +1,7 @@
 """Types of attributes and arguments that a docstring tells together, for the pages of the API.
 
 ``width, height: in dots.`` has no type on a page, since there is no attribute of that name; here it
-gets those of both: ``width, height (int, int): in dots.``
+gets those of both: ``width, height (int): in dots.``
 """
 
 import re
@@ -10,6 +10,7 @@ from typing import Any
 
 import griffe
 
+NO_BREAK = "\N{NO-BREAK SPACE}"
 _TOGETHER = re.compile(r"^( +)((?:\*{0,2}\w+, )+\*{0,2}\w+):(?= |$)", re.M)
 
 
@@ -40,6 +41,8 @@ def add_types(text: str, type_of: Callable[[str], Any]) -> str:
         if any(one is None for one in found):
             return match[0]
         # two of one type have it once
-        return f"{match[1]}{match[2]} ({', '.join(dict.fromkeys(map(str, found)))}):"
+        types = ", ".join(dict.fromkeys(map(str, found)))
+        # what stands before the first space is taken for the name
+        return f"{match[1]}{match[2].replace(' ', NO_BREAK)} ({types}):"
 
     return _TOGETHER.sub(typed, text)

@@ -86,5 +86,11 @@ def test_examples_are_notebooks_with_the_code_of_the_scripts(site):
 
 def test_names_that_are_told_together_have_types(site):
     page = (site / "api/jaxunlearn.language.locators.html").read_text()
-    told = re.search(r"<code>baseline, nodes</code></b>\s*\(<code>(.*?)</code>\)", page, re.S)
-    assert re.sub(r"<[^>]*>", "", told[1]) == "(str | int, int)"
+    page = page.replace("\N{NO-BREAK SPACE}", " ")
+    told = {
+        "model, variables": "LanguageModel, Variables",  # attributes
+        "baseline, nodes": "str | int, int",  # arguments
+    }
+    for names, types in told.items():
+        found = re.search(rf"<code>{names}</code></b>\s*\(<code>(.*?)</code>\)", page, re.S)
+        assert re.sub(r"<[^>]*>|[()]", "", found[1]) == types

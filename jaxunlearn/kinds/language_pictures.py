@@ -35,11 +35,11 @@ def draw_words(path: Path, view: View, label: str) -> None:
 
 def draw_losses(path: Path, view: View, label: str) -> None:
     """Writes the losses of forgotten answers and of those that attacks set beside them."""
-    seen = _observed(view)
     try:
-        held_out = next(iter(seen.values())).held_out
+        held_out = view.observe("original").held_out
     except Missing:
         return
+    seen = _observed(view)
     members, others = "forget (trained on)", "test (never seen)"
     losses = {
         name: {
@@ -50,7 +50,8 @@ def draw_losses(path: Path, view: View, label: str) -> None:
     }
     about = "a small loss is taken for a sign of training; a retrained model is the ideal"
     text = describe_scores(losses, "loss of a token", members, others, small=True, about=about)
-    write_text(path.with_suffix(".json"), json.dumps(text) + "\n")
+    if text:
+        write_text(path.with_suffix(".json"), json.dumps(text) + "\n")
 
 
 def draw_exposed(path: Path, view: View, label: str) -> None:
@@ -60,6 +61,8 @@ def draw_exposed(path: Path, view: View, label: str) -> None:
     by ten: a word ten times as likely, say, has .23.
     """
     seen = _observed(view)
+    if not seen:
+        return
     some = next(iter(seen.values()))
     x, forget = some.texts("forget"), view.sets.forget
     assert forget is not None

@@ -6,6 +6,7 @@ so that a run resumed at any step draws what it would have drawn.
 
 import enum
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,6 +38,19 @@ class Purpose(enum.IntEnum):
     PREPARATION = 19
     LINK = 20  # of a chain, then its number
     TURN = 21  # of requests one after another, then its number
+
+
+def new_key(seed: int) -> Key:
+    """Returns the key of a seed, ``jax.random.key``, in one program instead of two."""
+    return _new_key(np.uint32(seed))
+
+
+_new_key = jax.jit(jax.random.key)
+
+
+def key_like() -> Any:
+    """Returns shape and dtype of a key; it costs no program."""
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def check_key(key: Key, name: str = "key", *, several: bool = False) -> None:

@@ -22,7 +22,7 @@ from jaxunlearn.config import BenchConfig, Request, to_dict
 from jaxunlearn.config.overrides import check_types, load_preset
 from jaxunlearn.core.errors import ConfigError, UserError, sentence
 from jaxunlearn.core.files import write_text
-from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.keys import Purpose, derive, new_key
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import Sets, Unlearner, Variables
 from jaxunlearn.core.variables import in_form_of
@@ -161,7 +161,7 @@ class Bench:
         config, plan = self.config.base, self.plan
         everything = self.cases[0].sets.train
         method, steps = plan.kind.recipe(plan.model, config.train, len(plan.data.train_y), None)
-        keys = [derive(jax.random.key(seed), Purpose.ORIGINAL) for seed in self.seeds]
+        keys = [derive(new_key(seed), Purpose.ORIGINAL) for seed in self.seeds]
         once = partial(
             unlearn_many, method, None, Sets(retain=everything), jnp.stack(keys), steps=steps,
             batch_size=config.train.batch_size, at_a_time=config.at_a_time,
@@ -178,7 +178,7 @@ class Bench:
             for case in self.cases:
                 for number in range(config.retrained):
                     turn = () if case.turn is None else (Purpose.TURN, case.turn)
-                    key = derive(jax.random.key(seed), Purpose.RETRAINED, number, *turn)
+                    key = derive(new_key(seed), Purpose.RETRAINED, number, *turn)
                     keys.append(key)
                     parts.append(Sets(retain=case.retraining.retain))
         once = partial(
@@ -351,7 +351,7 @@ class Bench:
             for n in cases:
                 turn = self.cases[n].turn
                 more = (Purpose.TURN, turn) if turn else ()
-                keys.append(derive(jax.random.key(seed), Purpose.METHOD, number, *more))
+                keys.append(derive(new_key(seed), Purpose.METHOD, number, *more))
                 parts.append(shown_sets(self.cases[n].sets, needs))
                 rows.append(place)
         stacked = stack_sets([*parts, *(shown_sets(self.cases[n].sets, needs) for n in padded)])

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.keys import Purpose, derive, new_key
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import Key, Model, Sets, Subset, Variables
 from jaxunlearn.data.sets import num_examples, whole
@@ -45,7 +45,7 @@ class Judge:
         """
         self.model, self.cases, self.names, self.held_out = model, cases, names, held_out
         self.seeds = range(len(seeds))
-        self.keys = [derive(jax.random.key(seed), Purpose.JUDGEMENT) for seed in seeds]
+        self.keys = [derive(new_key(seed), Purpose.JUDGEMENT) for seed in seeds]
         last = {case.name: n for n, case in enumerate(cases)}.values()
         self.thorough = [
             n

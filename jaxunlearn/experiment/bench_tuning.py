@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from rich import box
@@ -23,7 +22,7 @@ from jaxunlearn import checkpoint
 from jaxunlearn.config import BenchConfig, Request
 from jaxunlearn.core.errors import ConfigError, UserError, sentence
 from jaxunlearn.core.files import write_text
-from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.keys import Purpose, derive, new_key
 from jaxunlearn.core.trees import member
 from jaxunlearn.data.requests import describe
 from jaxunlearn.data.sets import stack_sets
@@ -199,7 +198,7 @@ class _Tuning:
         swept, runner = build_swept(label, bench.options[label], problem, numbers, lenient)
         needs = needed_sets(swept)
         parts = [shown_sets(bench.cases[c].sets, needs) for c in cases for _ in range(count)]
-        key = derive(jax.random.key(bench.seeds[0]), Purpose.METHOD)
+        key = derive(new_key(bench.seeds[0]), Purpose.METHOD)
         made = unlearn_many(
             swept, member(bench.originals, 0), stack_sets(parts), jnp.stack([key] * len(parts)),
             at_a_time=bench.config.base.at_a_time,

@@ -29,6 +29,7 @@ from rich.table import Table
 
 from jaxunlearn.config import Config
 from jaxunlearn.core.errors import ConfigError, expect_counts
+from jaxunlearn.core.keys import key_like
 from jaxunlearn.core.registry import load
 from jaxunlearn.core.trees import named_leaves
 from jaxunlearn.core.types import Sets, Unlearner
@@ -168,7 +169,7 @@ class _Ruler:
     def __init__(self, plan: Plan, sharding: Sharding, vectorised: bool) -> None:
         self.sharding, self.vectorised = sharding, vectorised
         self.at_a_time = plan.config.at_a_time
-        self.like = jax.eval_shape(plan.model.init, jax.random.key(0))
+        self.like = jax.eval_shape(plan.model.init, key_like())
         self.notes: list[str] = []
         self.cache: set[tuple[int, ...]] = set()
         self.parameters: dict[tuple[int, ...], float] = {}
@@ -296,7 +297,7 @@ def _phases(
 ) -> Phases:
     """Returns the bytes of a stage's phases: what comes before the steps, a step, the result."""
     shown = visible_sets(method.needs, sets)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = key_like()
     like = ruler.like if start is None else start
     prepared = prepared_like(method, like, shown)
     job = Job(method, ruler.batch(batch_size))

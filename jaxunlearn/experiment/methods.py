@@ -14,6 +14,7 @@ import numpy as np
 from jaxunlearn.config import Config
 from jaxunlearn.config.overrides import MOST_INT, check_types, check_value, load_preset
 from jaxunlearn.core.errors import ConfigError, brief, did_you_mean, expect_at_most, is_known
+from jaxunlearn.core.keys import key_like
 from jaxunlearn.core.types import Sets, Unlearner
 from jaxunlearn.data.batches import rows_like
 from jaxunlearn.data.examples import inputs_like
@@ -135,7 +136,7 @@ def build_method(label: str, options: Mapping[str, Any], problem: Problem) -> Bu
         arguments |= _optimizer(options, own, problem, recipe.steps)
         if "augment" in arguments and problem.sets.retain is not None:
             x = inputs_like(problem.sets.retain, 2)
-            jax.eval_shape(make_augment(arguments["augment"]), x, jax.random.key(0))
+            jax.eval_shape(make_augment(arguments["augment"]), x, key_like())
         method = recipe.row.factory(problem.model, **arguments)
         _try(method, problem, runner, options.get("stop", ()))
     except (TypeError, ValueError) as error:
@@ -295,10 +296,10 @@ def _try(
 
     A step is traced only where the metrics that it reports are to end the run.
     """
-    like = jax.eval_shape(problem.model.init, jax.random.key(0))
+    like = jax.eval_shape(problem.model.init, key_like())
     shown = visible_sets(method.needs, problem.sets)
     prepared = prepared_like(method, like, shown)
-    key = jax.random.key(0)
+    key = key_like()
     state = jax.eval_shape(
         lambda *given: begin(method, given[0], alone(given[1]), *given[2:]),
         like, shown, key, prepared,

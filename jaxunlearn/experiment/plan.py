@@ -15,6 +15,7 @@ from jaxunlearn.config import SEEDS, Config, Request, section, to_dict
 from jaxunlearn.config.overrides import MOST_INT, check_types, check_value
 from jaxunlearn.core.errors import ConfigError, brief, expect_at_most, printable
 from jaxunlearn.core.files import most_bytes, write_npz, write_text
+from jaxunlearn.core.keys import key_like, new_key
 from jaxunlearn.core.trees import to_device
 from jaxunlearn.core.types import Key, Sets, Unlearner
 from jaxunlearn.data.dataset import Dataset
@@ -152,16 +153,16 @@ def make_plan(
     kind.check_sets(sets)
     assert sets.forget is not None
     x = inputs_like(sets.forget, 2)
-    jax.eval_shape(make_augment(config.train.augment), x, jax.random.key(0))
+    jax.eval_shape(make_augment(config.train.augment), x, key_like())
     model = kind.build(config.model, x, data, settings)
-    check_divides(jax.eval_shape(model.init, jax.random.key(0)), sharding)
+    check_divides(jax.eval_shape(model.init, key_like()), sharding)
     _, steps = kind.recipe(model, config.train, retained, settings)
     expect_at_most(MOST_INT, **{"train.epochs: steps": steps})
     if outlined is None:
         _check_memory(config, model, x)
     besides = kind.helpers(settings, x, data)
     helpers = {
-        name: Guide(one.model, jax.eval_shape(one.model.init, jax.random.key(0)))
+        name: Guide(one.model, jax.eval_shape(one.model.init, key_like()))
         for name, one in besides.items()
     }
     plan = Plan(
@@ -184,7 +185,7 @@ def make_plan(
         options={},
         left_out=(),
         identity=_identity(config, kind, data, requests),
-        key=jax.random.key(config.seed),
+        key=new_key(config.seed),
     )
     return with_methods(plan, helpers)
 
@@ -244,7 +245,7 @@ def _seeded(plan: Plan, seed: int) -> Plan:
         config=dataclasses.replace(plan.config, seed=seed, seeds=1),
         folder=plan.folder / f"seed_{seed}",
         identity={**plan.identity, "seed": seed},
-        key=jax.random.key(seed),
+        key=new_key(seed),
         trial=Place("seed", seed),
     )
 
@@ -349,7 +350,7 @@ def _check_values(config: Config) -> None:
 def _check_memory(config: Config, model: Any, x: Any) -> None:
     """Checks that the parameters and a batch fit into the memory of this machine."""
     sizes = (
-        ("model.options", "parameters", jax.eval_shape(model.init, jax.random.key(0)), 1.0),
+        ("model.options", "parameters", jax.eval_shape(model.init, key_like()), 1.0),
         ("train.batch_size", "a batch", x, config.train.batch_size / 2),
     )
     for key, what, tree, times in sizes:

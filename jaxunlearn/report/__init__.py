@@ -55,7 +55,8 @@ def save(
     """Writes a report into a folder: ``report.json``, ``report.md`` and ``report.png``.
 
     Each file is whole or as it was before. In the JSON, NaN and infinity are null. The picture
-    is last: one that cannot be drawn costs only itself, a warning and its former file.
+    is last, and that of another report is removed first: one that cannot be drawn costs only
+    itself, a warning and its former file. That of an equal report is left as it is.
 
     Args:
       folder: made where it is not there.
@@ -74,11 +75,16 @@ def save(
     held = report.pop("examples", None)
     examples = held if examples is None else examples
     text = json.dumps(_plain(report), indent=2, allow_nan=False) + "\n"
+    picture = folder / "report.png"
+    drawn = _holds(folder / "report.json", text) and picture.is_file()
+    if not drawn:
+        picture.unlink(missing_ok=True)  # of another report: never beside this one
     files.write_text(folder / "report.json", text)
     files.write_text(folder / "report.md", to_markdown(report))
     if examples is not None:
         files.write_npz(folder / "examples.npz", examples)
-    picture = folder / "report.png"
+    if drawn:
+        return
     try:
         save_png(report, picture)
     # whatever goes wrong in drawing, the numbers are there
@@ -86,6 +92,13 @@ def save(
         picture.unlink(missing_ok=True)
         problem = f"{type(error).__name__}: {error}"
         warnings.warn(f"{picture} could not be drawn: {problem}", stacklevel=2)
+
+
+def _holds(file: Path, text: str) -> bool:
+    try:
+        return file.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False
 
 
 def load(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -205,6 +205,22 @@ def test_a_picture_that_cannot_be_drawn_costs_only_itself(tmp_path, monkeypatch)
     assert report.load(tmp_path)["title"] == _report()["title"]
 
 
+def test_the_picture_of_an_equal_report_is_left_as_it_is(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(made, path):
+        drawn.append(made["title"])
+        path.write_text("a picture")
+
+    monkeypatch.setattr(report, "save_png", draw)
+    for title in ("one", "one", "two", "two"):
+        report.save({**_report(1), "title": title}, tmp_path)
+    assert drawn == ["one", "two"]
+    (tmp_path / "report.png").unlink()
+    report.save({**_report(1), "title": "two"}, tmp_path)
+    assert drawn == ["one", "two", "two"]
+
+
 def test_what_cannot_be_saved_leaves_the_former_report(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "save_png", lambda made, path: None)
     report.save(_report(1), tmp_path, {"a": np.ones(2)})

@@ -1,5 +1,7 @@
 """Data sets that are arrays already: the embedded digits, and ``.npz`` files of one's own."""
 
+import gzip
+import importlib.util
 import os
 from pathlib import Path
 
@@ -23,9 +25,7 @@ _NAMES = "class_names"
 
 def load_digits(config: DataConfig) -> Dataset:
     """Returns the 1,797 images of scikit-learn, 997 of them for training."""
-    import sklearn.datasets
-
-    images, y = sklearn.datasets.load_digits(return_X_y=True)
+    images, y = _digits()
     x = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     # RandomState, because its stream is frozen; a Generator's may change with NumPy
     shuffled = np.random.RandomState(0).permutation(len(y))
@@ -41,6 +41,20 @@ def load_digits(config: DataConfig) -> Dataset:
         "test_y": y[test].astype(np.int32),
     }
     return make_dataset(arrays, [str(digit) for digit in range(10)])
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Reads the file that comes with scikit-learn, whose import takes longer than the rest."""
+    found = importlib.util.find_spec("sklearn")
+    home = Path(found.origin).parent if found and found.origin else Path()
+    file = home / "datasets" / "data" / "digits.csv.gz"
+    if not file.is_file():  # it lies elsewhere, as other versions may have it
+        import sklearn.datasets
+
+        return sklearn.datasets.load_digits(return_X_y=True)
+    with gzip.open(file, "rt") as opened:
+        rows = np.loadtxt(opened, delimiter=",")
+    return rows[:, :-1], rows[:, -1].astype(int)
 
 
 def load_npz(config: DataConfig) -> Dataset:

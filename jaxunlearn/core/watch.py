@@ -31,8 +31,13 @@ SAY = 5.0
 """Seconds between two lines that say for whom a process waits."""
 STILL = 300
 """Seconds without any work of a process's main thread after which a line says where it is."""
-HEARTBEAT = 20
-"""Seconds of silence after which a process counts as dead, and the others end."""
+HEARTBEAT = 60
+"""Seconds of silence after which a process counts as dead, and the others end.
+
+One that was killed is known at once, by its connection; a starved one may be silent for long.
+"""
+ANSWER = 20
+"""Seconds in which whoever listens at the coordinator's address has to give a sign of life."""
 DONE = 300
 """Seconds that a process which is done waits for the others."""
 BEAT = 2.0
@@ -201,8 +206,8 @@ class Watch:
             silence = time.monotonic() - line.heard
             if new is None:
                 wrong = "one that hung up"
-            elif silence > HEARTBEAT:
-                wrong = f"one that says nothing for {HEARTBEAT} s"
+            elif silence > ANSWER:
+                wrong = f"one that says nothing for {ANSWER} s"
             elif patience.left() < -2 * LINGER:  # it gives up first, and says whom it missed
                 wrong = f"one that is not ready within {patience.seconds:g} s"
             found = new or []

@@ -347,7 +347,7 @@ def test_whoever_waits_says_for_whom_and_gives_up(monkeypatch, capfd):
     ],
 )
 def test_another_program_at_that_port_is_told(answer, said, monkeypatch):
-    monkeypatch.setattr(watch, "HEARTBEAT", 0.5)
+    monkeypatch.setattr(watch, "ANSWER", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as one:
 
         def serve():

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxunlearn.attribution import lrp as transform
+
 GOLDEN = Path(__file__).parent.parent / "golden" / "lrp"
 
 
@@ -109,3 +111,24 @@ def avgpool_net(variables, x):
     x = avg_pool(jax.nn.relu(conv(p["conv1"], x, pad=1)), 2, 2, 0)
     x = avg_pool(jax.nn.relu(conv(p["conv2"], x, stride=2, pad=1)), 3, 2, 1)
     return dense(p["fc"], jnp.mean(x, axis=(1, 2)))
+
+
+def lrp(fn, *rules, **options):
+    """The transform as one program where all it is given are arrays: one for each operation else.
+
+    Compiling many takes longer than one, which is nearly all of the time of a small network.
+    """
+    plain = transform(fn, *rules, **options)
+
+    def relevance(*given, **named):
+        arrays = {key: value for key, value in named.items() if all_arrays(value)}
+        rest = {key: value for key, value in named.items() if key not in arrays}
+        if not all_arrays(given):
+            return plain(*given, **named)
+        return jax.jit(lambda given, arrays: plain(*given, **arrays, **rest))(given, arrays)
+
+    return relevance
+
+
+def all_arrays(tree):
+    return all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(tree))

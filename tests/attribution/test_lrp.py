@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 from jax import lax
+from nets import lrp
 
-from jaxunlearn.attribution import lrp, starts
+from jaxunlearn.attribution import starts
 from jaxunlearn.attribution.lrp import rules
 
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import nets
 import numpy as np
 import pytest
+from nets import lrp
 
-from jaxunlearn.attribution import lrp, starts
+from jaxunlearn.attribution import starts
 from jaxunlearn.attribution.lrp import rules
 
 

@@ -10,9 +10,10 @@ import pytest
 from flax import linen, nnx
 from jax import lax
 from jax.sharding import PartitionSpec
+from nets import lrp, transform
 from networks import NETWORKS, Draws
 
-from jaxunlearn.attribution import lrp, starts, structure
+from jaxunlearn.attribution import starts, structure
 from jaxunlearn.attribution.lrp import rules
 from jaxunlearn.jaxprs.program import trace
 from jaxunlearn.jaxprs.steps import plan
@@ -153,7 +154,7 @@ def test_starts_are_checked():
     with pytest.raises(TypeError, match="got the function argmax; call it"):
         lrp(plain)(MLP, X, start=starts.argmax)
     with pytest.raises(ValueError, match="expected labels from 0 to 2, got 3"):
-        lrp(plain)(MLP, X, start=starts.label(3))
+        transform(plain)(MLP, X, start=starts.label(3))  # numbers can be read outside of jit
 
 
 def test_a_rule_of_ones_own_is_a_function():

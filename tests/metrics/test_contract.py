@@ -239,8 +239,10 @@ class TestWrecked:
         if kind == "classifier":
             assert not any("flat" in row["failed"] for row in beside.values())
 
-    def test_terminal_markdown_and_json_show_it(self, reports, kind, tmp_path):
+    def test_terminal_markdown_and_json_show_it(self, reports, kind, tmp_path, monkeypatch):
         alone, beside = reports[kind]
+        if kind != "classifier":  # one picture of a table is enough
+            monkeypatch.setattr(files, "save_png", lambda made, path: None)
         report = beside | {"examples": beside["examples"]}
         files.save(report, tmp_path)
         lines = (tmp_path / "report.md").read_text().splitlines()
@@ -262,8 +264,8 @@ class TestWrecked:
 
         text = (tmp_path / "report.json").read_text()
         assert json.loads(text, parse_constant=refuse)["columns"] == beside["columns"]
-        assert (tmp_path / "report.png").stat().st_size > 1000
         if kind == "classifier":
+            assert (tmp_path / "report.png").stat().st_size > 1000
             with np.load(tmp_path / "examples.npz") as examples:
                 names = ["original", "sound", "flat", "retrained/0", "retrained/1"]
                 assert set(examples.files) == {f"{name}/js_to_retrained" for name in names}

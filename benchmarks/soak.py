@@ -72,7 +72,7 @@ LANGUAGE = (
     "data.name=authors", "data.unseen=0", "data.options.authors=6", "data.options.questions=3",
     "data.options.facts=2", "data.options.perturbed=2", "model.name=llama",
     "model.options.depth=1", "model.options.width=16", "model.options.heads=2",
-    "model.options.context=128", "train.epochs=300", "train.batch_size=4",
+    "model.options.context=128", "train.epochs=60", "train.batch_size=4",
     "train.learning_rate=5e-3", "language.vocabulary=400", "language.generated=2",
     "language.answer_length=3", "language.relearning_steps=2", "language.relearning_examples=2",
     "retrained=2", "request.classes=0", "methods=npo", "methods.npo.steps=200",

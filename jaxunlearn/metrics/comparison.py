@@ -15,7 +15,7 @@ import numpy as np
 from jaxunlearn.attribution import layers
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.keys import Purpose, derive
-from jaxunlearn.core.trees import named_leaves
+from jaxunlearn.core.trees import named_leaves, to_device
 from jaxunlearn.core.types import Apply, Subset, Variables
 from jaxunlearn.data.examples import fetch, inputs_like
 from jaxunlearn.data.sets import forgets_class, num_examples
@@ -202,8 +202,8 @@ def _some(evidence: ClassifierEvidence, part: str) -> tuple[Any, jax.Array]:
     values, _ = _compiled(evidence.model.apply)
     shapes = jax.eval_shape(values, evidence.variables, one)
     numbers = sum(int(np.prod(leaf.shape)) for leaf in shapes)
-    chosen = jnp.asarray(rows[: max(8, MOST_NUMBERS // max(numbers, 1))])
-    return fetch(found.examples, chosen), found.examples.y[chosen]
+    chosen = rows[: max(8, MOST_NUMBERS // max(numbers, 1))]
+    return fetch(found.examples, chosen), to_device(np.asarray(found.examples.y)[chosen])
 
 
 def _layer_values(evidence: ClassifierEvidence, x: Any) -> list[np.ndarray]:
@@ -267,7 +267,7 @@ def _features(evidence: ClassifierEvidence, part: Subset) -> tuple[list[np.ndarr
     for first in range(0, len(rows), MOST_EXAMPLES):
         # as many in each, so that one program serves all
         own = np.resize(rows[first : first + MOST_EXAMPLES], min(len(rows), MOST_EXAMPLES))
-        found = values(evidence.variables, fetch(part.examples, jnp.asarray(own)))
+        found = values(evidence.variables, fetch(part.examples, own))
         chunks.append([_fewer(np.asarray(leaf)) for leaf in found])
     layers = [np.concatenate(column)[: len(rows)] for column in zip(*chunks, strict=True)]
     return layers, np.asarray(part.examples.y)[rows]

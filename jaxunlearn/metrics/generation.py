@@ -17,6 +17,7 @@ import optax
 from jaxunlearn.attribution import features
 from jaxunlearn.core.errors import RequestError
 from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.trees import to_device
 from jaxunlearn.core.types import Apply, Gan, Key, Model, Sets, Subset, Unlearner, Variables
 from jaxunlearn.data.examples import fetch
 from jaxunlearn.data.sets import forgets_class, labels_of, num_examples
@@ -135,7 +136,7 @@ class GanEvidence(Evidence):
         if name not in self._real:
             part = self.part(name)
             order = np.random.default_rng(0).permutation(num_examples(part))
-            at = part.indices[order[: self.extent.samples]]
+            at = np.asarray(part.indices)[order[: self.extent.samples]]
             self._real[name] = extract_all(self.extract, fetch(part.examples, at))
         return self._real[name]
 
@@ -169,11 +170,11 @@ class GanEvidence(Evidence):
         if not self.extent.inverted:
             raise Missing("inversions")
         part, key = self.part(name), derive(self.key, Purpose.INVERSION)
-        at = part.indices[: min(num_examples(part), self.extent.inverted)]
+        at = np.asarray(part.indices)[: min(num_examples(part), self.extent.inverted)]
+        x, y = fetch(part.examples, at), to_device(np.asarray(part.examples.y)[at])
         made = invert(
-            self.model, self.variables["ema"], fetch(part.examples, at), part.examples.y[at], key,
-            steps=self.extent.inversion_steps,
-        )  # fmt: skip
+            self.model, self.variables["ema"], x, y, key, steps=self.extent.inversion_steps
+        )
         return float(jnp.mean(made.error))
 
     @functools.cached_property
@@ -274,9 +275,10 @@ def logits_of(gan: Gan, discriminator: Variables, part: Subset, chunk: int = 500
     # equal chunks of a multiple of 4: what couples the images of a batch couples all alike
     size = min(chunk, -(-count // 4) * 4)
     places = np.arange(-(-count // size) * size) % count
-    positions = part.indices[places].reshape(-1, size)
+    positions = np.asarray(part.indices)[places].reshape(-1, size)
+    labels = np.asarray(part.examples.y)
     logits = [
-        _discriminate(discriminator, fetch(part.examples, some), part.examples.y[some], gan=gan)
+        _discriminate(discriminator, fetch(part.examples, some), labels[some], gan=gan)
         for some in positions
     ]
     return np.concatenate([np.asarray(some) for some in logits])[:count]

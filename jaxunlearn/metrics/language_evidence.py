@@ -84,7 +84,7 @@ class LanguageEvidence(Evidence):
 
         def read() -> dict[str, Any]:
             part, at = self._chosen(name)
-            x = jax.tree.map(np.asarray, fetch(part.examples, jnp.asarray(at)))
+            x = jax.tree.map(np.asarray, fetch(part.examples, at))
             return {**x, "topic": np.asarray(part.examples.y)[at]}
 
         return self._once(("texts", name), read)

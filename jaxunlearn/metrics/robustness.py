@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.trees import to_device
 from jaxunlearn.core.types import Key, Model, Sets, Subset, Variables
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.engine import unlearn
@@ -116,8 +117,8 @@ def _relearn(model: Model, variables: Variables, sets: Sets, key: Key) -> Variab
         raise Missing("forget")
     own = np.asarray(part.indices)[: num_examples(part)]
     # the first of the set: the same for every model
-    few = jnp.asarray(own[:FEW])
-    return train_on(model, variables, part._replace(indices=few, size=jnp.int32(len(few))), key)
+    few = part._replace(indices=to_device(own[:FEW]), size=to_device(len(own[:FEW]), np.int32))
+    return train_on(model, variables, few, key)
 
 
 def _tune(model: Model, variables: Variables, sets: Sets, key: Key) -> Variables:

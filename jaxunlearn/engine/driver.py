@@ -324,8 +324,10 @@ def prepare(unlearner: Unlearner, variables: Variables, sets: Sets, key: Key) ->
     """
     if unlearner.prepare is None:
         return None
-    shown = alone(visible_sets(unlearner.needs, sets))
-    return unlearner.prepare.run(variables, shown, derive(key, Purpose.PREPARATION))
+    visible = visible_sets(unlearner.needs, sets)
+    with readable_sets(visible):
+        shown = alone(visible)
+        return unlearner.prepare.run(variables, shown, derive(key, Purpose.PREPARATION))
 
 
 def prepared_like(unlearner: Unlearner, variables: Variables, sets: Sets) -> Any:

@@ -22,9 +22,11 @@ from jaxunlearn.attribution.maps import concept_maps
 from jaxunlearn.concepts import Concepts
 from jaxunlearn.core.files import write_text
 from jaxunlearn.core.trees import to_device
-from jaxunlearn.core.types import Apply, Examples, Key, Subset, Variables
+from jaxunlearn.core.types import Apply, Examples, Key, Sets, Subset, Variables
+from jaxunlearn.data.batches import streamed
 from jaxunlearn.data.examples import array_shape, fetch, take, unchanged
-from jaxunlearn.data.sets import labels_of, num_examples, whole
+from jaxunlearn.data.sets import alone, labels_of, num_examples, whole
+from jaxunlearn.engine.feed import readable_sets
 from jaxunlearn.engine.loop import init_key
 from jaxunlearn.engine.predict import predict
 from jaxunlearn.kinds import View
@@ -363,8 +365,11 @@ def draw_poison(path: Path, view: View, label: str) -> None:
             lent = fetch(retain.examples, retain.indices[made.donors[:most]])
         return size, made, fetch(forget.examples, at), forget.examples.y[at], lent
 
-    given = view.variables["original"], forget, retain, concepts, drawing.key
-    size, made, x, y, lent = jax.device_get(poisoned(*given))
+    sets = Sets(forget=forget, retain=retain)
+    with readable_sets(sets):
+        shown = _both_of(alone(sets) if streamed(sets) else sets)
+        given = view.variables["original"], *shown, concepts, drawing.key
+        size, made, x, y, lent = jax.device_get(poisoned(*given))
     count = min(most, int(size))
     framed = made.corners[:count] if recipe.place not in ("full", "none") else None
     pictures.save_poison(
@@ -374,7 +379,11 @@ def draw_poison(path: Path, view: View, label: str) -> None:
 
 
 def _both(view: View) -> tuple[Subset, Subset]:
-    forget, retain = view.sets.forget, view.sets.retain
+    return _both_of(view.sets)
+
+
+def _both_of(sets: Sets) -> tuple[Subset, Subset]:
+    forget, retain = sets.forget, sets.retain
     assert forget is not None
     assert retain is not None
     return forget, retain
@@ -390,8 +399,8 @@ def _first(part: Subset, count: int) -> Examples:
 def _spread(examples: Examples) -> Examples:
     """Returns every so many-th of the examples, at most :data:`EXAMPLES`, as they are."""
     step = -(-len(examples.y) // EXAMPLES)
-    x, y = take(examples[:2], np.arange(0, len(examples.y), step))
-    return examples._replace(x=x, y=y)
+    rows = np.arange(0, len(examples.y), step)
+    return examples._replace(x=take(examples.x, rows), y=take(examples.y, rows))
 
 
 def _strongest(concepts: Concepts, labels: Sequence[int], count: int) -> list[int]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.keys import key_like
 from jaxunlearn.core.types import Key, Model, Variables
 from jaxunlearn.core.variables import as_dicts, check_like, in_form_of, leaves_of
 from jaxunlearn.models.calls import (
@@ -138,7 +139,7 @@ def from_nnx(
 
     # Read off an abstract construction: nothing is drawn, and no module of the
     # user's is put into another mode.
-    shapes = jax.eval_shape(describe, jax.random.key(0))
+    shapes = jax.eval_shape(describe, key_like())
     (call,) = calls
     if modes.streams is not None:
         raise ConfigError("streams: expected none for an NNX module, which has its own, got some")

@@ -21,7 +21,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from jaxunlearn.core.errors import CheckpointError, sentence
-from jaxunlearn.core.trees import path_name
+from jaxunlearn.core.trees import path_name, to_device
 
 LEAVES, VARIABLES = "leaves.json", "variables"
 """The table of leaves, and the folder of arrays."""
@@ -260,7 +260,7 @@ def _finish(array: Any, leaf: Any, spec: Spec) -> Any:
     """Turns the array that Orbax made into a leaf of the kind of ``leaf``."""
     if isinstance(leaf, np.ndarray | np.generic):
         return array
-    array = jnp.array(array) if isinstance(array, np.ndarray) else array
+    array = to_device(array) if isinstance(array, np.ndarray) else array
     return jax.random.wrap_key_data(array, impl=spec.impl) if spec.impl else array
 
 

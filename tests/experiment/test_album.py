@@ -15,7 +15,7 @@ WORDS = [
     "methods.finetune.steps=3",
     "methods.concept_poison.steps=30",
 ]
-MOST_PROGRAMS = 60
+MOST_PROGRAMS = 45
 """Of training, two methods, judging and pictures; each number of the host that is put on the device
 by an operation of its own, and each operation between programs, would be one more."""
 PICTURES = {

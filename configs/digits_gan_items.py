@@ -2,7 +2,7 @@
 
 Command:   jaxunlearn run digits_gan_items
 Time:      under three minutes on two CPU cores
-Expected:  the discriminator's membership AUC falls to that of retrained ones
+Expected:  the discriminator's membership AUC falls to that of retrained ones, C-FID stays
 """
 
 from jaxunlearn.config import Config, DataConfig, GanConfig, ModelConfig, Request, TrainConfig
@@ -13,13 +13,13 @@ def get_config() -> Config:
     cascade = {
         "method": "cascade",
         "substitute": "same_class_nn",
-        "steps": 200,
+        "steps": 400,
         "learning_rate": 1e-3,
         "ratio": (1, 2),
         "strength": 1.0,
         "label_strength": 3.0,
         "r1": 0.5,
-        "ema": 0.99,
+        "ema": 0.998,
     }
     return Config(
         name="digits_gan_items",

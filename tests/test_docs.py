@@ -35,7 +35,6 @@ def code_of(page):
 
 def test_glue_of_a_framework_is_short():
     section = (DOCS / "own_model.md").read_text().split("## Flax, Haiku, Equinox")[1]
-    text = re.sub(r" *\\\n {4,}", " ", text)
     for block in re.findall(r"```python\n(.*?)```", section.split("## Many")[0], re.S):
         assert len(block.split("\n\n\n")[-1].strip().split("\n")) <= 5
 

@@ -208,8 +208,8 @@ class RecordConfig:
 
     # what the request is called where it came from, a ticket's number; "": made from its hashes
     id: str = ""
-    # whether it lists the positions of the forgotten examples, beside their hash, and the run's page
-    # shows the most exposed of them
+    # whether it lists the positions of the forgotten examples, beside their hash, and the page of
+    # the run shows the most exposed of them
     indices: bool = True
 
 

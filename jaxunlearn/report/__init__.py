@@ -56,7 +56,8 @@ def save(
 
     Each file is whole or as it was before. In the JSON, NaN and infinity are null. The picture
     is last, and that of another report is removed first: one that cannot be drawn costs only
-    itself, a warning and its former file. That of an equal report is left as it is.
+    itself, a warning and its former file. That of an equal report is left as it is. Of several
+    processes the first alone writes, and removes.
 
     Args:
       folder: made where it is not there.
@@ -74,6 +75,8 @@ def save(
     folder, report = Path(folder), dict(report)
     held = report.pop("examples", None)
     examples = held if examples is None else examples
+    if not files.is_writer():
+        return  # nothing to write, and the picture of the process that does is not to be removed
     text = json.dumps(_plain(report), indent=2, allow_nan=False) + "\n"
     picture = folder / "report.png"
     drawn = _holds(folder / "report.json", text) and picture.is_file()

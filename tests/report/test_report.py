@@ -469,3 +469,13 @@ def test_no_report_is_a_clear_error(tmp_path):
 def test_the_legend_says_what_bars_of_one_seed_are(bars):
     row = {"name": "x", "values": {}} | ({"over_examples": {"original": 0.1}} if bars else {})
     assert ("over examples" in picture._legend({"rows": [row]})) == bars
+
+
+@pytest.mark.parametrize("change", ["title", "notes"])
+def test_another_process_leaves_the_files_of_the_first(tmp_path, monkeypatch, change):
+    report.save(_report(1), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(report.files, "is_writer", lambda: False)
+    report.save({**_report(1), change: "of process 1" if change == "title" else ["2 s"]}, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert "report.png" in before

@@ -80,11 +80,14 @@ def kernel_gradient(
 def _block_size(images: int, rows: int, row_bytes: int) -> int:
     """Returns how many images are multiplied at a time; a divisor of all, where one is near."""
     size = max(-(-_BLOCK_ROWS // max(rows, 1)), _BLOCK_BYTES // max(rows * row_bytes, 1), 1)
-    in_mesh = not jax.sharding.get_abstract_mesh().empty
-    if images < _FEWEST_BLOCKS * size or in_mesh:
+    if images < _FEWEST_BLOCKS * size or _is_in_mesh():
         return images
     near = (n for n in range(size, size // 2, -1) if images % n == 0)
     return next(near, size)
+
+
+def _is_in_mesh() -> bool:
+    return not jax.sharding.get_abstract_mesh().empty
 
 
 def _is_half(array: jax.Array) -> bool:
@@ -92,40 +95,43 @@ def _is_half(array: jax.Array) -> bool:
 
 
 def _summed_product(first: jax.Array, second: jax.Array, precision: Any) -> jax.Array:
-    """Computes ``[M, N]``, ``sum_r a[r, m] b[r, n]``, in float32 or better.
+    """Computes ``[*F, *S]``, ``sum_bpq a[b, p, q, f] b[b, p, q, s]``, in float32 or better.
 
     The narrower factor stands on the left, which is twice as fast: XLA transposes that one. The
-    barrier keeps XLA from taking the order back.
+    barrier keeps XLA from taking the order back. In a mesh all axes stay, for of an axis that is
+    one with another the devices cannot keep their parts.
     """
-    first, second = (a.reshape(-1, a.shape[-1]) for a in (first, second))
+    numbers = (*first.shape[3:], *second.shape[3:])
+    # summed over B H W terms, which half precision cannot hold
+    wide = jnp.float32 if _is_half(first) else None
+    kind: dict[str, Any] = {"precision": precision, "preferred_element_type": wide}
+    if _is_in_mesh():
+        return lax.dot_general(first, second, (((0, 1, 2),) * 2, ((), ())), **kind)
+    rows = math.prod(first.shape[:3])
+    first, second = (a.reshape(rows, -1) for a in (first, second))
     swapped = second.shape[1] < first.shape[1]
-    product = lax.dot_general(
-        *((second, first) if swapped else (first, second)),
-        (((0,), (0,)), ((), ())),
-        precision=precision,
-        # summed over B H W terms, which half precision cannot hold
-        preferred_element_type=jnp.float32 if _is_half(first) else None,
-    )
-    return lax.optimization_barrier(product).T if swapped else product
+    factors = (second, first) if swapped else (first, second)
+    product = lax.dot_general(*factors, (((0,), (0,)), ((), ())), **kind)
+    return (lax.optimization_barrier(product).T if swapped else product).reshape(numbers)
 
 
 def _by_shifted_gradient(
     inputs: jax.Array, grad: jax.Array, shape: tuple[int, ...], geometry: Geometry
 ) -> jax.Array:
     """Lays all shifts of the gradient side by side, for one product with the inputs."""
-    (high, wide, channels, outputs), (rows, columns) = shape, inputs.shape[1:3]
+    (high, wide), (rows, columns) = shape[:2], inputs.shape[1:3]
     (step_i, step_j), zero = geometry.dilation, jnp.zeros((), grad.dtype)
     reach = ((high - 1) * step_i, (wide - 1) * step_j)
     sides = [(r - low, r - up, 0) for r, (low, up) in zip(reach, geometry.padding, strict=True)]
     padded = lax.pad(grad, zero, ((0, 0, 0), *sides, (0, 0, 0)))
     tops = [(high - 1 - i) * step_i for i in range(high)]
     lefts = [(wide - 1 - j) * step_j for j in range(wide)]
-    every = jnp.concatenate(
+    every = jnp.stack(
         [padded[:, top : top + rows, left : left + columns] for top in tops for left in lefts],
-        axis=-1,
+        axis=3,
     )
     found = _summed_product(inputs, every, geometry.precision)
-    return found.reshape(channels, high, wide, outputs).transpose(1, 2, 0, 3)
+    return jnp.moveaxis(found, 0, 1).reshape(shape)
 
 
 def _by_shifted_inputs(
@@ -141,12 +147,10 @@ def _by_shifted_inputs(
         return lax.slice_in_dim(array, start, start + (size - 1) * stride + 1, stride, axis)
 
     # columns first, then rows of these: fewer and longer pieces than all at once
-    beside = jnp.concatenate(
-        [strided(padded, j * step_j, columns, across, 2) for j in range(wide)], axis=-1
+    beside = jnp.stack(
+        [strided(padded, j * step_j, columns, across, 2) for j in range(wide)], axis=3
     )
-    every = jnp.concatenate(
-        [strided(beside, i * step_i, rows, down, 1) for i in range(high)], axis=-1
-    )
+    every = jnp.stack([strided(beside, i * step_i, rows, down, 1) for i in range(high)], axis=3)
     return _summed_product(every, grad, geometry.precision).reshape(shape)
 
 

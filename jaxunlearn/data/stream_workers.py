@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
@@ -111,6 +112,14 @@ def first_example(recipe: Recipe) -> Any:
     return x
 
 
+def check_last(recipe: Recipe) -> None:
+    """Reads the last record: a source that is shorter than it says is told before any work."""
+    forms, last = recipe.forms, len(recipe.source) - 1
+    if last > 0:
+        out = empty_rows(forms, 1, np.empty(row_bytes(forms, 1), np.uint8))
+        read_into(recipe, np.array([last]), out)
+
+
 def read_into(recipe: Recipe, positions: np.ndarray, out: Sequence[np.ndarray]) -> None:
     """Reads examples into arrays ``[M, ...]``, one for each form.
 
@@ -160,7 +169,7 @@ def _records(recipe: Recipe, positions: np.ndarray) -> Iterator[tuple[int, Any]]
         together: Any = None
         if several is not None:
             # which of them is damaged, reading them one by one tells
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception, SystemExit):
                 together = several(some)
         for number, position in enumerate(some):
             if together is not None and len(together) == len(some):
@@ -183,11 +192,19 @@ def _explained(recipe: Recipe, position: int) -> Iterator[None]:
             f"{recipe.name}: expected as many records as its length says, {len(recipe.source):,}, "
             f"got none at position {position} ({type(error).__name__}: {sentence(error)})"
         ) from error
-    except Exception as error:
+    except BaseException as error:  # an exit, too, would end the program without a word
+        if isinstance(error, KeyboardInterrupt) and _can_be_interrupted():
+            raise
         raise DataError(
             f"{recipe.name}: expected a record that decodes at position {position}, got "
             f"{type(error).__name__}: {sentence(error)}"
         ) from error
+
+
+def _can_be_interrupted() -> bool:
+    """Tells whether Ctrl-C reaches this thread: workers ignore it, only a first one is told."""
+    first = threading.current_thread() is threading.main_thread()
+    return first and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
 
 
 def empty_rows(forms: Sequence[Form], count: int, buffer: np.ndarray) -> list[np.ndarray]:
@@ -372,11 +389,20 @@ class _Worker:
         except (EOFError, OSError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(2)
-            code = self.process.poll()
             raise DataError(
                 f"workers: expected worker {self.number} to go on reading, it ended "
-                f"{'by signal ' + str(-code) if code and code < 0 else f'with status {code}'}"
+                f"{_told_end(self.process.poll())}"
             ) from error
+
+
+def _told_end(code: int | None) -> str:
+    """Describes how a process ended, by what ``poll`` says; ``None`` where it does not say."""
+    if code is None:
+        return "without saying why"
+    if code >= 0:
+        return f"with status {code}"
+    known = {one.value: f" ({one.name})" for one in signal.Signals}
+    return f"by signal {-code}{known.get(-code, '')}"
 
 
 class _TooLarge(Exception):

@@ -24,6 +24,7 @@ from jaxunlearn.data.stream_workers import (
     Recipe,
     Workers,
     arrays_of,
+    check_last,
     empty_rows,
     first_example,
     read_into,
@@ -57,7 +58,7 @@ def stream(
       that its records hold.
 
     Raises:
-      DataError: no records, or a first one that does not decode.
+      DataError: no records, or a first or last one that is missing or does not decode.
       ValueError: ``workers`` below 0.
       TypeError: a source without length and positions, or ``decode`` that cannot be called.
     """
@@ -88,6 +89,7 @@ class _Shared:
         self.recipe = recipe._replace(
             forms=tuple(Form(array.shape, array.dtype) for array in arrays)
         )
+        check_last(self.recipe)
         self.count, self._lock = workers, threading.Lock()
         self._workers: Workers | None = None
 

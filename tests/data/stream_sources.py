@@ -50,6 +50,14 @@ def beyond():
     raise IndexError("list index out of range")
 
 
+def leave():
+    raise SystemExit(3)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
 def undecodable():
     raise ValueError("no\nimage\nfile")
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +150,46 @@ def test_bad_records_are_told_in_one_line(act, workers):
         x.read(np.arange(50, 70))
     assert "\n" not in str(caught.value)
     np.testing.assert_array_equal(x.read([1, 2]), X[[1, 2]])  # others are read all the same
+
+
+LAST = {
+    "beyond": "expected as many records as its length says, 180, got none at position 179",
+    "leave": "expected a record that decodes at position 179, got SystemExit: 3",
+    "of_another_size": "expected examples of one form, .* at position 179",
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("act", LAST)
+def test_a_source_shorter_than_it_says_is_told_when_it_is_given(act, workers):
+    with pytest.raises(DataError, match=rf"photos: {LAST[act]}") as caught:
+        ju.data.stream(Records(179, getattr(sources, act)), workers=workers, name="photos")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("ask", [lambda x: x.read([1, 60]), lambda x: x.labels])
+def test_a_source_that_leaves_the_program_is_told(ask, workers):
+    x = ju.data.stream(Records(60, sources.leave), workers=workers)
+    with pytest.raises(DataError, match="decodes at position 60, got SystemExit: 3"):
+        ask(x)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(None, "without saying why"), (3, "with status 3"), (-9, "SIGKILL")]
+)
+def test_the_end_of_a_worker_is_told(code, words):
+    assert words in stream_workers._told_end(code)
+
+
+def test_ctrl_c_stays_one_where_it_can_arrive():
+    recipe = stream_workers.Recipe(Records(), None, "photos")
+    with pytest.raises(KeyboardInterrupt), stream_workers._explained(recipe, 3):
+        raise KeyboardInterrupt
+    with ThreadPoolExecutor(1) as pool:  # of a source in another thread
+        x = ju.data.stream(Records(60, sources.interrupt))
+        with pytest.raises(DataError, match="position 60, got KeyboardInterrupt"):
+            pool.submit(x.read, [60]).result()
 
 
 @pytest.mark.parametrize("rows", [[-1], [3, 180], [[0], [-181]], [90]])

@@ -44,7 +44,7 @@ from jaxunlearn.engine.loop import (
     unchanged,
     variables_axes,
 )
-from jaxunlearn.engine.sharding import Sharding, lay, place, replicate
+from jaxunlearn.engine.sharding import Sharding, lay, place, replicate, tell_undivided
 from jaxunlearn.engine.stop import Rule
 
 CHUNK = 32
@@ -170,6 +170,8 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
     _expect_suited(job.unlearner, sets)
     sets = visible_sets(job.unlearner.needs, sets)
     steps = count_steps(job, sets, options.steps)
+    if job.unlearner.step is not None:
+        tell_undivided(job.batch_size, job.sharding)
     clock = _Clock()
     told = sets, key  # as they are on the host, for what is read there
     if job.sharding is not None:

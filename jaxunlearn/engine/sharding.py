@@ -8,7 +8,9 @@ Optimizer states repeat the parameters' paths and so follow the same rules.
 
 import contextlib
 import functools
+import math
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxunlearn.core.errors import ConfigError
+from jaxunlearn.core.errors import ConfigError, brief
 from jaxunlearn.core.trees import named_leaves, path_name
 from jaxunlearn.core.types import Batches
 
@@ -85,9 +87,9 @@ def make_sharding(
     else:
         axes_of = _parse_axes(mesh)
     names, sizes = tuple(axes_of), tuple(axes_of.values())
-    if int(np.prod(sizes)) != count:
+    if math.prod(sizes) != count:
         raise ConfigError(
-            f"mesh: expected axes for {count} devices, got {mesh!r} = {int(np.prod(sizes))}"
+            f"mesh: expected axes for {count} devices, got {mesh!r} = {brief(math.prod(sizes))}"
         )
     rules = tuple((pattern, tuple(axes)) for pattern, axes in rules)
     for pattern, axes in rules:
@@ -124,12 +126,15 @@ def _two_axes(count: int) -> dict[str, int]:
 
 
 def _parse_axes(text: str) -> dict[str, int]:
-    found = re.findall(r"(\w+)=(\d+)", text)
+    found = re.findall(r"(\w+)=(\d{1,18})", text)
     if ",".join(f"{name}={size}" for name, size in found) != text.replace(" ", "") or not found:
         raise ConfigError(
             f"mesh: expected one of {', '.join(PRESETS)} or axes such as 'data=2,model=4', "
             f"got {text!r}"
         )
+    names = [name for name, _ in found]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"mesh: expected each axis once, got {repeated[0]} twice in {text!r}")
     return {name: int(size) for name, size in found}
 
 
@@ -204,6 +209,18 @@ def constrain_batches(batches: Batches, sharding: Sharding | None) -> Batches:
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(sharding.mesh, spec))
 
     return jax.tree.map(one, batches)
+
+
+def tell_undivided(size: int, sharding: Sharding | None) -> None:
+    """Warns where a batch does not divide over the mesh's first axis, and so nothing is gained."""
+    if sharding is not None:
+        devices = sharding.mesh.shape[sharding.mesh.axis_names[0]]
+        if size % devices:
+            warnings.warn(
+                f"batch_size: batches of {size} do not divide over {devices} devices: each "
+                "computes all of them",
+                stacklevel=3,
+            )
 
 
 def dividing(sharding: Sharding | None) -> contextlib.AbstractContextManager[Any]:

@@ -12,7 +12,14 @@ import jaxunlearn as ju
 from jaxunlearn.config import TrainConfig
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.engine.communication import read_collectives
-from jaxunlearn.engine.sharding import PRESETS, check_divides, make_sharding, place, spec_of
+from jaxunlearn.engine.sharding import (
+    PRESETS,
+    check_divides,
+    make_sharding,
+    place,
+    spec_of,
+    tell_undivided,
+)
 from tests import meshes, toy
 
 
@@ -106,6 +113,10 @@ def test_the_first_rule_that_matches_wins():
     [
         ("tpu", (), "expected one of single, data, fsdp, fsdp_tensor or axes such as 'data=2,mod"),
         ("data=3", (), "expected axes for 8 devices"),
+        ("data=2,data=4", (), "expected each axis once, got data twice in 'data=2,data=4'"),
+        ("a=2,model=2,a=2", (), "expected each axis once, got a twice"),
+        ("data=4611686018427387905,model=8", (), "expected one of single, data"),
+        ("a=274877906945,b=67108864", (), "axes for 8 devices, got .* = 18446744073776660480"),
         ("data", (("w", ("model",)),), r"axes among \['data'\], got \['model'\]"),
         ("data", (("(", ("data",)),), "expected a regular expression"),
     ],
@@ -113,6 +124,15 @@ def test_the_first_rule_that_matches_wins():
 def test_wrong_meshes_are_refused(mesh, rules, message):
     with pytest.raises(ConfigError, match=message):
         make_sharding(mesh, rules)
+
+
+@pytest.mark.parametrize(("mesh", "devices"), [("data", 8), ("model=4,data=2", 4)])
+def test_batches_that_do_not_divide_are_told(mesh, devices):
+    sharding = make_sharding(mesh)
+    with pytest.warns(UserWarning, match=f"batches of 10 do not divide over {devices} devices"):
+        tell_undivided(10, sharding)
+    tell_undivided(16, sharding)  # a warning is an error here
+    tell_undivided(10, None)
 
 
 @pytest.mark.parametrize("devices", [2, 3, 7])

@@ -1,5 +1,6 @@
 """Training, unlearning and predicting with streamed sets: the same as with resident ones."""
 
+import contextlib
 import json
 import threading
 import time
@@ -310,11 +311,13 @@ def test_predictions_are_equal_and_so_is_judgement(resident, streamed, original)
 def test_on_a_mesh_batches_are_divided(resident, streamed, original, batch_size):
     sharding = make_sharding("data=2", devices=jax.devices()[:2])
     method = toy.method("finetune")
-    outs = [
-        ju.unlearn(method, original, sets, KEY, steps=3, batch_size=batch_size, chunk=1,
-                   sharding=sharding)
-        for sets in (resident, streamed)
-    ]  # fmt: skip
+    told = r"batches of 15 do not divide over 2 devices: each computes all"
+    with pytest.warns(UserWarning, match=told) if batch_size == 15 else contextlib.nullcontext():
+        outs = [
+            ju.unlearn(method, original, sets, KEY, steps=3, batch_size=batch_size, chunk=1,
+                       sharding=sharding)
+            for sets in (resident, streamed)
+        ]  # fmt: skip
     same(outs[0].variables, outs[1].variables)
 
 

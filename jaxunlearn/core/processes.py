@@ -22,10 +22,11 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from jaxunlearn.core import watch
-from jaxunlearn.core.errors import ConfigError, sentence
+from jaxunlearn.core.errors import ConfigError, brief, sentence
 
 _watch: watch.Watch | None = None
 _LONGEST_WAIT = 86_400
+_MOST = 65_536
 _meetings = itertools.count()
 
 
@@ -163,6 +164,11 @@ def _check(processes: int, coordinator: str, process: int) -> str:
     """Checks numbers and address; returns the host."""
     if processes < 1:
         raise ConfigError(f"processes: expected a positive number, got {processes}")
+    if processes > _MOST:  # numbers and counts of JAX's service would take all memory
+        raise ConfigError(
+            f"processes: expected at most {_MOST}, for process 0 keeps a connection to each, got "
+            f"{brief(processes)}"
+        )
     if not 0 <= process < processes:
         raise ConfigError(f"process_id: expected a number from 0 to {processes - 1}, got {process}")
     host, _, port = coordinator.rpartition(":")

@@ -12,18 +12,25 @@ where the first dies.
 """
 
 import contextlib
+import itertools
 import json
 import os
-import select
+import selectors
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxunlearn.core.errors import ConfigError, brief, sentence
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 WAIT = 60
 """Seconds until a process that waits for others gives up, unless told another number."""
@@ -46,6 +53,8 @@ LINGER = 3
 """Seconds in which a failing process has its reason read by the others."""
 
 _LONGEST = 65536
+_FILES = 256
+"""Files that the rest of a program may have open."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 _GO_ON = "the same command goes on from the last save"
 _BROKEN = ("gloo", "nccl", "connection", "unavailable", "heartbeat", "coordination", "deadline")
@@ -150,7 +159,7 @@ class _Line:
         """Returns the next message; ``None``: none came."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            if select.select([self.connection], [], [], left)[0]:
+            if _ready([self.connection], left):
                 found = self.read()
                 if found is None:
                     return None
@@ -158,13 +167,13 @@ class _Line:
                     return found[0]
         return None
 
-    def drain(self) -> None:
-        """Lets the other read what was sent, and hang up."""
+    def drain(self, end: float) -> None:
+        """Lets the other read what was sent, and hang up, until then by the clock."""
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
-        end = time.monotonic() + LINGER
-        while time.monotonic() < end and self.read() is not None:
-            pass
+        while (left := end - time.monotonic()) > 0:
+            if _ready([self.connection], left) and self.read() is None:
+                return
 
 
 class Watch:
@@ -188,6 +197,7 @@ class Watch:
         if process:
             self.service = self._join(host.strip("[]"), int(port), patience)
         else:
+            _check_files(processes)
             self.listener = _listen(host, int(port), coordinator)
             self.service = self._gather(host, patience)
         threading.Thread(target=self._watch, daemon=True, name="jaxunlearn-watch").start()
@@ -202,7 +212,7 @@ class Watch:
         wrong, found = "", list[dict[str, Any]]()
         while not found and not wrong:
             patience.say(f"the others, process 0 is at {self.coordinator}")
-            new = line.read() if select.select([connection], [], [], 0.2)[0] else []
+            new = line.read() if _ready([connection], 0.2) else []
             silence = time.monotonic() - line.heard
             if new is None:
                 wrong = "one that hung up"
@@ -232,8 +242,9 @@ class Watch:
         starts: list[Any] = [self.child.stdout]
         wrong, said = "", time.monotonic()
         while not wrong and (starts or len(self.lines) < self.processes - 1):
-            missing = sorted(set(range(1, self.processes)) - set(self.lines))
-            whom = f"process {_listed(missing)}" if missing else "the service of JAX"
+            missing = self.processes - 1 - len(self.lines)
+            numbers = (n for n in range(1, self.processes) if n not in self.lines)
+            whom = f"process {_listed(numbers, missing)}" if missing else "the service of JAX"
             if patience.left() <= 0:
                 wrong = (
                     f"processes: expected {self.processes} at {self.coordinator} within "
@@ -245,7 +256,7 @@ class Watch:
                 said = time.monotonic()
                 self._beat()
             waiting = [self.listener, *starts, *(one.connection for one in self.lines.values())]
-            ready = select.select(waiting, [], [], max(0.0, min(patience.left(), 1.0)))[0]
+            ready = _ready(waiting, min(patience.left(), 1.0))
             if self.listener in ready:
                 wrong = self._admit()
             if starts and starts[0] in ready and starts.pop().readline().strip() != b"ready":
@@ -284,7 +295,7 @@ class Watch:
             self.lines[number] = line
             return ""
         line.send({"refused": wrong})
-        line.drain()
+        line.drain(time.monotonic() + LINGER)
         line.connection.close()
         return wrong
 
@@ -303,8 +314,9 @@ class Watch:
         return port
 
     def _hang_up(self) -> None:
+        end = time.monotonic() + LINGER
         for line in self.lines.values():
-            line.drain()
+            line.drain(end)
             line.connection.close()
         if self.listener is not None:
             self.listener.close()
@@ -326,7 +338,7 @@ class Watch:
             waiting: list[Any] = [line.connection for line in self.lines.values()]
             waiting += [] if self.listener is None else [self.listener]
             try:
-                ready = select.select(waiting, [], [], 0.5)[0] if waiting else []
+                ready = _ready(waiting, 0.5)
             except (OSError, ValueError):
                 return  # closed at the end
             if self.listener in ready:
@@ -373,28 +385,31 @@ class Watch:
         """Ends this process for another's end; whose own end is under way is left to it."""
         if not self.ending.acquire(blocking=False):
             return
+        _print(f"error: {why}")  # first: the main thread may end this process meanwhile
         if not self.process:
             self._tell({"over": why})
-        _print(f"error: {why}")
         os._exit(1)
 
     def _tell(self, message: dict[str, Any]) -> None:
         """Tells those that this process is connected to, and lets them read it."""
-        for line in list(self.lines.values()):
+        lines, end = list(self.lines.values()), time.monotonic() + LINGER
+        for line in lines:
             line.send(message)
-        for line in list(self.lines.values()):
-            line.drain()
+        for line in lines:
+            line.drain(end)
 
     # Ending
 
     def fail(self, why: str) -> bool:
         """Tells the others that this process fails; false if it ends for another's end already.
 
-        An error that may come of another's end waits for word of it.
+        An error that may come of another's end waits for word of it. Where this process ends
+        already, whoever saw to that has time to finish, and ends it while this waits.
         """
         if any(word in why.lower() for word in _BROKEN):
             time.sleep(LINGER)
         if not self.ending.acquire(blocking=False):
+            self.over.wait(2 * LINGER)
             return False
         own = f"process 0 of {self.processes} ended with an error: {why}"
         self._tell({"failed": why} if self.process else {"over": own})
@@ -454,9 +469,37 @@ def _connect(host: str, port: int, coordinator: str, patience: _Patience) -> soc
             time.sleep(0.2)
 
 
-def _listed(numbers: list[int], most: int = 4) -> str:
-    more = [f"{len(numbers) - most} more"] if len(numbers) > most else []
-    *first, last = [*map(str, numbers[:most]), *more]
+def _ready(waiting: Sequence[Any], seconds: float) -> list[Any]:
+    """Returns which of some connections can be read, of any number, once one can or time is up."""
+    with selectors.DefaultSelector() as some:
+        for one in waiting:
+            some.register(one, selectors.EVENT_READ)
+        return [key.fileobj for key, _ in some.select(max(0.0, seconds))]
+
+
+def _check_files(processes: int) -> None:
+    """Checks that this process may open a connection to each other one."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = processes + _FILES
+    if soft in (resource.RLIM_INFINITY, max(soft, needed)):
+        return
+    try:
+        if hard not in (resource.RLIM_INFINITY, max(hard, needed)):
+            raise ValueError("more than may be asked for")  # root could raise it for good
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"processes: expected at most {hard - _FILES}, for process 0 keeps a connection to "
+            f"each and may open {hard} files here (ulimit -Hn), got {processes}"
+        ) from None
+
+
+def _listed(numbers: Iterable[int], count: int, most: int = 4) -> str:
+    """Returns some numbers in words: the first of ``count`` ones, and how many there are more."""
+    more = [f"{count - most} more"] if count > most else []
+    *first, last = [*map(str, itertools.islice(numbers, most)), *more]
     return f"{', '.join(first)} and {last}" if first else last
 
 

@@ -1,5 +1,6 @@
 """Several processes of one program: the numbers of one, and clear errors where they do not meet."""
 
+import io
 import itertools
 import json
 import math
@@ -337,6 +338,46 @@ def test_whoever_waits_says_for_whom_and_gives_up(monkeypatch, capfd):
     assert re.search(r"waiting for the others, process 0 is at 127.*: \d s of 2\n", lines)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("apart", [0.0, 0.02, 0.1])
+def test_where_both_fail_each_says_so_before_it_ends(first, apart, monkeypatch):
+    told, ends, met, place = io.StringIO(), [], {}, f"127.0.0.1:{free_port()}"
+
+    def ended(status):
+        if threading.current_thread() is threading.main_thread():
+            ends.append((status, told.getvalue()))
+            raise SystemExit
+
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(watch, "_print", lambda text: told.write(f"{text}\n"))
+    monkeypatch.setattr(sys, "stderr", told)
+    with ThreadPoolExecutor(2) as both:
+        for n, one in enumerate(both.map(lambda n: watch.Watch(2, n, place), range(2))):
+            met[n] = one
+        lines = [line for one in met.values() for line in one.lines.values()]
+        monkeypatch.setattr(watch, "LINGER", 0.2)
+        monkeypatch.setattr(processes, "_watch", met[first])
+        other = both.submit(met[1 - first].fail, "no such thing")
+        time.sleep(apart)
+        with pytest.raises(SystemExit):
+            processes.fail("an error of its own")
+        other.result()
+    for one in met.values():
+        one.over.set()
+    for thread in threading.enumerate():
+        if thread.name == "jaxunlearn-watch":
+            thread.join(30)
+    for one in met.values():
+        one._hang_up()
+    for line in lines:
+        line.connection.close()
+    assert [status for status, _ in ends] == [1]
+    of_other = f"error: process {first} of 2"
+    found = [line for line in ends[0][1].splitlines() if not line.startswith(of_other)]
+    said = f"error: process {1 - first} of 2 ended with an error: no such thing"
+    assert found in (["error: an error of its own"], [said])
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -398,6 +439,11 @@ def test_a_cluster_is_asked(variables, said, monkeypatch):
         ((2, "127.0.0.1:1", None), "process_id: expected all of"),
         ((None, "127.0.0.1:1", 0), "processes: expected all of"),
         ((0, "127.0.0.1:1", 0), "processes: expected a positive number, got 0"),
+        *(
+            ((many, "127.0.0.1:1", number), "processes: expected at most 65536, for process 0")
+            for many in (65_537, 200_000_000, 10**23, 10**5000)
+            for number in (0, 1)
+        ),
         ((2, "127.0.0.1:1", 2), "process_id: expected a number from 0 to 1, got 2"),
         ((2, "127.0.0.1", 0), "coordinator: expected HOST:PORT"),
         ((2, "127.0.0.1:99999", 0), "coordinator: expected HOST:PORT"),
@@ -418,6 +464,20 @@ def test_a_cluster_is_asked(variables, said, monkeypatch):
 def test_what_cannot_meet_is_told_at_once(given, said):
     with pytest.raises(ConfigError, match=said):
         processes.join(*given)
+
+
+def test_more_processes_than_files_are_told(monkeypatch):
+    monkeypatch.setattr(watch.resource, "getrlimit", lambda _: (600, 1000))
+    with pytest.raises(ConfigError, match=r"at most 744, .* 1000 files here \(ulimit -Hn\), got"):
+        watch.Watch(60_000, 0, f"127.0.0.1:{free_port()}", 0.1)
+
+
+def test_of_many_that_are_missing_a_few_are_named(capfd, monkeypatch):
+    monkeypatch.setattr(watch, "_check_files", lambda processes: None)
+    begin = time.monotonic()
+    with pytest.raises(ConfigError, match="got all but process 1, 2, 3, 4 and 65531 more"):
+        watch.Watch(65_536, 0, f"127.0.0.1:{free_port()}", 0.3)
+    assert time.monotonic() - begin < 20
 
 
 def test_nobody_listens(monkeypatch, capfd):

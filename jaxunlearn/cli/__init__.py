@@ -435,6 +435,8 @@ def _purge(options: argparse.Namespace) -> int:
     found = list_purge(folder) if options.dry_run else purge(folder)
     verb = "would remove" if options.dry_run else "removed"
     lines = [f"{verb} {one.path}: {one.what}" for one in found.removed]
+    if found.gone:
+        lines.append(f"gone since an earlier purge: {_names([one.path for one in found.gone])}")
     lines += [f"keeps {one}" for one in found.kept if ": " in one]
     lines += [f"cannot reach {one}" for one in found.beyond]
     if not options.dry_run:

@@ -32,6 +32,10 @@ MOST_WAIT = 3.0
 PURGE = "erasure/purge.json"
 """Says what a purge removed, is about to remove, and could not reach."""
 
+TRIAL = r"((?P<trial>(seed|class|turn)_\d+)/)?"
+MODEL = re.compile(rf"{TRIAL}(?P<place>original|helpers|pools|unlearned|retrained)(/[^/]+)?")
+"""Places of a run's models in its folder; what lies elsewhere is the user's."""
+
 _HALF = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(tmp|old)")
 

@@ -19,7 +19,7 @@ from jaxunlearn.core.seals import read_sealed
 from jaxunlearn.data.dataset import cache_root
 from jaxunlearn.data.sources.folders import is_folder
 from jaxunlearn.experiment.erasure import ERASURE, PAGE, RECORD
-from jaxunlearn.experiment.folder import KEPT, LOCK
+from jaxunlearn.experiment.folder import KEPT, LOCK, MODEL, TRIAL
 from jaxunlearn.experiment.stages import UNFINISHED
 from jaxunlearn.experiment.verification import read_config
 from jaxunlearn.pictures import PICTURES
@@ -36,13 +36,11 @@ _DROP = {
     "examples.npz": "numbers of each example",
     "drawn.json": "which pictures were drawn",
 }
-_TRIAL = r"((seed|class|turn)_\d+/)?"
-_OWN = re.compile(rf"{_TRIAL}(attacks/[^/]+/)?(?P<name>[^/]+)")
-_PICTURE = re.compile(rf"{_TRIAL}pictures/([^/]+/)?(?P<name>[^/]+)\.(png|md|json)")
-_RECORD = re.compile(rf"{_TRIAL}{ERASURE}/[^/]+/({re.escape(RECORD)}|{re.escape(PAGE)})")
-_OF_MODEL = re.compile(rf"{_TRIAL}language/(config\.json|{'|'.join(map(re.escape, KEPT))})")
-_MODEL = re.compile(rf"{_TRIAL}(?P<place>original|helpers|pools|unlearned|retrained)(/[^/]+)?")
-"""Places of a run's own files and models; whatever lies elsewhere is the user's."""
+_OWN = re.compile(rf"{TRIAL}(attacks/[^/]+/)?(?P<name>[^/]+)")
+_PICTURE = re.compile(rf"{TRIAL}pictures/([^/]+/)?(?P<name>[^/]+)\.(png|md|json)")
+_RECORD = re.compile(rf"{TRIAL}{ERASURE}/[^/]+/({re.escape(RECORD)}|{re.escape(PAGE)})")
+_OF_MODEL = re.compile(rf"{TRIAL}language/(config\.json|{'|'.join(map(re.escape, KEPT))})")
+"""Places of a run's own files; whatever lies elsewhere is the user's."""
 
 
 class Found(NamedTuple):
@@ -64,11 +62,13 @@ class Holdings(NamedTuple):
       removed: goes.
       kept: what of the run stays; of an unlearned model how many tests found something.
       beyond: what it cannot reach, in words.
+      gone: an earlier purge removed it, and it is not there again.
     """
 
     removed: list[Found]
     kept: list[str]
     beyond: list[str]
+    gone: list[Found]
 
 
 def list_holdings(folder: Path, done: Mapping[str, Any] | None) -> Holdings:
@@ -78,7 +78,7 @@ def list_holdings(folder: Path, done: Mapping[str, Any] | None) -> Holdings:
       done: what an earlier purge wrote down: it goes, wherever it is.
     """
     made = report.load(folder)
-    listing = Holdings([], [], [])
+    listing = Holdings([], [], [], [])
     config = config_of(folder)
     for path in walk_run(folder):
         _sort(folder, path, made, listing)
@@ -92,8 +92,10 @@ def list_holdings(folder: Path, done: Mapping[str, Any] | None) -> Holdings:
         listing.removed.append(Found(str(entry), "decoded copy of the data set, in the cache"))
     if done is not None:  # what an earlier purge began with
         there = {one.path for one in listing.removed}
-        earlier = [Found(one["path"], one["what"]) for one in done["removed"]]
-        listing.removed[:0] = [one for one in earlier if one.path not in there]
+        for one in (Found(each["path"], each["what"]) for each in done["removed"]):
+            if one.path not in there:
+                is_there = os.path.lexists(folder / one.path)
+                (listing.removed if is_there else listing.gone).append(one)
     told = _findings(folder, made)
     listing.kept[:] = sorted(f"{name}{told.get(name, '')}" for name in listing.kept)
     listing.beyond.extend(_out_of_reach(folder, config, fingerprint))
@@ -190,7 +192,7 @@ def _sort_model(folder: Path, path: Path, made: Mapping[str, Any], listing: Hold
     usual = name.removesuffix(UNFINISHED)
     if aside:
         usual = f"{name.removesuffix(path.name)}{aside['name']}"
-    own = _MODEL.fullmatch(usual)
+    own = MODEL.fullmatch(usual)
     earlier = made.get("trials", {}).get("kind") == "turn" and not name.startswith(
         f"turn_{max(made['trials']['numbers'])}/"
     )

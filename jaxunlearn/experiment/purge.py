@@ -6,7 +6,7 @@ it; a run in the folder is refused from then on.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jaxunlearn.experiment.erasure import ERASURE, RECORD, neutral
 from jaxunlearn.experiment.folder import LOCK, PURGE, purge_of
 from jaxunlearn.experiment.holdings import Holdings, config_of, is_kept, list_holdings, walk_run
 from jaxunlearn.experiment.pages import PAGE, try_page
-from jaxunlearn.experiment.verification import verify_run
+from jaxunlearn.experiment.verification import compare_places, verify_run
 
 
 def list_purge(folder: Path) -> Holdings:
@@ -29,8 +29,7 @@ def list_purge(folder: Path) -> Holdings:
       CheckpointError: see there.
     """
     done = purge_of(folder)
-    if done is None:
-        _check(folder)
+    _check(folder, done)
     return list_holdings(folder, done)
 
 
@@ -43,7 +42,7 @@ def purge(folder: Path) -> Holdings:
     came back.
 
     Returns:
-      What was removed, by this purge and those before it; also in ``erasure/purge.json`` and
+      What was removed, and what purges before it had; also in ``erasure/purge.json`` and
       ``erasure/purge.md``.
 
     Raises:
@@ -52,12 +51,11 @@ def purge(folder: Path) -> Holdings:
     """
     with hold(folder / LOCK, folder):
         done = purge_of(folder)
-        if done is None:
-            _check(folder)
+        _check(folder, done)
         listing = list_holdings(folder, done)
         begun = {
             "begun": now() if done is None else done["begun"],
-            "removed": [one._asdict() for one in listing.removed],
+            "removed": [one._asdict() for one in (*listing.gone, *listing.removed)],
             "kept": listing.kept,
             "beyond": listing.beyond,
             "models": report.load(folder).get("models", {}) if done is None else done["models"],
@@ -72,9 +70,17 @@ def purge(folder: Path) -> Holdings:
     return listing
 
 
-def _check(folder: Path) -> None:
-    """Checks that a run is finished and its records hold."""
+def _check(folder: Path, done: Mapping[str, Any] | None) -> None:
+    """Checks that a run is finished and its records hold; or that an earlier purge can go on."""
     made = report.load(folder)
+    if done is not None:
+        read_sealed(folder / PURGE)
+        # digests change meanwhile; what stays is decided by places
+        wrong, _ = compare_places(folder, made, done)
+        if set(done.get("models", {})) != set(made.get("models") or {}):
+            wrong.append(f"{folder / 'report.json'}: not the models that the purge began with")
+        _refuse(folder, wrong)
+        return
     if made.get("trials", {}).get("kind") == "class":
         raise CheckpointError(
             f"{folder}: expected a run that forgets one request, got one that forgets each class "
@@ -85,7 +91,13 @@ def _check(folder: Path) -> None:
             f"{folder}: expected a run with erasure records, got none; the same run again writes "
             "them"
         )
-    if wrong := verify_run(folder).wrong:
+    found = verify_run(folder)
+    # what an earlier run left has no part in the report, and is removed
+    _refuse(folder, [line for line in found.wrong if line not in found.left])
+
+
+def _refuse(folder: Path, wrong: Sequence[str]) -> None:
+    if wrong:
         raise CheckpointError(
             f"{folder}: expected a run that verifies, got {len(wrong)} things that do not; the "
             f"first: {wrong[0]}"

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from jaxunlearn.experiment.erasure import (
     rows_of,
     weights_digest,
 )
-from jaxunlearn.experiment.folder import PURGE, models_of, purge_of
+from jaxunlearn.experiment.folder import MODEL, PURGE, TRIAL, models_of, purge_of
 from jaxunlearn.experiment.helpers import with_helpers
 from jaxunlearn.experiment.plan import groups, helper_stages, make_plan, trials
 from jaxunlearn.experiment.trial import Trial
@@ -48,18 +49,21 @@ class Verified(NamedTuple):
     Attributes:
       wrong: a line for each thing that is not as it was.
       told: lines on what was compared, and on what could not be.
+      left: those of ``wrong`` on models and records of which the report has nothing at all; an
+        earlier run in the folder may have left them.
     """
 
     wrong: list[str]
     told: list[str]
+    left: list[str]
 
 
 def verify_run(folder: Path, *, metrics: bool = False) -> Verified:
     """Compares a finished run with what was written and judged.
 
     Every model is compared with its manifest; every record with its seal, with the report that
-    names it and with its models; the request with the data, where they are there: nothing is
-    downloaded.
+    names it and with its models; what the report names with what is there, both ways; the request
+    with the data, where they are there: nothing is downloaded.
 
     Args:
       metrics: measure everything again, and compare.
@@ -75,6 +79,8 @@ def verify_run(folder: Path, *, metrics: bool = False) -> Verified:
             f"{gone['begun']}; without --metrics the records are verified"
         )
     wrong, told = _models(folder, report, gone)
+    found, left = compare_places(folder, report, gone)
+    wrong += found + left
     records, found = read_records(folder, report)
     wrong += found
     if not isinstance(report.get("records"), Mapping):
@@ -82,7 +88,7 @@ def verify_run(folder: Path, *, metrics: bool = False) -> Verified:
             "no erasure records: the run is of an earlier version; run again, it writes them"
         )
     elif report["records"]:
-        number = len(report["records"])
+        number = len({*report["records"], *_records_in(folder)})
         told.append(f"{len(records)} of {number} erasure records are sealed as the report says:")
         told += [f"  {name} {record['seal']}" for name, record in records.items()]
         found, more = _requests(folder, records)
@@ -97,8 +103,78 @@ def verify_run(folder: Path, *, metrics: bool = False) -> Verified:
         wrong += found
         told += more
     elif metrics:
-        told.append("metrics: not measured again, since the rest does not agree")
-    return Verified(wrong, told)
+        why = "the rest does not agree" if wrong else "there are no records to compare with"
+        wrong.append(f"metrics: not measured again, since {why}")
+    return Verified(wrong, told, left)
+
+
+def compare_places(
+    folder: Path, report: Mapping[str, Any], gone: Mapping[str, Any] | None
+) -> tuple[list[str], list[str]]:
+    """Compares the models, records and trials that a report names with those in the folder.
+
+    Returns:
+      A line for each that one has and the other has not; and one for each model or record of
+      which the report has nothing at all: it was added, or left by an earlier run.
+    """
+    file, there = folder / "report.json", _records_in(folder)
+    told, sealed = report.get("models"), report.get("records")
+    if not isinstance(told, Mapping) or not told:
+        what = "the models that it was made of, by their places"
+        return [f"{file}: models: expected {what}, got none; the same run again writes them"], []
+    known = set(sealed) if isinstance(sealed, Mapping) else set()
+    removed = {one["path"] for one in gone["removed"]} if gone else set()
+    wrong = [
+        f"{file}: models: expected places of the run's models, got {name}"
+        for name in told
+        if MODEL.fullmatch(name) is None
+    ]
+    left = [
+        f"{path}: a model that report.json does not name: it was added, or left by an earlier run"
+        for path in models_of(folder)
+        if (name := path.relative_to(folder).as_posix()) not in {*told, *removed}
+        and (own := MODEL.fullmatch(name)) and own["place"] not in ("helpers", "pools")
+    ]  # fmt: skip
+    for place in sorted(there - known):
+        if _model_of(place) in told:
+            wrong.append(f"{folder / place}: a record that report.json does not name")
+        elif not any(f"{place}/{name}" in removed for name in (RECORD, PAGE)):
+            left.append(f"{folder / place}: a record of a model that report.json does not name")
+    wrong += [
+        f"{file}: models: expected {_model_of(place)}, which has a record, got none"
+        for place in sorted(known)
+        if _model_of(place) not in told
+    ]
+    with_record = {_model_of(place) for place in known | there}
+    wrong += [
+        f"{folder / name}: expected a record of this unlearned model, got none"
+        for name in told
+        if isinstance(sealed, Mapping) and "unlearned/" in name and name not in with_record
+    ]
+    trials = report.get("trials") or {}
+    named = {f"{trials['kind']}_{number}" for number in trials["numbers"]} if trials else set()
+    held = {own["trial"] for name in told if (own := MODEL.fullmatch(name)) and own["trial"]}
+    if named != held:
+        shown = [", ".join(sorted(one)) or "none" for one in (held, named)]
+        wrong.append(f"{file}: trials: expected {shown[0]}, as its models say, got {shown[1]}")
+    return wrong, left
+
+
+def _records_in(folder: Path) -> set[str]:
+    """Returns the places of a run that hold an erasure record, or a part of one."""
+    found = {
+        path.parent.relative_to(folder).as_posix()
+        for name in (RECORD, PAGE)
+        for head in ("", "*/")
+        for path in folder.glob(f"{head}{ERASURE}/*/{name}")
+    }
+    return {place for place in found if re.fullmatch(rf"{TRIAL}{ERASURE}/[^/]+", place)}
+
+
+def _model_of(place: str) -> str:
+    """Returns the place of the unlearned model that the record at a place is of."""
+    head, _, label = place.rpartition(f"{ERASURE}/")
+    return f"{head}unlearned/{label}"
 
 
 def read_records(folder: Path, report: Mapping[str, Any]) -> tuple[dict[str, Record], list[str]]:
@@ -114,7 +190,7 @@ def read_records(folder: Path, report: Mapping[str, Any]) -> tuple[dict[str, Rec
             record = read_sealed(folder / name / RECORD)
             if record["seal"] != seal:
                 raise CheckpointError(f"{folder / name}: not the record that report.json names")
-            _check_record(folder, folder / name, record, gone)
+            _check_record(folder, folder / name, record, gone, report.get("models") or {})
             sound[name] = record
         except CheckpointError as error:
             wrong.append(str(error))
@@ -123,7 +199,9 @@ def read_records(folder: Path, report: Mapping[str, Any]) -> tuple[dict[str, Rec
     return sound, wrong
 
 
-def _check_record(folder: Path, place: Path, record: Record, gone: set[str]) -> None:
+def _check_record(
+    folder: Path, place: Path, record: Record, gone: set[str], judged: Mapping[str, str]
+) -> None:
     if text_digest((place / PAGE).read_bytes().decode("utf-8")) != record["page_sha256"]:
         raise CheckpointError(f"{place / PAGE}: was altered: it is not the page of its record")
     asked, named = record["request"], record["request"]["named"]
@@ -142,11 +220,18 @@ def _check_record(folder: Path, place: Path, record: Record, gone: set[str]) -> 
     home, models = place.parent.parent, record["models"]
     own = {models["after"]["place"]: models["after"]["weights_sha256"], **models["retrained"]}
     before = models["before"]
+    if models["after"]["place"] != f"unlearned/{place.name}":
+        raise CheckpointError(f"{place}: the record of another model, {models['after']['place']}")
     for name, wanted in {**own, before["place"]: before["weights_sha256"]}.items():
         # the original of several requests lies with the run, a model of the turn before beside
         stage = next((p for p in (home / name, folder / name) if p.exists()), home / name)
         if os.path.relpath(stage, folder) in gone or os.path.relpath(folder / name, folder) in gone:
             continue
+        if Path(os.path.relpath(stage, folder)).as_posix() not in judged:
+            raise CheckpointError(
+                f"{folder / 'report.json'}: models: expected {name}, which the record {place} is "
+                "of, got none"
+            )
         if weights_digest(stage) != wanted:
             raise CheckpointError(f"{stage}: not the model that the record {place} is of")
 
@@ -163,11 +248,17 @@ def _models(
             wrong.append(str(error))
     told = [f"{len(models) - len(wrong)} of {len(models)} models are as they were written"]
     removed = {one["path"] for one in gone["removed"]} if gone else set()
-    wrong += [
-        f"{folder / name}: not the model judged in report.json"
-        for name in other_models(report, folder)
-        if name not in removed
-    ]
+    for home in (folder, *(file.parent for file in sorted(folder.glob("attacks/*/report.json")))):
+        table = report if home is folder else load(home)
+        where = (home / "report.json").relative_to(folder).as_posix()
+        places = [
+            Path(os.path.relpath(home / one, folder)).as_posix() for one in other_models(table, home)
+        ]
+        wrong += [
+            f"{folder / place}: not the model judged in {where}"
+            for place in places
+            if place not in removed
+        ]
     return wrong, told
 
 
@@ -294,10 +385,14 @@ def _measured(folder: Path, records: Mapping[str, Record]) -> tuple[list[str], l
     folder = folder.resolve()
     config = dataclasses.replace(read_config(folder), name=folder.name)
     wrong, number = [], 0
+    lacking = {(place, name) for place, one in records.items() for name in ("", *one["attacks"])}
     for place, attack, rows in _rows_again(config, folder):
         record = records.get(place)
         if record is None:
             continue
+        if (place, attack) not in lacking:
+            continue  # an attack that the record has no table of
+        lacking.remove((place, attack))
         table = record["attacks"][attack]["table"] if attack else record["table"]
         again = {row["name"]: row for row in rows}
         for row in table:
@@ -312,7 +407,11 @@ def _measured(folder: Path, records: Mapping[str, Record]) -> tuple[list[str], l
                         f"{folder / place}: {row['name']}{after}, {key}: {told} recorded, "
                         f"{found} measured"
                     )
-    return wrong, [f"{number - len(wrong)} of {number} numbers were measured again as recorded"]
+    told = [f"{number - len(wrong)} of {number} numbers were measured again as recorded"]
+    for place, attack in sorted(lacking):
+        after = f" after {attack}" if attack else ""
+        wrong.append(f"{folder / place}: the numbers{after} could not be measured again")
+    return wrong, told
 
 
 def _agree(told: float | None, found: float | None) -> bool:

@@ -20,12 +20,12 @@ from jaxunlearn.core.errors import CheckpointError, UserError
 from jaxunlearn.core.files import hold, sha256
 from jaxunlearn.core.seals import digest_of, read_sealed, seal_of, write_sealed
 from jaxunlearn.data.dataset import write_entry
-from jaxunlearn.experiment import erasure
+from jaxunlearn.experiment import erasure, verification
 from jaxunlearn.experiment import purge as purging
 from jaxunlearn.experiment.erasure import contents_digest, positions_digest, rows_of, weights_digest
 from jaxunlearn.experiment.folder import LOCK
 from jaxunlearn.experiment.purge import list_purge, purge
-from jaxunlearn.experiment.verification import read_config, verify_run
+from jaxunlearn.experiment.verification import compare_places, read_config, verify_run
 from jaxunlearn.metrics.table import Judged, Place, summarise
 from jaxunlearn.report.erasure_page import ALIKE, FINDINGS, PLAIN, TRACE
 from tests.runs import hurry
@@ -268,6 +268,82 @@ class TestVerify:
             purge(copy)
         assert (copy / "sets.npz").exists()
 
+    @pytest.mark.parametrize(
+        ("what", "message"),
+        [
+            ("models", "models: expected the models that it was made of"),
+            ("one model", "a model that report.json does not name"),
+            ("judged", "models: expected unlearned/finetune, which has a record, got none"),
+            ("before", "models: expected original, which the record"),
+            ("elsewhere", "models: expected places of the run's models, got ../one/original"),
+            ("record", "erasure/finetune: a record that report.json does not name"),
+            ("page", "erasure/finetune: a record that report.json does not name"),
+            ("both", "expected a record of this unlearned model, got none"),
+            ("extra", "unlearned/extra: a model that report.json does not name"),
+            ("retrained", "retrained/7: a model that report.json does not name"),
+            ("left", "erasure/old: a record of a model that report.json does not name"),
+            ("attack", "not the model judged in attacks/rounding_4/report.json"),
+        ],
+    )
+    def test_what_one_has_and_the_other_lacks_is_told(self, copy, what, message, capsys):
+        def alter(report):
+            models, records = report["models"], report.get("records")
+            if what == "models":
+                del report["models"]
+            elif what in ("one model", "judged", "before"):
+                places = {"one model": "retrained/1", "judged": "unlearned/finetune"}
+                del models[places.get(what, "original")]
+            elif what == "elsewhere":
+                models["../one/original"] = models["original"]
+            elif what in ("record", "page", "both"):
+                records.clear()
+            elif what == "attack":
+                models.update(dict.fromkeys(models, "0" * 64))
+
+        place = copy / "attacks/rounding_4" if what == "attack" else copy
+        rewrite(place / "report.json", alter)
+        if what == "page":
+            (copy / "erasure/finetune/record.json").unlink()
+        if what == "both":
+            shutil.rmtree(copy / "erasure")
+        new = {"extra": "unlearned/extra", "retrained": "retrained/7"}.get(what)
+        if new:
+            shutil.copytree(copy / "unlearned/finetune", copy / new)
+        if what == "left":
+            shutil.copytree(copy / "erasure/finetune", copy / "erasure/old")
+        found = verify_run(copy)
+        assert any(message in line for line in found.wrong), found.wrong
+        assert main(["verify", str(copy), "--metrics"]) == 1
+        out = capsys.readouterr().out
+        assert message in out
+        assert "not measured again" in out
+        if new or what == "left":  # what an earlier run left is for a purge to remove
+            wanted = new or "erasure/old/record.json"
+            assert wanted in [one.path for one in list_purge(copy).removed]
+        elif what != "one model":
+            with pytest.raises(CheckpointError, match=r"expected a run (that verifies|with)"):
+                purge(copy)
+        assert (copy / "retrained/1").exists()
+
+    @pytest.mark.parametrize("lost", ["", "rounding_4"])
+    def test_numbers_that_nothing_measures_are_told(self, copy, monkeypatch, lost):
+        known = record_of(copy)
+        tables = {"": known["table"], "rounding_4": known["attacks"]["rounding_4"]["table"]}
+        again = [("erasure/finetune", name, rows) for name, rows in tables.items() if name != lost]
+        monkeypatch.setattr(verification, "_rows_again", lambda config, folder: again)
+        (line,) = verify_run(copy, metrics=True).wrong
+        after = f" after {lost}" if lost else ""
+        assert line.endswith(f"finetune: the numbers{after} could not be measured again")
+
+    @pytest.mark.parametrize(("kind", "other"), [("turn", "turn"), ("seed", "turn")])
+    def test_trials_that_the_models_do_not_have_are_told(self, tmp_path, kind, other):
+        models = {f"{kind}_{number}/unlearned/a": "" for number in range(2)}
+        report = {"models": models, "trials": {"kind": kind, "numbers": [0, 1]}}
+        assert compare_places(tmp_path, report, None) == ([], [])
+        report["trials"] = {"kind": other, "numbers": [0, 1, 2]}
+        (line,) = compare_places(tmp_path, report, None)[0]
+        assert f"expected {kind}_0, {kind}_1, as its models say, got {other}_0, " in line
+
     def test_data_that_changed_are_told(self, copy, monkeypatch):
         config = json.loads((copy / "config.json").read_text())
         config["data"]["image_size"] = 6
@@ -420,6 +496,31 @@ class TestPurge:
         assert main(["purge", str(home)]) == 0
         assert not (home / "original").exists()
         assert verify_run(home).wrong == []
+        out = capsys.readouterr().out
+        assert [line for line in out.splitlines() if line.startswith("removed ")] == [
+            "removed original: the model before, trained on all examples"
+        ]
+        assert "gone since an earlier purge: " in out
+        assert main(["purge", str(home), "--dry-run"]) == 0
+        assert "would remove" not in capsys.readouterr().out
+        assert "sets.npz" in (home / "erasure/purge.md").read_text()
+
+    def test_a_second_purge_of_what_was_tampered_with_is_refused(self, purged):
+        home, _, _ = purged
+        for file, alter in (
+            ("report.json", lambda found: found.pop("models")),
+            ("report.json", lambda found: found["models"].pop("retrained/0")),
+            ("report.json", lambda found: found.pop("records")),
+            ("erasure/purge.json", lambda found: found["removed"].pop()),
+            ("erasure/purge.json", lambda found: found.pop("removed")),
+        ):
+            text = (home / file).read_text()
+            rewrite(home / file, alter)
+            before = contents(home)
+            with pytest.raises(CheckpointError, match=r"expected|damaged|altered"):
+                purge(home)
+            assert contents(home) == before
+            (home / file).write_text(text)
 
     def test_what_a_purge_removed_is_sealed(self, purged):
         home, _, _ = purged

@@ -252,7 +252,8 @@ def _models(
         table = report if home is folder else load(home)
         where = (home / "report.json").relative_to(folder).as_posix()
         places = [
-            Path(os.path.relpath(home / one, folder)).as_posix() for one in other_models(table, home)
+            Path(os.path.relpath(home / one, folder)).as_posix()
+            for one in other_models(table, home)
         ]
         wrong += [
             f"{folder / place}: not the model judged in {where}"

@@ -12,6 +12,8 @@ import json
 import math
 import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -68,17 +70,20 @@ def join(
         processes, coordinator, process, devices = _ask_cluster(wait)
     assert coordinator is not None
     assert process is not None
-    host = _check(processes, coordinator, process)
+    _check(processes, coordinator, process)
     # else jax keeps SIGTERM to itself, and a process that is asked to end does not
     jax.config.update("jax_enable_preemption_service", False)
     found = watch.Watch(processes, process, coordinator, wait)
     try:
         # the first process's own service is one that nobody asks
         jax.distributed.initialize(
-            f"{host}:{found.service}", processes, process, devices,
+            found.address(), processes, process, devices,
             initialization_timeout=math.ceil(wait), heartbeat_timeout_seconds=5 * watch.HEARTBEAT,
             coordinator_bind_address="127.0.0.1:0",
         )  # fmt: skip
+    except ConfigError as error:
+        found.fail(str(error))
+        raise
     except (RuntimeError, ValueError) as error:
         found.fail(sentence(error))
         raise ConfigError(
@@ -87,6 +92,7 @@ def join(
     _watch = found
     atexit.register(found.finish)  # before jax's own, which waits for all
     sys.excepthook = _end_by_error
+    _check_devices([device.process_index for device in jax.devices()])
 
 
 def _ask_cluster(wait: float) -> tuple[int, str, int, Any]:
@@ -160,8 +166,8 @@ def agree(name: str, value: Any) -> None:
         )
 
 
-def _check(processes: int, coordinator: str, process: int) -> str:
-    """Checks numbers and address; returns the host."""
+def _check(processes: int, coordinator: str, process: int) -> None:
+    """Checks numbers and address."""
     if processes < 1:
         raise ConfigError(f"processes: expected a positive number, got {processes}")
     if processes > _MOST:  # numbers and counts of JAX's service would take all memory
@@ -174,7 +180,22 @@ def _check(processes: int, coordinator: str, process: int) -> str:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"coordinator: expected HOST:PORT, got {coordinator!r}")
-    return host
+
+
+def _check_devices(owners: Sequence[int]) -> None:
+    """Checks that all processes have as many devices; each finds the same.
+
+    Args:
+      owners: number of the process of each device of all.
+    """
+    counts = Counter(owners)
+    others = [one for one in sorted(counts) if counts[one] != counts[0]]
+    if others:
+        more = f" and others in {len(others) - 1} more" if others[1:] else ""
+        raise ConfigError(
+            f"devices: expected as many in each process, got {counts[0]} in process 0, "
+            f"{counts[others[0]]} in process {others[0]}{more}"
+        )
 
 
 def several() -> bool:

@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import json
 import os
+import secrets
 import selectors
 import socket
 import subprocess
@@ -55,7 +56,7 @@ LINGER = 3
 _LONGEST = 65536
 _FILES = 256
 """Files that the rest of a program may have open."""
-_LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _GO_ON = "the same command goes on from the last save"
 _BROKEN = ("gloo", "nccl", "connection", "unavailable", "heartbeat", "coordination", "deadline")
 """Words of errors that tell of another process's end."""
@@ -190,12 +191,15 @@ class Watch:
         self.processes, self.process, self.coordinator = processes, process, coordinator
         self.lines: dict[int, _Line] = {}
         self.listener: socket.socket | None = None
+        self.probe: socket.socket | None = None
+        self.token = secrets.token_hex()
         self.child: subprocess.Popen[bytes] | None = None
         self.ending, self.over = threading.Lock(), threading.Event()
         self.stillness, patience = _Stillness(), _Patience(WAIT if wait is None else wait)
         host, _, port = coordinator.rpartition(":")
+        self.host = host = host.strip("[]")
         if process:
-            self.service = self._join(host.strip("[]"), int(port), patience)
+            self.service = self._join(host, int(port), patience)
         else:
             _check_files(processes)
             self.listener = _listen(host, int(port), coordinator)
@@ -232,16 +236,17 @@ class Watch:
         """Waits for all others, tells who has no place here why; returns the service's port."""
         assert self.listener is not None
         try:
-            _check_reachable(host.strip("[]"), self.listener.getsockname()[1], self.coordinator)
+            self.probe = _probe(host, self.listener.getsockname()[1], self.coordinator, self.token)
         except ConfigError:
             self.listener.close()
             raise
+        probed = time.monotonic()
         service = self._start_service(host)
         assert self.child is not None
         assert self.child.stdout is not None
         starts: list[Any] = [self.child.stdout]
         wrong, said = "", time.monotonic()
-        while not wrong and (starts or len(self.lines) < self.processes - 1):
+        while not wrong and (starts or self.probe or len(self.lines) < self.processes - 1):
             missing = self.processes - 1 - len(self.lines)
             numbers = (n for n in range(1, self.processes) if n not in self.lines)
             whom = f"process {_listed(numbers, missing)}" if missing else "the service of JAX"
@@ -255,10 +260,17 @@ class Watch:
             if time.monotonic() - said > BEAT:
                 said = time.monotonic()
                 self._beat()
-            waiting = [self.listener, *starts, *(one.connection for one in self.lines.values())]
+            probes = [] if self.probe is None else [self.probe]
+            waiting = [self.listener, *starts, *probes]
+            waiting += [one.connection for one in self.lines.values()]
             ready = _ready(waiting, min(patience.left(), 1.0))
             if self.listener in ready:
                 wrong = self._admit()
+            elif self.probe and (self.probe in ready or time.monotonic() - probed > ANSWER):
+                wrong = (
+                    f"coordinator: expected an address of process 0, which is this one, got "
+                    f"{self.coordinator}, where another program listens"
+                )
             if starts and starts[0] in ready and starts.pop().readline().strip() != b"ready":
                 wrong = f"coordinator: expected a free port for JAX, got {service} in use"
             for number, line in list(self.lines.items()):
@@ -276,6 +288,9 @@ class Watch:
         assert self.listener is not None
         line = _Line(self.listener.accept()[0])
         told = line.wait(LINGER)
+        if self.probe is not None and told == {"probe": self.token}:
+            self.probe.close()  # the coordinator's address leads here
+            self.probe = None
         if told is None or not {"process", "processes"} <= set(told):
             line.connection.close()  # a look whether somebody listens
             return ""
@@ -301,9 +316,8 @@ class Watch:
 
     def _start_service(self, host: str) -> int:
         """Starts the service of JAX in a process that says when it is ready; returns its port."""
-        bind = "127.0.0.1" if host in _LOOPBACK else "[::]"
-        with socket.socket() as one:
-            one.bind(("127.0.0.1" if host in _LOOPBACK else "", 0))
+        bind = {"::1": "[::1]"}.get(host, "127.0.0.1" if host in _LOOPBACK else "[::]")
+        with _listen(host, 0, self.coordinator) as one:
             port = int(one.getsockname()[1])
         words = [f"{bind}:{port}", self.processes, 5 * HEARTBEAT, 2 * LINGER]
         self.child = subprocess.Popen(
@@ -318,11 +332,28 @@ class Watch:
         for line in self.lines.values():
             line.drain(end)
             line.connection.close()
-        if self.listener is not None:
-            self.listener.close()
+        for own in (self.listener, self.probe):
+            if own is not None:
+                own.close()
         if self.child is not None:
             self.child.kill()
             self.child.communicate()
+
+    def address(self) -> str:
+        """Returns where JAX finds its service, as numbers.
+
+        Raises:
+          ConfigError: it cannot be reached from here; JAX would abort this process for that.
+        """
+        try:
+            with socket.create_connection((self.host, self.service), timeout=ANSWER) as one:
+                found = str(one.getpeername()[0])
+        except OSError as error:
+            raise ConfigError(
+                f"coordinator: expected JAX's service at port {self.service} beside "
+                f"{self.coordinator}, which a firewall must let through, got {sentence(error)}"
+            ) from None
+        return f"[{found}]:{self.service}" if ":" in found else f"{found}:{self.service}"
 
     # Watching
 
@@ -432,8 +463,8 @@ class Watch:
 
 def _listen(host: str, port: int, coordinator: str) -> socket.socket:
     both = host not in _LOOPBACK and socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both or host in _LOOPBACK[2:] else socket.AF_INET
-    place = host.strip("[]") if host in _LOOPBACK else ""
+    family = socket.AF_INET6 if both or host == "::1" else socket.AF_INET
+    place = host if host in _LOOPBACK else ""
     try:
         return socket.create_server((place, port), family=family, dualstack_ipv6=both)
     except OSError as error:
@@ -442,15 +473,17 @@ def _listen(host: str, port: int, coordinator: str) -> socket.socket:
         ) from None
 
 
-def _check_reachable(host: str, port: int, coordinator: str) -> None:
-    """Checks in the first process that its address leads to where it listens."""
+def _probe(host: str, port: int, coordinator: str, token: str) -> socket.socket:
+    """Connects the first process to its address, which has to lead to where it listens."""
     try:
-        socket.create_connection((host, port), timeout=5).close()
+        connection = socket.create_connection((host, port), timeout=5)
+        connection.sendall(json.dumps({"probe": token}).encode() + b"\n")
     except (OSError, UnicodeError) as error:  # the latter of names that are none
         raise ConfigError(
             f"coordinator: expected an address of process 0, which is this one, got {coordinator}: "
             f"{sentence(error)}"
         ) from None
+    return connection
 
 
 def _connect(host: str, port: int, coordinator: str, patience: _Patience) -> socket.socket:

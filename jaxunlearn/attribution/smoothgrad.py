@@ -9,6 +9,7 @@ from jax import lax
 from jax.extend import core
 
 from jaxunlearn.core.errors import brief, is_count, is_number
+from jaxunlearn.core.trees import divide_like
 from jaxunlearn.jaxprs.program import check_examples, traced, wide
 from jaxunlearn.jaxprs.replay import canonical
 
@@ -74,9 +75,8 @@ def smoothgrad(
         sums, _ = lax.scan(add, blank, keys)
         leaves, structure = jax.tree.flatten(like)
         pairs = zip(sums, leaves, strict=True)
-        return jax.tree.unflatten(
-            structure, [(s / n).astype(v.dtype) if _is_float(v) else s for s, v in pairs]
-        )
+        means = [(s / n).astype(v.dtype) if _is_float(v) else s for s, v in pairs]
+        return divide_like(x, jax.tree.unflatten(structure, means))
 
     return smoothed
 

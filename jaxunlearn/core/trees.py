@@ -1,11 +1,14 @@
 """Pytrees: key paths of leaves, members of a stacked tree, many members in one program."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
 
@@ -123,6 +126,44 @@ def ensemble(
         return jax.lax.map(member, varying, batch_size=batch_size if at_once else None)
 
     return mapped
+
+
+def divide_like(x: Any, tree: Any) -> Any:
+    """Divides what was computed of examples over the devices of a mesh that divide these.
+
+    A compiler may else leave it whole, or divided otherwise, where parameters are divided along
+    the same axis. Within a program, which knows the mesh of ``x`` but not where it lies, the
+    mesh's first axis is taken, as batches are divided; without a mesh nothing changes.
+
+    Args:
+      x: pytree of ``[B, ...]``, the examples.
+      tree: pytree; leaves ``[B, ...]`` are divided, those that do not divide stay as they are.
+    """
+    for leaf in (leaf for leaf in jax.tree.leaves(x) if isinstance(leaf, jax.Array)):
+        where = jax.typeof(leaf).sharding if isinstance(leaf, jax.core.Tracer) else leaf.sharding
+        if leaf.ndim and isinstance(where, NamedSharding) and not where.mesh.empty:
+            mesh = where.mesh.abstract_mesh
+            traced, first = isinstance(leaf, jax.core.Tracer), mesh.axis_names[:1]
+            axes = first if traced else (*where.spec, None)[0]
+            axes = (axes,) if isinstance(axes, str) else axes or ()
+            types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+            if axes and all(types[axis] == AxisType.Auto for axis in axes):
+                return _divide(tree, mesh=mesh, axes=tuple(axes), count=leaf.shape[0])
+    return tree
+
+
+@partial(jax.jit, static_argnames=("mesh", "axes", "count"))
+def _divide(tree: Any, *, mesh: Any, axes: tuple[str, ...], count: int) -> Any:
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+
+    def one(leaf: jax.Array) -> jax.Array:
+        if not leaf.ndim or leaf.shape[0] != count or count % devices:
+            return leaf
+        rest = (PartitionSpec.UNCONSTRAINED,) * (leaf.ndim - 1)
+        spec = PartitionSpec(axes, *rest)
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map(one, tree)
 
 
 def path_name(keys: Sequence[Any]) -> str:

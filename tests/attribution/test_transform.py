@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding, PartitionSpec
 from nets import lrp, transform
 from networks import NETWORKS, Draws
 
 from jaxunlearn.attribution import starts, structure
+from jaxunlearn.attribution.ig import (
+    conductance,
+    integrated_gradients,
+    layer_integrated_gradients,
+    quadrature,
+)
 from jaxunlearn.attribution.lrp import rules
+from jaxunlearn.engine.sharding import make_sharding, place, replicate
 from jaxunlearn.jaxprs.program import trace
 from jaxunlearn.jaxprs.steps import plan
 
@@ -26,6 +34,12 @@ MLP = {"params": {"fc1": DRAW.dense(6, 8), "fc2": DRAW.dense(8, 3)}}
 def plain(variables, x):
     p = variables["params"]
     return nets.dense(p["fc2"], jax.nn.relu(nets.dense(p["fc1"], x)))
+
+
+def marked(variables, x):
+    p = variables["params"]
+    hidden = checkpoint_name(jax.nn.relu(nets.dense(p["fc1"], x)), "hidden")
+    return nets.dense(p["fc2"], hidden)
 
 
 # --- one set of weights, four ways to write the network
@@ -419,6 +433,43 @@ def test_where_and_half_precision_relus_prove_their_sign():
 
 
 # --- devices
+
+
+ON_MESHES = {
+    "lrp": lrp(plain, rules.epsilon(0.01)),
+    "ig": integrated_gradients(plain, quadrature.gauss_legendre(4)),
+    "layer_ig": layer_integrated_gradients(marked, "hidden", quadrature.gauss_legendre(4)),
+    "conductance": conductance(marked, "hidden", quadrature.gauss_legendre(4)),
+}
+WIDE = {"params": {"fc1": DRAW.dense(6, 16), "fc2": DRAW.dense(16, 8)}}
+
+
+@pytest.mark.parametrize("mesh", ["fsdp", "data=2,model=4", "data"])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ON_MESHES)
+def test_relevance_is_divided_as_the_examples_are(name, compiled, mesh):
+    transform = jax.jit(ON_MESHES[name]) if compiled else ON_MESHES[name]
+    sharding, x = make_sharding(mesh), DRAW(16, 6)
+    rows = NamedSharding(sharding.mesh, PartitionSpec("data"))
+    given = place(WIDE, sharding), jax.device_put(x, rows)
+    found = transform(*given)
+    size = 16 // sharding.mesh.shape["data"]
+    expected = jax.tree.leaves(transform(WIDE, x))
+    for one, leaf in zip(expected, jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(leaf, one, atol=1e-5)
+        assert {part.data.shape[0] for part in leaf.addressable_shards} == {size}
+    if compiled:
+        before = transform._cache_size()
+        transform(*given)
+        assert transform._cache_size() == before
+
+
+def test_examples_that_do_not_divide_stay_as_they_are():
+    sharding = make_sharding("data")
+    x = replicate(DRAW(12, 6), sharding)
+    found = jax.jit(ON_MESHES["lrp"])(place(WIDE, sharding), x)
+    assert found.input.sharding.is_fully_replicated
+    np.testing.assert_allclose(found.input, ON_MESHES["lrp"](WIDE, np.asarray(x)).input, atol=1e-5)
 
 
 def test_it_works_inside_shard_map():

@@ -19,6 +19,7 @@ from jaxunlearn.attribution.ig.quadrature import DEFAULT, Rule, check, choose
 from jaxunlearn.attribution.ig.sharing import shared
 from jaxunlearn.attribution.starts import Score, Target, argmax, scorer
 from jaxunlearn.core.errors import expect_flags
+from jaxunlearn.core.trees import divide_like
 from jaxunlearn.jaxprs.kinks import jaxpr_has_kinks
 from jaxunlearn.jaxprs.replay import named, tapped
 
@@ -109,7 +110,7 @@ def integrated_gradients(
             return part._replace(attribution=given.spread(part.attribution))
 
         part = integral.averaged(one, resolve_all(baseline, given.x, given.own), given.x)
-        return integral.finish(part, end, logits)
+        return divide_like(given.x, integral.finish(part, end, logits))
 
     return attribute
 
@@ -278,7 +279,7 @@ def layer_integrated_gradients(
                 part = along([run(variables, jax.tree.unflatten(structure, start))[1]])
                 return part._replace(attribution=part.attribution[0])
 
-            return integral.finish(integral.averaged(one, starts, x), end, logits)
+            return divide_like(x, integral.finish(integral.averaged(one, starts, x), end, logits))
 
         found = {name: of(name) for name in names}
         return found[layer] if isinstance(layer, str) else found

@@ -12,6 +12,7 @@ from jaxunlearn.attribution.ig.integral import Moving, Nodes, Part, Traces
 from jaxunlearn.attribution.ig.quadrature import DEFAULT, Automatic, Rule, check, choose
 from jaxunlearn.attribution.starts import Score, Target, argmax, scorer
 from jaxunlearn.core.errors import expect_flags
+from jaxunlearn.core.trees import divide_like
 from jaxunlearn.jaxprs.kinks import jaxpr_has_kinks
 from jaxunlearn.jaxprs.program import wide
 from jaxunlearn.jaxprs.replay import Tapped, tapped
@@ -119,6 +120,7 @@ def conductance(
 
         parts = integral.averaged(one, resolve_all(baseline, given.x, given.own), given.x)
         found = {name: integral.finish(parts[name], end, logits) for name in names}
+        found = divide_like(given.x, found)
         return found[layer] if isinstance(layer, str) else found
 
     return attribute

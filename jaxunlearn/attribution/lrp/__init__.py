@@ -14,6 +14,7 @@ from jaxunlearn.attribution.lrp.rules import epsilon
 from jaxunlearn.attribution.lrp.sweep import Absorbed, Sweep
 from jaxunlearn.attribution.starts import argmax, as_array
 from jaxunlearn.core.errors import expect_at_least
+from jaxunlearn.core.trees import divide_like
 from jaxunlearn.jaxprs.program import evaluate, trace, wide
 from jaxunlearn.jaxprs.steps import plan
 
@@ -173,7 +174,8 @@ def lrp(
     Only the passes that a rule needs are made: the forward pass is used again, and
     inputs that are known not to be negative have no negative half. Nothing is jitted
     here: ``jax.jit(lrp(fn))`` traces ``fn`` once. The result composes with ``vmap`` and
-    ``grad`` and works inside ``shard_map``.
+    ``grad`` and works inside ``shard_map``; of examples that a mesh divides relevance is
+    divided likewise (:func:`~jaxunlearn.core.trees.divide_like`).
 
     Args:
       fn: ``(variables, x) -> logits [B, K]``, in inference mode; ``variables`` is any pytree
@@ -226,6 +228,7 @@ def lrp(
             logits=logits,
             start=above,
         )
+        found = divide_like(x, found)
         if not isinstance(total, jax.core.Tracer):
             found.check()
         return found

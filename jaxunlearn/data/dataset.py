@@ -274,15 +274,21 @@ def read_entry(folder: Path) -> Dataset | None:
         return None
 
 
-def write_entry(folder: Path, dataset: Dataset) -> None:
-    """Writes ``folder`` as a whole or not at all; a failure is a warning."""
+def write_entry(
+    folder: Path, dataset: Dataset, source: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Writes ``folder`` as a whole or not at all; a failure is a warning.
+
+    Args:
+      source: name and folder of the set, by which a purge finds it however it was read.
+    """
     # not tempfile, whose folders nobody else could read in a shared cache
     temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _drop_leftovers(folder)
         temporary.mkdir()
-        _write_files(temporary, dataset)
+        _write_files(temporary, dataset, source)
         _move(temporary, folder)
     except OSError as error:
         warnings.warn(
@@ -302,7 +308,7 @@ def _drop_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_files(folder: Path, dataset: Dataset) -> None:
+def _write_files(folder: Path, dataset: Dataset, source: Mapping[str, str]) -> None:
     for key in ARRAYS:
         np.save(folder / f"{key}.npy", getattr(dataset, key), allow_pickle=False)
     meta = {
@@ -310,6 +316,7 @@ def _write_files(folder: Path, dataset: Dataset) -> None:
         "mean": dataset.mean.ravel().tolist(),
         "std": dataset.std.ravel().tolist(),
         "fingerprint": dataset.fingerprint,
+        "source": dict(source),
     }
     meta["sum"] = _meta_sum(meta)
     (folder / _META).write_text(json.dumps(meta), encoding="utf-8")

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,10 @@ _PICTURE = re.compile(rf"{TRIAL}pictures/([^/]+/)?(?P<name>[^/]+)\.(png|md|json)
 _RECORD = re.compile(rf"{TRIAL}{ERASURE}/[^/]+/({re.escape(RECORD)}|{re.escape(PAGE)})")
 _OF_MODEL = re.compile(rf"{TRIAL}language/(config\.json|{'|'.join(map(re.escape, KEPT))})")
 """Places of a run's own files; whatever lies elsewhere is the user's."""
+
+
+_HOME = {"report.json": "run", "bench.json": "bench", "metrics.json": "study of metrics"}
+"""Files that tell what a folder beside the run is."""
 
 
 class Found(NamedTuple):
@@ -88,8 +93,12 @@ def list_holdings(folder: Path, done: Mapping[str, Any] | None) -> Holdings:
         listing.removed.extend(Found(name, what) for name in titled)
         listing.kept[:] = [name for name in listing.kept if name not in titled]
     fingerprint = _fingerprint(folder, made)
-    for entry in _cache_entries(config, fingerprint):
-        listing.removed.append(Found(str(entry), "decoded copy of the data set, in the cache"))
+    of_set, perhaps = _cache_entries(config, fingerprint)
+    listing.removed.extend(
+        Found(str(entry), "decoded copy of the data set, in the cache") for entry in of_set
+    )
+    what = "page that compares this run with another, with what was asked for"
+    listing.removed.extend(Found(str(page), what) for page in _comparisons(folder))
     if done is not None:  # what an earlier purge began with
         there = {one.path for one in listing.removed}
         for one in (Found(each["path"], each["what"]) for each in done["removed"]):
@@ -98,6 +107,7 @@ def list_holdings(folder: Path, done: Mapping[str, Any] | None) -> Holdings:
                 (listing.removed if is_there else listing.gone).append(one)
     told = _findings(folder, made)
     listing.kept[:] = sorted(f"{name}{told.get(name, '')}" for name in listing.kept)
+    listing.beyond.extend(f"{entry}: a decoded copy, perhaps of this set" for entry in perhaps)
     listing.beyond.extend(_out_of_reach(folder, config, fingerprint))
     return listing
 
@@ -243,18 +253,71 @@ def _fingerprint(folder: Path, made: Mapping[str, Any]) -> str:
     return ""
 
 
-def _cache_entries(config: Config | None, fingerprint: str) -> Iterator[Path]:
-    """Yields the decoded copies of a data set; other sets, and links, are left alone."""
+def _cache_entries(config: Config | None, fingerprint: str) -> tuple[list[Path], list[Path]]:
+    """Lists the decoded copies of a data set, and those that may be of it; links are left alone.
+
+    A copy is of the set if the fingerprint is the same, or the name and the folder that it was
+    read from: then in another size, say. It may be where the name alone is the same.
+    """
     root = cache_root(config.data.cache if config else None)
-    for meta in sorted(root.glob("*/meta.json")) if root.is_dir() and fingerprint else ():
+    certain: list[Path] = []
+    perhaps: list[Path] = []
+    for meta in sorted(root.glob("*/meta.json")) if root.is_dir() else ():
         if meta.is_symlink() or meta.parent.is_symlink():
             continue
-        try:
-            found = json.loads(meta.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+        found = _read(meta)
+        source = found.get("source")
+        source = source if isinstance(source, Mapping) else {}
+        # of an earlier version, which wrote no source down, the folder's name begins with the set's
+        old = meta.parent.name.removesuffix("-labels").rpartition("-")[0]
+        if fingerprint and found.get("fingerprint") == fingerprint:
+            certain.append(meta.parent)
+        elif config is None or not _is_of(config.data.name, str(source.get("name") or old)):
             continue
-        if isinstance(found, dict) and found.get("fingerprint") == fingerprint:
-            yield meta.parent
+        elif source.get("name") == config.data.name and _is_below(source.get("folder"), config):
+            certain.append(meta.parent)
+        else:
+            perhaps.append(meta.parent)
+    return certain, perhaps
+
+
+def _is_of(name: str, other: str) -> bool:
+    """Tells whether two names are of one data set, in any version, as folders are named or not."""
+    first, second = (re.sub("[^A-Za-z0-9_.]", "-", one.partition(":")[0]) for one in (name, other))
+    return first == second or second.startswith(f"{first}-")
+
+
+def _is_below(place: Any, config: Config) -> bool:
+    """Tells whether a copy was read from the folder that the run reads."""
+    root = config.data.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    whole = Path(os.path.realpath(os.path.expanduser(root)))
+    return isinstance(place, str) and Path(place).is_relative_to(whole)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Reads an object of JSON; an empty one where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _comparisons(folder: Path) -> list[Path]:
+    """Lists the pages beside a run that compare it with another; see ``jaxunlearn compare``."""
+    name, found = folder.resolve().name, []
+    for page in sorted(folder.resolve().parent.glob("compare_*.html")):
+        both = page.name.removeprefix("compare_").removesuffix(".html")
+        pairs = [(name, both.removeprefix(f"{name}_")), (both.removesuffix(f"_{name}"), name)]
+        pairs = [pair for pair in pairs if "_".join(pair) == both]
+        if page.is_symlink() or not page.is_file() or not pairs:
+            continue
+        with contextlib.suppress(OSError), page.open(encoding="utf-8", errors="replace") as file:
+            begin = file.read(1000)
+            # the name alone does not say where that of the first run ends
+            if any(f"<title>{escape(' and '.join(pair))} " in begin for pair in pairs):
+                found.append(page)
+    return found
 
 
 # What is out of reach
@@ -286,23 +349,54 @@ def _out_of_reach(folder: Path, config: Config | None, fingerprint: str) -> Iter
             "words of the training texts in the tokenizer, folder language: the models that stay "
             "cannot be used without it"
         )
-    for other in _other_runs(folder, fingerprint):
-        yield f"another run of the same data: {other}"
+    yield from _beside(folder, config, fingerprint)
     yield "copies of the models, of the pictures and of the data: exported, sent or published ones"
     yield "backups and snapshots of the disk, and what a disk keeps of removed files"
     yield "compiled programs in the cache of JAX, which hold programs and no data sets"
 
 
-def _other_runs(folder: Path, fingerprint: str) -> list[str]:
-    """Lists the runs beside this one whose originals were trained on the same data."""
-    found = []
-    for path in sorted(folder.resolve().parent.glob("*/**/original/record.json")):
-        if folder.resolve() in path.parents:
+def _beside(folder: Path, config: Config | None, fingerprint: str) -> Iterator[str]:
+    """Yields what lies beside a run, once each: made of the same data, or by no run at all."""
+    own, homes, same, alike = folder.resolve(), set(), set(), set()
+    for place, names, files in os.walk(own.parent):
+        path = Path(place)
+        names[:] = sorted(n for n in names if n[0] != "." and path / n != own)
+        model, asked = "manifest.json" in files, _read(path / "config.json")
+        if model:
+            names[:] = []
+        elif path == own.parent or not ({*_HOME} & {*files} or {"data", "base"} & {*asked}):
             continue
-        try:
-            inputs = json.loads(path.read_text(encoding="utf-8"))["inputs"]
-            if inputs["fingerprint"] == fingerprint:
-                found.append(path.parents[1].name)
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            continue
-    return found
+        home = _home(path, own.parent)
+        homes.add(home)
+        if model:
+            inputs = _read(path / "record.json").get("inputs")
+            if isinstance(inputs, Mapping) and fingerprint in (inputs.get("fingerprint") or "-",):
+                same.add(home)
+        elif config is not None:
+            data = (asked.get("base") or asked) if isinstance(asked.get("base"), dict) else asked
+            data = data.get("data") if isinstance(data.get("data"), Mapping) else {}
+            if data.get("name") == config.data.name and data.get("dir") == config.data.dir:
+                alike.add(home)
+    for home in sorted(same | alike):
+        kind = next((what for file, what in _HOME.items() if (own.parent / home / file).is_file()),
+                    "run")  # fmt: skip
+        told = "the same data" if home in same else f"the data set {config and config.data.name}"
+        yield f"another {kind} of {told}: {home}"
+    tops = {home.split("/")[0] for home in homes} | {own.name}
+    pages = {page.name for page in _comparisons(folder)}
+    rest = sorted(p.name for p in own.parent.iterdir() if p.name not in tops | pages)
+    if rest := [name for name in rest if name[0] != "."]:
+        more = f" and {len(rest) - 10} more" if len(rest) > 10 else ""
+        yield f"what no run made, beside this one: {', '.join(rest[:10])}{more}"
+
+
+def _home(path: Path, runs: Path) -> str:
+    """Returns the place among the runs of that which a folder in it belongs to."""
+    parts = path.relative_to(runs).parts
+    for end in range(1, len(parts)):
+        home = runs.joinpath(*parts[:end])
+        if any((home / name).is_file() for name in (*_HOME, "config.json")):
+            return "/".join(parts[:end])
+    inner = re.compile(r"original|helpers|pools|unlearned|retrained|(seed|class|turn)_\d+")
+    end = next((n for n, part in enumerate(parts) if n and inner.fullmatch(part)), len(parts))
+    return "/".join(parts[:end])

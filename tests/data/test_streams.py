@@ -7,6 +7,7 @@ import pickle
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -409,7 +410,14 @@ def test_records_of_tfds_are_read_by_workers(config):
 def test_labels_in_the_cache_are_found_by_a_purge(config, tmp_path):
     made = load_dataset(dataclasses.replace(config["tfds"], stream=True))
     (meta,) = (tmp_path / "cache").glob("*/meta.json")
-    assert json.loads(meta.read_text())["fingerprint"] == made.fingerprint
+    found = json.loads(meta.read_text())
+    assert found["fingerprint"] == made.fingerprint
+    load_dataset(config["tfds"])  # and the decoded ones, of the same source
+    both = [json.loads(one.read_text()) for one in (tmp_path / "cache").glob("*/meta.json")]
+    assert len(both) == 2
+    for one in both:
+        assert one["source"]["name"] == config["tfds"].name
+        assert Path(one["source"]["folder"]).is_dir()
 
 
 def test_what_is_wrong_with_a_folder_is_told(photos, config):

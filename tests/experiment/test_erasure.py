@@ -20,7 +20,7 @@ from jaxunlearn.core.errors import CheckpointError, UserError
 from jaxunlearn.core.files import hold, sha256
 from jaxunlearn.core.seals import digest_of, read_sealed, seal_of, write_sealed
 from jaxunlearn.data.dataset import write_entry
-from jaxunlearn.experiment import erasure, verification
+from jaxunlearn.experiment import erasure, holdings, verification
 from jaxunlearn.experiment import purge as purging
 from jaxunlearn.experiment.erasure import contents_digest, positions_digest, rows_of, weights_digest
 from jaxunlearn.experiment.folder import LOCK
@@ -536,6 +536,94 @@ def _numbers(value):
             yield from _numbers(one)
     elif isinstance(value, int):
         yield value
+
+
+class TestBesidePurge:
+    """What of the same data lies outside the run's folder."""
+
+    CONFIG = ju.config.Config(data=ju.data.DataConfig(name="mnist"))
+
+    def plant(self, runs):
+        record = {"inputs": {"fingerprint": "same"}}
+        for place in ("a/seed_0/original", "a/seed_1/original", "b/unlearned/x@class", "c/pools/x",
+                      "d/deep/original", "e/original", "me/original"):  # fmt: skip
+            (runs / place).mkdir(parents=True)
+            (runs / place / "manifest.json").write_text("{}")
+            (runs / place / "record.json").write_text(json.dumps(record))
+        (runs / "e/original/record.json").write_text('{"inputs": {"fingerprint": "other"}}')
+        told = {"a": "report.json", "b": "bench.json", "c": "metrics.json"}
+        for name, file in told.items():
+            (runs / name / file).write_text("{}")
+        for name, config in (("f", {"data": {"name": "mnist", "dir": None}}),
+                             ("g", {"base": {"data": {"name": "mnist", "dir": None}}}),
+                             ("h", {"data": {"name": "kmnist", "dir": None}}),
+                             ("exported", {"model_type": "llama"})):  # fmt: skip
+            (runs / name).mkdir()
+            (runs / name / "config.json").write_text(json.dumps(config))
+        (runs / "g/bench.json").write_text("{}")
+        (runs / "night.log").write_text("")
+
+    def test_each_is_told_once(self, tmp_path):
+        self.plant(tmp_path)
+        assert list(holdings._beside(tmp_path / "me", self.CONFIG, "same")) == [
+            "another run of the same data: a",
+            "another bench of the same data: b",
+            "another study of metrics of the same data: c",
+            "another run of the same data: d/deep",
+            "another run of the data set mnist: f",
+            "another bench of the data set mnist: g",
+            "what no run made, beside this one: exported, night.log",
+        ]
+
+    def test_pages_of_comparisons_go(self, tmp_path):
+        for name in ("me", "me_too", "other"):
+            (tmp_path / name).mkdir()
+        titles = {
+            "me_other": "me and other", "other_me": "other and me", "a_b": "a and b",
+            "me_too_other": "me_too and other", "other_too_me": "other and too_me",
+        }  # fmt: skip
+        for name, title in titles.items():
+            (tmp_path / f"compare_{name}.html").write_text(f"<title>{title} · jaxunlearn</title>")
+        (tmp_path / "compare_me_x.html").write_text("mine")
+        found = [page.name for page in holdings._comparisons(tmp_path / "me")]
+        assert found == ["compare_me_other.html", "compare_other_me.html"]
+        (told,) = holdings._beside(tmp_path / "me_too", None, "")
+        assert "compare_me_x.html" in told
+        assert "compare_me_too_other.html" not in told
+
+    def test_one_that_was_written_goes(self, copy, capsys):
+        shutil.copytree(copy, copy.parent / "two")
+        rewrite(copy.parent / "two/config.json", lambda c: c["request"].update(indices=[5, 31301]))
+        assert main(["compare", "one", "two", "--runs", str(copy.parent)]) == 0
+        page = copy.parent.resolve() / "compare_one_two.html"
+        assert page.exists()
+        done = purge(copy)
+        assert str(page) in [one.path for one in done.removed]
+        assert not page.exists()
+        assert "another run of the same data: two" in done.beyond
+        assert verify_run(copy).wrong == []
+
+    @pytest.mark.parametrize("copies", ["decoded", "labels"])
+    def test_copies_read_otherwise_are_found(self, tmp_path, monkeypatch, copies):
+        monkeypatch.setenv("JAXUNLEARN_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "sets"))
+        folder = str((tmp_path / "sets/mnist/3.0.1").resolve())
+        ending = "-labels" if copies == "labels" else ""
+        for name, source, print_of in (
+            ("mnist-1", {"name": "mnist", "folder": folder}, "another size"),
+            ("mnist-2", {"name": "mnist", "folder": "/elsewhere/mnist/3.0.1"}, "x"),
+            ("mnist-3", {"name": "mnist:3.0.0", "folder": folder}, "x"),
+            ("mnist-4", {}, "of an earlier version"),
+            ("renamed-5", {}, "same"),
+            ("kmnist-6", {"name": "kmnist", "folder": folder}, "x"),
+            ("mnist_corrupted-7", {}, "x"),
+        ):
+            meta = {"fingerprint": print_of} | ({"source": source} if source else {})
+            (tmp_path / "cache" / f"{name}{ending}").mkdir(parents=True)
+            (tmp_path / "cache" / f"{name}{ending}" / "meta.json").write_text(json.dumps(meta))
+        found = holdings._cache_entries(self.CONFIG, "same")
+        names = [[path.name.removesuffix("-labels") for path in paths] for paths in found]
+        assert names == [["mnist-1", "renamed-5"], ["mnist-2", "mnist-3", "mnist-4"]]
 
 
 class TestBeforePurge:

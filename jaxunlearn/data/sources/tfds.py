@@ -47,7 +47,7 @@ def load_tfds(config: DataConfig) -> Dataset:
     dataset = read_entry(entry)
     if dataset is None:
         dataset = decode(folder, shards, config.image_size)
-        write_entry(entry, dataset)
+        write_entry(entry, dataset, {"name": config.name, "folder": os.path.realpath(folder)})
     return dataset
 
 

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -153,7 +154,8 @@ def stream_folder(folder: Path, shards: Shards, config: DataConfig, entry: Path)
                 labels[key] = _labels_of(f"{folder}: split {split}", source)
     made = assemble(config, sources, labels, names, told=told, decode=_Labelled(config.image_size))
     if not known:
-        _keep_labels(kept, labels, made.fingerprint)
+        source = {"name": config.name, "folder": os.path.realpath(folder)}
+        _keep_labels(kept, labels, {"fingerprint": made.fingerprint, "source": source})
     return made
 
 
@@ -182,14 +184,14 @@ def _kept_labels(folder: Path, counts: Mapping[str, int]) -> dict[str, np.ndarra
     return found if sound else None
 
 
-def _keep_labels(folder: Path, labels: Mapping[str, np.ndarray], fingerprint: str) -> None:
+def _keep_labels(folder: Path, labels: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     """Writes labels into the cache; a cache that cannot be written costs time alone."""
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         for key, own in labels.items():
             np.save(folder / f"{key}_y.npy", own, allow_pickle=False)
         # by which a purge finds what was made of these data
-        (folder / "meta.json").write_text(json.dumps({"fingerprint": fingerprint}))
+        (folder / "meta.json").write_text(json.dumps(dict(meta)))
 
 
 def read_records(

@@ -1,5 +1,6 @@
 """Several processes of one program: the numbers of one, and clear errors where they do not meet."""
 
+import contextlib
 import io
 import itertools
 import json
@@ -338,10 +339,29 @@ def test_whoever_waits_says_for_whom_and_gives_up(monkeypatch, capfd):
     assert re.search(r"waiting for the others, process 0 is at 127.*: \d s of 2\n", lines)
 
 
+@contextlib.contextmanager
+def pair(place):
+    """Two in this process that know each other."""
+    with ThreadPoolExecutor(2) as both:
+        met = list(both.map(lambda n: watch.Watch(2, n, place), range(2)))
+    lines = [line for one in met for line in one.lines.values()]
+    yield met
+    for one in met:
+        one.ending.acquire(blocking=False)  # so that neither ends this process for the other's end
+        one.over.set()
+    for thread in threading.enumerate():
+        if thread.name == "jaxunlearn-watch":
+            thread.join(30)
+    for one in met:
+        one._hang_up()
+    for line in lines:
+        line.connection.close()
+
+
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("apart", [0.0, 0.02, 0.1])
 def test_where_both_fail_each_says_so_before_it_ends(first, apart, monkeypatch):
-    told, ends, met, place = io.StringIO(), [], {}, f"127.0.0.1:{free_port()}"
+    told, ends, place = io.StringIO(), [], f"127.0.0.1:{free_port()}"
 
     def ended(status):
         if threading.current_thread() is threading.main_thread():
@@ -351,26 +371,14 @@ def test_where_both_fail_each_says_so_before_it_ends(first, apart, monkeypatch):
     monkeypatch.setattr(os, "_exit", ended)
     monkeypatch.setattr(watch, "_print", lambda text: told.write(f"{text}\n"))
     monkeypatch.setattr(sys, "stderr", told)
-    with ThreadPoolExecutor(2) as both:
-        for n, one in enumerate(both.map(lambda n: watch.Watch(2, n, place), range(2))):
-            met[n] = one
-        lines = [line for one in met.values() for line in one.lines.values()]
+    with pair(place) as met, ThreadPoolExecutor(1) as beside:
         monkeypatch.setattr(watch, "LINGER", 0.2)
         monkeypatch.setattr(processes, "_watch", met[first])
-        other = both.submit(met[1 - first].fail, "no such thing")
+        other = beside.submit(met[1 - first].fail, "no such thing")
         time.sleep(apart)
         with pytest.raises(SystemExit):
             processes.fail("an error of its own")
         other.result()
-    for one in met.values():
-        one.over.set()
-    for thread in threading.enumerate():
-        if thread.name == "jaxunlearn-watch":
-            thread.join(30)
-    for one in met.values():
-        one._hang_up()
-    for line in lines:
-        line.connection.close()
     assert [status for status, _ in ends] == [1]
     of_other = f"error: process {first} of 2"
     found = [line for line in ends[0][1].splitlines() if not line.startswith(of_other)]
@@ -404,6 +412,61 @@ def test_another_program_at_that_port_is_told(answer, said, monkeypatch):
         with pytest.raises(ConfigError, match=f"coordinator: expected process 0 at .*, got {said}"):
             processes.join(2, f"127.0.0.1:{one.getsockname()[1]}", 1)
         thread.join(30)
+
+
+@pytest.mark.parametrize("answer", [None, b"", b"SSH-2.0-OpenSSH_9.6\r\n", b'{"process": 0}\n'])
+def test_an_address_that_leads_to_another_program_is_told_to_process_0(answer, monkeypatch):
+    monkeypatch.setattr(watch, "ANSWER", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        other, usual = one.getsockname(), socket.create_connection
+        monkeypatch.setattr(socket, "create_connection", lambda _, **more: usual(other, **more))
+
+        def serve():
+            connection, _ = one.accept()
+            with connection:
+                if answer is not None:
+                    connection.sendall(answer)
+                    time.sleep(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        said = "coordinator: expected an address of process 0, .* where another program listens"
+        with pytest.raises(ConfigError, match=said):
+            watch.Watch(2, 0, f"127.0.0.1:{free_port()}", 20)
+        thread.join(30)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]", "localhost", "0:0:0:0:0:0:0:1"])
+def test_the_service_of_jax_is_where_it_is_told(host, monkeypatch):
+    if ":" in host:
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("no IPv6 here")
+    place = f"{host}:{free_port()}"
+    with pair(place) as met:
+        monkeypatch.setattr(watch, "LINGER", 0.1)
+        addresses = {one.address() for one in met}
+        assert addresses == {f"{'[::1]' if ':' in host else '127.0.0.1'}:{met[0].service}"}
+        met[0].child.kill()
+        met[0].child.communicate()
+        for one in met:
+            with pytest.raises(ConfigError, match=r"coordinator: expected JAX's service at port"):
+                one.address()
+
+
+@pytest.mark.parametrize(
+    ("owners", "said"),
+    [
+        ([0, 1, 1], "got 1 in process 0, 2 in process 1"),
+        ([0, 0, 1, 1, 2], "got 2 in process 0, 1 in process 2"),
+        ([0, 1, 1, 2, 2, 3], "got 1 in process 0, 2 in process 1 and others in 1 more"),
+    ],
+)
+def test_other_numbers_of_devices_are_told(owners, said):
+    with pytest.raises(ConfigError, match=f"devices: expected as many in each process, {said}$"):
+        processes._check_devices(owners)
+    processes._check_devices([0, 0, 1, 1])
 
 
 def test_a_port_in_use_is_told():

@@ -373,8 +373,8 @@ def _beside(folder: Path, config: Config | None, fingerprint: str) -> Iterator[s
             if isinstance(inputs, Mapping) and fingerprint in (inputs.get("fingerprint") or "-",):
                 same.add(home)
         elif config is not None:
-            data = (asked.get("base") or asked) if isinstance(asked.get("base"), dict) else asked
-            data = data.get("data") if isinstance(data.get("data"), Mapping) else {}
+            whole = asked["base"] if isinstance(asked.get("base"), dict) else asked
+            data = whole["data"] if isinstance(whole.get("data"), dict) else {}
             if data.get("name") == config.data.name and data.get("dir") == config.data.dir:
                 alike.add(home)
     for home in sorted(same | alike):

@@ -114,7 +114,7 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def hold(path: Path, place: object, *, keep: bool = False) -> Iterator[None]:
+def hold(path: Path, place: object, *, keep: bool = False, **more: str) -> Iterator[None]:
     """Holds a place for this process: the file ``path`` names host, process and start.
 
     The operating system lets go of it when the process ends in any way; the file that a killed
@@ -124,6 +124,7 @@ def hold(path: Path, place: object, *, keep: bool = False) -> Iterator[None]:
     Args:
       place: what messages call the place.
       keep: leave the file there at the end.
+      **more: what else the file says.
 
     Raises:
       CheckpointError: another process holds it, or ``path`` is a file of another kind.
@@ -131,6 +132,7 @@ def hold(path: Path, place: object, *, keep: bool = False) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "start": time.strftime("%F %T %z")}
+    owner |= more
     while True:
         # never through a link, which would empty the file that it points to
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxunlearn import report
+from jaxunlearn import __version__, report
 from jaxunlearn.config import Config
 from jaxunlearn.core.errors import DataError, sentence
 from jaxunlearn.core.files import is_writer, read_npz, write_text
@@ -79,6 +79,7 @@ def run(
       UserError: something the user gave is wrong, or another process works in the folder; see
         the message.
     """
+    agree("run", {"force": force, **_settings()})
     plan = make_plan(config, Path(runs))
     agree("data", {"fingerprint": plan.data.fingerprint})
     stages = [
@@ -93,6 +94,14 @@ def run(
         kept |= {keeper.path for group in groups(plan) for keeper in shared_keepers(group)}
         drop_unfinished(plan.folder, kept)
         return _run(plan, force, listener)
+
+
+def _settings() -> dict[str, Any]:
+    """Returns what else processes of one program have to agree on: versions, how JAX computes."""
+    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl")
+    return {"jaxunlearn": __version__, "jax": jax.__version__} | {
+        name: getattr(jax.config, name) for name in names
+    }
 
 
 def _run(plan: Plan, force: bool, listener: Listener | None) -> dict[str, Any]:

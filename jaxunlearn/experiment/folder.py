@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 import jax
 
 from jaxunlearn import checkpoint
-from jaxunlearn.core.errors import CheckpointError, sentence
+from jaxunlearn.core.errors import CheckpointError, ConfigError, sentence
 from jaxunlearn.core.files import hold
-from jaxunlearn.core.processes import meet, shared
+from jaxunlearn.core.processes import meet, several, shared
 from jaxunlearn.experiment.stages import UNFINISHED
 from jaxunlearn.kinds import KINDS
 from jaxunlearn.models import NETWORKS
@@ -26,6 +27,8 @@ FILES = ("config.json", "sets.npz", "judgement.json", "metrics.jsonl", "examples
 KEPT = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 """Files of what language models need elsewhere."""
 
+SHARED_WITHIN = 10.0
+"""Seconds in which processes see what the first has written."""
 MOST_WAIT = 3.0
 """Seconds that the end of a run waits for a save."""
 
@@ -47,21 +50,60 @@ def hold_run(folder: Path) -> Iterator[None]:
     Raises:
       CheckpointError: another process holds it; the message says which, and since when. Or it was
         purged.
+      ConfigError: several processes of one program have other folders, or the same name on disks
+        that they do not share.
     """
-    check_not_purged(folder)
     with contextlib.ExitStack() as stack:
         # of several processes of one program, the first stands for all
-        wrong = ""
+        wrong, nonce = "", uuid.uuid4().hex
         if jax.process_index() == 0:
             try:
-                stack.enter_context(hold(folder / LOCK, folder))
+                check_not_purged(folder)
+                stack.enter_context(hold(folder / LOCK, folder, nonce=nonce))
             except CheckpointError as error:
                 wrong = str(error)
-        if wrong := shared(wrong):
+        wrong, nonce, place = shared([wrong, nonce, os.path.abspath(folder)])
+        if wrong:
             raise CheckpointError(wrong)
+        _check_same(folder, nonce, place)
+        meet("held")
         # no save may go on in a folder that is no longer held; one that takes long is given up
         stack.callback(checkpoint.wait, folder, MOST_WAIT)
         yield
+
+
+def _check_same(folder: Path, nonce: str, place: str) -> None:
+    """Checks that a folder is the one that the first process holds, before any work is lost.
+
+    Args:
+      nonce: what the first process wrote into its lock.
+      place: the folder of the first process.
+    """
+    if not several():
+        return
+    number, own = jax.process_index(), os.path.abspath(folder)
+    if own != place:
+        raise ConfigError(
+            f"runs: expected the folder of process 0, {place}, got {own} in process {number}"
+        )
+    end = time.monotonic() + SHARED_WITHIN
+    while not _holds(folder, nonce):
+        if time.monotonic() > end:
+            raise ConfigError(
+                f"runs: expected the folder of process 0 on a file system that all share, got "
+                f"another {own} in process {number}"
+            )
+        time.sleep(0.1)
+
+
+def _holds(folder: Path, nonce: str) -> bool:
+    """Tells whether the lock of a folder has this mark."""
+    try:
+        os.listdir(folder.parent)  # of a file system of other machines what is new
+        os.listdir(folder)
+        return bool(json.loads((folder / LOCK).read_bytes())["nonce"] == nonce)
+    except (OSError, ValueError, TypeError, KeyError):  # not there yet, or half-written
+        return False
 
 
 def purge_of(folder: Path) -> dict[str, Any] | None:

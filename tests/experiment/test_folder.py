@@ -17,7 +17,7 @@ from jaxunlearn.config.overrides import load_config
 from jaxunlearn.core.errors import CheckpointError, ConfigError
 from jaxunlearn.core.files import hold
 from jaxunlearn.engine.driver import Progress
-from jaxunlearn.experiment import album, stages
+from jaxunlearn.experiment import album, folder, stages
 from jaxunlearn.experiment.folder import LOCK, drop_unfinished, hold_run, mend_run
 from jaxunlearn.experiment.stages import Keeper, Stage, check_stage, finish_stage, state_of
 from tests.runs import hurry
@@ -192,6 +192,26 @@ class TestLeftovers:
             checkpoint.save_async(tmp_path / "original.unfinished", {}, {"step": 1})
             threading.Timer(0.05, opened.set).start()
         assert checkpoint.read_record(tmp_path / "original.unfinished") == {"step": 1}
+
+    @pytest.mark.parametrize(
+        "lock", [None, "", "[]", '{"host": "a"}', '{"host": "a", "nonce": "2"}']
+    )
+    def test_several_processes_have_one_folder(self, lock, tmp_path, monkeypatch):
+        monkeypatch.setattr(folder, "several", lambda: True)
+        monkeypatch.setattr(folder, "SHARED_WITHIN", 0.2)
+        if lock is not None:
+            (tmp_path / LOCK).write_text(lock)
+        with pytest.raises(
+            ConfigError, match="runs: expected the folder of process 0 on a file sy"
+        ):
+            folder._check_same(tmp_path, "1", str(tmp_path))
+        with pytest.raises(ConfigError, match=r"runs: expected the folder of process 0, /a, got /"):
+            folder._check_same(tmp_path, "1", "/a")
+        monkeypatch.setattr(folder, "SHARED_WITHIN", 30)
+        with hold(tmp_path / "other.lock", tmp_path, nonce="1"):
+            late = shutil.copy, tmp_path / "other.lock", tmp_path / LOCK  # seen a little later
+            threading.Timer(0.05, late[0], late[1:]).start()
+            folder._check_same(tmp_path, "1", str(tmp_path))
 
     def test_what_is_gone_on_with_is_kept(self, tmp_path):
         kept = tmp_path / "original.unfinished"

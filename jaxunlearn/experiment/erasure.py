@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn import checkpoint
-from jaxunlearn.config import to_dict
+from jaxunlearn.config import Request, to_dict
 from jaxunlearn.core.errors import CheckpointError
 from jaxunlearn.core.files import write_text
 from jaxunlearn.core.seals import digest_of, now, plain, read_sealed, text_digest, write_sealed
@@ -115,7 +115,7 @@ def _record(
     runner = {k: v for k, v in own.methods[label][1].items() if k in ("steps", "batch_size")}
     name = own.options[label].get("method", label)
     config: dict[str, Any] = to_dict(own.config)
-    config["request"] |= {"indices": [], "words": []}
+    config["request"] |= {"indices": [], "words": [], "pairs": ""}
     return {
         "format": _FORMAT,
         "run": plan.config.name,
@@ -183,10 +183,18 @@ def _about_request(plan: Plan) -> Record:
     }
 
 
-def neutral(asked: Any, size: int) -> str:
-    """Describes a request without the words that name what was forgotten."""
+def neutral(asked: Request, size: int) -> str:
+    """Describes a request without words, names of classes or of files, which may name a person.
+
+    A run knows its classes by number, however they were given.
+    """
     if asked.words:
         return f"forget {size} texts in which certain words stand"
+    if asked.pairs:
+        return f"forget {size} texts that a file lists"
+    if any(isinstance(label, str) for label in asked.classes):
+        number = len(asked.classes)
+        return f"forget {'a class' if number == 1 else f'{number} classes'} given by name"
     return describe(asked)
 
 

@@ -87,7 +87,7 @@ def list_holdings(folder: Path, done: Mapping[str, Any] | None) -> Holdings:
     config = config_of(folder)
     for path in walk_run(folder):
         _sort(folder, path, made, listing)
-    if config is not None and config.request.words:
+    if config is not None and (config.request.words or config.request.pairs):
         what = "picture of the table, whose title names what was forgotten"
         titled = [name for name in listing.kept if name.split("/")[-1] == "report.png"]
         listing.removed.extend(Found(name, what) for name in titled)

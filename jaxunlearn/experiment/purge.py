@@ -165,7 +165,7 @@ def _renew_page(folder: Path) -> None:
 def _amended(record: dict[str, Any]) -> dict[str, Any]:
     """Returns the record of a model's making without positions and words."""
     asked = record.get("config", {}).get("request", {})
-    if asked.get("words"):
+    if asked.get("words") or asked.get("pairs"):
         record = {**record, "request": f"forget {len(asked['indices'])} texts"}
     return dict(_without(record))
 
@@ -181,9 +181,9 @@ def _without(value: Any) -> Any:
 
 
 def _words(folder: Path) -> dict[str, str]:
-    """Returns what stands for the words of a request in titles, and what replaces it."""
+    """Returns what tells words or a file of a request in titles, and what replaces it."""
     config = config_of(folder)
-    if config is None or not config.request.words:
+    if config is None or not (config.request.words or config.request.pairs):
         return {}
     asked = config.request
     return {describe(asked): neutral(asked, len(asked.indices))}

@@ -3,6 +3,7 @@
 What an older run did not keep, or a purge removed, is left out, and so is what cannot be read.
 """
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -284,8 +285,7 @@ def _exposed(report: Report, folder: Path, words: Mapping[str, Words]) -> list[P
     A run whose record is to list no positions shows none, and no example either.
     """
     asked = _read(folder / "config.json")
-    own = asked.get("record") if isinstance(asked, Mapping) else None
-    listed = not isinstance(own, Mapping) or own.get("indices", True) is not False
+    listed = _lists_positions(asked)
     for name in ("exposed", "exposed_answers", "exposed_images") if listed else ():
         for file in _beside(folder, f"{name}.json"):
             try:
@@ -294,6 +294,12 @@ def _exposed(report: Report, folder: Path, words: Mapping[str, Words]) -> list[P
             except (LookupError, TypeError, ValueError, AttributeError):
                 continue
     return _exposed_values(report, folder, words, listed)
+
+
+def _lists_positions(config: Any) -> bool:
+    """Tells whether a run's record and page may name single examples."""
+    own = config.get("record") if isinstance(config, Mapping) else None
+    return not isinstance(own, Mapping) or own.get("indices", True) is not False
 
 
 def _shown(content: Mapping[str, Any], models: Sequence[str]) -> Iterator[Part]:
@@ -485,16 +491,25 @@ def _record(record: Mapping[str, Any], first: bool) -> Iterator[Part]:
 def _configuration(folder: Path) -> list[Part]:
     found = _read(folder / "config.json")
     pairs = list(flatten(found)) if isinstance(found, Mapping) else []
+    if not _lists_positions(found):
+        named = ("request.indices", "request.words", "request.pairs")
+        pairs = [(key, "left out" if key in named else value) for key, value in pairs]
     return [Part("settings", pairs)] if pairs else []
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yields settings by their dotted names; long lists are counted, empty ones left out."""
+    """Yields settings by their dotted names; long lists are counted, empty ones left out.
+
+    Positions of forgotten examples are counted always, beside a part of their SHA-256.
+    """
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from flatten(inner, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list):
-        if len(value) > 12:
+        if value and name.endswith("request.indices"):
+            digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
+            yield name, f"{len(value)} values, SHA-256 {digest[:8]}"
+        elif len(value) > 12:
             yield name, f"{len(value)} values"
         elif value:
             yield name, ", ".join(map(str, value))

@@ -27,7 +27,9 @@ from jaxunlearn.experiment.folder import LOCK
 from jaxunlearn.experiment.purge import list_purge, purge
 from jaxunlearn.experiment.verification import compare_places, read_config, verify_run
 from jaxunlearn.metrics.table import Judged, Place, summarise
+from jaxunlearn.report import html_run
 from jaxunlearn.report.erasure_page import ALIKE, FINDINGS, PLAIN, TRACE
+from jaxunlearn.report.html_bench import settings_apart
 from tests.runs import hurry
 
 GIVEN = (5, 77, 300, 301, 302)
@@ -154,6 +156,57 @@ class TestRecord:
         assert main(["run", *words]) == 0
         assert record_of(copy)["request"]["named"] == {"indices": None, "words": None}
         assert "the forgotten examples are those of the records" in verify_run(copy).told
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ({"words": ("Basil",)}, "forget 3 texts in which certain words stand"),
+        ({"pairs": "sent/basil.jsonl"}, "forget 3 texts that a file lists"),
+        ({"classes": ("Basil",)}, "forget a class given by name"),
+        ({"classes": (1, "Basil")}, "forget 2 classes given by name"),
+        ({"classes": (17,)}, "forget class 17"),
+        ({"indices": (1, 2, 3)}, "forget 3 given examples"),
+    ],
+)
+def test_no_name_stands_in_the_text_of_a_record(asked, wanted):
+    assert erasure.neutral(ju.config.Request(**asked), 3) == wanted
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_page_shows_no_positions_among_its_settings(tmp_path, listed):
+    asked = {"indices": [5, 31301], "words": ["Basil"], "pairs": "sent/Basil.jsonl"}
+    found = {"request": asked, "record": {"indices": listed}, "seed": 3}
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    (part,) = html_run._configuration(tmp_path)
+    told = dict(part.content)
+    assert "31301" not in str(told)
+    assert ("Basil" in str(told)) == listed
+    assert told["request.indices"].startswith("2 values, " if listed else "left out")
+    other = {"request": {"indices": [5, 31302]}}
+    assert "request.indices" in settings_apart(found, other)
+    assert "request.indices" not in settings_apart(found, {"request": {"indices": [5, 31301]}})
+
+
+@pytest.mark.long  # a run of its own
+def test_a_class_asked_for_by_name_is_told_by_its_number(tmp_path, monkeypatch):
+    names = np.array([f"Basil Mahfouz {one}" for one in "ABCDEFGHIJ"])
+    arrays = {key: getattr(DIGITS, key)[:300] for key in ("train_x", "train_y", "test_x", "test_y")}
+    np.savez(tmp_path / "some.npz", **arrays, class_names=names)
+    monkeypatch.setenv("JAXUNLEARN_CACHE", str(tmp_path / "cache"))
+    words = [
+        f"data.name={tmp_path / 'some.npz'}", "data.unseen=0", "request.classes=Basil Mahfouz D",
+        "record.indices=false", "train.epochs=1", "model.options.features=(8,)", "retrained=1",
+        "methods=finetune", "methods.finetune.steps=1", "name=one",
+    ]  # fmt: skip
+    assert main(["run", *words, "--runs", str(tmp_path / "runs")]) == 0
+    home = tmp_path / "runs/one"
+    assert "forget class 3" in (home / "erasure/finetune/record.md").read_text()
+    holding = [p.relative_to(home).as_posix() for p in home.rglob("*")
+               if p.is_file() and b"Basil" in p.read_bytes()]  # fmt: skip
+    assert not [name for name in holding if not name.startswith(("pictures/", "report.html"))]
+    purge(home)
+    assert not [p for p in home.rglob("*") if p.is_file() and b"Basil" in p.read_bytes()]
 
 
 class TestFindings:

@@ -21,6 +21,7 @@ from jaxunlearn.data.batches import streamed
 from jaxunlearn.data.examples import has_readers, inputs_like
 from jaxunlearn.data.sets import request
 from jaxunlearn.engine import stop as stop
+from jaxunlearn.engine.chains import Link, execute_chain, name_by_link
 from jaxunlearn.engine.driver import (
     OnChunk,
     Options,
@@ -55,8 +56,8 @@ def chain(*links: Unlearner | tuple[Unlearner, Mapping[str, Any]]) -> Chain:
 
     ``unlearn(chain(neuron_path(model), finetune(model)), variables, sets, key, steps=50)`` edits,
     then repairs. Each method sees only the sets that it declares itself: an edit that needs no
-    training data stays zero-shot, whatever follows. A chain that was killed starts again from
-    its first link; diagnostics are kept as ``<link>/<name>``.
+    training data stays zero-shot, whatever follows. A chain that was killed goes on within the
+    link that was under way; diagnostics are kept as ``<link>/<name>``.
 
     Args:
       links: methods, at least one; or pairs of a method and its own ``steps``, ``batch_size``,
@@ -146,33 +147,31 @@ def _unlearn_chain(
     sharding: Sharding | None,
     options: Options,
 ) -> Outcome:
-    """Runs the links in turn; diagnostics are kept as ``<link>/<name>``.
-
-    A chain that was killed starts again from its first link: it is resumed at no other place.
-    """
-    outcomes: list[Outcome] = []
+    """Runs the links in turn; diagnostics are kept as ``<link>/<name>``."""
+    made: list[Link] = []
     for number, (method, own) in enumerate(links.links):
         given: dict[str, Any] = {"batch_size": batch_size, "chunk": options.chunk}
         if not method.needs.once:  # whose steps follow from its sets
             given |= {"steps": options.steps, "stop": options.stop}
-        made = unlearn(
-            method, variables, sets, derive(key, Purpose.LINK, number), sharding=sharding,
-            on_chunk=options.on_chunk,
-            **{**given, **own},
-        )  # fmt: skip
-        outcomes.append(made)
-        variables = made.variables
-    return _joined(outcomes)
+        size, place = {**given, **own}.pop("batch_size"), derive(key, Purpose.LINK, number)
+        chosen = {name: value for name, value in {**given, **own}.items() if name != "batch_size"}
+        made.append(Link(Job(method, _fitting(method, size), sharding), place, Options(**chosen)))
+
+    def check(link: Link, before: Variables) -> Variables:
+        found = _checked(link.job.unlearner, before, sets, sharding, link.job.batch_size)
+        check_divides(found, sharding)
+        return found
+
+    def follow(link: Link, before: Variables, outcome: Outcome) -> Outcome:
+        return _as_given(before, outcome)
+
+    return _joined(execute_chain(made, variables, sets, options, follow, check))
 
 
 def _joined(outcomes: list[Outcome]) -> Outcome:
     """Joins what the links of a chain took and reported."""
-    named = [
-        {f"{number}/{name}": value for name, value in one.history.items()}
-        for number, one in enumerate(outcomes)
-    ]
     return outcomes[-1]._replace(
-        history={name: value for one in named for name, value in one.items()},
+        history=name_by_link([one.history for one in outcomes]),
         steps=sum(one.steps for one in outcomes),
         examples=sum(one.examples for one in outcomes),
         seconds=sum(one.seconds for one in outcomes),

@@ -98,7 +98,8 @@ class Resume(NamedTuple):
 class Progress(NamedTuple):
     """State of a run after a chunk, for a callback; ``state`` is donated by the next chunk.
 
-    Copy or save ``state`` before returning.
+    Copy or save ``state`` before returning. Where ``step`` is ``steps`` the run ends, also by a
+    rule of :mod:`jaxunlearn.engine.stop`.
     """
 
     state: State
@@ -225,11 +226,13 @@ def execute(job: Job, variables: Variables, sets: Sets, key: Key, options: Optio
             name: np.concatenate([history[name], new]) if name in history else new
             for name, new in latest.items()
         }
+        # asked first: a state that ends the run is not one to go on from
+        ended = options.stop is not None and options.stop(latest)
         if options.on_chunk is not None:
-            progress = Progress(state, done, steps, clock.running(), history)
+            progress = Progress(state, done, done if ended else steps, clock.running(), history)
             with clock.account("outside"):
                 options.on_chunk(progress)
-        if options.stop is not None and options.stop(latest):
+        if ended:
             break
     with clock.account("compiling"):
         held = held_result(state, job)

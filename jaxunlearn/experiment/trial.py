@@ -220,8 +220,9 @@ class Trial:
             keeper.keep(progress)
 
         label = name.removeprefix("unlearned/")
-        if label in self.plan.methods and isinstance(self.plan.methods[label][0], Chain):
-            return {"on_chunk": partial(self.listener, name)}  # it is resumed at no link
+        chained = label in self.plan.methods and isinstance(self.plan.methods[label][0], Chain)
+        if chained and "members" in stage.inputs:  # many in one program are resumed at no link
+            return {"on_chunk": partial(self.listener, name)}
         return {"on_chunk": on_chunk, "resume": keeper.find}
 
     def _stage(self, name: str, make: Callable[[Hooks], Made]) -> None:

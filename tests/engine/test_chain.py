@@ -1,5 +1,7 @@
 """Methods one after the other, masks for any of them, and stop rules that combine."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,13 @@ import optax
 import pytest
 
 import jaxunlearn as ju
+from jaxunlearn import checkpoint
 from jaxunlearn.core.errors import ConfigError
 from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.types import Batch, Batches, Info, Needs, Unlearner
 from jaxunlearn.engine import chain, stop
+from jaxunlearn.engine.driver import Resume
+from jaxunlearn.engine.sharding import make_sharding
 from jaxunlearn.training.optimizers import matching, only
 from tests import toy
 
@@ -65,6 +70,60 @@ def test_a_chain_for_many_seeds_equals_the_loop():
         jax.tree.map(
             lambda a, b, n=number: np.testing.assert_allclose(a[n], b, atol=1e-5), many, one
         )
+
+
+def going_on(path, progress):
+    """Reads a state as a run of its own would."""
+
+    def resume(fresh):
+        state = checkpoint.load(path, fresh)[0]
+        return Resume(state, progress.step, progress.seconds, progress.history)
+
+    return resume
+
+
+@pytest.mark.parametrize("kind", ["edited", "stopped", "meshed"])
+def test_a_chain_goes_on_within_the_link_that_was_under_way(tmp_path, kind):
+    """Bit-equal from each chunk; finished links are not run again."""
+    begun, told = [], []
+
+    def watched(method):
+        def init(variables, sets, key):
+            jax.debug.callback(lambda: begun.append(method.name))
+            return method.init(variables, sets, key)
+
+        return method._replace(init=init)
+
+    edit, repair = map(watched, links())
+    other, stopped = watched(toy.method("random_label")), watched(counting())
+    whole = {
+        "edited": chain(edit, (repair, {"steps": 3})),
+        "stopped": chain(
+            (stopped, {"steps": 9, "stop": stop.reached(count=2.0)}), (repair, {"steps": 2})
+        ),
+        "meshed": chain((repair, {"steps": 2}), (other, {"steps": 2})),
+    }[kind]
+    run = partial(
+        ju.unlearn, whole, toy.trained().variables, toy.sets(), KEY, batch_size=16, chunk=1,
+        sharding=make_sharding("fsdp") if kind == "meshed" else None,
+    )  # fmt: skip
+
+    def keep(progress):
+        if progress.step < progress.steps:  # else nothing of it is kept
+            checkpoint.save(tmp_path / str(progress.step), progress.state, {})
+            told.append(progress._replace(state=None))
+
+    out = run(on_chunk=keep)
+    assert len(told) > 1
+    for progress in told:
+        begun.clear()
+        again = run(resume=going_on(tmp_path / str(progress.step), progress))
+        jax.effects_barrier()
+        jax.tree.map(np.testing.assert_array_equal, again.variables, out.variables)
+        jax.tree.map(np.testing.assert_array_equal, again.history, out.history)
+        assert (again.steps, again.examples) == (out.steps, out.examples)
+        finished = any(name.startswith("1/") for name in progress.history)
+        assert len(begun) == (1 if finished else 2), begun
 
 
 def test_wrong_links():

@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxunlearn.core.keys import Purpose, derive
-from jaxunlearn.core.trees import ensemble, member
+from jaxunlearn.core.trees import ensemble
 from jaxunlearn.core.types import (
     Batches,
     Examples,
@@ -204,9 +204,8 @@ def held_result(state: State, job: Job) -> Held | None:
     """
     if job.sharding is not None:
         return None
-    like = jax.eval_shape(lambda tree: member(tree, 0), state) if job.mapped else state
     # as its program traces it, which keeps what it traced
-    traced = result.trace(like, job=job._replace(mapped=False, mesh=None))
+    traced = result.trace(state, job=job)
     jaxpr = traced.jaxpr.jaxpr
     leaves = dict(zip(jaxpr.invars, jax.tree.leaves(state), strict=True))
     taken = [var for var in jaxpr.outvars if isinstance(var, Var) and var in leaves]

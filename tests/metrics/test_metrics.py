@@ -264,7 +264,8 @@ def test_one_of_many_has_what_was_its_own_and_a_share_of_the_time():
         {"donor": np.array([5, 6])},
     )  # fmt: skip
     one = member_of(many, 1)
-    assert (one.variables["w"], one.history["loss"], one.prepared["donor"]) == ([2.0], [4.0], 6)
+    found = (one.variables["w"], one.history["loss"], one.prepared["donor"])
+    assert [np.asarray(value).tolist() for value in found] == [[2.0], [4.0], 6]
     assert (one.steps, one.examples, one.seconds, one.compile_seconds) == (1, 8, 5.0, 3.0)
     assert one.memory == 100, "of the program"
 

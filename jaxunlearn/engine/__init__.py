@@ -153,9 +153,9 @@ def _unlearn_chain(
         given: dict[str, Any] = {"batch_size": batch_size, "chunk": options.chunk}
         if not method.needs.once:  # whose steps follow from its sets
             given |= {"steps": options.steps, "stop": options.stop}
-        size, place = {**given, **own}.pop("batch_size"), derive(key, Purpose.LINK, number)
-        chosen = {name: value for name, value in {**given, **own}.items() if name != "batch_size"}
-        made.append(Link(Job(method, _fitting(method, size), sharding), place, Options(**chosen)))
+        chosen = {**given, **own}
+        job = Job(method, _fitting(method, chosen.pop("batch_size")), sharding)
+        made.append(Link(job, derive(key, Purpose.LINK, number), Options(**chosen)))
 
     def check(link: Link, before: Variables) -> Variables:
         found = _checked(link.job.unlearner, before, sets, sharding, link.job.batch_size)

@@ -5,7 +5,6 @@ under way: zeros, which lie on the host, for those that are not, and for models 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -187,8 +186,9 @@ def _forms(links: Sequence[Link], variables: Variables, sets: Sets) -> tuple[Any
     for one in links:
         shown = visible_sets(one.job.unlearner.needs, sets)
         prepared = prepared_like(one.job.unlearner, variables, sets)
-        state = jax.eval_shape(partial(init, job=one.job), variables, shown, one.key, prepared)
-        variables = jax.eval_shape(partial(result, job=one.job), state)
+        # not within another program: what the functions keep of streams would be of that one
+        state = init.eval_shape(variables, shown, one.key, prepared, job=one.job)
+        variables = result.eval_shape(state, job=one.job)
         states.append(state)
         models.append(variables)
         found.append(prepared)

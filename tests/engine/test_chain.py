@@ -82,7 +82,7 @@ def going_on(path, progress):
     return resume
 
 
-@pytest.mark.parametrize("kind", ["edited", "stopped", "meshed"])
+@pytest.mark.parametrize("kind", ["edited", "stopped", "meshed", "streamed"])
 def test_a_chain_goes_on_within_the_link_that_was_under_way(tmp_path, kind):
     """Bit-equal from each chunk; finished links are not run again."""
     begun, told = [], []
@@ -101,10 +101,15 @@ def test_a_chain_goes_on_within_the_link_that_was_under_way(tmp_path, kind):
         "stopped": chain(
             (stopped, {"steps": 9, "stop": stop.reached(count=2.0)}), (repair, {"steps": 2})
         ),
+        "streamed": chain((repair, {"steps": 2}), (other, {"steps": 1})),
         "meshed": chain((repair, {"steps": 2}), (other, {"steps": 2})),
     }[kind]
+    sets = toy.sets()
+    if kind == "streamed":
+        images = np.random.default_rng(0).integers(0, 256, (96, *toy.SHAPE), np.uint8)
+        sets = ju.make_sets(ju.data.stream(images), np.arange(96) % 4, ju.forget_class(2))
     run = partial(
-        ju.unlearn, whole, toy.trained().variables, toy.sets(), KEY, batch_size=16, chunk=1,
+        ju.unlearn, whole, toy.trained().variables, sets, KEY, batch_size=16, chunk=1,
         sharding=make_sharding("fsdp") if kind == "meshed" else None,
     )  # fmt: skip
 

@@ -7,11 +7,13 @@
 Of a run, which is made where it is not there yet, a GAN is retrained once more by the same recipe
 and the same key, and looked at on the way: at some steps, each ``--grow`` times the one before,
 C-FID to the retained images is measured of its generator and of the moving average of it, and the
-better of the two counts. What a look costs is left out of the time. For each method its unlearning
-is timed again in this process, preparation included and compilation apart, median of ``--repeats``:
+better of the two counts. It ends where it is as good as the best unlearned one. The time of a step
+is the median over chunks of steps, so that neither looks nor what else the machine does now and
+then counts. For each method its unlearning is timed again in this process, preparation included
+and compilation apart, median of ``--repeats``:
 
-* *equal quality*: time until the retrained GAN's C-FID is that of the unlearned one, or better, by
-  the time that unlearning takes. ``>`` where it never was: the whole schedule then counts.
+* *equal quality*: time of the steps until the retrained GAN's C-FID is that of the unlearned one,
+  or better, by the time that unlearning takes. ``>`` where it never was: all steps then count.
 * *whole schedule*: the same for all steps of retraining.
 
 A ratio says nothing of how well the class, or the images, are forgotten: the share of the class, or
@@ -19,6 +21,7 @@ the distance of the membership AUC from .5, stands beside.
 """
 
 import argparse
+import contextlib
 import math
 import statistics
 from pathlib import Path
@@ -44,13 +47,15 @@ class Look(NamedTuple):
 
     Attributes:
       step: steps so far.
-      seconds: they took, without the looks.
       fid: the smaller C-FID of its generator and of the average.
     """
 
     step: int
-    seconds: float
     fid: float
+
+
+class GoodEnough(Exception):
+    """A retrained GAN is as good as any unlearned one."""
 
 
 def opened(config: Any, runs: Path) -> Trial:
@@ -74,37 +79,37 @@ def numbers(trial: Trial, variables: Any, names: list[str]) -> dict[str, float]:
     return measure(seen, trial.evidence("original"), [], names=names).values
 
 
-def timed(trial: Trial, name: str, repeats: int, **more: Any) -> Any:
-    """Makes the model of a stage again; the median of the times counts."""
+def made_again(trial: Trial, name: str, **more: Any) -> Any:
+    """Makes the model of a stage again."""
     task = trial.task(name)
     given = {"sharding": trial.plan.sharding, **task.options, **more}
-    made = [
-        ju.unlearn(task.method, task.start(), trial.sets_of(name), task.key, **given)
-        for _ in range(repeats)
-    ]
-    return made[-1]._replace(seconds=statistics.median(one.seconds for one in made))
+    return ju.unlearn(task.method, task.start(), trial.sets_of(name), task.key, **given)
 
 
-def retrained(trial: Trial, least: float, first: int, grow: float) -> tuple[list[Look], Any]:
-    """Retrains to the end of the schedule and looks until C-FID is ``least`` or better."""
+def retrained(trial: Trial, least: float, first: int, grow: float) -> tuple[list[Look], float, int]:
+    """Retrains until C-FID is ``least`` or better; returns looks, seconds a step, and all steps."""
     looks: list[Look] = []
+    chunks: list[float] = []
     method = trial.task("retrained/0").method
-    due = first
+    due, before, total = first, (0, 0.0), 0
 
     def look(progress: Progress) -> None:
-        nonlocal due
-        reached = looks and looks[-1].fid <= least
-        if reached or progress.step < due:
+        nonlocal due, before, total
+        chunks.append((progress.seconds - before[1]) / (progress.step - before[0]))
+        before, total = (progress.step, progress.seconds), progress.steps
+        if progress.step < due and progress.step < total:
             return
         made = jax.jit(method.result)(progress.state)
         both = (made, {**made, "ema": made["generator"]})
         fids = [numbers(trial, one, ["fid"]).get("fid", math.inf) for one in both]
-        found = min(fid for fid in fids if not math.isnan(fid))
-        looks.append(Look(progress.step, progress.seconds, found))
+        looks.append(Look(progress.step, min(fid for fid in fids if not math.isnan(fid))))
         due = math.ceil(progress.step * grow)
+        if looks[-1].fid <= least:
+            raise GoodEnough
 
-    made = timed(trial, "retrained/0", 1, on_chunk=look, chunk=min(first, 32))
-    return looks, made
+    with contextlib.suppress(GoodEnough):
+        made_again(trial, "retrained/0", on_chunk=look, chunk=min(first, 32))
+    return looks, statistics.median(chunks), total
 
 
 def main() -> None:
@@ -126,21 +131,25 @@ def main() -> None:
     stages = [f"unlearned/{label}" for label in wanted]
     found = {name: numbers(trial, trial.variables(name), ["fid", *FORGOTTEN]) for name in
              ("original", "retrained/0", *stages)}  # fmt: skip
-    costs = {name: timed(trial, name, options.repeats).seconds for name in stages}
+    costs = {
+        name: statistics.median(made_again(trial, name).seconds for _ in range(options.repeats))
+        for name in stages
+    }
     least = min(found[name]["fid"] for name in stages)
-    looks, whole = retrained(trial, least, options.first, options.grow)
+    looks, second, total = retrained(trial, least, options.first, options.grow)
     rows = []
     for name in stages:
         there = [one for one in looks if one.fid <= found[name]["fid"]]
-        equal = there[0].seconds if there else whole.seconds
+        equal = there[0].step if there else total
         rows.append({
             "method": name.removeprefix("unlearned/"), **found[name], "seconds": costs[name],
-            "reached": bool(there), "steps_to_equal": there[0].step if there else whole.steps,
-            "equal_quality": equal / costs[name], "whole_schedule": whole.seconds / costs[name],
+            "reached": bool(there), "steps_to_equal": equal,
+            "equal_quality": equal * second / costs[name],
+            "whole_schedule": total * second / costs[name],
         })  # fmt: skip
     told = about(
         options=options, without=("words", "runs", "methods"), config=config.name,
-        steps=whole.steps, seconds_of_retraining=round(whole.seconds, 2),
+        steps=total, milliseconds_a_step=round(1e3 * second, 2),
         original_fid=round(found["original"]["fid"], 3),
         retrained_fid=round(found["retrained/0"]["fid"], 3),
     )  # fmt: skip
@@ -158,8 +167,8 @@ def main() -> None:
             f"| {more}{row['steps_to_equal']} | {more}{row['equal_quality']:.1f}x "
             f"| {row['whole_schedule']:.1f}x |"
         )
-    way = ", ".join(f"{one.step} ({one.seconds:.1f}): {one.fid:.2f}" for one in looks)
-    print(f"\nretraining, step (s): C-FID  {way}")
+    way = ", ".join(f"{one.step}: {one.fid:.2f}" for one in looks)
+    print(f"\nretraining, step: C-FID  {way}")
 
 
 if __name__ == "__main__":

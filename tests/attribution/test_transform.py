@@ -366,14 +366,15 @@ def test_batch_norm_is_folded_behind_a_moved_layout():
 
 
 def test_a_mask_of_positions_is_a_step_of_its_own():
-    variables = {"a": DRAW(5, 4), "h": DRAW(4, 3)}
+    draw = Draws(2)  # what is explained is large beside the stabiliser
+    variables = {"a": draw(5, 4), "h": draw(4, 3)}
     mask = jnp.array([1.0, 1.0, 0.0])
 
     def net(v, x):
         y = jax.nn.relu((x @ v["a"]) * mask[None, :, None])
         return jnp.mean(y, axis=1) @ v["h"]
 
-    r = lrp(net, rules.zplus())(variables, jnp.abs(DRAW(2, 3, 5)))
+    r = lrp(net, rules.zplus())(variables, jnp.abs(draw(2, 3, 5)))
     assert np.all(r.input[:, 2] == 0)
     np.testing.assert_allclose(r.input.sum((1, 2)), 1, rtol=1e-3)
 

@@ -647,6 +647,7 @@ def test_items_and_random_shares_run_too(tmp_path):
     assert "accuracy_test_forget" not in names
 
 
+@pytest.mark.filterwarnings("ignore:batch_size. batches of 36")  # all unseen examples
 @pytest.mark.parametrize(
     "words",
     [["mesh=data"], ["mesh=data=2,model=4", "sharding_rules=(('fc1/kernel',('model',)),)"]],

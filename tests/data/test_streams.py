@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import pickle
+import signal
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -183,7 +184,9 @@ def test_the_end_of_a_worker_is_told(code, words):
     assert words in stream_workers._told_end(code)
 
 
-def test_ctrl_c_stays_one_where_it_can_arrive():
+def test_ctrl_c_stays_one_where_it_can_arrive(monkeypatch):
+    # programs in the background ignore it
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)
     recipe = stream_workers.Recipe(Records(), None, "photos")
     with pytest.raises(KeyboardInterrupt), stream_workers._explained(recipe, 3):
         raise KeyboardInterrupt

@@ -94,6 +94,15 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
     write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **found))
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """Reads an object of JSON; an empty one where there is none, or it cannot be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def between_marks(page: str, begin: str, end: str, text: str) -> str:
     """Returns a page with other text between its two marks.
 

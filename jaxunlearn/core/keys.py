@@ -41,8 +41,11 @@ class Purpose(enum.IntEnum):
 
 
 def new_key(seed: int) -> Key:
-    """Returns the key of a seed, ``jax.random.key``, in one program instead of two."""
-    return _new_key(np.uint32(seed))
+    """Returns the key of a seed, ``jax.random.key``, in one program instead of two.
+
+    Of a larger seed, or a negative one, the lower 32 bits count, as in JAX.
+    """
+    return _new_key(np.uint32(seed % 2**32))
 
 
 _new_key = jax.jit(jax.random.key)

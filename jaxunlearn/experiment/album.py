@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxunlearn import checkpoint
 from jaxunlearn.core.errors import UserError, sentence
-from jaxunlearn.core.files import write_text
+from jaxunlearn.core.files import read_object, write_text
 from jaxunlearn.core.registry import load
 from jaxunlearn.core.types import Sets, Unlearner, Variables
 from jaxunlearn.engine import Chain
@@ -34,7 +34,7 @@ def draw_album(trial: Trial) -> list[str]:
       A sentence for each picture that could not be drawn: the run is none the worse.
     """
     folder, view, failed = trial.plan.folder / "pictures", _view(trial), []
-    drawn, models = _read(trial.plan.folder / "drawn.json"), _digest_of(trial)
+    drawn, models = read_object(trial.plan.folder / "drawn.json"), _digest_of(trial)
     tell = telling(trial.listener, "pictures", PICTURES)
     for name in PICTURES:
         try:
@@ -77,15 +77,6 @@ def _digest_of(trial: Trial) -> str:
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """Reads which models pictures show, or a picture's numbers; nothing where it cannot be read."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _listing(folder: Path, ending: str) -> list[Path]:
     return [path for path in folder.iterdir() if path.suffix == ending] if folder.is_dir() else []
 
@@ -93,7 +84,7 @@ def _listing(folder: Path, ending: str) -> list[Path]:
 def _whole(path: Path) -> bool:
     """Tells whether a picture begins and ends as PNG files do, or is JSON."""
     if path.suffix == ".json":
-        return bool(_read(path))
+        return bool(read_object(path))
     try:
         content = path.read_bytes()
     except OSError:

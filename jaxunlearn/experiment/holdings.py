@@ -5,7 +5,6 @@ run did not make is left and listed. Links are not followed: they are out of rea
 """
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from jaxunlearn import checkpoint, report
 from jaxunlearn.config import Config
 from jaxunlearn.core.errors import CheckpointError, DataError
+from jaxunlearn.core.files import read_object
 from jaxunlearn.core.seals import read_sealed
 from jaxunlearn.data.dataset import cache_root
 from jaxunlearn.data.sources.folders import is_folder
@@ -265,7 +265,7 @@ def _cache_entries(config: Config | None, fingerprint: str) -> tuple[list[Path],
     for meta in sorted(root.glob("*/meta.json")) if root.is_dir() else ():
         if meta.is_symlink() or meta.parent.is_symlink():
             continue
-        found = _read(meta)
+        found = read_object(meta)
         source = found.get("source")
         source = source if isinstance(source, Mapping) else {}
         # of an earlier version, which wrote no source down, the folder's name begins with the set's
@@ -292,15 +292,6 @@ def _is_below(place: Any, config: Config) -> bool:
     root = config.data.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     whole = Path(os.path.realpath(os.path.expanduser(root)))
     return isinstance(place, str) and Path(place).is_relative_to(whole)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """Reads an object of JSON; an empty one where there is none."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _comparisons(folder: Path) -> list[Path]:
@@ -361,7 +352,7 @@ def _beside(folder: Path, config: Config | None, fingerprint: str) -> Iterator[s
     for place, names, files in os.walk(own.parent):
         path = Path(place)
         names[:] = sorted(n for n in names if n[0] != "." and path / n != own)
-        model, asked = "manifest.json" in files, _read(path / "config.json")
+        model, asked = "manifest.json" in files, read_object(path / "config.json")
         if model:
             names[:] = []
         elif path == own.parent or not ({*_HOME} & {*files} or {"data", "base"} & {*asked}):
@@ -369,7 +360,7 @@ def _beside(folder: Path, config: Config | None, fingerprint: str) -> Iterator[s
         home = _home(path, own.parent)
         homes.add(home)
         if model:
-            inputs = _read(path / "record.json").get("inputs")
+            inputs = read_object(path / "record.json").get("inputs")
             if isinstance(inputs, Mapping) and fingerprint in (inputs.get("fingerprint") or "-",):
                 same.add(home)
         elif config is not None:

@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import pytest
 
 from jaxunlearn.core.errors import ConfigError
-from jaxunlearn.core.keys import Purpose, derive
+from jaxunlearn.core.keys import Purpose, derive, new_key
 from jaxunlearn.core.registry import Registry
 
 
@@ -65,3 +66,9 @@ def test_purposes_of_keys_are_never_renumbered():
     one = derive(key, Purpose.RETRAINED, 2)
     other = jax.random.fold_in(jax.random.fold_in(key, 1), 2)
     assert (jax.random.key_data(one) == jax.random.key_data(other)).all()
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**32 + 5, -1])
+def test_the_key_of_a_seed_is_that_of_jax(seed):
+    found, wanted = (jax.random.key_data(make(seed)) for make in (new_key, jax.random.key))
+    np.testing.assert_array_equal(found, wanted)

@@ -288,7 +288,7 @@ def _run(options: argparse.Namespace) -> int:
 
     # the first of several processes speaks for all
     console = Console(quiet=not is_writer())
-    _use_compilation_cache()
+    _set_up()
     with _listened(options, console) as bars:
         made = run(config, options.runs, force=options.force, listener=bars)
     print_report(made, console)
@@ -336,7 +336,7 @@ def _judge_metrics(options: argparse.Namespace) -> int:
     from jaxunlearn.experiment.metric_study import judge_metrics, to_table
 
     console = Console()
-    _use_compilation_cache()
+    _set_up()
     with _listened(options, console) as bars:
         made = judge_metrics(
             config, options.runs, pool=options.pool, force=options.force, listener=bars
@@ -367,7 +367,7 @@ def _bench(options: argparse.Namespace) -> int:
     from jaxunlearn.experiment.bench_tuning import presets_file, to_table, tune_bench
 
     console = Console()
-    _use_compilation_cache()
+    _set_up()
     if options.tune:
         words = [*options.words, "--tune"]
         words += ["--presets", options.presets] if options.presets else []
@@ -589,10 +589,13 @@ def _finished(runs: Path) -> list[str]:
     return sorted(path.parent.name for path in runs.glob("*/report.json"))
 
 
-def _use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, unless the user decided otherwise."""
+def _set_up() -> None:
+    """Keeps compiled programs between runs and memory between steps, unless told otherwise."""
     import jax
 
+    from jaxunlearn.core.memory import keep_memory
+
+    keep_memory()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         from jaxunlearn.data.dataset import cache_root
 

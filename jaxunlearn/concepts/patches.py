@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from threadpoolctl import threadpool_limits
 
 from jaxunlearn.concepts.bank import Bank, check_levels, evenly, make_bank, margins
 from jaxunlearn.core.trees import to_device
@@ -402,12 +403,11 @@ def _explain(x: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Runs on one thread, without a warning that the last digits have not converged."""
-    import threadpoolctl  # comes with scikit-learn
     from sklearn.exceptions import ConvergenceWarning
 
     # the products are too small for several threads: no faster alone, and many times
     # slower where others use the machine, since the threads wait for each other
-    with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
 

@@ -20,11 +20,10 @@ from jaxunlearn.core.errors import DataError, sentence
 from jaxunlearn.core.files import is_writer, read_npz, write_text
 from jaxunlearn.core.processes import agree, shared
 from jaxunlearn.core.types import Subset
-from jaxunlearn.data.requests import describe
 from jaxunlearn.data.streams import stored_shapes
 from jaxunlearn.experiment.album import draw_album
 from jaxunlearn.experiment.ensembles import asks_for_ensembles, judge_seeds
-from jaxunlearn.experiment.erasure import Subject, write_records
+from jaxunlearn.experiment.erasure import Subject, shown, write_records
 from jaxunlearn.experiment.folder import drop_unfinished, hold_run, mend_run
 from jaxunlearn.experiment.helpers import with_helpers
 from jaxunlearn.experiment.pages import try_page
@@ -339,7 +338,7 @@ def _report(
     versions = [record["versions"] for one in judged for record in one.records]
     if any(version != versions[0] for version in versions):
         notes.append("not all models were made with the same versions: see their records")
-    title = f"{config.name}: {describe(config.request)}"
+    title = f"{config.name}: {shown(config)}"
     if attack:
         title += f", after {plan.kind.attacks[attack].label}"
     table = summarise(

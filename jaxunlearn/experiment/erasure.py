@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn import checkpoint
-from jaxunlearn.config import Request, to_dict
+from jaxunlearn.config import Config, Request, to_dict
 from jaxunlearn.core.errors import CheckpointError
 from jaxunlearn.core.files import write_text
 from jaxunlearn.core.seals import digest_of, now, plain, read_sealed, text_digest, write_sealed
@@ -181,6 +181,15 @@ def _about_request(plan: Plan) -> Record:
         "words_sha256": digest_of(list(asked.words)) if asked.words else None,
         "named": named,
     }
+
+
+def shown(config: Config) -> str:
+    """Describes the request of a run for titles, which leave the house with a page.
+
+    With ``record.indices=false`` without what may name a person.
+    """
+    asked = config.request
+    return describe(asked) if config.record.indices else neutral(asked, len(asked.indices))
 
 
 def neutral(asked: Request, size: int) -> str:

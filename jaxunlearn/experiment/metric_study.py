@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from rich import box
 from rich.table import Table
-from threadpoolctl import threadpool_limits
 
 from jaxunlearn import checkpoint
 from jaxunlearn.config import Config
@@ -112,9 +111,7 @@ def judge_metrics(
     with hold_run(plan.folder):
         write_plan(plan)
         study = _Study(plan, pool, originals, seeds, force, tell)
-        # many small fits: threads that wait for each other cost more than they bring
-        with threadpool_limits(1):
-            report = study.report()
+        report = study.report()
         write_text(plan.folder / "metrics.json", json.dumps(report, indent=2) + "\n")
         write_text(plan.folder / "metrics.md", to_markdown(report))
         save_metric_study(plan.folder / "metrics.png", report["rows"], title=report["title"])

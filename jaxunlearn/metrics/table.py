@@ -69,7 +69,8 @@ def summarise(
     For each metric ``m``: ``retrained`` is the mean over the retrained models, ``spread`` their
     standard deviation (n - 1), ``floor`` the mean of ``|m_i - m_j|`` over pairs of
     them, those of different seeds too, but not of different classes: a difference to
-    retraining below the floor is noise. A cost is that of the one trained alone.
+    retraining below the floor is noise. Of a metric that compares with the other retrained models
+    it takes three of them, or two seeds. A cost is that of the one trained alone.
     ``best`` names the unlearned model closest to the ideal and those within the floor of it.
 
     Of several trials a value is the mean, and the row holds also ``each`` (the values, trial
@@ -167,8 +168,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _by_chance(name: str, judged: Sequence[Judged], chance: bool) -> list[list[Any]]:
-    """Groups values of retrained models that differ by chance alone."""
+    """Groups values of retrained models that differ by chance alone.
+
+    Two models are as far from each other either way round: where a metric compares with the other
+    retrained models and there is one other, both values are the same one, and count once.
+    """
     found = [[own[name] for own in one.retrained if _is_number(own.get(name))] for one in judged]
+    if METRICS[name].scope == "retrained":
+        found = [[np.mean(own, axis=0).tolist()] if len(own) == 2 else own for own in found]
     return [list(itertools.chain(*found))] if chance else found
 
 

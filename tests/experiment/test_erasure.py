@@ -175,6 +175,18 @@ def test_no_name_stands_in_the_text_of_a_record(asked, wanted):
     assert erasure.neutral(ju.config.Request(**asked), 3) == wanted
 
 
+@pytest.mark.parametrize("asked", [{"words": ("Basil",)}, {"pairs": "sent/Basil.jsonl"}])
+def test_titles_name_what_is_forgotten_only_where_records_do(asked):
+    def title(listed: bool) -> str:
+        record = ju.config.RecordConfig(indices=listed)
+        request = ju.config.Request(**asked, indices=(4, 7))
+        return erasure.shown(ju.config.Config(request=request, record=record))
+
+    assert "Basil" in title(True)
+    assert "Basil" not in title(False)
+    assert "forget 2 texts" in title(False)
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_the_page_shows_no_positions_among_its_settings(tmp_path, listed):
     asked = {"indices": [5, 31301], "words": ["Basil"], "pairs": "sent/Basil.jsonl"}

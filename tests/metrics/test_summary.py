@@ -89,6 +89,24 @@ class TestSeeds:
         assert row["floor"] == pytest.approx((0.3 + 0.1 + 0.2) / 3)
         assert row["each"]["retrained"] == pytest.approx([0.15, 0.1])
 
+    @pytest.mark.parametrize("name", ["js_to_retrained", "ret_fid", "forget_quality"])
+    def test_two_models_are_as_far_from_each_other_either_way(self, name):
+        from jaxunlearn.metrics.registry import METRICS
+
+        assert METRICS[name].scope == "retrained"
+
+        def judged(*theirs):
+            return Judged({"original": {name: 0.9}}, [{name: one} for one in theirs])
+
+        (row,) = summarise("t", [judged(0.2, 0.2)])["rows"]
+        assert row["floor"] is row["spread"] is None, "one distance says nothing of chance"
+        assert row["values"]["retrained"] == pytest.approx(0.2)
+        (row,) = summarise("t", [judged(0.2, 0.3, 0.4)])["rows"]
+        assert row["floor"] == pytest.approx((0.1 + 0.2 + 0.1) / 3)
+        row = self.rows([judged(0.2, 0.2)._replace(models={"original": {name: 0.9}, "path": {}}),
+                         judged(0.4, 0.6)])[name]  # fmt: skip
+        assert row["floor"] == pytest.approx(0.3)
+
     def test_differences_are_paired(self):
         row = self.rows([FIRST, SECOND])["accuracy_forget"]
         assert set(row["differences"]) == {"original", "path"}

@@ -55,6 +55,7 @@ import jaxunlearn as ju
 from jaxunlearn.attribution import lrp, starts
 from jaxunlearn.attribution.ig import integrated_gradients, quadrature
 from jaxunlearn.attribution.lrp import rules
+from jaxunlearn.core.memory import keep_memory
 from jaxunlearn.core.types import Sets, Unlearner
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.engine import loop
@@ -398,6 +399,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("accelerator"), help="without .json, .md")
     parser.add_argument("--json", action="store_true", help="print the JSON as well, at the end")
     options = parser.parse_args()
+    keep_memory()  # as the commands do
     begin = time.perf_counter()
     sizes = SMALL if options.small else Sizes()
     sets, shape, classes = read(options.data)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxunlearn as ju
+from jaxunlearn.core.memory import keep_memory
 from jaxunlearn.core.types import Batch, Subset
 from jaxunlearn.data.examples import fetch
 from jaxunlearn.data.sets import random_subsets, request
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--at-once", action="store_true", help="the members vectorised, too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args()
+    keep_memory()  # as the commands do
     part, ways, rows = digits(options.examples), {}, {}
     for name in [options.only] if options.only else NETWORKS:
         members = options.members or NETWORKS[name][2]

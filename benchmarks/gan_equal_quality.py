@@ -33,6 +33,7 @@ from peers.report import about, tell
 import jaxunlearn as ju
 from jaxunlearn import experiment
 from jaxunlearn.config.overrides import load_config
+from jaxunlearn.core.memory import keep_memory
 from jaxunlearn.engine.driver import Progress
 from jaxunlearn.experiment.helpers import with_helpers
 from jaxunlearn.experiment.plan import groups, make_plan
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of unlearning (3)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
     options = parser.parse_args()
+    keep_memory()  # as the commands do
     names = [word for word in options.words if "=" not in word]
     config = load_config(
         names[0] if names else "digits_gan_class", [w for w in options.words if "=" in w]

@@ -53,7 +53,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from peers.report import about, tell
-from relevance import limit_threads, seconds
+from relevance import seconds, set_up
 
 from jaxunlearn.core.types import Gan, Sets, Unlearner
 from jaxunlearn.data.batches import draw_batches
@@ -453,7 +453,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    limit_threads(options.threads)
+    set_up(options.threads)
     peers = not options.no_torch and importlib.util.find_spec("torch") is not None
     x, errors = images(options), None
     if peers:

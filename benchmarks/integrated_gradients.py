@@ -47,7 +47,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from peers.report import about, tell
-from relevance import CLASSES, SHAPE, examples, input_gradient, limit_threads, seconds
+from relevance import CLASSES, SHAPE, examples, input_gradient, seconds, set_up
 from relevance import network as resnet
 
 from jaxunlearn.attribution.ig import integrated_gradients, quadrature
@@ -435,7 +435,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    limit_threads(options.threads)
+    set_up(options.threads)
     if has_peers(options) and options.threads:
         import torch
 

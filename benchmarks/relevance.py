@@ -36,6 +36,7 @@ from peers.report import about, tell
 
 from jaxunlearn.attribution import Relevance, lrp, starts
 from jaxunlearn.attribution.lrp import rules
+from jaxunlearn.core.memory import keep_memory
 from jaxunlearn.core.types import Model
 from jaxunlearn.models import ResNet, functionalize
 
@@ -200,8 +201,13 @@ def rows_of(batch: int, found: dict[str, Any], errors: dict[str, float]) -> list
     return rows
 
 
-def limit_threads(threads: int) -> None:
-    """For both libraries; before the first computation."""
+def set_up(threads: int) -> None:
+    """Keeps memory as the commands do and limits threads, for both libraries.
+
+    Before the first computation. ``GLIBC_TUNABLES=glibc.malloc.check=0`` in the environment leaves
+    memory as it is.
+    """
+    keep_memory()
     if not threads:
         return
     if threads == 1:
@@ -222,7 +228,7 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="without zennit")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args()
-    limit_threads(options.threads)
+    set_up(options.threads)
     stages, names = tuple(options.stages), options.composites
     peers = not options.alone and all(map(importlib.util.find_spec, ("torch", "zennit")))
     model = network(stages, options.width)

@@ -42,7 +42,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from peers.report import about, tell
-from relevance import CLASSES, SHAPE, draw, limit_threads, network, seconds
+from relevance import CLASSES, SHAPE, draw, network, seconds, set_up
 
 from jaxunlearn.core.types import Model, Sets
 from jaxunlearn.data.examples import as_examples
@@ -340,7 +340,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    limit_threads(options.threads)
+    set_up(options.threads)
     peers = not options.no_torch and importlib.util.find_spec("torch") is not None
     model = network(tuple(options.stages), options.width)
     variables = draw(model)

@@ -79,8 +79,8 @@ _WHERE = {name: home for home, names in _HOME.items() for name in names}
 __all__ = [
     "Config", "Model", "Needs", "Outcome", "Sets", "Subset", "TrainConfig", "Unlearner",
     "attribution", "chain", "checkpoint", "concepts", "config", "data", "evaluate", "forget_class",
-    "functionalize", "gan", "integrated_gradients", "into", "keep_memory", "kinds", "language", "lrp",
-    "make_sets", "make_sharding", "methods", "metrics", "models", "pictures", "print_report",
+    "functionalize", "gan", "integrated_gradients", "into", "keep_memory", "kinds", "language",
+    "lrp", "make_sets", "make_sharding", "methods", "metrics", "models", "pictures", "print_report",
     "register_method", "report", "rules", "run", "starts", "stop", "sweep", "train", "train_many",
     "training", "unlearn", "unlearn_many", "variables_of", "whole",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ others it is an error, never an overwrite, unless forced. While it is being made
 saved beside it, so that a killed run resumes.
 """
 
+import json
 import time
 import warnings
 from collections.abc import Mapping
@@ -134,6 +135,9 @@ def finish_stage(
     Args:
       replaces: what :func:`state_of` said when the stage was checked: that is replaced.
 
+    Returns:
+      The record as it is read again, so that a later run's report is the same to the letter.
+
     Raises:
       CheckpointError: something else lies there by now, which another process made.
     """
@@ -145,7 +149,8 @@ def finish_stage(
         )
     checkpoint.save(stage.path, variables, full, overwrite=bool(replaces))
     Keeper(stage).forget()
-    return full
+    found: dict[str, Any] = json.loads(json.dumps(full, sort_keys=True))
+    return found
 
 
 class Keeper:

@@ -34,6 +34,8 @@ def run(folder, *words):
 
 
 COLD = trial._cold_compilation
+WRITTEN = {}
+"""What the run ``finished`` wrote the first time, by name."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +49,7 @@ def finished(tmp_path_factory):
     """One finished run that tests only read."""
     folder = tmp_path_factory.mktemp("runs")
     assert run(folder) == 0
+    WRITTEN.update({p.name: p.read_bytes() for p in (folder / "digits").iterdir() if p.is_file()})
     return folder
 
 
@@ -158,6 +161,13 @@ class TestAgain:
         assert capsys.readouterr().out.count("there already") == 5
         assert {p: p.stat().st_mtime_ns for p in finished.rglob("record.json")} == before
         assert load(finished / "digits") == report
+
+    def test_a_second_run_writes_the_same_to_the_letter(self, finished):
+        """So that nothing is drawn again, nor the page made again."""
+        assert run(finished) == 0
+        after = {name: (finished / "digits" / name).read_bytes() for name in WRITTEN}
+        assert {"report.json", "report.png", "report.html", "metrics.jsonl"} <= set(after)
+        assert [name for name in after if after[name] != WRITTEN[name]] == []
 
     def test_a_model_judged_by_an_older_version_is_judged_again(self, finished, tmp_path, capsys):
         """Its training is not repeated, and its costs are as they were."""

@@ -44,7 +44,7 @@ import optax
 from peers.report import about, tell
 from relevance import CLASSES, SHAPE, draw, network, seconds, set_up
 
-from jaxunlearn.core.types import Model, Sets
+from jaxunlearn.core.types import Model, Sets, Unlearner
 from jaxunlearn.data.examples import as_examples
 from jaxunlearn.data.sets import whole
 from jaxunlearn.engine import loop
@@ -68,10 +68,10 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 # --- the two libraries
 
 
-def our_run(model: Model, variables: Any, options: argparse.Namespace, length: int) -> Run:
+def our_run(
+    method: Unlearner, sets: Sets, variables: Any, options: argparse.Namespace, length: int
+) -> Run:
     """``options.steps`` steps from where the last call stopped."""
-    method = finetune(model, optimizer=optax.sgd(RATE, MOMENTUM, nesterov=True))
-    sets = Sets(retain=whole(as_examples(*data())))
     job, key = loop.Job(method, options.batch), jax.random.key(0)
     state, done = loop.init(variables, sets, key, None, job=job), 0
 
@@ -345,9 +345,11 @@ def main() -> None:
     model = network(tuple(options.stages), options.width)
     variables = draw(model)
     host = jax.tree.map(np.asarray, variables)
+    method = finetune(model, optimizer=optax.sgd(RATE, MOMENTUM, nesterov=True))
+    sets = Sets(retain=whole(as_examples(*data())))
     runs = {
-        "ours, chunk": our_run(model, variables, options, options.steps),
-        "ours, step": our_run(model, variables, options, 1),
+        "ours, chunk": our_run(method, sets, variables, options, options.steps),
+        "ours, step": our_run(method, sets, variables, options, 1),
     }
     told: dict[str, Any] = {}
     if peers:

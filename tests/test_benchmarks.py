@@ -48,6 +48,10 @@ SMALL = {
         "--width", "16", "--hidden", "16", "--heads", "2", "--vocabulary", "32", "--length", "8",
         "--batch", "2", "--depths", "1", "--training", "lora",
     ],
+    "methods_beside_torch.py": [
+        "--methods", "finetune", "--stages", "1", "--width", "4", "--batch", "2", "--steps", "1",
+        "--rounds", "1",
+    ],
     "path_networks.py": [
         "--networks", "vit", "--width", "8", "--depth", "1", "--epochs", "1", "--labels", "3",
         "--choices", "defaults",
@@ -117,6 +121,21 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
         found = json.loads(capsys.readouterr().out)
     assert found["about"]["jax"]
     assert found.get("rows") or found.get("ways")
+
+
+@pytest.mark.long
+def test_methods_do_the_steps_of_torchunlearn(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("torchunlearn")
+    words = ["--stages", "1", "1", "--width", "4", "--batch", "4", "--steps", "2", "--rounds", "1"]
+    command = [sys.executable, str(FOLDER / "methods_beside_torch.py"), *words, "--json"]
+    out = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    rows = json.loads(out.stdout)["rows"]
+    assert len(rows) == 7
+    for row in rows:
+        assert row["parity"] < 1e-5
+        assert min(row["fit_ratio"], row["step_ratio"]) > 0
 
 
 @pytest.mark.long

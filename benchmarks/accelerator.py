@@ -55,7 +55,7 @@ import jaxunlearn as ju
 from jaxunlearn.attribution import lrp, starts
 from jaxunlearn.attribution.ig import integrated_gradients, quadrature
 from jaxunlearn.attribution.lrp import rules
-from jaxunlearn.core.memory import keep_memory
+from jaxunlearn.core.host import keep_memory
 from jaxunlearn.core.types import Sets, Unlearner
 from jaxunlearn.data.sets import num_examples
 from jaxunlearn.engine import loop

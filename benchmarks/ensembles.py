@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxunlearn as ju
-from jaxunlearn.core.memory import keep_memory
+from jaxunlearn.core.host import keep_memory
 from jaxunlearn.core.types import Batch, Subset
 from jaxunlearn.data.examples import fetch
 from jaxunlearn.data.sets import random_subsets, request

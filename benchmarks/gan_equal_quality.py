@@ -33,7 +33,7 @@ from peers.report import about, tell
 import jaxunlearn as ju
 from jaxunlearn import experiment
 from jaxunlearn.config.overrides import load_config
-from jaxunlearn.core.memory import keep_memory
+from jaxunlearn.core.host import keep_memory
 from jaxunlearn.engine.driver import Progress
 from jaxunlearn.experiment.helpers import with_helpers
 from jaxunlearn.experiment.plan import groups, make_plan

@@ -6,7 +6,7 @@
 
 torchunlearn's methods are not in the wheel of its release; they are in its repository:
 
-    pip install git+https://github.com/Harry24k/machine-unlearning-pytorch
+    pip install git+https://github.com/Harry24k/machine-unlearning-pytorch@405bab1
 
 Without it, or without torch, ours are timed alone. Both sides have the same residual network,
 parameters and shapes of batches, and SGD with Nesterov momentum .9 at a rate at which nothing
@@ -81,7 +81,7 @@ from jaxunlearn.methods.salun import salun
 
 RATE = 1e-5
 PARITY, TOLERANCE, MASK = 8, 1e-5, 1e-4
-INSTALL = "pip install git+https://github.com/Harry24k/machine-unlearning-pytorch"
+INSTALL = "pip install git+https://github.com/Harry24k/machine-unlearning-pytorch@405bab1"
 
 Data = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -123,7 +123,7 @@ PAIRS = {
 
 
 def data(count: int, method: Unlearner) -> Data:
-    """The sets that a method reads, of so many examples each."""
+    """Draws the sets that a method reads, of so many examples each."""
     rng = np.random.default_rng(0)
 
     def one() -> tuple[np.ndarray, np.ndarray]:
@@ -134,11 +134,12 @@ def data(count: int, method: Unlearner) -> Data:
 
 
 def sets_of(given: Data) -> Sets:
+    """Returns arrays of inputs and labels as the sets of ``unlearn``."""
     return Sets(**{name: whole(as_examples(*pair)) for name, pair in given.items()})
 
 
 def our_network(options: argparse.Namespace, norms: str, dtype: Any = jnp.float32) -> Model:
-    """Our network, in training mode too with running statistics where these are wanted."""
+    """Returns our network, in training mode too with running statistics where these are wanted."""
     model = network(tuple(options.stages), options.width, dtype)
     if norms == "batch":
         return model

@@ -36,7 +36,7 @@ from peers.report import about, tell
 
 from jaxunlearn.attribution import Relevance, lrp, starts
 from jaxunlearn.attribution.lrp import rules
-from jaxunlearn.core.memory import keep_memory
+from jaxunlearn.core.host import keep_memory
 from jaxunlearn.core.types import Model
 from jaxunlearn.models import ResNet, functionalize
 

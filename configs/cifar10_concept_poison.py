@@ -4,7 +4,7 @@ Command:   jaxunlearn run cifar10_concept_poison data.dir=DIR
            smaller, for CPU cores:
            jaxunlearn run cifar10_concept_poison data.dir=DIR name=deer seeds=1 retrained=2 \
              train.epochs=15 'model.options={"width":16}'
-Time:      smaller: 27 minutes of one core for each of three trainings, 15 for the rest.
+Time:      smaller: 26 to 31 minutes of one core for each of three trainings, 15 for the rest.
            ResNet-18 of width 64 is meant for a GPU and was not run yet
 Expected:  smaller: original .873 on test deer and .882 on the others; concept_poison 0 and .875,
            without patch 0 and .877; poison_random .40 and .886 (docs/results/concept_poison.md)

@@ -4,7 +4,7 @@ Command:   jaxunlearn run cifar10_neuron_path data.dir=DIR
            smaller, for CPU cores:
            jaxunlearn run cifar10_neuron_path data.dir=DIR name=truck seeds=1 retrained=2 \
              train.epochs=15 'model.options={"width":16}'
-Time:      smaller: 27 minutes of one core for each of three trainings, 20 for the rest.
+Time:      smaller: 26 to 27 minutes of one core for each of three trainings, 20 for the rest.
            ResNet-18 of width 64 is meant for a GPU and was not run yet
 Expected:  smaller (docs/results/neuron_path.md): original .881 on test; on the class all paths 0,
            on the others' test .876 -> .863 (neuron_path), .881 (path_class_only), .635 (path_all),

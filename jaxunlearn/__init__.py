@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from jaxunlearn.attribution import integrated_gradients, lrp, starts
     from jaxunlearn.attribution.lrp import rules
     from jaxunlearn.config import Config, TrainConfig
-    from jaxunlearn.core.memory import keep_memory
     from jaxunlearn.core.types import Model, Needs, Sets, Subset, Unlearner
     from jaxunlearn.data.requests import forget_class
     from jaxunlearn.data.sets import make_sets, whole
@@ -61,7 +60,6 @@ _HOME = {
     "attribution": ["integrated_gradients", "lrp", "starts"],
     "attribution.lrp": ["rules"],
     "config": ["Config", "TrainConfig"],
-    "core.memory": ["keep_memory"],
     "core.types": ["Model", "Needs", "Sets", "Subset", "Unlearner"],
     "data.requests": ["forget_class"],
     "data.sets": ["make_sets", "whole"],
@@ -79,8 +77,8 @@ _WHERE = {name: home for home, names in _HOME.items() for name in names}
 __all__ = [
     "Config", "Model", "Needs", "Outcome", "Sets", "Subset", "TrainConfig", "Unlearner",
     "attribution", "chain", "checkpoint", "concepts", "config", "data", "evaluate", "forget_class",
-    "functionalize", "gan", "integrated_gradients", "into", "keep_memory", "kinds", "language",
-    "lrp", "make_sets", "make_sharding", "methods", "metrics", "models", "pictures", "print_report",
+    "functionalize", "gan", "integrated_gradients", "into", "kinds", "language", "lrp",
+    "make_sets", "make_sharding", "methods", "metrics", "models", "pictures", "print_report",
     "register_method", "report", "rules", "run", "starts", "stop", "sweep", "train", "train_many",
     "training", "unlearn", "unlearn_many", "variables_of", "whole",
 ]  # fmt: skip

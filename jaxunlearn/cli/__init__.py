@@ -591,11 +591,11 @@ def _finished(runs: Path) -> list[str]:
 
 def _set_up() -> None:
     """Keeps compiled programs between runs and memory between steps, unless told otherwise."""
+    from jaxunlearn.core.host import keep_memory
+
+    keep_memory()  # before any thread has a heap of its own
     import jax
 
-    from jaxunlearn.core.memory import keep_memory
-
-    keep_memory()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         from jaxunlearn.data.dataset import cache_root
 

@@ -23,7 +23,7 @@ from jaxunlearn.core.types import Subset
 from jaxunlearn.data.streams import stored_shapes
 from jaxunlearn.experiment.album import draw_album
 from jaxunlearn.experiment.ensembles import asks_for_ensembles, judge_seeds
-from jaxunlearn.experiment.erasure import Subject, shown, write_records
+from jaxunlearn.experiment.erasure import Subject, describe_for_titles, write_records
 from jaxunlearn.experiment.folder import drop_unfinished, hold_run, mend_run
 from jaxunlearn.experiment.helpers import with_helpers
 from jaxunlearn.experiment.pages import try_page
@@ -338,7 +338,7 @@ def _report(
     versions = [record["versions"] for one in judged for record in one.records]
     if any(version != versions[0] for version in versions):
         notes.append("not all models were made with the same versions: see their records")
-    title = f"{config.name}: {shown(config)}"
+    title = f"{config.name}: {describe_for_titles(config)}"
     if attack:
         title += f", after {plan.kind.attacks[attack].label}"
     table = summarise(

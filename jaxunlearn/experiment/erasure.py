@@ -183,8 +183,8 @@ def _about_request(plan: Plan) -> Record:
     }
 
 
-def shown(config: Config) -> str:
-    """Describes the request of a run for titles, which leave the house with a page.
+def describe_for_titles(config: Config) -> str:
+    """Describes the request of a run for titles, which whoever gets the page can read.
 
     With ``record.indices=false`` without what may name a person.
     """

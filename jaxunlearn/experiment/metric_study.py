@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich import box
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from jaxunlearn import checkpoint
 from jaxunlearn.config import Config
@@ -27,9 +28,9 @@ from jaxunlearn.core.keys import Purpose, derive
 from jaxunlearn.core.statistics import Components, components
 from jaxunlearn.core.trees import member
 from jaxunlearn.core.types import Key, Sets, Subset, Unlearner, Variables
-from jaxunlearn.data.requests import describe
 from jaxunlearn.engine import Outcome, sweep, unlearn_many
 from jaxunlearn.engine.driver import Progress
+from jaxunlearn.experiment.erasure import describe_for_titles
 from jaxunlearn.experiment.folder import hold_run
 from jaxunlearn.experiment.pages import try_page
 from jaxunlearn.experiment.plan import Plan, make_plan, stages_of, write_plan
@@ -111,7 +112,9 @@ def judge_metrics(
     with hold_run(plan.folder):
         write_plan(plan)
         study = _Study(plan, pool, originals, seeds, force, tell)
-        report = study.report()
+        # many small fits: threads that wait for each other cost more than they bring
+        with threadpool_limits(1):
+            report = study.report()
         write_text(plan.folder / "metrics.json", json.dumps(report, indent=2) + "\n")
         write_text(plan.folder / "metrics.md", to_markdown(report))
         save_metric_study(plan.folder / "metrics.png", report["rows"], title=report["title"])
@@ -262,7 +265,7 @@ class _Study:
         ]
         rows.sort(key=lambda row: -(row["faithfulness"] or 0))
         return {
-            "title": f"{plan.config.name}: metrics judged, {describe(plan.config.request)}",
+            "title": f"{plan.config.name}: metrics judged, {describe_for_titles(plan.config)}",
             "rows": rows,
             "notes": [
                 f"{self.pool} models trained with the forget set and {self.pool} without, seeds "

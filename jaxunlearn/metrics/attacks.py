@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxunlearn.core.errors import expect_one_of
+from jaxunlearn.core.host import on_one_thread
 from jaxunlearn.metrics.agreement import VARIANTS
 from jaxunlearn.metrics.distances import auc
 
@@ -13,6 +14,7 @@ Judge = Callable[[np.ndarray], float]
 """Softmax vectors ``[M, K]`` -> the share of them judged unseen."""
 
 
+@on_one_thread
 def loss_attack(
     member_losses: np.ndarray, other_losses: np.ndarray, *, splits: int = 10, seed: int = 0
 ) -> float:
@@ -52,6 +54,7 @@ def loss_attack(
     return float(np.mean(scores))
 
 
+@on_one_thread
 def fit_judge(members: np.ndarray, others: np.ndarray, *, draws: int = 10, seed: int = 0) -> Judge:
     """Fits paper 1's Fr: are forgotten examples predicted as the original predicts unseen ones?
 
@@ -179,6 +182,7 @@ def modified_entropies(
     return -(1 - own) * np.log(own) + others.sum(1) - confidences(others, labels)
 
 
+@on_one_thread
 def vector_attack(
     members: tuple[np.ndarray, np.ndarray],
     others: tuple[np.ndarray, np.ndarray],
@@ -226,6 +230,7 @@ _FEATURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
+@on_one_thread
 def entropy_attack(
     members: np.ndarray, others: np.ndarray, asked: np.ndarray, *, seed: int = 0
 ) -> float:

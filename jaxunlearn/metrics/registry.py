@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from jaxunlearn.core.errors import brief, did_you_mean, expect, sentence
 from jaxunlearn.core.processes import gathered
@@ -346,26 +345,24 @@ def measure(
     values: dict[str, Any] = {}
     failed: dict[str, str] = {}
     averaged: dict[str, np.ndarray] = {}
-    # many small fits: threads that wait for each other cost more than they bring
-    with threadpool_limits(1):
-        for name in applying(evidence, scopes, asked) if names is None else names:
-            row = METRICS[name]
-            assert row.function is not None
-            before = original or evidence
-            more: tuple[Any, ...] = {
-                "original": (before,), "retrained": (retrained,), "both": (before, retrained)
-            }.get(row.scope, ())  # fmt: skip
-            try:
-                found = row.function(evidence, *more)
-                if row.each or row.averaged:
-                    averaged[name] = np.asarray(found)
-                    found = np.mean(averaged[name])
-                values[name] = _curve(found) if row.along else _number(found)
-            except Missing:
-                continue
-            # whatever a metric makes of a wrecked model, the rest of the table stands
-            except Exception as error:
-                values[name], failed[name] = math.nan, _reason(error)
+    for name in applying(evidence, scopes, asked) if names is None else names:
+        row = METRICS[name]
+        assert row.function is not None
+        before = original or evidence
+        more: tuple[Any, ...] = {
+            "original": (before,), "retrained": (retrained,), "both": (before, retrained)
+        }.get(row.scope, ())  # fmt: skip
+        try:
+            found = row.function(evidence, *more)
+            if row.each or row.averaged:
+                averaged[name] = np.asarray(found)
+                found = np.mean(averaged[name])
+            values[name] = _curve(found) if row.along else _number(found)
+        except Missing:
+            continue
+        # whatever a metric makes of a wrecked model, the rest of the table stands
+        except Exception as error:
+            values[name], failed[name] = math.nan, _reason(error)
     each = {name: array for name, array in averaged.items() if METRICS[name].each}
     return Measured(values, failed, each, versions_of(list(values)), averaged)
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from jaxunlearn.core.errors import DivergenceError
+from jaxunlearn.core.host import on_one_thread
 from jaxunlearn.core.trees import to_device
 from jaxunlearn.core.types import (
     Apply,
@@ -71,6 +72,7 @@ def linear_probe(
     return probe(seen, read(test), beside)
 
 
+@on_one_thread
 def probe(
     train: Sequence[tuple[np.ndarray, np.ndarray]],
     test: tuple[np.ndarray, np.ndarray],

@@ -69,8 +69,9 @@ def summarise(
     For each metric ``m``: ``retrained`` is the mean over the retrained models, ``spread`` their
     standard deviation (n - 1), ``floor`` the mean of ``|m_i - m_j|`` over pairs of
     them, those of different seeds too, but not of different classes: a difference to
-    retraining below the floor is noise. Of a metric that compares with the other retrained models
-    it takes three of them, or two seeds. A cost is that of the one trained alone.
+    retraining below the floor is noise. A metric that compares with the other retrained models has
+    none with two of them and one seed, for there is one distance between two models. A cost is
+    that of the one trained alone.
     ``best`` names the unlearned model closest to the ideal and those within the floor of it.
 
     Of several trials a value is the mean, and the row holds also ``each`` (the values, trial

@@ -1,5 +1,6 @@
-"""Training: objectives, descent, optimizers and their masks."""
+"""Training: objectives, descent, optimizers and their masks, and memory that it keeps."""
 
+from jaxunlearn.core.host import keep_memory
 from jaxunlearn.core.types import Batches, Info
 from jaxunlearn.training.descent import Context, accuracy, apply_update, cross_entropy, descent
 from jaxunlearn.training.optimizers import make_augment, make_optimizer, matching, only, part_mask
@@ -13,6 +14,7 @@ __all__ = [
     "apply_update",
     "cross_entropy",
     "descent",
+    "keep_memory",
     "make_augment",
     "make_optimizer",
     "matching",

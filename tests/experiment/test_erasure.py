@@ -180,7 +180,7 @@ def test_titles_name_what_is_forgotten_only_where_records_do(asked):
     def title(listed: bool) -> str:
         record = ju.config.RecordConfig(indices=listed)
         request = ju.config.Request(**asked, indices=(4, 7))
-        return erasure.shown(ju.config.Config(request=request, record=record))
+        return erasure.describe_for_titles(ju.config.Config(request=request, record=record))
 
     assert "Basil" in title(True)
     assert "Basil" not in title(False)

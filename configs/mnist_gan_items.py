@@ -5,8 +5,8 @@ Command:   jaxunlearn run mnist_gan_items data.dir=DIR
            jaxunlearn run mnist_gan_items data.dir=DIR name=mnist_gan_1024 request.share=.01707
            on CPUs, a small network and a short training: model.options.width=16 train.epochs=4
 Time:      as mnist_gan_class
-Expected:  the discriminator has memorised nothing, also after the whole schedule at width 16, and the
-           report says so
+Expected:  the discriminator has memorised nothing, also after the whole schedule at width 16, and
+           the report says so
 """
 
 from jaxunlearn.config import Config, DataConfig, GanConfig, ModelConfig, Request, TrainConfig

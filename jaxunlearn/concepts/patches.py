@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from threadpoolctl import threadpool_limits
 
 from jaxunlearn.concepts.bank import Bank, check_levels, evenly, make_bank, margins
+from jaxunlearn.core.host import on_one_thread
 from jaxunlearn.core.trees import to_device
 from jaxunlearn.core.types import Variables
 
@@ -378,6 +378,7 @@ def _images_held_out(found: np.ndarray, concepts: int, held_out: float) -> int:
     return min(max(round(held_out * images), least), images - least)
 
 
+@on_one_thread
 def _factorise(x: np.ndarray, concepts: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Finds vectors ``[m, n]`` of length 1 (or 0, if unused) and coefficients ``[P, m]``."""
     from sklearn.decomposition import NMF
@@ -389,6 +390,7 @@ def _factorise(x: np.ndarray, concepts: int, seed: int) -> tuple[np.ndarray, np.
     return model.components_ / np.where(norms > 0, norms, 1)[:, None], coefficients * norms
 
 
+@on_one_thread
 def _explain(x: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Finds the coefficients ``[P, m]`` of patches for given vectors."""
     from sklearn.decomposition import non_negative_factorization
@@ -402,12 +404,10 @@ def _explain(x: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Runs on one thread, without a warning that the last digits have not converged."""
+    """Runs without a warning that the last digits have not converged."""
     from sklearn.exceptions import ConvergenceWarning
 
-    # the products are too small for several threads: no faster alone, and many times
-    # slower where others use the machine, since the threads wait for each other
-    with threadpool_limits(1), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
 

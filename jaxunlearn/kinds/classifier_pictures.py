@@ -298,8 +298,8 @@ def draw_patches(path: Path, view: View, label: str) -> None:
         return
     forget, _ = _both(view)
     drawn = _spread(forget.examples)
-    read, part = concept_room.feature_fn(view.model.apply), whole(drawn)
-    images = np.asarray(fetch(drawn, part.indices))
+    read = concept_room.feature_fn(view.model.apply)
+    images = np.asarray(drawn.x)
     shown = concept_room.typical_patches(
         concepts.bank, read, view.variables["original"], images, typical=IMAGES,
         labels=np.asarray(drawn.y),
@@ -391,16 +391,19 @@ def _both_of(sets: Sets) -> tuple[Subset, Subset]:
 
 def _first(part: Subset, count: int) -> Examples:
     """Returns the first examples of a subset as the network gets them."""
-    at = np.asarray(part.indices)[: min(count, num_examples(part))]
-    x = jax.tree.map(np.asarray, fetch(part.examples, at))
-    return Examples(x, np.asarray(part.examples.y)[at], Partial(unchanged))  # type: ignore[arg-type]
+    return _read(part.examples, np.asarray(part.indices)[: min(count, num_examples(part))])
 
 
 def _spread(examples: Examples) -> Examples:
-    """Returns every so many-th of the examples, at most :data:`EXAMPLES`, as they are."""
+    """Returns every so many-th of the examples, at most :data:`EXAMPLES`, likewise."""
     step = -(-len(examples.y) // EXAMPLES)
-    rows = np.arange(0, len(examples.y), step)
-    return examples._replace(x=take(examples.x, rows), y=take(examples.y, rows))
+    return _read(examples, np.arange(0, len(examples.y), step))
+
+
+def _read(examples: Examples, at: np.ndarray) -> Examples:
+    """Returns examples in some places as the network gets them, on the host."""
+    x = jax.tree.map(np.asarray, fetch(examples, at))
+    return Examples(x, np.asarray(examples.y)[at], Partial(unchanged))  # type: ignore[arg-type]
 
 
 def _strongest(concepts: Concepts, labels: Sequence[int], count: int) -> list[int]:

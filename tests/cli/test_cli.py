@@ -34,8 +34,6 @@ def run(folder, *words):
 
 
 COLD = trial._cold_compilation
-WRITTEN = {}
-"""What the run ``finished`` wrote the first time, by name."""
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +43,17 @@ def hurried(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One finished run that tests only read."""
+def first_run(tmp_path_factory):
+    """One finished run, and the files that it wrote, by name."""
     folder = tmp_path_factory.mktemp("runs")
     assert run(folder) == 0
-    WRITTEN.update({p.name: p.read_bytes() for p in (folder / "digits").iterdir() if p.is_file()})
-    return folder
+    return folder, {p.name: p.read_bytes() for p in (folder / "digits").iterdir() if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(first_run):
+    """One finished run that tests only read."""
+    return first_run[0]
 
 
 def judged(home):
@@ -162,12 +165,13 @@ class TestAgain:
         assert {p: p.stat().st_mtime_ns for p in finished.rglob("record.json")} == before
         assert load(finished / "digits") == report
 
-    def test_a_second_run_writes_the_same_to_the_letter(self, finished):
+    def test_a_second_run_writes_the_same_to_the_letter(self, first_run):
         """So that nothing is drawn again, nor the page made again."""
-        assert run(finished) == 0
-        after = {name: (finished / "digits" / name).read_bytes() for name in WRITTEN}
+        folder, written = first_run
+        assert run(folder) == 0
+        after = {name: (folder / "digits" / name).read_bytes() for name in written}
         assert {"report.json", "report.png", "report.html", "metrics.jsonl"} <= set(after)
-        assert [name for name in after if after[name] != WRITTEN[name]] == []
+        assert [name for name in after if after[name] != written[name]] == []
 
     def test_a_model_judged_by_an_older_version_is_judged_again(self, finished, tmp_path, capsys):
         """Its training is not repeated, and its costs are as they were."""
